@@ -1,0 +1,252 @@
+"""Checkpoints that survive whatever happens while they are written.
+
+A checkpoint is a directory `step-00001234/` with tensors as safetensors, the rest as JSON, and a manifest of
+SHA-256 sums. It is written under another name, synced, and renamed; so the newest either is whole or is not there.
+Both of its formats would load a flipped bit in silence, hence the sums. Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from dsdmae_cli.errors import CheckpointError, RunFailed
+
+FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on.
+
+    Attributes:
+        step: optimiser steps done.
+        model: weights of the method, teacher included.
+        training: tensors of optimiser and engine.
+        state: everything that is not a tensor, as JSON knows it.
+        settings: the resolved settings as tables.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    training: dict[str, Tensor]
+    state: dict[str, Any]
+    settings: dict[str, dict[str, Any]]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is whole or as it was before: aside, synced, renamed.
+
+    Raises:
+        RunFailed: no space, no permission.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _explained(path):
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+            _sync_directory(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror or error}; what was saved before is intact. Make room, then"
+            " go on with --resume"
+        ) from error
+
+
+def _sync_directory(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint below `folder` and remove all but the newest `keep`.
+
+    Raises:
+        RunFailed: it cannot be written; older ones are intact.
+    """
+    target = folder / f"step-{checkpoint.step:08d}"
+    settings = {"settings": json.dumps(checkpoint.settings), "format": str(FORMAT_VERSION)}
+    contents = {
+        "model.safetensors": save_tensors(_contiguous(checkpoint.model), settings),
+        "training.safetensors": save_tensors(_contiguous(checkpoint.training), settings),
+        "state.json": json.dumps(
+            {
+                "format": FORMAT_VERSION,
+                "step": checkpoint.step,
+                "settings": checkpoint.settings,
+                **checkpoint.state,
+            }
+        ).encode(),
+    }
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    contents[_MANIFEST] = json.dumps(sums, indent=1).encode()
+    aside = folder / f".{target.name}.{os.getpid()}.partial"
+    with _explained(target):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".step-*.partial"):  # of a process that was killed while it wrote
+                shutil.rmtree(leftover)
+            aside.mkdir()
+            for name, content in contents.items():
+                with (aside / name).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            _sync_directory(aside)
+            if target.exists():  # a step saved twice: by SIGUSR1 and at the epoch's end, or one that was damaged
+                shutil.rmtree(target)
+            aside.rename(target)
+            _sync_directory(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        for old in newest_first(folder)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints below `folder`, by step, newest first."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the format is a newer program's.
+    """
+    try:
+        sums = json.loads((path / _MANIFEST).read_bytes())
+        contents = {name: (path / name).read_bytes() for name in sums}
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {_short(error)}") from error
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != sums[name]:
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} does not match its checksum")
+    try:
+        state = json.loads(contents["state.json"])
+        if state.pop("format") != FORMAT_VERSION:
+            raise CheckpointError(f"checkpoint {path} has a format this program does not know; update dsdmae")
+        return Checkpoint(
+            step=state.pop("step"),
+            settings=state.pop("settings"),
+            model=load_tensors(contents["model.safetensors"]),
+            training=load_tensors(contents["training.safetensors"]),
+            state=state,
+        )
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {_short(error)}") from error
+
+
+def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, if any, and a line about each damaged one that was passed over."""
+    complaints: list[str] = []
+    for path in newest_first(folder):
+        try:
+            return load(path), complaints
+        except CheckpointError as error:
+            complaints.append(str(error))
+    return None, complaints
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load weights that must fit exactly.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape; the first few are listed.
+    """
+    own = module.state_dict()
+    faults = [f"missing {k}" for k in own if k not in state]
+    faults += [f"unexpected {k}" for k in state if k not in own]
+    faults += [
+        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
+        raise CheckpointError(f"the weights in {origin} do not fit: {shown}")
+    module.load_state_dict(state)
+
+
+def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write weights as one safetensors file, whole or not at all."""
+    write_bytes(path, save_tensors(_contiguous(state), {"format": "pt", **metadata}))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: it cannot be read or is no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    """An optimiser's state as flat tensors "optimizer/<entry>/<parameter's name>"; `names` maps id(parameter)."""
+    return {
+        f"optimizer/{entry}/{names[id(parameter)]}": value
+        for parameter, state in optimizer.state.items()
+        for entry, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]) -> None:
+    """The inverse of optimizer_tensors."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "optimizer":
+            entry, _, name = rest.partition("/")
+            by_name.setdefault(name, {})[entry] = value
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = by_name.get(names[id(parameter)])
+            if state:
+                optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}

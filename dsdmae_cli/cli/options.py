@@ -1,0 +1,99 @@
+"""Flags that commands share. Their help is made from the settings they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsdmae_cli.errors import PluginError
+from dsdmae_cli.settings.describe import help_text
+from dsdmae_cli.settings.flags import FLAGS
+from dsdmae_cli.settings.load import Loaded, load, section_class
+
+_SOURCES, _DATA, _METHOD, _TRAINING, _RUN = "Where settings come from", "Data", "Method", "Training", "Run"
+
+
+def _help(dotted: str) -> str:
+    section, _, key = dotted.partition(".")
+    try:
+        # What the flag of a method means is written in that method's settings; DSdMAE's stand for all.
+        return help_text(section_class(section, {}), key)
+    except (PluginError, StopIteration):
+        # Help must work beside a broken installation; the command itself will say what is wrong.
+        return f"The setting {dotted}"
+
+
+def _setting(flag: str, metavar: str | None, panel: str) -> Any:
+    return typer.Option(flag, metavar=metavar, help=_help(FLAGS[flag]), rich_help_panel=panel, show_default=False)
+
+
+Text = str | None
+
+Preset = Annotated[
+    Text,
+    typer.Option("--preset", metavar="NAME", help="Packaged settings; `dsdmae config presets` lists them. Default"
+                 " quick, where no dataset is named", rich_help_panel=_SOURCES, show_default=False),
+]  # fmt: skip
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE.toml", help="Your settings, as `dsdmae config show` prints them",
+                 rich_help_panel=_SOURCES, show_default=False),
+]  # fmt: skip
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, repeatable; `dsdmae config describe` lists"
+                 " them", rich_help_panel=_SOURCES, show_default=False),
+]  # fmt: skip
+
+Dataset = Annotated[Text, _setting("--dataset", "NAME", _DATA)]
+DataDir = Annotated[Text, _setting("--data-dir", "DIR", _DATA)]
+StrictData = Annotated[
+    bool | None,
+    typer.Option("--strict-data", help=_help(FLAGS["--strict-data"]), rich_help_panel=_DATA, show_default=False),
+]
+Method = Annotated[Text, _setting("--method", "NAME", _METHOD)]
+Backbone = Annotated[Text, _setting("--backbone", "NAME", _METHOD)]
+MaskRatio = Annotated[Text, _setting("--mask-ratio", "R[,R]", _METHOD)]
+NoiseStd = Annotated[Text, _setting("--noise-std", "SIGMA[,SIGMA]", _METHOD)]
+Lambda = Annotated[Text, _setting("--lambda", "X", _METHOD)]
+Epochs = Annotated[Text, _setting("--epochs", "N", _TRAINING)]
+BatchSize = Annotated[Text, _setting("--batch-size", "N", _TRAINING)]
+Lr = Annotated[Text, _setting("--lr", "X", _TRAINING)]
+Seed = Annotated[Text, _setting("--seed", "N", _TRAINING)]
+Device = Annotated[Text, _setting("--device", "NAME", _TRAINING)]
+Precision = Annotated[Text, _setting("--precision", "NAME", _TRAINING)]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help=_help(FLAGS["--compile/--no-compile"]), rich_help_panel=_TRAINING,
+                 show_default=False),
+]  # fmt: skip
+
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The run's directory, new or empty. Default: one of its own under the"
+                 " user's data directory", rich_help_panel=_RUN, show_default=False),
+]  # fmt: skip
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run in --out, by its own settings", rich_help_panel=_RUN),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what the run would be, write nothing", rich_help_panel=_RUN)
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, no progress", rich_help_panel=_RUN)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error", rich_help_panel=_RUN)]
+
+
+def load_settings(
+    preset: str | None, config: Path | None, assignments: list[str] | None, flags: dict[str, Any]
+) -> Loaded:
+    """Settings from a command's flags; `flags` maps parameter names (mask_ratio) to what was given."""
+    dotted = {FLAGS[flag]: flags[name] for flag in FLAGS if (name := _parameter(flag)) in flags}
+    return load(preset=preset, config=config, flags=dotted, assignments=assignments)
+
+
+def _parameter(flag: str) -> str:
+    name = flag.split("/")[0].removeprefix("--").replace("-", "_")
+    return "lambda_" if name == "lambda" else name

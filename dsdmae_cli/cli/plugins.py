@@ -1,0 +1,107 @@
+"""`dsdmae plugins`: list what is installed, and make a package for a new plugin.
+
+How plugins are found is in dsdmae_cli.plugins; what a new package holds is in dsdmae_cli.scaffold.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsdmae_cli.plugins import KINDS, BrokenPlugin, Kind, Plugin, discover
+
+app = typer.Typer(help="List the installed plugins, or make a package for a new one.")
+
+Found = Plugin[Any] | BrokenPlugin
+_HEADER = ("name", "kind", "distribution", "version", "summary")
+Row = tuple[str, str, str, str, str]
+
+
+@app.callback(invoke_without_command=True)
+def list_plugins(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
+) -> None:
+    """List the installed backbones, datasets and methods, and the packages that bring them."""
+    if context.invoked_subcommand is not None:
+        return
+    found = list(chain.from_iterable(discover(kind) for kind in KINDS))
+    _print_json(found) if as_json else _print_table([_row(plugin) for plugin in found])
+    for plugin in found:
+        if isinstance(plugin, BrokenPlugin):
+            source = f"{plugin.kind} {plugin.name!r} of {plugin.distribution} {plugin.version}"
+            typer.echo(f"dsdmae: warning: {source} is broken: {plugin.reason}", err=True)
+
+
+@app.command("new")
+def new(
+    kind: Annotated[Kind, typer.Argument(help="what to make", show_default=False)],
+    name: Annotated[str, typer.Argument(help="its name: lower-case letters, digits and hyphens", show_default=False)],
+    into: Annotated[Path, typer.Option(help="folder that receives dsdmae-NAME/")] = Path(),
+) -> None:
+    """Write the package dsdmae-NAME: a small plugin that works, to be installed, tested and changed."""
+    from dsdmae_cli import scaffold
+
+    folder, *written = scaffold.create(kind, name, into)
+    typer.echo(folder)
+    then = f"pip install -e '{folder}[test]' && pytest {folder} && dsdmae plugins"
+    typer.echo(f"wrote {len(written)} files; next: {then}", err=True)
+
+
+def _print_json(found: Iterable[Found]) -> None:
+    listing: dict[str, list[dict[str, Any]]] = {"plugins": [], "broken": []}
+    for plugin in found:
+        entry = {
+            "name": plugin.name,
+            "kind": plugin.kind,
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+        }
+        if isinstance(plugin, BrokenPlugin):
+            listing["broken"].append({**entry, "reason": plugin.reason})
+        else:
+            spec = plugin.spec
+            listing["plugins"].append({**entry, "argument": spec.argument, "summary": spec.summary})
+    typer.echo(json.dumps(listing, indent=2))
+
+
+def _row(plugin: Found) -> Row:
+    if isinstance(plugin, BrokenPlugin):
+        name, summary = plugin.name, f"broken: {plugin.reason}"
+    else:
+        argument = plugin.spec.argument
+        name, summary = f"{plugin.name}:{argument}" if argument else plugin.name, plugin.spec.summary
+    return name, plugin.kind, plugin.distribution, plugin.version, summary
+
+
+def _print_table(rows: list[Row]) -> None:
+    if sys.stdout.isatty():
+        _print_rich(rows)
+    else:
+        _print_plain(rows)
+
+
+def _print_rich(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in _HEADER:
+        table.add_column(title, overflow="fold", no_wrap=title in ("name", "kind", "version"))
+    for row in rows:
+        table.add_row(*row, style="red" if row[-1].startswith("broken: ") else None)
+    # A summary in [brackets] is text, not markup.
+    Console(markup=False, highlight=False).print(table)
+
+
+def _print_plain(rows: list[Row]) -> None:
+    lines = [_HEADER, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADER))]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

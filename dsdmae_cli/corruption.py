@@ -1,0 +1,114 @@
+"""Patches, masks and noise: pure functions of tensors and a generator. Nothing here knows a model.
+
+Polarity: in every mask of this program True means noisy (or hidden), False means left as it was.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Generator, Tensor
+
+NoiseKind = Literal["add", "replace", "mix"]
+Range = float | tuple[float, float]
+
+
+def patchify(images: Float[Tensor, "b c h w"], patch: tuple[int, int]) -> Float[Tensor, "b t p"]:
+    """Cut images into patches, row by row; a patch is flattened as (row, column, channel), MAE's order."""
+    b, c, h, w = images.shape
+    ph, pw = patch
+    x = images.reshape(b, c, h // ph, ph, w // pw, pw)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (h // ph) * (w // pw), ph * pw * c)
+
+
+def unpatchify(
+    patches: Float[Tensor, "b t p"], patch: tuple[int, int], grid: tuple[int, int]
+) -> Float[Tensor, "b c h w"]:
+    """The inverse of patchify."""
+    b = patches.shape[0]
+    ph, pw = patch
+    x = patches.reshape(b, grid[0], grid[1], ph, pw, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, grid[0] * ph, grid[1] * pw)
+
+
+def normalize_patches(patches: Float[Tensor, "b t p"]) -> Float[Tensor, "b t p"]:
+    """Zero mean and unit variance per patch: MAE's norm_pix_loss target (unbiased variance, eps 1e-6)."""
+    mean = patches.mean(dim=-1, keepdim=True)
+    var = patches.var(dim=-1, keepdim=True)
+    return (patches - mean) / (var + 1e-6).sqrt()
+
+
+def denormalize_patches(normalized: Float[Tensor, "b t p"], original: Float[Tensor, "b t p"]) -> Float[Tensor, "b t p"]:
+    """Give normalised patches the mean and contrast of the original ones, for pictures."""
+    mean = original.mean(dim=-1, keepdim=True)
+    var = original.var(dim=-1, keepdim=True)
+    return normalized * (var + 1e-6).sqrt() + mean
+
+
+def num_masked(mask_ratio: Range, num_tokens: int, generator: Generator) -> int:
+    """round(r*T) noisy patches; with a range, r is drawn once for the batch.
+
+    The draw comes from the generator's seed on the host: a draw on the device would have to be waited for, and the
+    number is a tensor's shape. At least one patch is noisy, or there would be nothing to learn from.
+    """
+    if isinstance(mask_ratio, tuple):
+        mask_ratio = random.Random(generator.initial_seed()).uniform(*mask_ratio)
+    return max(1, round(mask_ratio * num_tokens))
+
+
+def random_ids(
+    batch: int, num_tokens: int, count: int, generator: Generator
+) -> tuple[Int64[Tensor, "b count"], Int64[Tensor, "b rest"]]:
+    """Split the tokens of each image at random into `count` chosen ones and the rest; both sorted ascending."""
+    order = torch.rand(batch, num_tokens, generator=generator, device=generator.device).argsort(dim=1)
+    return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
+
+
+def ids_to_mask(ids: Int64[Tensor, "b k"], num_tokens: int) -> Bool[Tensor, "b t"]:
+    """True at the tokens `ids`."""
+    mask = torch.zeros(ids.shape[0], num_tokens, dtype=torch.bool, device=ids.device)
+    return mask.scatter_(1, ids, True)
+
+
+def mask_to_pixels(mask: Bool[Tensor, "b t"], patch: tuple[int, int], grid: tuple[int, int]) -> Bool[Tensor, "b 1 h w"]:
+    """Spread a mask over the pixels of its patches."""
+    b = mask.shape[0]
+    x = mask.reshape(b, 1, grid[0], 1, grid[1], 1).expand(-1, -1, -1, patch[0], -1, patch[1])
+    return x.reshape(b, 1, grid[0] * patch[0], grid[1] * patch[1])
+
+
+def draw_std(std: Range, batch: int, generator: Generator) -> Float[Tensor, "b 1 1 1"] | float:
+    """Noise level of each image: the value itself, or uniform in [lo, hi] per image."""
+    if not isinstance(std, tuple):
+        return std
+    low, high = std
+    draw = torch.rand(batch, 1, 1, 1, generator=generator, device=generator.device)
+    return low + (high - low) * draw
+
+
+def add_noise(
+    images: Float[Tensor, "b c h w"],
+    noisy: Bool[Tensor, "b 1 h w"],
+    std: Float[Tensor, "b 1 1 1"] | float,
+    kind: NoiseKind,
+    generator: Generator,
+) -> Float[Tensor, "b c h w"]:
+    """Gaussian noise on the noisy pixels; the others come back bit for bit.
+
+    Args:
+        images: pixels in [-1, 1].
+        noisy: True where noise goes.
+        std: σ in the same units, one or one per image; for "mix" at most 1.
+        kind: "add": x + σn. "replace": σn, nothing of x is left. "mix": sqrt(1-σ²)·x + σn, which keeps the variance
+            of a signal of unit variance, as diffusion models do.
+    """
+    noise = std * torch.randn(images.shape, generator=generator, device=generator.device, dtype=images.dtype)
+    if kind == "add":
+        noise = images + noise
+    elif kind == "mix":
+        keep = (1 - std * std) ** 0.5
+        noise = keep * images + noise
+    return torch.where(noisy, noise, images)

@@ -1,0 +1,260 @@
+"""Batches of uint8 images to network input, each image with a draw of its own, on the device they are on.
+
+Crop, flip and shift are here, and the scaling to [-1, 1]. Masks and noise are dsdmae_cli/corruption.py;
+colour augmentations belong to the methods that want them; what a run may ask for is DataSettings in
+dsdmae_cli/settings/models.py.
+
+Why not torchvision's transforms: on a batch they draw one set of numbers for all of it, and one call per
+image leaves a GPU idle. Why not grid_sample: it does not antialias, so that it is not the same crop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Generator, Tensor
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+# RandomResizedCrop's, before it takes the centre.
+NUM_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to each training image, all automatic values resolved.
+
+    Attributes:
+        image_size: side of the square that comes out, in pixels.
+        crop_scale: smallest and largest share of the area that a random resized crop takes; None = no crop.
+        crop_ratio: narrowest and widest width/height of a crop.
+        interpolation: kernel of the resampling, antialiased.
+        flip: mirror each image left to right with probability 1/2.
+        shift: largest translation in output pixels, each way and in both directions; edges are repeated.
+    """
+
+    image_size: int
+    crop_scale: tuple[float, float] | None
+    crop_ratio: tuple[float, float]
+    interpolation: Interpolation
+    flip: bool
+    shift: int
+
+
+class Boxes(NamedTuple):
+    """Rectangles of whole pixels, one per image."""
+
+    top: Int64[Tensor, " b"]
+    left: Int64[Tensor, " b"]
+    height: Int64[Tensor, " b"]
+    width: Int64[Tensor, " b"]
+
+
+def augment(
+    images: UInt8[Tensor, "b c h w"], plan: Augmentation, generator: Generator
+) -> Float[Tensor, "b c {plan.image_size} {plan.image_size}"]:
+    """Random views in [-1, 1], one draw per image.
+
+    Without a crop, and with images of the right size, nothing is resampled: pixels are moved and scaled.
+
+    Args:
+        generator: on the images' device; the only source of randomness.
+    """
+    b, _, h, w = images.shape
+    size = plan.image_size
+    boxes = None
+    if plan.crop_scale is not None:
+        boxes = crop_boxes(b, h, w, plan.crop_scale, plan.crop_ratio, generator)
+    elif (h, w) != (size, size):
+        boxes = _whole(h, w, images.device)
+    rows, columns = _sources(b, plan, generator)
+    if boxes is None:
+        return _to_unit(_pick(images, rows, columns).float())
+    # Bicubic weights are partly negative and overshoot at edges. No image has such pixels, noise levels and
+    # the pixel loss are in units of the valid range, and 8-bit pipelines (PIL, torchvision's) cut them too.
+    return _to_unit(_resample(images, boxes, size, plan.interpolation, rows, columns).clamp_(0, 255))
+
+
+def prepare(
+    images: UInt8[Tensor, "b c h w"], image_size: int, interpolation: Interpolation
+) -> Float[Tensor, "b c {image_size} {image_size}"]:
+    """Evaluation's input: square images, resized if they have to be, in [-1, 1]; nothing is random."""
+    h, w = images.shape[-2:]
+    if (h, w) == (image_size, image_size):
+        return _to_unit(images.float())
+    boxes = _whole(h, w, images.device)
+    return _to_unit(_resample(images, boxes, image_size, interpolation).clamp_(0, 255))
+
+
+def crop_boxes(
+    batch: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: Generator,
+) -> Boxes:
+    """A random box for each image, distributed as torchvision's RandomResizedCrop.get_params.
+
+    All ten tries are drawn at once and the first that fits is taken, because asking whether one fits would
+    stall the device; where none fits, the largest central box within `ratio`.
+
+    Args:
+        height, width: of the images, in pixels.
+        scale: range of the box's share of the area, uniform.
+        ratio: range of its width/height, log-uniform.
+    """
+    u_area, u_ratio, u_top, u_left = _uniform((4, NUM_TRIES, batch), generator)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * u_area)
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = (log_low + (log_high - log_low) * u_ratio).exp()
+    w = (area * aspect).sqrt().round().long()
+    h = (area / aspect).sqrt().round().long()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    # argmax is the first of equal values.
+    first = fits.int().argmax(dim=0, keepdim=True)
+    found = fits.any(dim=0)
+
+    central_height, central_width = _central_box(height, width, ratio)
+    h = torch.where(found, h.gather(0, first)[0], central_height)
+    w = torch.where(found, w.gather(0, first)[0], central_width)
+    # u < 1 in float32 keeps floor(u * n) < n for every n below 2^24.
+    top = torch.where(found, (u_top[0] * (height - h + 1)).long(), (height - central_height) // 2)
+    left = torch.where(found, (u_left[0] * (width - w + 1)).long(), (width - central_width) // 2)
+    return Boxes(top, left, h, w)
+
+
+def resized_crops(
+    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
+    boxes: Boxes,
+    size: int,
+    interpolation: Interpolation,
+) -> Float[Tensor, "b c {size} {size}"]:
+    """Each image's box at size x size, in the images' own units; not clamped: bicubic overshoots.
+
+    Equal to torchvision's resized_crop(..., antialias=True) on floats: resampling is linear in the pixels
+    and separable, so that two batched products with [size, h] and [size, w] matrices do a whole batch of
+    different boxes. They are mostly zeros; multiplying by those is still far cheaper than a call per image.
+    """
+    return _resample(images, boxes, size, interpolation)
+
+
+def _uniform(shape: tuple[int, ...], generator: Generator) -> Float[Tensor, "*shape"]:
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _whole(height: int, width: int, device: torch.device) -> Boxes:
+    """The whole image, once for all images of a batch: matrices broadcast."""
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    return Boxes(zero, zero, zero + height, zero + width)
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+    """(height, width) of get_params' fallback, but at least one pixel where torchvision can round to none."""
+    if width / height < min(ratio):
+        return max(1, round(width / min(ratio))), width
+    if width / height > max(ratio):
+        return height, max(1, round(height * max(ratio)))
+    return height, width
+
+
+def _sources(batch: int, plan: Augmentation, generator: Generator) -> tuple[Int64[Tensor, "n s"], Int64[Tensor, "m s"]]:
+    """Which row and column of the unmoved image each output row and column shows: flip and shift as an index.
+
+    n and m are the batch, or 1 where all images have the same.
+    """
+    last = plan.image_size - 1
+    columns = rows = torch.arange(plan.image_size, device=generator.device).unsqueeze(0)
+    if plan.flip:
+        mirrored = _uniform((batch, 1), generator) < 0.5
+        columns = torch.where(mirrored, last - columns, columns)
+    if plan.shift:
+        steps = torch.randint(-plan.shift, plan.shift + 1, (2, batch, 1), generator=generator, device=generator.device)
+        rows = (rows + steps[0]).clamp(0, last)
+        # A mirrored image moves the other way, which is as likely.
+        columns = (columns + steps[1]).clamp(0, last)
+    return rows, columns
+
+
+def _pick(
+    images: UInt8[Tensor, "b c h w"], rows: Int64[Tensor, "n s"], columns: Int64[Tensor, "m s"]
+) -> UInt8[Tensor, "b c s s"]:
+    """Pixels at the given rows and columns of each image."""
+    b, c, _, w = images.shape
+    flat = (rows[:, :, None] * w + columns[:, None, :]).flatten(1)
+    return images.flatten(2).gather(2, flat[:, None].expand(b, c, -1)).unflatten(2, (rows.shape[1], -1))
+
+
+def _resample(
+    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
+    boxes: Boxes,
+    size: int,
+    interpolation: Interpolation,
+    rows: Int64[Tensor, "_ s"] | None = None,
+    columns: Int64[Tensor, "_ s"] | None = None,
+) -> Float[Tensor, "b c s s"]:
+    """resized_crops, of which only the given rows and columns are made (None = all, in order)."""
+    b, c, h, w = images.shape
+    all_in_order = torch.arange(size, device=images.device).unsqueeze(0)
+    rows = all_in_order if rows is None else rows
+    columns = all_in_order if columns is None else columns
+    vertical = _weights(boxes.top, boxes.height, h, size, rows, interpolation)
+    horizontal = _weights(boxes.left, boxes.width, w, size, columns, interpolation)
+    # Channels beside the columns: both products are then one matrix per image, and none has to be repeated.
+    x = images.transpose(1, 2).contiguous().to(vertical.dtype).reshape(b, h, c * w)
+    # Autocast would round weights and pixels to bf16, which is up to a grey level each time.
+    with torch.autocast(images.device.type, enabled=False):
+        x = vertical.expand(b, -1, -1) @ x
+        x = x.reshape(b, size * c, w) @ horizontal.expand(b, -1, -1).mT
+    return x.reshape(b, size, c, size).transpose(1, 2)
+
+
+def _weights(
+    start: Int64[Tensor, " n"],
+    length: Int64[Tensor, " n"],
+    full: int,
+    size: int,
+    outputs: Int64[Tensor, "m s"],
+    interpolation: Interpolation,
+) -> Float[Tensor, "k s {full}"]:
+    """Matrices that resample `length` pixels from `start` on to `size` pixels, of which they give `outputs`.
+
+    As aten's antialiased upsampling has it, which follows PIL: the kernel widens when shrinking and never
+    when enlarging, sees no pixel outside the box, and is normalised over those it sees.
+    """
+    start, length = start[:, None, None], length[:, None, None]
+    zoom = length / size
+    widening = zoom.clamp(min=1)
+    pixels = torch.arange(full, device=start.device)
+    # Positions relative to the box, as aten has them after the crop: absolute ones round differently.
+    inside = pixels - start
+    centers = zoom * (outputs[:, :, None] + 0.5)
+    weights = _kernel((inside + 0.5 - centers) / widening, interpolation)
+    weights.mul_((inside >= 0) & (inside < length))
+    return weights.div_(weights.sum(dim=-1, keepdim=True))
+
+
+def _kernel(distance: Float[Tensor, "k s t"], interpolation: Interpolation) -> Float[Tensor, "k s t"]:
+    """Triangle, or Keys' cubic with a = -0.5: aten's constant with antialiasing, as PIL's (without: -0.75).
+
+    Overwrites its argument. The cubic's two pieces, a(|x|-1)(|x|-2)^2 between 1 and 2 and
+    (a+2)|x|^3 - (a+3)|x|^2 + 1 below 1, are written with cut-off powers: the same polynomials without
+    comparisons, which took most of the time on a CPU.
+    """
+    x = distance.abs_()
+    if interpolation == "bilinear":
+        return x.neg_().add_(1).clamp_(min=0)
+    a = -0.5
+    outer = x.neg_().add_(2).clamp_(min=0)
+    inner = (outer - 1).clamp_(min=0)
+    wide = outer.square().mul_(outer - 1).mul_(-a)
+    return wide.addcmul_(inner.square(), inner.mul_(-2).add_(4 * a + 3))
+
+
+def _to_unit(pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """[0, 255] to [-1, 1], in place; a fresh contiguous tensor where the caller's is a view."""
+    return pixels.contiguous().div_(127.5).sub_(1)

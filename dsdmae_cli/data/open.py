@@ -1,0 +1,179 @@
+"""Open a run's data: the dataset, its placement, and the labelled images that k-NN looks at."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from dsdmae_cli import plugins
+from dsdmae_cli.data.augment import Augmentation
+from dsdmae_cli.data.base import ImageDataset, UnreadableImage
+from dsdmae_cli.data.resident import ResidentSource, decode_square, to_tensor
+from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed
+from dsdmae_cli.data.streaming import StreamingSource
+from dsdmae_cli.errors import DataError
+from dsdmae_cli.settings.models import DataSettings
+
+
+def open_dataset(settings: DataSettings, split: str) -> ImageDataset:
+    """A split of the dataset that the settings name.
+
+    Raises:
+        DataError: it is not there, damaged, or empty.
+    """
+    spec = plugins.find("dataset", settings.dataset).spec
+    dataset: ImageDataset = plugins.load(spec.build)(settings, split)
+    if not len(dataset):
+        raise DataError(f"dataset {settings.dataset} has no images in its {split} split")
+    return dataset
+
+
+def augmentation(settings: DataSettings) -> Augmentation:
+    """The augmentation of resolved settings."""
+    assert not isinstance(settings.image_size, str)
+    assert not isinstance(settings.crop_scale, str)
+    assert not isinstance(settings.flip, str)
+    assert not isinstance(settings.shift, str)
+    return Augmentation(
+        image_size=settings.image_size,
+        crop_scale=settings.crop_scale,
+        crop_ratio=settings.crop_ratio,
+        interpolation=settings.interpolation,
+        flip=settings.flip,
+        shift=settings.shift,
+    )
+
+
+def common_side(dataset: ImageDataset, look_at: int = 64) -> int | None:
+    """The side that images of a dataset share, judged by some of them; None if they differ or are no squares."""
+    arrays = dataset.arrays()
+    if arrays is not None:
+        return arrays.shape[1] if arrays.shape[1] == arrays.shape[2] else None
+    shapes = set()
+    for index in np.linspace(0, len(dataset) - 1, min(look_at, len(dataset)), dtype=int):
+        try:
+            shapes.add(dataset.load(int(index)).shape[:2])
+        except UnreadableImage:
+            continue  # it is met again, and counted, when the dataset is read
+    (height, width) = shapes.pop() if len(shapes) == 1 else (0, 1)
+    return height if height == width else None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the training images will live.
+
+    Attributes:
+        side: side in pixels of the resident images, or None for streaming.
+        num_bytes: what they take on the device (0 when streaming).
+    """
+
+    side: int | None
+    num_bytes: int
+
+    @property
+    def word(self) -> str:
+        """resident or streaming."""
+        return "resident" if self.side else "streaming"
+
+
+def place(dataset: ImageDataset, settings: DataSettings, device: torch.device) -> Placement:
+    """Decide where the images live: images of one size that fit are resident, all others are streamed.
+
+    Raises:
+        DataError: data.placement demands resident images that do not fit.
+    """
+    if settings.placement == "streaming":
+        return Placement(None, 0)
+    side = common_side(dataset)
+    if side is None and settings.placement == "resident":
+        assert not isinstance(settings.image_size, str)
+        side = settings.image_size
+    if side is None:
+        return Placement(None, 0)
+    num_bytes = len(dataset) * side * side * 3
+    room = _room(device)
+    if num_bytes <= room:
+        return Placement(side, num_bytes)
+    if settings.placement == "resident":
+        raise DataError(
+            f"{len(dataset)} images of {side}x{side} take {num_bytes / 2**30:.1f} GiB, more than the"
+            f" {room / 2**30:.1f} GiB to spare on {device}; use --set data.placement=streaming"
+        )
+    return Placement(None, 0)
+
+
+def _room(device: torch.device) -> int:
+    # Half of what is free: the other half is the training's.
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return int(psutil.virtual_memory().available // 2)
+
+
+def open_source(
+    dataset: ImageDataset,
+    settings: DataSettings,
+    placement: Placement,
+    batching: Batching,
+    device: torch.device,
+    unreadable: Unreadable,
+) -> Source:
+    """Training batches of a dataset.
+
+    A resident dataset is decoded here; `batching.num_images` shrinks by what could not be read.
+    """
+    plan = augmentation(settings)
+    if placement.side is None:
+        return StreamingSource(dataset, batching, plan, device, num_workers(settings), unreadable)
+    arrays = dataset.arrays()
+    if arrays is None:
+        arrays, _ = decode_square(dataset, list(range(len(dataset))), placement.side, unreadable)
+    from dataclasses import replace
+
+    return ResidentSource(to_tensor(arrays, device), replace(batching, num_images=len(arrays)), plan)
+
+
+def num_workers(settings: DataSettings) -> int:
+    """Decoding processes: one a core but one, at most 16, unless the settings say."""
+    if settings.workers != "auto":
+        return settings.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores - 1))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Prepared images and their labels."""
+
+    images: UInt8[Tensor, "n 3 s s"]
+    labels: Int64[Tensor, " n"]
+
+
+def choose(total: int, most: int, seed: int, purpose: str) -> list[int]:
+    """At most `most` indices of `total`, a fixed random choice, ascending."""
+    if total <= most:
+        return list(range(total))
+    generator = torch.Generator().manual_seed(derive_seed(seed, purpose))
+    return sorted(torch.randperm(total, generator=generator)[:most].tolist())
+
+
+def labelled_images(
+    dataset: ImageDataset, settings: DataSettings, most: int, device: torch.device, unreadable: Unreadable
+) -> Labelled | None:
+    """A fixed random choice of at most `most` labelled images, or None where there are none.
+
+    The choice does not depend on the run's seed, so that scores of different seeds judge the same images.
+    """
+    if dataset.labels is None or not (dataset.labels >= 0).any():
+        return None
+    assert not isinstance(settings.image_size, str)
+    candidates = np.flatnonzero(dataset.labels >= 0)
+    chosen = [int(candidates[i]) for i in choose(len(candidates), most, 0, "labelled")]
+    arrays, kept = decode_square(dataset, chosen, settings.image_size, unreadable)
+    return Labelled(to_tensor(arrays, device), torch.from_numpy(dataset.labels[kept]).to(device))

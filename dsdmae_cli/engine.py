@@ -1,0 +1,379 @@
+"""The Trainer: precision, compilation, accumulation, distribution, the guard against non-finite steps.
+
+It trains any Method on any Source and knows none by name. What a run writes and shows is its owner's business, told
+through Hooks. Three levels: fit -> epoch -> step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dsdmae_cli import distributed
+from dsdmae_cli.checkpoint import optimizer_tensors, restore_optimizer
+from dsdmae_cli.data.source import MicroBatch, Source, seeded
+from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.methods.base import Method, StepInfo
+from dsdmae_cli.optim import build_optimizer, learning_rate
+from dsdmae_cli.settings.models import OptimSettings, TrainSettings
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Tokens x width of a micro-batch whose activations stay in a CPU's caches (docs/design/performance.md).
+_CPU_MICRO_ELEMENTS = 16 * 256 * 192
+
+
+class Hooks(Protocol):
+    """What the owner of a run wants to be told, in this order within a step."""
+
+    def stepped(self, step: int) -> None:
+        """After every step; must be cheap."""
+
+    def logged(self, record: dict[str, float]) -> None:
+        """Means over the steps since the last record."""
+
+    def epoch_ended(self, epoch: int) -> None:
+        """After the last step of an epoch (counted from 1)."""
+
+    def should_stop(self) -> bool:
+        """Whether to leave after this step; the same answer in all processes."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the hardware decides: settings with "auto" replaced."""
+
+    device: torch.device
+    precision: str
+    compile: bool
+    micro_batch: int
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device to train on; under torchrun each process takes the GPU of its local rank.
+
+    Raises:
+        SettingsError: there is no such device.
+    """
+    if wanted == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        # MPS has neither gloo nor NCCL.
+        wanted = "cpu" if kind == "mps" and distributed.launched_by_torchrun() else kind
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise SettingsError(f"train.device = {wanted!r} is not a device; try auto, cpu, cuda or cuda:1") from error
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, False):
+        have = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + ["cpu"]
+        raise SettingsError(f"train.device = {wanted!r} is not on this machine; there is {', '.join(have)}")
+    if device.type == "cuda":
+        index = device.index if device.index is not None else distributed.local_rank()
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """bf16 where the hardware multiplies it, else fp16 on CUDA, else fp32.
+
+    Raises:
+        SettingsError: fp16 off CUDA, where nothing gains from it.
+    """
+    if wanted == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+    if wanted == "fp16" and device.type != "cuda":
+        raise SettingsError(f"train.precision = 'fp16' needs a CUDA device, this is {device.type}; use bf16 or fp32")
+    return wanted
+
+
+def _cpu_multiplies_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if capabilities:
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_micro_batch(wanted: int | str, local_batch: int, tokens: int, width: int, device: torch.device) -> int:
+    """Images per forward pass: all of them on a GPU, on a CPU as many as its caches hold."""
+    if not isinstance(wanted, str):
+        return min(wanted, local_batch)
+    if device.type != "cpu":
+        return local_batch
+    fits = max(1, _CPU_MICRO_ELEMENTS // (tokens * width))
+    size = 1 << (fits.bit_length() - 1)
+    while local_batch % size:  # equal micro-batches: a compiled step has one shape
+        size //= 2
+    return min(size, local_batch)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc not to hand every freed activation back to the kernel, only to have it zeroed again.
+
+    Worth 1.1x to 1.3x of a CPU step (docs/design/performance.md); costs nothing but memory that would be asked for
+    again in the next step. Elsewhere than on glibc there is nothing to do.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+        for option, value in (
+            (m_mmap_threshold, 1 << 25),
+            (m_trim_threshold, 2**31 - 1),
+            (m_top_pad, 1 << 28),
+        ):
+            mallopt(option, value)
+
+
+def choose_attention(module: nn.Module, runtime: Runtime) -> None:
+    """On a CPU in bf16 plain matmul-softmax-matmul beats scaled_dot_product_attention; elsewhere the latter wins.
+
+    A fixed rule and no timing at start-up: a resumed run must compute what the first one did.
+    """
+    if runtime.device.type == "cpu" and runtime.precision == "bf16":
+        for part in module.modules():
+            if hasattr(part, "fused_attn"):
+                part.fused_attn = False  # type: ignore[assignment]
+
+
+class _Window:
+    """Sums of losses and norms since the last record, kept on the device until then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, values: dict[str, Tensor], skipped: Tensor) -> None:
+        """Add a step; of a skipped one only that it was skipped, for NaN is contagious."""
+        zero = torch.zeros((), device=self.device)
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, zero) + torch.where(skipped > 0, zero, value)
+        self.sums["skipped"] = self.sums.get("skipped", zero) + skipped
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps that counted and over all processes; the one place where the device is waited for.
+
+        Where all steps were skipped there is nothing to report but their number.
+        """
+        names = list(self.sums)
+        sums = dict(
+            zip(
+                names,
+                distributed.mean_(torch.stack([self.sums[name] for name in names])).tolist(),
+                strict=True,
+            )
+        )
+        counted = self.steps - sums["skipped"]
+        self.sums, self.steps = {}, 0
+        means = {name: total / counted for name, total in sums.items() if name != "skipped"} if counted else {}
+        return {**means, "skipped": sums["skipped"]}
+
+
+class Trainer:
+    """Trains a method.
+
+    Args:
+        method: on the device already.
+        source: its batches.
+        optim, train: resolved settings.
+        runtime: what the hardware decided.
+        hooks: whom to tell.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        source: Source,
+        optim: OptimSettings,
+        train: TrainSettings,
+        runtime: Runtime,
+        hooks: Hooks,
+    ) -> None:
+        self.method = method
+        self.source = source
+        self.optim = optim
+        self.train = train
+        self.runtime = runtime
+        self.hooks = hooks
+        self.steps_per_epoch = source.batching.steps_per_epoch
+        self.total_steps = self.steps_per_epoch * train.epochs
+        self.step = 0
+        self.optimizer = build_optimizer(method, optim)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        # Non-finite steps: in all, and in a row until now.
+        self.skipped = torch.zeros((), device=runtime.device)
+        self.streak = torch.zeros((), device=runtime.device)
+        self.window = _Window(runtime.device)
+        self.model = self._prepare()
+
+    def _prepare(self) -> nn.Module:
+        if self.runtime.device.type == "cpu":
+            keep_freed_memory()
+        choose_attention(self.method, self.runtime)
+        self.method.train()
+        if self.runtime.compile:
+            self.method.compile()
+        if distributed.world_size() == 1:
+            return self.method
+        return DistributedDataParallel(self.method, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    # -- fit -> epoch -> step
+
+    def fit(self) -> None:
+        """Train to the end, or until the hooks say stop.
+
+        Raises:
+            RunFailed: too many non-finite steps in a row, or the device's memory is too small.
+        """
+        try:
+            while self.step < self.total_steps and self._epoch():
+                pass
+        except torch.OutOfMemoryError as error:
+            half = max(1, self.runtime.micro_batch // 2)
+            raise RunFailed(
+                f"{self.runtime.device} ran out of memory with micro-batches of {self.runtime.micro_batch} images;"
+                f" try --set train.micro_batch={half} (the effective batch stays the same)"
+            ) from error
+
+    def _epoch(self) -> bool:
+        """Go to the end of the current epoch; False if the hooks asked to stop on the way."""
+        epoch, first = divmod(self.step, self.steps_per_epoch)
+        started, at = time.perf_counter(), self.step
+        for micro_batches in self.source.steps(epoch, first):
+            self._step(micro_batches)
+            self.hooks.stepped(self.step)
+            if self.step % self.train.log_every == 0 or self.step == self.total_steps:
+                record = self._read(time.perf_counter() - started, self.step - at)
+                started, at = time.perf_counter(), self.step
+                self.hooks.logged(record)
+            if self.step % self.steps_per_epoch == 0:
+                self.hooks.epoch_ended(epoch + 1)
+            if self.hooks.should_stop():
+                return False
+        return True
+
+    def _step(self, micro_batches: Iterator[MicroBatch]) -> None:
+        lr = self._set_learning_rate()
+        losses = self._accumulate(micro_batches)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad or float("inf"))
+        skipped = self._nonfinite(norm, losses["loss"])
+        # The fused optimiser reads this flag on the device: set, it leaves weights, moments and counts untouched.
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.method.after_step(StepInfo(self.step, self.total_steps, self.steps_per_epoch, skipped))
+        self.skipped += skipped
+        self.streak = (self.streak + 1) * skipped
+        self.window.add({**losses, "grad_norm": norm}, skipped)
+        self._lr = lr
+
+    def _accumulate(self, micro_batches: Iterator[MicroBatch]) -> dict[str, Tensor]:
+        """Gradients of the step in .grad; its losses."""
+        totals: dict[str, Tensor] = {}
+        local_batch = self.source.batching.local_batch
+        remaining = local_batch
+        for images, seed in micro_batches:
+            remaining -= len(images)
+            share = len(images) / local_batch
+            generator = seeded(images.device, seed)
+            # Stochastic depth and the like draw from the global state: give it the same standing as the rest.
+            torch.manual_seed(seed)
+            with self._unsynced(last=remaining == 0):
+                with torch.no_grad():
+                    corruption = self.method.corrupt(images, generator)
+                with self._autocast():
+                    losses = self.model(images, corruption)
+                self.scaler.scale(losses["loss"] * share).backward()
+            for name, value in losses.items():
+                part = value.detach() * share
+                totals[name] = totals[name] + part if name in totals else part
+        return totals
+
+    def _unsynced(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged once a step, with the last micro-batch."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = _AUTOCAST.get(self.runtime.precision)
+        return torch.autocast(self.runtime.device.type, dtype) if dtype else nullcontext()
+
+    def _nonfinite(self, norm: Tensor, loss: Tensor) -> Tensor:
+        """1.0 if the gradient or the loss of any process is not finite, else 0.0; never read back here."""
+        return distributed.max_((~(torch.isfinite(norm) & torch.isfinite(loss))).float())
+
+    def _set_learning_rate(self) -> float:
+        assert not isinstance(self.optim.lr, str)
+        assert not isinstance(self.optim.warmup_epochs, str)
+        lr = learning_rate(
+            self.step,
+            self.total_steps,
+            self.optim.warmup_epochs * self.steps_per_epoch,
+            self.optim.lr,
+            self.optim.min_lr,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _read(self, seconds: float, steps: int) -> dict[str, float]:
+        streak = int(self.streak)
+        record = {"step": self.step, "epoch": self.step / self.steps_per_epoch, **self.window.read()}
+        record["lr"] = self._lr
+        record["images_per_second"] = steps * self.source.batching.batch_size / max(seconds, 1e-9)
+        if streak >= self.train.max_nonfinite:
+            raise RunFailed(
+                f"the last {streak} steps had a non-finite loss or gradient and were skipped; lower --lr, set"
+                " optim.clip_grad, or use --precision bf16 or fp32, then resume from the last checkpoint or start anew"
+            )
+        return record
+
+    # -- what a checkpoint needs
+
+    def _names(self) -> dict[int, str]:
+        return {id(p): name for name, p in self.method.named_parameters()}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        """(weights, training tensors, the rest) for a checkpoint."""
+        training = optimizer_tensors(self.optimizer, self._names())
+        training |= {"engine/skipped": self.skipped, "engine/streak": self.streak}
+        training |= {f"window/{name}": value for name, value in self.window.sums.items()}
+        rest = {"window_steps": self.window.steps, "scaler": self.scaler.state_dict()}
+        return dict(self.method.state_dict()), training, rest
+
+    def restore(self, step: int, training: dict[str, Tensor], rest: dict[str, Any]) -> None:
+        """Go on after `step`; the method's weights were loaded by the caller."""
+        self.step = step
+        restore_optimizer(self.optimizer, self._names(), training)
+        device = self.runtime.device
+        self.skipped = training["engine/skipped"].to(device)
+        self.streak = training["engine/streak"].to(device)
+        self.window.sums = {
+            key.removeprefix("window/"): value.to(device)
+            for key, value in training.items()
+            if key.startswith("window/")
+        }
+        self.window.steps = rest["window_steps"]
+        self.scaler.load_state_dict(rest["scaler"])

@@ -1,0 +1,52 @@
+"""One family of errors for people; programmers get asserts.
+
+A message is one line: which key or file, what was got, what is allowed, what to do next. The command line prints
+it on stderr and exits with `exit_code`; `--debug` shows the traceback.
+"""
+
+
+class DsdmaeError(Exception):
+    """Something the person who runs the program can mend."""
+
+    exit_code = 2
+
+
+class SettingsError(DsdmaeError):
+    """A setting, flag, preset or configuration file is wrong."""
+
+
+class PluginError(DsdmaeError):
+    """A plugin is missing, broken, or asked for something it cannot do."""
+
+
+class DataError(DsdmaeError):
+    """A dataset is missing, damaged, or holds nothing usable."""
+
+
+class CheckpointError(DsdmaeError):
+    """A checkpoint or weights file is missing, damaged, or of another shape."""
+
+
+class RunFailed(DsdmaeError):  # noqa: N818  (it names what happened, as a person would say it)
+    """The settings were fine but the run could not go on: non-finite losses, a full disk, a lost worker."""
+
+    exit_code = 1
+
+
+class RunInterrupted(DsdmaeError):  # noqa: N818
+    """A signal asked the run to stop; it saved and can be resumed.
+
+    The exit code is 128 + the signal's number, as shells report it: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The "did you mean" part of a message, or an empty string when nothing is close."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,73 @@
+"""A teacher that follows its student by an exponential moving average."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dsdmae_cli.methods.base import StepInfo
+
+
+def cosine_momentum(start: float, end: float, progress: float) -> float:
+    """η rising from `start` to `end` along half a cosine as progress goes from 0 to 1."""
+    return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
+
+
+class EMATeacher(nn.Module):
+    """A copy of the student without gradients: θ_t <- η θ_t + (1-η) θ_s.
+
+    Eq. 4 of the DSdMAE paper prints the roles of θ_t and θ_s swapped; as printed, with η = 0.99, the teacher would be
+    the student (docs/methods/dsdmae.md).
+
+    Args:
+        student: what to copy.
+        momentum: (first, last) η of the cosine schedule, each in [0, 1].
+        every: move after every "step" or once at the end of an "epoch".
+        start: "student" copies the student's first weights, "random" draws the teacher's own.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        momentum: tuple[float, float],
+        every: Literal["step", "epoch"] = "step",
+        start: Literal["student", "random"] = "student",
+    ) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(student)
+        if start == "random":
+            for part in self.module.modules():
+                if isinstance(part, nn.Linear | nn.Conv2d):
+                    part.reset_parameters()
+        self.module.requires_grad_(False)
+        self.momentum = momentum
+        self.every = every
+
+    def train(self, mode: bool = True) -> EMATeacher:
+        """A teacher is always in eval mode: no dropout, no stochastic depth."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.module(*args)
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module, info: StepInfo) -> None:
+        """Move toward the student, unless the step was skipped."""
+        if self.every == "epoch" and info.step % info.steps_per_epoch:
+            return
+        eta = cosine_momentum(*self.momentum, progress=info.step / info.total_steps)
+        teacher: list[Tensor] = [p.data for p in self.module.parameters()]
+        source = [p.detach() for p in student.parameters()]
+        # A tensor weight keeps the skipped flag on the device: reading it would stall the step.
+        weight = (1 - eta) * (1 - info.skipped)
+        torch._foreach_lerp_(teacher, source, [weight] * len(teacher))  # type: ignore[list-item]
+        for mine, theirs in zip(self.module.buffers(), student.buffers(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, weight.to(mine.dtype))
+            else:
+                mine.copy_(theirs)

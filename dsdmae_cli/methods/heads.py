@@ -1,0 +1,67 @@
+"""Small transformers that stand on an encoder's tokens: decoders and regressors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float, Int64
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from dsdmae_cli.backbone import gather_tokens, sincos_positions, to_autocast_dtype
+
+
+def head_count(width: int) -> int:
+    """Attention heads of 64 features where the width allows, as in ViT-T/S/B; else the most that divide it."""
+    wanted = max(1, width // 64)
+    return next(n for n in range(wanted, 0, -1) if width % n == 0)
+
+
+class ViTLayerNorm(nn.LayerNorm):
+    """LayerNorm with ViT's eps; timm's own casts its input to float32 and back, a pass over memory each way."""
+
+    def __init__(self, width: int, **kwargs: Any) -> None:
+        super().__init__(width, **{**kwargs, "eps": 1e-6})
+
+
+class TokenTransformer(nn.Module):
+    """Self-attention blocks over tokens with fixed position embeddings, then a norm.
+
+    Args:
+        grid: the encoder's (rows, columns), for the position embedding.
+        width: features per token.
+        depth: number of blocks.
+        out_features: width of a linear layer at the end, or None for none.
+    """
+
+    def __init__(self, grid: tuple[int, int], width: int, depth: int, out_features: int | None = None) -> None:
+        super().__init__()
+        # A plain (unregistered) constant would not follow .to(device); a buffer that is not persistent is not saved.
+        self.positions: Tensor
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.blocks = nn.Sequential(
+            *(Block(width, head_count(width), qkv_bias=True, norm_layer=ViTLayerNorm) for _ in range(depth))
+        )
+        self.norm = ViTLayerNorm(width)
+        self.project = nn.Linear(width, out_features) if out_features else nn.Identity()
+        self.apply(init_weights)
+
+    def forward(
+        self, tokens: Float[Tensor, "b k d"], ids: Int64[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b k out"]:
+        """Transform tokens that stand at the positions `ids` of the grid (None = at all of them, in order)."""
+        tokens = to_autocast_dtype(tokens)
+        positions = self.positions.to(tokens.dtype).expand(len(tokens), -1, -1)
+        tokens = tokens + (positions if ids is None else gather_tokens(positions, ids))
+        return self.project(self.norm(self.blocks(tokens)))
+
+
+def init_weights(module: nn.Module) -> None:
+    """MAE's initialisation: Xavier-uniform linear layers, zero biases, unit norms."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

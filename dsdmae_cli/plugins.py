@@ -1,0 +1,187 @@
+"""Plugins: what a backbone, dataset or method declares about itself, and how they are found.
+
+A spec is cheap and free of torch; the code that needs torch is named as "module:attribute" and imported by `load`
+when a run begins. Plugins are found through the entry-point groups below and in no other way, ours included.
+Importing one that is broken harms nobody who does not ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, Literal, TypeVar
+
+from dsdmae_cli.errors import PluginError, nearest
+from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings
+
+Kind = Literal["backbone", "dataset", "method"]
+KINDS: tuple[Kind, ...] = ("backbone", "dataset", "method")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every plugin says about itself.
+
+    Args:
+        summary: one line for `dsdmae plugins`.
+        build: "module:attribute" of the function that makes the real thing (see the subclasses).
+        argument: what follows the colon in `name:ARGUMENT`, in one word for help ("PATH"); None = no argument.
+    """
+
+    summary: str
+    build: str
+    argument: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec(Spec):
+    """A backbone; `build(settings, image_size) -> dsdmae_cli.backbone.Backbone`.
+
+    Args:
+        encodes_subset: it can encode only some of the patches (MAE needs that, DSdMAE does not).
+        own_patch_size: backbone.patch_size "auto" is left to the architecture instead of making a 16x16 grid.
+    """
+
+    settings: type[BackboneSettings] = BackboneSettings
+    encodes_subset: bool = False
+    own_patch_size: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """A dataset; `build(settings, split) -> dsdmae_cli.data.base.ImageDataset`, split "train" or "test".
+
+    Args:
+        image_size: its own side in pixels, or "module:attribute" of a torch-free function(settings) -> int.
+        augment: what "auto" means for data.crop_scale, data.flip and data.shift.
+        labelled_split: the training split whose images have labels, where that is not "train".
+        num_images: official number of images by split, for a plan when the files are not here yet.
+    """
+
+    settings: type[DataSettings] = DataSettings
+    image_size: int | str
+    augment: Mapping[str, Any] = field(default_factory=lambda: {"crop_scale": (0.2, 1.0), "flip": True, "shift": 0})
+    labelled_split: str = "train"
+    num_images: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec(Spec):
+    """A pre-training method; `build(settings, backbone) -> dsdmae_cli.methods.base.Method`.
+
+    Args:
+        needs_subset: it drops patches, so that its backbone must encode subsets.
+        paper: what to cite.
+    """
+
+    settings: type[MethodSettings] = MethodSettings
+    needs_subset: bool = False
+    paper: str = ""
+
+
+SPECS: dict[Kind, type[Spec]] = {"backbone": BackboneSpec, "dataset": DatasetSpec, "method": MethodSpec}
+S = TypeVar("S", bound=Spec)
+
+
+@dataclass(frozen=True)
+class Plugin(Generic[S]):
+    """A plugin as found: its spec and where it came from."""
+
+    kind: Kind
+    name: str
+    spec: S
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that could not be imported or is not what its group promises."""
+
+    kind: Kind
+    name: str
+    reason: str
+    distribution: str
+    version: str
+
+
+def group(kind: Kind) -> str:
+    """The entry-point group of a kind."""
+    return f"dsdmae.{kind}s"
+
+
+def _origin(entry: EntryPoint) -> tuple[str, str]:
+    # An entry point is without a distribution only when it was made by hand.
+    return (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
+
+
+def _examine(kind: Kind, entry: EntryPoint) -> Plugin[Any] | BrokenPlugin:
+    distribution, version = _origin(entry)
+    try:
+        spec = entry.load()
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a plugin may fail in any way; all of them are its own fault, none ours
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        return BrokenPlugin(kind, entry.name, reason, distribution, version)
+    if not isinstance(spec, SPECS[kind]):
+        reason = f"{entry.value} is a {type(spec).__name__}, not a {SPECS[kind].__name__}"
+        return BrokenPlugin(kind, entry.name, reason, distribution, version)
+    return Plugin(kind, entry.name, spec, distribution, version)
+
+
+def discover(kind: Kind) -> list[Plugin[Any] | BrokenPlugin]:
+    """All plugins of a kind, sorted by name; the broken ones as BrokenPlugin."""
+    return [_examine(kind, entry) for entry in sorted(entry_points(group=group(kind)), key=lambda e: e.name)]
+
+
+def find(kind: Kind, full_name: str) -> Plugin[Any]:
+    """The plugin called `full_name`, which may carry an argument after a colon ("folder:PATH").
+
+    Raises:
+        PluginError: no such plugin, two distributions claim the name, it is broken, or the argument does not fit.
+    """
+    name, colon, argument = full_name.partition(":")
+    found = sorted(entry_points(group=group(kind), name=name), key=_origin)
+    if not found:
+        names = sorted({entry.name for entry in entry_points(group=group(kind))})
+        raise PluginError(
+            f"{kind} {name!r} is not installed{nearest(name, names)}; there is {', '.join(names) or 'none'}"
+            " (see `dsdmae plugins`)"
+        )
+    if len(found) > 1:
+        claims = " and ".join(f"{d} {v}" for d, v in map(_origin, found))
+        raise PluginError(f"{kind} {name!r} is claimed by {claims}; uninstall one of them")
+    plugin = _examine(kind, found[0])
+    if isinstance(plugin, BrokenPlugin):
+        raise PluginError(
+            f"{kind} {name!r} of {plugin.distribution} {plugin.version} is broken: {plugin.reason};"
+            " reinstall or remove that package"
+        )
+    wanted = plugin.spec.argument
+    if wanted and not argument:
+        raise PluginError(f"{kind} {name!r} needs an argument: {name}:{wanted}")
+    if colon and not wanted:
+        raise PluginError(f"{kind} {name!r} takes no argument, got {full_name!r}; write {name}")
+    return plugin
+
+
+def argument_of(full_name: str) -> str:
+    """What follows the first colon: "PATH" of "folder:PATH"."""
+    return full_name.partition(":")[2]
+
+
+def load(reference: str) -> Callable[..., Any]:
+    """Import the callable that a spec names as "module:attribute"; this is where torch comes in.
+
+    Raises:
+        PluginError: there is no such module or attribute.
+    """
+    module_name, _, attribute = reference.partition(":")
+    try:
+        return getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"a plugin names {reference!r}, which cannot be imported: {error}") from error

@@ -1,0 +1,1 @@
+"""Recipes: what each command does, from settings to result. Wiring only; each reads from top to bottom."""

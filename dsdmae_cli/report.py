@@ -1,0 +1,148 @@
+"""What a person or a script sees: progress and remarks on stderr, the result on stdout.
+
+A terminal gets a live line, anything else plain lines now and then, --json nothing but the result. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+_PLAIN_SECONDS = 10.0
+
+
+def duration(seconds: float) -> str:
+    """1 h 02 min, 3 min 04 s, 12 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole} s"
+
+
+def words(record: dict[str, Any]) -> str:
+    """A record of metrics in one line."""
+    known = {"step", "epoch", "lr", "images_per_second", "grad_norm", "skipped"}
+    parts = [f"{name} {record[name]:.4f}" for name in record if name not in known]
+    if "lr" in record:
+        parts.append(f"lr {record['lr']:.2e}")
+    if "images_per_second" in record:
+        parts.append(f"{record['images_per_second']:.0f} images/s")
+    if record.get("skipped"):
+        parts.append(f"{record['skipped']:.0f} steps skipped (non-finite)")
+    return "  ".join(parts)
+
+
+class Report:
+    """Says nothing but warnings: the report of --json and of all processes but the first."""
+
+    def start(self, total_steps: int, step: int, steps_per_epoch: int) -> None:
+        """Training begins after `step` steps."""
+
+    def stepped(self, step: int) -> None:
+        """A step is done."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """New figures."""
+
+    def note(self, text: str) -> None:
+        """A remark in passing."""
+
+    def warn(self, text: str) -> None:
+        """Something that the person should know whatever the format."""
+        print(f"dsdmae: warning: {text}", file=sys.stderr)
+
+    def stop(self) -> None:
+        """Training is over or left."""
+
+
+class PlainReport(Report):
+    """Lines for a log file: at most one in ten seconds, scores always."""
+
+    def __init__(self) -> None:
+        self.said = self.started = 0.0
+        self.first = self.total_steps = 0
+
+    def start(self, total_steps: int, step: int, steps_per_epoch: int) -> None:
+        self.total_steps, self.first = total_steps, step
+        self.started = time.monotonic()
+
+    def record(self, record: dict[str, Any]) -> None:
+        now, done = time.monotonic(), record["step"]
+        if "loss" in record:
+            if now - self.said < _PLAIN_SECONDS and done < self.total_steps:
+                return
+            self.said = now
+        left = ""
+        if self.first < done < self.total_steps:
+            left = f"  {duration((now - self.started) / (done - self.first) * (self.total_steps - done))} left"
+        self.note(f"epoch {record['epoch']:.4g}  step {done}  {words(record)}{left}")
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class RichReport(Report):
+    """A live progress line on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+        self.progress: Any = None
+        self.epochs = self.steps_per_epoch = 1
+
+    def start(self, total_steps: int, step: int, steps_per_epoch: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.steps_per_epoch = steps_per_epoch
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            transient=True,
+        )
+        self.epochs = total_steps // steps_per_epoch
+        self.task = self.progress.add_task(
+            "train", total=total_steps, completed=step, epoch=self._epoch(step), figures=""
+        )
+        self.progress.start()
+
+    def _epoch(self, step: int) -> str:
+        return f"{min(step // self.steps_per_epoch + 1, self.epochs)}/{self.epochs}"
+
+    def stepped(self, step: int) -> None:
+        self.progress.update(self.task, completed=step, epoch=self._epoch(step))
+
+    def record(self, record: dict[str, Any]) -> None:
+        if "loss" in record:
+            self.progress.update(self.task, figures=words(record))
+        else:
+            self.note(f"epoch {record['epoch']:.4g}  {words(record)}")
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+def make_report(*, as_json: bool, main_process: bool) -> Report:
+    """The report that fits where stderr leads."""
+    if as_json or not main_process:
+        return Report()
+    return RichReport() if sys.stderr.isatty() else PlainReport()
+
+
+def print_result(result: dict[str, Any], *, as_json: bool, text: str) -> None:
+    """The one thing that goes to stdout: an object for scripts or a few lines for people."""
+    print(json.dumps(result, indent=2) if as_json else text)

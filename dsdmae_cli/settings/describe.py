@@ -1,0 +1,144 @@
+"""Words for settings: what a value may be, help texts, TOML and the reference page. All of it read off the models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types as at
+import tomli_w
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+
+
+def _range(metadata: list[Any]) -> str:
+    flat: list[Any] = []
+    for item in metadata:
+        flat.extend(item.metadata if isinstance(item, FieldInfo) else [item])
+    low = high = step = ""
+    for item in flat:
+        match item:
+            case at.Ge(ge=value):
+                low = f"from {value}"
+            case at.Gt(gt=value):
+                low = f"above {value}"
+            case at.Le(le=value):
+                high = f"to {value}"
+            case at.Lt(lt=value):
+                high = f"below {value}"
+            case at.MultipleOf(multiple_of=value):
+                step = f"in steps of {value}"
+    if low.startswith("from") and not high:
+        high = "up"
+    return "".join(f" {word}" for word in (low, high, step) if word)
+
+
+def _allowed(annotation: Any, metadata: list[Any]) -> str:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, *more = get_args(annotation)
+        return _allowed(inner, [*metadata, *more])
+    if origin in (Union, UnionType):
+        return " or ".join(_allowed(part, []) for part in get_args(annotation))
+    if origin is Literal:
+        return " or ".join(repr(word) for word in get_args(annotation))
+    if origin is tuple:
+        return "a pair [" + ", ".join(_allowed(part, []) for part in get_args(annotation)) + "]"
+    if origin is dict:
+        return "a table"
+    if annotation is NoneType:
+        return "'none'"
+    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation))) + _range(metadata)
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a setting may be, in words: "a whole number from 1 up or 'auto'"."""
+    return _allowed(field.annotation, list(field.metadata))
+
+
+def plain(value: Any) -> Any:
+    """A setting's value as TOML knows it: None becomes "none", tuples lists, paths text."""
+    match value:
+        case None:
+            return "none"
+        case Path():
+            return str(value)
+        case tuple() | list():
+            return [plain(item) for item in value]
+        case dict():
+            return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def key_of(name: str, field: FieldInfo) -> str:
+    """The name people write: the alias where there is one ("lambda")."""
+    return field.alias or name
+
+
+def tables(settings: BaseModel) -> dict[str, dict[str, Any]]:
+    """Settings as {section: {key: plain value}}, in the order of the models."""
+    return {
+        section: {key_of(name, field): plain(getattr(model, name)) for name, field in type(model).model_fields.items()}
+        for section, model in settings
+    }
+
+
+def to_toml(values: dict[str, dict[str, Any]], sources: dict[str, str] | None = None) -> str:
+    """TOML text; with `sources` ("section.key" -> origin) each line says where its value came from."""
+    lines: list[str] = []
+    for section, table in values.items():
+        lines.append(f"[{section}]")
+        for key, value in table.items():
+            if isinstance(value, dict):
+                inline = ", ".join(tomli_w.dumps({k: v}).strip() for k, v in value.items())
+                text = f"{key} = {{{inline}}}"
+            else:
+                text = " ".join(tomli_w.dumps({key: value}).split())
+            lines.append(f"{text:<44} # {sources[f'{section}.{key}']}" if sources else text)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def help_text(model: type[BaseModel], key: str) -> str:
+    """One line of help for a flag: description, range and default."""
+    name, field = next((n, f) for n, f in model.model_fields.items() if key_of(n, f) == key)
+    default = plain(field.get_default())
+    shown = str(default).lower() if isinstance(default, bool) else default
+    text = f"{field.description}. Takes {allowed(field)}; default {shown} ({name_hint(model, name)})"
+    return text.replace("[", "\\[")  # Typer's help is Rich markup
+
+
+def name_hint(model: type[BaseModel], name: str) -> str:
+    """Where a setting lives, for help: "train.epochs"."""
+    return f"{section_of(model)}.{key_of(name, model.model_fields[name])}"
+
+
+def section_of(model: type[BaseModel]) -> str:
+    """The section that a settings class describes: "train" of TrainSettings, also for a plugin's subclass."""
+    from dsdmae_cli.settings.models import Settings
+
+    for section, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(model, field.annotation):
+            return section
+    raise AssertionError(f"{model} is no section of Settings")
+
+
+def reference(title: str, model: type[BaseModel], intro: str = "", leave_out: Collection[str] = ()) -> str:
+    """One Markdown table of a section for docs/settings.md, without the keys in `leave_out`."""
+    rows = [f"### {title}", "", intro or (model.__doc__ or "").strip().splitlines()[0], ""]
+    rows += ["| key | default | takes | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if key_of(name, field) in leave_out:
+            continue
+        cells = (
+            f"`{key_of(name, field)}`",
+            f"`{plain(field.get_default())}`",
+            allowed(field),
+            field.description or "",
+        )
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,168 @@
+"""Every setting that does not belong to one plugin: its type, range, default and meaning, written once.
+
+Help texts, error messages and docs/settings.md are made from the descriptions here. A plugin's own settings subclass
+DataSettings, BackboneSettings or MethodSettings. How values are gathered from presets, files, the environment and
+flags is in load.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen table of settings that refuses unknown keys; the word "none" switches an optional setting off."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, validate_default=True, coerce_numbers_to_str=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_a_word(cls, values: Any) -> Any:
+        # TOML has no null, so that "none" must be sayable in files, variables and flags alike.
+        if not isinstance(values, dict):
+            return values
+        optional = {
+            alias
+            for name, field in cls.model_fields.items()
+            if NoneType in get_args(field.annotation)
+            for alias in (name, field.alias)
+        }
+        return {k: None if v == "none" and k in optional else v for k, v in values.items()}
+
+
+class DataSettings(Section):
+    """What the run learns from and how each image is prepared."""
+
+    dataset: str = Field("digits", description="dataset plugin, or folder:PATH for your own images")
+    data_dir: Path | None = Field(
+        None, description="folder that holds (or receives) the dataset's files; none = the user cache"
+    )
+    download: bool = Field(True, description="fetch a missing dataset from its official address")
+    image_size: Annotated[int, Field(ge=4, le=4096)] | Auto = Field(
+        "auto", description="side of the square the network sees, in pixels; auto = the dataset's own"
+    )
+    crop_scale: tuple[PositiveShare, PositiveShare] | Auto | None = Field(
+        "auto", description="random resized crop: smallest and largest share of the area; none = no crop"
+    )
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = Field(
+        (3 / 4, 4 / 3), description="random resized crop: narrowest and widest width/height"
+    )
+    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="resampling of crops, antialiased")
+    flip: bool | Auto = Field("auto", description="mirror half of the images left to right")
+    shift: CountOrZero | Auto = Field("auto", description="random translation, in pixels each way, edges repeated")
+    placement: Literal["auto", "resident", "streaming"] = Field(
+        "auto",
+        description="keep the decoded dataset on the device, or decode while training; auto = if it fits",
+    )
+    workers: CountOrZero | Auto = Field("auto", description="processes that decode images when streaming")
+    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="share held out for evaluation when a folder has no test split"
+    )
+    strict: bool = Field(False, description="stop at the first unreadable image instead of skipping it")
+    max_unreadable: Share = Field(
+        0.01,
+        description="share of unreadable images above which the run stops (a single one is always allowed)",
+    )
+
+
+class BackboneSettings(Section):
+    """The network that is pre-trained."""
+
+    name: str = Field("vit-tiny", description="backbone plugin, or timm:NAME for any timm model with a grid")
+    patch_size: PositiveInt | Auto = Field(
+        "auto", description="side of a patch in pixels; auto = a 16x16 grid up to 128 px, else 16"
+    )
+
+
+class MethodSettings(Section):
+    """The task that the network learns from."""
+
+    name: str = Field("dsdmae", description="pre-training method plugin")
+
+
+class OptimSettings(Section):
+    """AdamW with linear warm-up and cosine decay, updated every step."""
+
+    base_lr: PositiveFloat = Field(
+        1.5e-4, description="learning rate for a batch of 256; scaled by batch/256 unless lr is given"
+    )
+    lr: PositiveFloat | Auto = Field("auto", description="peak learning rate; auto = base_lr x batch/256")
+    min_lr: NonNegativeFloat = Field(0.0, description="learning rate at the end")
+    warmup_epochs: NonNegativeFloat | Auto = Field(
+        "auto", description="epochs of linear warm-up; auto = 4% of the epochs (20 of 500)"
+    )
+    weight_decay: NonNegativeFloat = Field(0.05, description="decoupled decay; biases and norms have none")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="AdamW's momentum terms"
+    )
+    clip_grad: PositiveFloat | None = Field(None, description="largest gradient norm; none = no clipping")
+
+
+class TrainSettings(Section):
+    """How long, how fast and where."""
+
+    epochs: PositiveInt = Field(500, description="passes over the training images")
+    batch_size: PositiveInt = Field(256, description="images per optimiser step, over all processes")
+    micro_batch: PositiveInt | Auto = Field(
+        "auto", description="images per forward pass; the rest of the batch is accumulated"
+    )
+    seed: CountOrZero = Field(0, description="seed of weights, order, masks, noise and augmentation")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps; auto = the fastest at hand")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="auto = bf16 where the hardware has it, else fp16 on CUDA, else fp32"
+    )
+    compile: bool | Auto = Field("auto", description="torch.compile; auto = on CUDA only")
+    log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
+    knn_every: PositiveInt | Auto | None = Field(
+        "auto", description="epochs between k-NN scores where labels exist; auto = ten times a run"
+    )
+    knn_images: PositiveInt = Field(
+        5000, description="labelled training images that k-NN may look at (and as many test images)"
+    )
+    checkpoint_every: PositiveInt | Auto = Field(
+        "auto", description="epochs between checkpoints; auto = ten times a run"
+    )
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints kept")
+    max_nonfinite: PositiveInt = Field(
+        20, description="steps in a row with a non-finite loss or gradient before the run stops"
+    )
+    tensorboard: bool = Field(False, description="write TensorBoard events too (pip install 'dsdmae[tensorboard]')")
+
+
+# May differ between a run and its resumption: none of them changes what is computed on the same device.
+MAY_CHANGE_ON_RESUME = frozenset(
+    {
+        "data.data_dir",
+        "data.download",
+        "data.workers",
+        "train.device",
+        "train.keep_checkpoints",
+        "train.tensorboard",
+    }
+)
+
+
+class Settings(BaseModel):
+    """All settings of a run; each section is an instance of its plugin's own class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: SerializeAsAny[DataSettings]
+    backbone: SerializeAsAny[BackboneSettings]
+    method: SerializeAsAny[MethodSettings]
+    optim: OptimSettings
+    train: TrainSettings

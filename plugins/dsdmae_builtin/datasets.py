@@ -1,0 +1,60 @@
+"""What the built-in datasets declare about themselves. No torch here; each spec names the module at work."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from dsdmae_cli.plugins import DatasetSpec
+from dsdmae_cli.settings.models import DataSettings
+
+
+class Stl10Settings(DataSettings):
+    """STL-10 has 100,000 images without labels and 5,000 with; which of them are learned from."""
+
+    stl10_split: Literal["unlabeled", "train+unlabeled", "train"] = Field(
+        "unlabeled", description="images to pre-train on; labelled evaluation always uses the labelled ones"
+    )
+
+
+CIFAR10 = DatasetSpec(
+    summary="CIFAR-10: 50,000 + 10,000 photographs of 32x32 in 10 classes (downloaded, 170 MB)",
+    build="dsdmae_builtin.torchvision_datasets:build_cifar10",
+    image_size=32,
+    num_images={"train": 50_000, "test": 10_000},
+)
+
+CIFAR100 = DatasetSpec(
+    summary="CIFAR-100: 50,000 + 10,000 photographs of 32x32 in 100 classes (downloaded, 169 MB)",
+    build="dsdmae_builtin.torchvision_datasets:build_cifar100",
+    image_size=32,
+    num_images={"train": 50_000, "test": 10_000},
+)
+
+STL10 = DatasetSpec(
+    summary="STL-10: 100,000 unlabelled photographs of 96x96, 5,000 + 8,000 labelled (downloaded, 2.6 GB)",
+    build="dsdmae_builtin.torchvision_datasets:build_stl10",
+    settings=Stl10Settings,
+    image_size=96,
+    labelled_split="labelled",
+    num_images={"train": 100_000, "test": 8_000},
+)
+
+IMAGENET = DatasetSpec(
+    summary="ImageNet-1k: 1.28 million + 50,000 photographs in 1,000 classes (you fetch the archives)",
+    build="dsdmae_builtin.torchvision_datasets:build_imagenet",
+    image_size=224,
+)
+
+DIGITS = DatasetSpec(
+    summary="scikit-learn's handwritten digits: 1,400 + 397 of 8x8, enlarged to 16x16 (no download)",
+    build="dsdmae_builtin.digits:build",
+    image_size=16,
+    augment={"crop_scale": None, "flip": False, "shift": 1},
+)
+
+FOLDER = DatasetSpec(
+    summary="your own images: a folder, or a .tar, .tar.gz, .tar.xz or .zip of one",
+    build="dsdmae_builtin.folder:build",
+    argument="PATH",
+    image_size="dsdmae_builtin.folder:native_size",
+)

@@ -1,0 +1,1 @@
+"""The methods that ship with the program: specs.py has their settings, each other file one method."""

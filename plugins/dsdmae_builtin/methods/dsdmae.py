@@ -1,0 +1,103 @@
+"""DSdMAE: denoising self-distillation masked autoencoder (Xu & Stirenko 2023).
+
+The student reads all patches, a share r of them noisy; the teacher, its moving average, reads the clean image.
+On the student's latents at the noisy positions stand, side by side, a decoder to pixels (Eq. 1) and a regressor to
+the teacher's latents (Eq. 2); L = λ L_y + (1-λ) L_z (Eq. 3). docs/methods/dsdmae.md says where the paper is silent.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Generator, Tensor
+
+from dsdmae_builtin.methods.specs import DSdMAESettings
+from dsdmae_cli import corruption as C
+from dsdmae_cli.backbone import Backbone, gather_tokens
+from dsdmae_cli.methods.base import Losses, Method, Restoration, StepInfo
+from dsdmae_cli.methods.ema import EMATeacher
+from dsdmae_cli.methods.heads import TokenTransformer
+from dsdmae_cli.methods.losses import cosine_loss, pixel_loss, standardize_tokens
+
+
+class Noised(NamedTuple):
+    """The student's input and the patches that carry noise."""
+
+    images: Float[Tensor, "b c h w"]
+    ids_noisy: Int64[Tensor, "b k"]
+
+
+class DSdMAE(Method):
+    """Decoder and regressor on a student encoder, a teacher beside it; a head that λ switches off is not built."""
+
+    def __init__(self, settings: DSdMAESettings, backbone: Backbone) -> None:
+        super().__init__()
+        self.settings = settings
+        self.student = backbone
+        patch = backbone.patch_shape
+        self.decoder = (
+            TokenTransformer(backbone.grid, backbone.width, settings.decoder_depth, patch[0] * patch[1] * 3)
+            if settings.lambda_ > 0
+            else None
+        )
+        self.regressor = self.teacher = None
+        if settings.lambda_ < 1:
+            self.regressor = TokenTransformer(backbone.grid, backbone.width, settings.regressor_depth)
+            self.teacher = EMATeacher(backbone, settings.ema_momentum, settings.ema_every, settings.teacher_start)
+
+    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Noised:
+        s, net = self.settings, self.student
+        count = C.num_masked(s.mask_ratio, net.num_tokens, generator)
+        ids_noisy, _ = C.random_ids(len(images), net.num_tokens, count, generator)
+        noisy = C.mask_to_pixels(C.ids_to_mask(ids_noisy, net.num_tokens), net.patch_shape, net.grid)
+        std = C.draw_std(s.noise_std, len(images), generator)
+        return Noised(C.add_noise(images, noisy, std, s.noise, generator), ids_noisy)
+
+    def forward(self, images: Float[Tensor, "b c h w"], corruption: Noised) -> Losses:
+        ids, weight = corruption.ids_noisy, self.settings.lambda_
+        latents = gather_tokens(self.student(corruption.images), ids)
+        losses: Losses = {}
+        if self.decoder is not None:
+            losses["pixel"] = pixel_loss(self.decoder(latents, ids), gather_tokens(self._pixel_target(images), ids))
+        if self.regressor is not None and self.teacher is not None:
+            target = gather_tokens(self.teacher(images), ids)
+            if self.settings.target_norm == "token":
+                target = standardize_tokens(target)
+            losses["feature"] = cosine_loss(self.regressor(latents, ids), target, self.settings.cosine)
+        weights = {"pixel": weight, "feature": 1 - weight}
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
+
+    def _pixel_target(self, images: Tensor) -> Tensor:
+        patches = C.patchify(images, self.student.patch_shape)
+        return C.normalize_patches(patches) if self.settings.norm_pix_loss else patches
+
+    def after_step(self, info: StepInfo) -> None:
+        if self.teacher is not None:
+            self.teacher.follow(self.student, info)
+
+    def encoder(self) -> Backbone:
+        return self.student
+
+    def restore(self, images: Float[Tensor, "b c h w"], corruption: Noised) -> Restoration | None:
+        """Decoded pixels at the noisy patches, the given ones elsewhere; None without a decoder.
+
+        With norm_pix_loss the network does not predict a patch's mean and contrast: they are taken from the original,
+        as MAE's own pictures do.
+        """
+        if self.decoder is None:
+            return None
+        ids, patch = corruption.ids_noisy, self.student.patch_shape
+        decoded = self.decoder(gather_tokens(self.student(corruption.images), ids), ids).float()
+        patches = C.patchify(images, patch)
+        if self.settings.norm_pix_loss:
+            decoded = C.denormalize_patches(decoded, gather_tokens(patches, ids))
+        patches = patches.scatter(1, ids.unsqueeze(-1).expand_as(decoded), decoded)
+        return Restoration(corruption.images, C.unpatchify(patches, patch, self.student.grid))
+
+
+def build(settings: DSdMAESettings, backbone: Backbone) -> DSdMAE:
+    """DSdMAE around any backbone with a grid."""
+    return DSdMAE(settings, backbone)

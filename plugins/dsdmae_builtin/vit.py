@@ -1,0 +1,107 @@
+"""ViT-T/S/B at any image and patch size, on timm's VisionTransformer. Its weights keep timm's names."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from dsdmae_builtin.backbones import ViTSettings
+from dsdmae_cli.backbone import Backbone, gather_tokens, sincos_positions, to_autocast_dtype
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.methods.heads import ViTLayerNorm, init_weights
+
+# The registered timm architecture that a ViT of a width is nearest to; its other dimensions are given as arguments.
+_TIMM_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224"}
+
+
+class ViT(Backbone):
+    """A vision transformer that returns its patch tokens after the final norm.
+
+    Raises:
+        SettingsError: the image is not a whole number of patches, or the width does not fit heads or positions.
+    """
+
+    def __init__(self, settings: ViTSettings, image_size: int) -> None:
+        super().__init__()
+        _check(settings, image_size)
+        patch = int(settings.patch_size)
+        self.grid = (image_size // patch, image_size // patch)
+        self.width = settings.embed_dim
+        self.image_size = image_size
+        self.timm_name = _TIMM_NAMES.get(self.width, _TIMM_NAMES[192])
+        self.timm_kwargs = {
+            "img_size": image_size,
+            "patch_size": patch,
+            "embed_dim": settings.embed_dim,
+            "depth": settings.depth,
+            "num_heads": settings.num_heads,
+            "mlp_ratio": settings.mlp_ratio,
+            "class_token": settings.class_token,
+            "global_pool": "avg",
+            "fc_norm": False,
+            "num_classes": 0,
+        }
+        self.vit = VisionTransformer(**self.timm_kwargs, drop_path_rate=settings.drop_path, norm_layer=ViTLayerNorm)
+        self.vit.apply(init_weights)
+        nn.init.xavier_uniform_(self.vit.patch_embed.proj.weight.flatten(1))  # MAE: like a linear layer
+        self._set_positions(settings.pos_embed)
+
+    def _set_positions(self, kind: str) -> None:
+        table = sincos_positions(self.grid, self.width)
+        if self.vit.cls_token is not None:
+            nn.init.normal_(self.vit.cls_token, std=0.02)
+            table = torch.cat([torch.zeros(1, 1, self.width), table], dim=1)
+        if kind == "sincos":
+            self.positions.data.copy_(table)
+            self.positions.requires_grad_(False)
+        else:
+            nn.init.normal_(self.positions, std=0.02)
+
+    @property
+    def positions(self) -> nn.Parameter:
+        """timm's position embedding, that of the class token first."""
+        assert self.vit.pos_embed is not None
+        return self.vit.pos_embed
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
+        return self._encode(self._embed(images))
+
+    def forward_subset(
+        self, images: Float[Tensor, "b c h w"], ids_keep: Int64[Tensor, "b k"]
+    ) -> Float[Tensor, "b k d"]:
+        return self._encode(gather_tokens(self._embed(images), ids_keep))
+
+    def _embed(self, images: Tensor) -> Tensor:
+        patches = to_autocast_dtype(self.vit.patch_embed(images))
+        return patches + self.positions[:, -self.num_tokens :].to(patches.dtype)
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        if self.vit.cls_token is None:
+            return self.vit.norm(self.vit.blocks(tokens))
+        first = (self.vit.cls_token + self.positions[:, :1]).to(tokens.dtype)
+        tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
+        return self.vit.norm(self.vit.blocks(tokens))[:, 1:]
+
+    def timm_state(self) -> dict[str, Tensor]:
+        return dict(self.vit.state_dict())
+
+
+def _check(settings: ViTSettings, image_size: int) -> None:
+    patch = settings.patch_size
+    if isinstance(patch, str) or image_size % patch:
+        raise SettingsError(
+            f"backbone.patch_size = {patch} does not divide data.image_size = {image_size};"
+            f" it may be one of {', '.join(str(n) for n in range(1, image_size + 1) if image_size % n == 0)}"
+        )
+    if settings.embed_dim % 4 or settings.embed_dim % settings.num_heads:
+        raise SettingsError(
+            f"backbone.embed_dim = {settings.embed_dim} must be a multiple of 4 and of"
+            f" backbone.num_heads = {settings.num_heads}"
+        )
+
+
+def build(settings: ViTSettings, image_size: int) -> ViT:
+    """A ViT of the settings' size for square images."""
+    return ViT(settings, image_size)

@@ -1,0 +1,115 @@
+"""What all tests share: shape checks, a clean environment, and small parts of the real data sets.
+
+Shapes in annotations are checked while testing and only then: the import hook below must stand before
+anything imports the program. Data that tests make up themselves is made in the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook(
+    [
+        "dsdmae_cli.backbone",
+        "dsdmae_cli.corruption",
+        "dsdmae_cli.data.augment",
+        "dsdmae_cli.methods",
+        "dsdmae_builtin",
+    ],
+    # An int is welcome where a float is asked for, as in mypy.
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+TEST_DATA = "DSDMAE_TEST_DATA"
+
+
+def _isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """No settings from the developer's shell, and no cache but an empty one."""
+    for variable in [name for name in os.environ if name.startswith("DSDMAE_") and name != TEST_DATA]:
+        monkeypatch.delenv(variable)
+    # platformdirs reads these on Linux; programs that tests start inherit them.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "share"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # Session fixtures run before any test's own isolation.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _isolate(monkeypatch, tmp_path_factory.mktemp("session"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _isolated_test(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Not under tmp_path: a test may check exactly what it left there.
+    _isolate(monkeypatch, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Shape checks off, for tests that compile: dynamo cannot trace a check of a type."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of cifar10.tar.xz and photos.tar. CI must have it; elsewhere its tests are skipped."""
+    if TEST_DATA in os.environ:
+        return Path(os.environ[TEST_DATA])
+    message = f"{TEST_DATA} is not set to the folder of cifar10.tar.xz and photos.tar"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def cifar_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/<class>/NNNN.jpg with 20 images of each of ten classes, test/ with 10: real CIFAR-10 as JPEG."""
+    folder = tmp_path_factory.mktemp("cifar")
+    _unpack_first(test_data / "cifar10.tar.xz", folder, {"train": 20, "test": 10}, num_folders=20)
+    return folder / "cifar10"
+
+
+@pytest.fixture(scope="session")
+def photos_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ with 24 photographs of various shapes, val/ with 8; no classes."""
+    folder = tmp_path_factory.mktemp("photos")
+    _unpack_first(test_data / "photos.tar", folder, {"train": 24, "val": 8}, num_folders=2)
+    return folder / "photos"
+
+
+def _unpack_first(archive: Path, target: Path, per_folder: dict[str, int], num_folders: int) -> None:
+    """Unpack the first files of each folder, as many as `per_folder` says for its split.
+
+    One pass over the stream, since an xz archive has no way back; it ends as soon as all folders are full.
+    """
+    taken: Counter[PurePosixPath] = Counter()
+    full = 0
+    with tarfile.open(archive, "r|*") as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if not member.isfile() or taken[path.parent] == (wanted := per_folder[path.parts[1]]):
+                continue
+            content = tar.extractfile(member)
+            assert content is not None
+            destination = target / path
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            with content, destination.open("wb") as file:
+                shutil.copyfileobj(content, file)
+            taken[path.parent] += 1
+            full += taken[path.parent] == wanted
+            if full == num_folders:
+                break
+    assert full == num_folders, f"{archive} has fewer images than expected: {dict(taken)}"

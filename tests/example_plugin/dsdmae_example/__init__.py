@@ -1,0 +1,1 @@
+"""Example plugins for dsdmae: specs.py declares them; mixer.py, gratings.py and colour.py are the real things."""

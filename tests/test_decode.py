@@ -1,0 +1,270 @@
+"""The image policy of docs/datasets.md, one kind of image at a time, against files that Pillow wrote."""
+
+import contextlib
+import io
+import pickle
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode, image_size, to_rgb
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A real photograph, wider than high so that a wrong rotation shows."""
+    return Image.fromarray(load_sample_image("flower.jpg")[100:148, 200:264])
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises `width` x `height` pixels and holds a few bytes."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+
+
+def reason(source: bytes | Path) -> str:
+    with pytest.raises(UnreadableImage) as caught:
+        decode(source, "picture")
+    message = str(caught.value)
+    assert message == f"unreadable image picture: {caught.value.reason}"
+    assert "\n" not in message
+    assert pickle.loads(pickle.dumps(caught.value)).reason == caught.value.reason
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_lossless_formats_give_the_pixels_back(photo: Image.Image, kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    got = decode(saved(photo, kind, **options), "x")
+    assert got.dtype == np.uint8
+    assert got.shape == (48, 64, 3)
+    assert got.flags.writeable
+    assert got.flags.c_contiguous
+    np.testing.assert_array_equal(got, np.asarray(photo))
+
+
+def test_jpeg_is_close_and_sources_agree(photo: Image.Image, tmp_path: Path) -> None:
+    content = saved(photo, "JPEG", quality=95)
+    path = tmp_path / "flower.jpg"
+    path.write_bytes(content)
+    got = decode(content, "x")
+    assert np.abs(got.astype(int) - np.asarray(photo)).mean() < 4
+    np.testing.assert_array_equal(got, decode(path, "x"))
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(got, decode(file, "x"))
+        assert image_size(file, "x") == (64, 48)
+        assert not file.closed
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied(photo: Image.Image, kind: str, orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = saved(photo, kind, exif=exif)
+    got = decode(content, "x")
+    with Image.open(io.BytesIO(content)) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    np.testing.assert_array_equal(got, np.asarray(expected))
+    assert image_size(content, "x") == (got.shape[1], got.shape[0])
+    assert got.shape[:2] == ((64, 48) if orientation > 4 else (48, 64))
+
+
+def test_damaged_exif_is_ignored(photo: Image.Image) -> None:
+    whole = saved(photo, "JPEG")
+    for junk in (
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 30,
+    ):
+        np.testing.assert_array_equal(decode(saved(photo, "JPEG", exif=junk), "x"), decode(whole, "x"))
+
+
+def test_first_frame_of_animations(photo: Image.Image) -> None:
+    frames = [photo, photo.rotate(180), photo.rotate(90)]
+    for kind, options in {
+        "GIF": {"duration": 20},
+        "WEBP": {"lossless": True, "duration": 20},
+        "PNG": {"duration": 20},
+        "TIFF": {},
+    }.items():
+        still = decode(saved(photo, kind, **({"lossless": True} if kind == "WEBP" else {})), "x")
+        moving = decode(saved(photo, kind, save_all=True, append_images=frames[1:], **options), "x")
+        np.testing.assert_array_equal(moving, still, err_msg=kind)
+
+
+def test_palette_and_one_bit(photo: Image.Image) -> None:
+    palette = photo.quantize(64)
+    np.testing.assert_array_equal(decode(saved(palette, "PNG"), "x"), np.asarray(palette.convert("RGB")))
+    one_bit = photo.convert("1")
+    np.testing.assert_array_equal(decode(saved(one_bit, "PNG"), "x"), np.asarray(one_bit.convert("RGB")))
+
+
+def test_grey_is_repeated(photo: Image.Image) -> None:
+    grey = np.asarray(photo.convert("L"))
+    got = decode(saved(photo.convert("L"), "PNG"), "x")
+    np.testing.assert_array_equal(got, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_laid_over_white(photo: Image.Image, mode: str) -> None:
+    image = photo.convert(mode)
+    alpha = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+    image.putalpha(Image.fromarray(alpha))
+    colour = np.asarray(image.convert("RGBA"), dtype=float)[..., :3]
+    share = alpha[..., None] / 255.0
+    got = decode(saved(image, "PNG"), "x")
+    assert np.abs(got - (colour * share + 255 * (1 - share))).max() <= 1
+    assert (got[:, 0] == 255).all()
+
+
+def test_transparent_colours_become_white(photo: Image.Image) -> None:
+    palette = photo.quantize(16)
+    indices = np.asarray(palette)
+    plain = np.asarray(palette.convert("RGB"))
+    for transparency in (3, bytes([255, 255, 255, 0])):
+        got = decode(saved(palette, "PNG", transparency=transparency), "x")
+        np.testing.assert_array_equal(got, np.where((indices == 3)[..., None], 255, plain))
+    solid = Image.new("RGB", (4, 4), (10, 20, 30))
+    assert (decode(saved(solid, "PNG", transparency=(10, 20, 30)), "x") == 255).all()
+    assert (decode(saved(Image.new("L", (4, 4), 9), "PNG", transparency=9), "x") == 255).all()
+
+
+def test_cmyk_and_ycbcr(photo: Image.Image) -> None:
+    for kind in ("JPEG", "TIFF"):
+        got = decode(saved(photo.convert("CMYK"), kind), "x")
+        assert np.abs(got.astype(int) - np.asarray(photo)).mean() < 6, kind
+    np.testing.assert_array_equal(to_rgb(photo.convert("YCbCr")), np.asarray(photo.convert("YCbCr").convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_keeps_the_upper_byte(kind: str) -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    got = decode(saved(Image.fromarray(values), kind), "x")
+    np.testing.assert_array_equal(got, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_16_bit_transparent_grey_is_white() -> None:
+    values = np.full((4, 4), 700, dtype=np.uint16)
+    assert (decode(saved(Image.fromarray(values), "PNG", transparency=700), "x") == 255).all()
+
+
+def test_32_bit_grey_only_within_16_bits() -> None:
+    inside = np.array([[0, 65535]], dtype=np.int32)
+    np.testing.assert_array_equal(decode(saved(Image.fromarray(inside), "TIFF"), "x")[0, :, 0], [0, 255])
+    for outside in ([[0, 65536]], [[-1, 0]]):
+        content = saved(Image.fromarray(np.array(outside, dtype=np.int32)), "TIFF")
+        assert "outside 0..65535" in reason(content)
+
+
+def test_kinds_without_a_defined_range_are_refused() -> None:
+    assert "floating-point" in reason(saved(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"))
+    lab = Image.new("LAB", (3, 3))
+    assert reason(saved(lab, "TIFF")) == "colour mode LAB is not supported"
+    with pytest.raises(ValueError, match="LAB"):
+        to_rgb(lab)
+
+
+def test_one_pixel() -> None:
+    assert decode(saved(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), "x").tolist() == [[[1, 2, 3]]]
+
+
+def test_a_bomb_is_refused_from_its_header() -> None:
+    import tracemalloc
+
+    tracemalloc.start()
+    for width, height in [(50_000, 50_000), (10_001, 10_000), (2**31 - 1, 2**31 - 1)]:
+        assert "million pixels" in reason(png_header(width, height))
+        with pytest.raises(UnreadableImage, match="million pixels"):
+            image_size(png_header(width, height), "x")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+    assert image_size(png_header(10_000, 10_000), "x") == (10_000, 10_000)
+    assert MAX_PIXELS == 100_000_000
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_truncated_files(photo: Image.Image, kind: str) -> None:
+    content = saved(photo, kind)
+    for keep in (0.1, 0.5, 0.9):
+        why = reason(content[: int(len(content) * keep)])
+        assert len(why) < 120
+    if kind in ("JPEG", "PNG"):
+        assert reason(content[: len(content) * 9 // 10]) == "truncated file"
+
+
+def test_what_is_no_image(tmp_path: Path, photo: Image.Image) -> None:
+    assert reason(b"") == "empty file"
+    assert reason(b"hello, world").startswith("not a JPEG")
+    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n").startswith("not a JPEG")
+    assert reason(tmp_path / "gone.jpg") == "no such file or directory"
+    assert reason(tmp_path) == "is a directory"
+    reason(png_header(0, 5))
+    icon = saved(photo, "ICO")
+    assert reason(icon).startswith("not a JPEG")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_flipped_bytes_never_escape(photo: Image.Image, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Damage gives an image or an UnreadableImage: no warning (they are errors here), no other exception."""
+    content = saved(photo, kind)
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(content)
+        for position in random.integers(0, min(len(content), 400), 4):
+            damaged[position] = random.integers(256)
+        with contextlib.suppress(UnreadableImage):
+            assert decode(bytes(damaged), "x").ndim == 3
+    assert capfd.readouterr().out == ""
+
+
+def test_pillow_warnings_stay_inside_and_filters_come_back(photo: Image.Image) -> None:
+    before = list(warnings.filters)
+    limit = Image.MAX_IMAGE_PIXELS
+    # At 95 million pixels Pillow warns of a bomb; the policy allows them.
+    assert image_size(png_header(9_500, 10_000), "x") == (9_500, 10_000)
+    content = saved(photo, "JPEG")
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(50):
+                decode(content, "x")
+                image_size(png_header(9_500, 10_000), "x")
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert list(warnings.filters) == before
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_suffixes_cover_what_is_decoded() -> None:
+    assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"} <= IMAGE_SUFFIXES
+    assert not IMAGE_SUFFIXES & {".eps", ".pdf", ".svg", ".ps", ".psd"}
