@@ -168,6 +168,8 @@ def main() -> None:
         for name in names:
             pipes[name].send(True)
             times[name].append(pipes[name].recv())
+    for pipe in pipes.values():
+        pipe.send(False)
     report(arguments, times)
 
 
@@ -188,9 +190,8 @@ def report(arguments: argparse.Namespace, times: dict[str, list[float]]) -> None
         rates = sorted(arguments.batch / s for s in seconds)
         middle = arguments.batch / statistics.median(seconds)
         share = middle * gflop / peaks[torch.bfloat16]
-        print(
-            f"| {name} | {middle:.2f} ({rates[0]:.2f}, {rates[-1]:.2f}) | {share:.2f} | {base * middle / arguments.batch:.2f} |"
-        )
+        ratio = base * middle / arguments.batch
+        print(f"| {name} | {middle:.2f} ({rates[0]:.2f}, {rates[-1]:.2f}) | {share:.2f} | {ratio:.2f} |")
     print(json.dumps({"times": times}))
 
 

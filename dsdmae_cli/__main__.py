@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from dsdmae_cli.errors import DsdmaeError
+from dsdmae_cli.errors import DsdmaeError, RunInterrupted
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,6 +27,9 @@ def _run(arguments: list[str]) -> int:
     try:
         done = app(args=arguments, standalone_mode=False)
         return done if isinstance(done, int) else 0
+    except RunInterrupted as error:
+        print(f"dsdmae: {error}", file=sys.stderr)  # no error: it was asked for, and nothing is lost
+        return error.exit_code
     except DsdmaeError as error:
         return _complain(str(error), error.exit_code, arguments)
     except usage_error as error:

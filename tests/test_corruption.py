@@ -17,6 +17,7 @@ from dsdmae_cli.backbone import gather_tokens, sincos_positions
 from dsdmae_cli.corruption import (
     NoiseKind,
     add_noise,
+    denormalize_patches,
     draw_std,
     ids_to_mask,
     mask_to_pixels,
@@ -66,6 +67,14 @@ def test_normalize_patches_is_maes_norm_pix_loss() -> None:
     x = patches.double().numpy()
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, ddof=1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(normalize_patches(patches).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_denormalize_patches_gives_mean_and_contrast_back() -> None:
+    original, foreign = torch.randn(3, 5, 12) * 3 + 7, torch.randn(3, 5, 12)
+    torch.testing.assert_close(denormalize_patches(normalize_patches(original), original), original)
+    x = original.double().numpy()
+    expected = foreign.numpy() * np.sqrt(x.var(-1, ddof=1, keepdims=True) + 1e-6) + x.mean(-1, keepdims=True)
+    np.testing.assert_allclose(denormalize_patches(foreign, original).numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)

@@ -46,6 +46,7 @@ class EMATeacher(nn.Module):
         self.module.requires_grad_(False)
         self.momentum = momentum
         self.every = every
+        self.eval()
 
     def train(self, mode: bool = True) -> EMATeacher:
         """A teacher is always in eval mode: no dropout, no stochastic depth."""
@@ -64,10 +65,14 @@ class EMATeacher(nn.Module):
         teacher: list[Tensor] = [p.data for p in self.module.parameters()]
         source = [p.detach() for p in student.parameters()]
         # A tensor weight keeps the skipped flag on the device: reading it would stall the step.
-        weight = (1 - eta) * (1 - info.skipped)
-        torch._foreach_lerp_(teacher, source, [weight] * len(teacher))  # type: ignore[list-item]
+        # A skipped step left the student's weights good, so that an epoch's move is made whatever its last step was.
+        skipped = info.skipped if self.every == "step" else torch.zeros_like(info.skipped)
+        weight = (1 - eta) * (1 - skipped)
+        torch._foreach_lerp_(teacher, source, [weight] * len(teacher))
         for mine, theirs in zip(self.module.buffers(), student.buffers(), strict=True):
             if mine.is_floating_point():
-                mine.lerp_(theirs, weight.to(mine.dtype))
+                # A batch that was skipped has already left its NaN in running statistics, and 0 * NaN is NaN.
+                moved = mine.lerp(theirs, weight.to(mine.dtype))
+                mine.copy_(torch.where(moved.isfinite(), moved, mine))
             else:
                 mine.copy_(theirs)

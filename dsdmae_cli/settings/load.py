@@ -222,13 +222,23 @@ def _merge(layers: list[Layer]) -> tuple[Values, dict[str, str]]:
     for layer in layers:
         for section, table in layer.values.items():
             if section in NAMED:
-                key, _, shared = NAMED[section]
+                key, kind, shared = NAMED[section]
                 before = values[section].get(key, shared.model_fields[key].default)
-                if table.get(key, before) != before:
-                    values[section] = {k: v for k, v in values[section].items() if k in shared.model_fields}
+                after = table.get(key, before)
+                if after != before:
+                    kept = _shared_keys(kind, shared, str(after))
+                    values[section] = {k: v for k, v in values[section].items() if k in kept}
             values[section].update(table)
         origin.update(layer.origin)
     return values, origin
+
+
+def _shared_keys(kind: plugins.Kind, shared: type[BaseModel], name: str) -> set[str]:
+    """The keys of a section that mean the same for the plugin `name` as for the one named below it."""
+    keys = set(shared.model_fields)
+    spec = plugins.find(kind, name).spec
+    # A preset's patch size is a ViT's; a convolutional stem would refuse it or shrink by it.
+    return keys - {"patch_size"} if getattr(spec, "own_patch_size", False) else keys
 
 
 def _validate(values: Values, origin: dict[str, str]) -> Loaded:

@@ -1,0 +1,157 @@
+"""What several test files share: tiny settings, a folder of real digits, runs in this process and in others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsdmae_cli.__main__ import main
+from dsdmae_cli.recipes.pretrain import pretrain
+from dsdmae_cli.settings.load import Loaded, load
+
+# One block of width 32 on 16 tokens, on this machine's CPU and in float32 alike everywhere.
+_SMALL = (
+    "data.image_size=16",
+    "optim.lr=1e-3",
+    "optim.warmup_epochs=0.5",
+    "train.device=cpu",
+    "train.precision=fp32",
+    "train.epochs=2",
+    "train.batch_size=8",
+    "train.log_every=1",
+    "train.knn_every=none",
+)
+_VIT = ("backbone.patch_size=4", "backbone.embed_dim=32", "backbone.depth=1", "backbone.num_heads=2")
+_DSDMAE = ("method.decoder_depth=1", "method.regressor_depth=1")
+
+# A run whose steps take a twentieth of a second more, so that a signal finds it at work on any machine.
+SLOW_DRIVER = """
+import sys, time
+from dsdmae_cli.__main__ import main
+from dsdmae_cli.engine import Trainer
+step = Trainer._step
+def slowly(self, micro_batches):
+    step(self, micro_batches)
+    time.sleep(0.05)
+Trainer._step = slowly
+main(sys.argv[1:])
+"""
+
+
+def digit_folder(folder: Path, train: int = 42, test: int = 10) -> Path:
+    """train/<digit>/NNN.png and test/<digit>/NNN.png: scikit-learn's digits as 16x16 images in files."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for index in range(train + test):
+        part = folder / ("train" if index < train else "test") / str(digits.target[index])
+        part.mkdir(parents=True, exist_ok=True)
+        grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+        Image.fromarray(grey).resize((16, 16), Image.Resampling.BICUBIC).save(part / f"{index:03d}.png")
+    return folder
+
+
+def assignments(dataset: str | Path, *more: str, method: str = "dsdmae") -> list[str]:
+    """--set texts of a tiny run on a dataset's name or a folder; `more` stands above them."""
+    name = f"folder:{dataset}" if isinstance(dataset, Path) else dataset
+    own = _DSDMAE if method == "dsdmae" else ("method.decoder_depth=1",)
+    net = () if any(text.startswith("backbone.name=timm:") for text in more) else _VIT
+    return [f"data.dataset={name}", f"method.name={method}", *_SMALL, *net, *own, *more]
+
+
+def settings(dataset: str | Path, *more: str, method: str = "dsdmae") -> Loaded:
+    """The settings of a tiny run."""
+    return load(assignments=assignments(dataset, *more, method=method), environ={})
+
+
+def train(
+    dataset: str | Path, out: Path, *more: str, method: str = "dsdmae", resume: bool = False, overridden: bool = False
+) -> dict[str, Any]:
+    """A tiny run in this process; what result.json holds."""
+    loaded = settings(dataset, *more, method=method)
+    return pretrain(loaded, out=out, resume=resume, overridden=overridden, as_json=True)
+
+
+def words(given: list[str]) -> list[str]:
+    """Assignments as a command line."""
+    return [word for text in given for word in ("--set", text)]
+
+
+def cli(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `dsdmae ARGUMENTS`, run in this process."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, captured.out, captured.err
+
+
+def one_line(err: str) -> str:
+    """The message of an error for people: a single line on stderr."""
+    [line] = [line for line in err.splitlines() if line.startswith("dsdmae: error:")]
+    assert "Traceback" not in err, err
+    return line
+
+
+def start(*command: str | Path, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Python with these arguments, in a process group of its own, with one thread and no settings of the user's."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("DSDMAE_")}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env={**clean, "OMP_NUM_THREADS": "1", **(environ or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait for something that a running process does."""
+    end = time.monotonic() + seconds
+    while not true():
+        if process.poll() is not None:
+            raise AssertionError(f"it ended with {process.returncode}: {process.communicate()[1]}")
+        if time.monotonic() > end:
+            process.kill()
+            raise AssertionError(f"nothing happened in {seconds} s: {process.communicate()[1]}")
+        time.sleep(0.02)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl, which must be JSON to the letter: no NaN, no Infinity."""
+
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} is not JSON")
+
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def untimed(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock measured."""
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records(run)]
+
+
+def steps_done(run: Path) -> int:
+    """The last step in metrics.jsonl so far."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}")]
+    return int(json.loads(whole[-1])["step"]) if whole else 0
+
+
+def listing(folder: Path) -> set[str]:
+    """Everything below a folder, by relative path."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}

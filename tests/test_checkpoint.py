@@ -1,0 +1,411 @@
+"""Checkpoints against all that happens to files: damage, kill -9, full disks, foreign pickles."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dsdmae_cli import checkpoint
+from dsdmae_cli.checkpoint import Checkpoint
+from dsdmae_cli.errors import CheckpointError, RunFailed
+
+FILES = ("manifest.json", "model.safetensors", "state.json", "training.safetensors")
+
+
+def made(step: int) -> Checkpoint:
+    """A checkpoint whose every part tells its step."""
+    model = {"weight": torch.full((3, 5), float(step)), "count": torch.tensor(step)}
+    training = {"optimizer/step/weight": torch.tensor(float(step)), "half": torch.ones(2, dtype=torch.bfloat16)}
+    return Checkpoint(step, model, training, {"seconds": 1.5, "scaler": {}}, {"train": {"epochs": step}})
+
+
+def assert_is(found: Checkpoint | None, step: int) -> None:
+    assert found is not None
+    wanted = made(step)
+    assert (found.step, found.state, found.settings) == (step, wanted.state, wanted.settings)
+    for mine, theirs in ((found.model, wanted.model), (found.training, wanted.training)):
+        assert mine.keys() == theirs.keys()
+        for name, tensor in mine.items():
+            assert tensor.dtype == theirs[name].dtype
+            assert torch.equal(tensor, theirs[name])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A folder with the checkpoints of steps 1 and 2."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, made(step), keep=2)
+    return tmp_path
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    source = made(7)
+    source.model["transposed"] = torch.arange(6.0).reshape(2, 3).T  # safetensors takes contiguous tensors alone
+    path = checkpoint.save(tmp_path / "new", source, keep=2)
+    assert path.name == "step-00000007"
+    assert names(path) == sorted(FILES)
+    found = checkpoint.load(path)
+    assert torch.equal(found.model.pop("transposed"), source.model["transposed"])
+    assert_is(found, 7)
+    assert checkpoint.load_newest(tmp_path / "nothing") == (None, [])
+
+
+def test_a_flipped_bit_anywhere_is_noticed(two: Path) -> None:
+    newest = two / "step-00000002"
+    draw = random.Random(0)
+    for name in FILES:
+        whole = (newest / name).read_bytes()
+        bits = range(8 * len(whole))
+        for bit in [0, bits[-1], *draw.sample(bits, 200)]:
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            (newest / name).write_bytes(damaged)
+            found, complaints = checkpoint.load_newest(two)
+            assert_is(found, 1)
+            [complaint] = complaints
+            assert str(newest) in complaint
+            assert "damaged" in complaint
+        (newest / name).write_bytes(whole)
+    assert_is(checkpoint.load_newest(two)[0], 2)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("fate", ["missing", "empty", "truncated", "a directory"])
+def test_a_lost_file_is_noticed(two: Path, name: str, fate: str) -> None:
+    path = two / "step-00000002" / name
+    whole = path.read_bytes()
+    path.unlink()
+    if fate == "a directory":
+        path.mkdir()
+    elif fate != "missing":
+        path.write_bytes(b"" if fate == "empty" else whole[: len(whole) // 2])
+    found, complaints = checkpoint.load_newest(two)
+    assert_is(found, 1)
+    assert len(complaints) == 1
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", "null", "5", '"text"', '["state.json"]', '{"state.json": 5}'])
+def test_a_manifest_of_another_kind_is_damage(two: Path, manifest: str) -> None:
+    (two / "step-00000002" / "manifest.json").write_text(manifest)
+    found, complaints = checkpoint.load_newest(two)
+    assert_is(found, 1)
+    assert len(complaints) == 1
+
+
+def test_all_damaged_is_none_with_a_line_each(two: Path) -> None:
+    for path in two.glob("*/state.json"):
+        path.unlink()
+    found, complaints = checkpoint.load_newest(two)
+    assert found is None
+    assert ["step-00000002" in complaints[0], "step-00000001" in complaints[1]] == [True, True]
+
+
+def seal(path: Path) -> None:
+    """Make the manifest fit whatever the files hold now."""
+    sums = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in FILES if name != "manifest.json"}
+    (path / "manifest.json").write_text(json.dumps(sums))
+
+
+def test_a_newer_format_is_refused(two: Path) -> None:
+    path = two / "step-00000002"
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"format": 99}))
+    seal(path)
+    with pytest.raises(CheckpointError, match="update dsdmae"):
+        checkpoint.load(path)
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_unpickled(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = tmp_path / "it ran"
+    pickle.loads(pickle.dumps(Bomb(trace)))
+    assert trace.exists(), "the bomb works"
+    trace.unlink()
+    for name in ("model.safetensors", "training.safetensors", "state.json"):
+        path = checkpoint.save(two, made(3), keep=2)
+        torch.save({"weight": Bomb(trace)}, path / name)
+        seal(path)
+        with pytest.raises(CheckpointError):
+            checkpoint.load(path)
+        with pytest.raises(CheckpointError):
+            checkpoint.read_metadata(path / name)
+    assert not trace.exists()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    assert_is(checkpoint.load(two / "step-00000002"), 2)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, made(step), keep=3)
+        expected = [f"step-{n:08d}" for n in range(max(1, step - 2), step + 1)]
+        assert names(tmp_path) == expected
+    # The same step again takes the place of the first.
+    checkpoint.save(tmp_path, made(5), keep=3)
+    assert names(tmp_path) == expected
+
+
+def test_damaged_checkpoints_take_no_place_of_whole_ones(tmp_path: Path) -> None:
+    """A run that went back past damaged checkpoints saves steps below theirs."""
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, made(step), keep=3)
+    for step in (20, 30):
+        (tmp_path / f"step-{step:08d}" / "state.json").write_bytes(b"{")
+    assert_is(checkpoint.load_newest(tmp_path)[0], 10)
+    saved = checkpoint.save(tmp_path, made(12), keep=2)
+    assert saved.is_dir(), "what was just saved is gone"
+    assert_is(checkpoint.load_newest(tmp_path)[0], 12)
+    assert_is(checkpoint.load(tmp_path / "step-00000010"), 10)
+
+
+def test_leftovers_of_a_killed_process_are_removed(two: Path) -> None:
+    leftover = two / ".step-00000002.999.partial"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    assert_is(checkpoint.load_newest(two)[0], 2)
+    checkpoint.save(two, made(3), keep=2)
+    assert names(two) == ["step-00000002", "step-00000003"]
+
+
+# -- no room
+
+
+def full(_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", range(6))  # four files, their directory, the folder
+def test_no_space_while_syncing(two: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    sync, calls = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        full(None) if len(calls) > call else sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(RunFailed, match="No space left") as failed:
+        checkpoint.save(two, made(3), keep=2)
+    assert len(str(failed.value).splitlines()) == 1
+    assert failed.value.exit_code == 1
+    found, complaints = checkpoint.load_newest(two)
+    assert complaints == []
+    assert_is(found, 3 if call == 5 else 2)
+    assert not list(two.glob(".*"))
+    monkeypatch.undo()
+    checkpoint.save(two, made(4), keep=2)
+    assert_is(checkpoint.load_newest(two)[0], 4)
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_no_space_for_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> None:
+    path = tmp_path / "encoder.safetensors"
+    if earlier:
+        checkpoint.save_weights(path, {"a": torch.ones(3)}, {"kind": "old"})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed, match=r"encoder\.safetensors: No space left"):
+        checkpoint.save_weights(path, {"a": torch.zeros(4)}, {"kind": "new"})
+    assert names(tmp_path) == (["encoder.safetensors"] if earlier else [])
+    if earlier:
+        assert checkpoint.read_metadata(path)["kind"] == "old"
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    # Permission bits do not bind root, who runs tests in containers; a file in the way binds everybody.
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(RunFailed, match="cannot write"):
+        checkpoint.save(tmp_path / "checkpoints", made(1), keep=2)
+    assert (tmp_path / "checkpoints").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_folder_without_permission(two: Path) -> None:
+    two.chmod(0o555)
+    try:
+        with pytest.raises(RunFailed, match="Permission denied"):
+            checkpoint.save(two, made(3), keep=2)
+    finally:
+        two.chmod(0o755)
+    assert_is(checkpoint.load_newest(two)[0], 2)
+
+
+# -- another process: killed while it saves, and with a limit on the size of its files
+
+LABORATORY = """
+import json, os, random, resource, signal, sys, time
+from pathlib import Path
+
+from dsdmae_cli import checkpoint
+from dsdmae_cli.errors import RunFailed
+from test_checkpoint import made
+
+folder, draw = Path(sys.argv[1]), random.Random(0)
+
+def child(work):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    return pid
+
+def saving(report, first):
+    for step in range(first, first + 10_000):
+        for _ in range(1 + step % 2):  # every other step is saved twice
+            checkpoint.save(folder, made(step), keep=2)
+        os.write(report, step.to_bytes(4, "little"))
+
+began = time.perf_counter()
+for step in range(1, 6):
+    checkpoint.save(folder, made(step), keep=2)
+duration = (time.perf_counter() - began) / 5
+
+kills, done = [], 5
+for _ in range(60):
+    inlet, outlet = os.pipe()
+    pid = child(lambda: saving(outlet, done + 1))
+    os.close(outlet)
+    time.sleep(draw.uniform(0, 6 * duration))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    told = os.read(inlet, 1 << 20)
+    os.close(inlet)
+    done = int.from_bytes(told[-4:], "little") if told else done
+    torn = bool(list(folder.glob(".step-*")))
+    found, complaints = checkpoint.load_newest(folder)
+    right = found is not None and all((found.model["weight"] == found.step).tolist()[0])
+    kills.append({"done": done, "found": found and found.step, "right": right, "torn": torn, "said": complaints})
+    done = max(done, found.step if found else 0)
+
+def limited():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    try:
+        checkpoint.save(folder, made(done + 1), keep=2)
+    except RunFailed as error:
+        os.write(outlet, str(error).encode())
+
+inlet, outlet = os.pipe()
+pid = child(limited)
+os.close(outlet)
+os.waitpid(pid, 0)
+message = os.read(inlet, 1 << 20).decode()
+found, complaints = checkpoint.load_newest(folder)
+leftovers = [p.name for p in folder.glob(".step-*") if f".{pid}." in p.name]
+print(json.dumps({"kills": kills, "message": message, "found": found.step, "done": done, "leftovers": leftovers}))
+"""
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process told that imports the program once and then forks victims."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", LABORATORY, str(tmp_path_factory.mktemp("laboratory"))]
+    environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kill_9_at_random_points_of_saving(laboratory: dict[str, Any]) -> None:
+    kills = laboratory["kills"]
+    for kill in kills:
+        # A step saved once is never lost; one that is saved again may be caught with its first copy removed.
+        assert kill["found"] is not None, kill
+        assert kill["found"] >= kill["done"] - kill["done"] % 2, kill
+        assert kill["right"], kill
+    assert sum(kill["torn"] for kill in kills) >= 5, "the kills missed the saving"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_limit_on_the_size_of_files(laboratory: dict[str, Any]) -> None:
+    assert "File too large" in laboratory["message"]
+    assert "--resume" in laboratory["message"]
+    assert len(laboratory["message"].splitlines()) == 1
+    assert laboratory["found"] == laboratory["done"]
+    assert laboratory["leftovers"] == []
+
+
+# -- weights into a module
+
+
+def test_weights_that_do_not_fit_are_listed() -> None:
+    def net(width: int = 3) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, 1))
+
+    module, other = net(), net()
+    checkpoint.load_into(module, other.state_dict(), "here")
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+
+    state = net(4).state_dict()
+    state["extra"] = state.pop("2.bias")
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.load_into(module, state, "here")
+    message = str(refused.value)
+    assert "in here do not fit" in message
+    assert "missing 2.bias" in message
+    assert "unexpected extra" in message
+    assert "0.weight is (4, 2), not (3, 2)" in message
+    assert "more" in message
+    assert len(message.splitlines()) == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_an_optimiser_comes_back_bit_for_bit() -> None:
+    def net() -> nn.Linear:
+        torch.manual_seed(0)
+        return nn.Linear(4, 3)
+
+    def step(module: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+        module(torch.ones(2, 4)).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def adamw(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+
+    first = net()
+    optimizer = adamw(first)
+    step(first, optimizer)
+    saved = checkpoint.optimizer_tensors(optimizer, {id(p): n for n, p in first.named_parameters()})
+    assert {"optimizer/exp_avg/weight", "optimizer/exp_avg_sq/bias", "optimizer/step/weight"} <= saved.keys()
+    saved = {name: tensor.clone() for name, tensor in saved.items()}
+    second = net()
+    second.load_state_dict(first.state_dict())
+    restored = adamw(second)
+    checkpoint.restore_optimizer(restored, {id(p): n for n, p in second.named_parameters()}, saved)
+    for _ in range(2):
+        step(first, optimizer)
+        step(second, restored)
+    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.bias, second.bias)
