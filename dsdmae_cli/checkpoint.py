@@ -129,7 +129,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             _sync_directory(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        for old in newest_first(folder)[keep:]:
+        # Later steps than this one were passed over as damaged when the run resumed; they must not outlive it.
+        passed_over = [path for path in newest_first(folder) if path.name > target.name]
+        for old in [*passed_over, *newest_first(folder)[len(passed_over) + keep :]]:
             shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -150,7 +152,7 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: a file is missing or damaged, or the format is a newer program's.
     """
     try:
-        sums = json.loads((path / _MANIFEST).read_bytes())
+        sums = dict(json.loads((path / _MANIFEST).read_bytes()))
         contents = {name: (path / name).read_bytes() for name in sums}
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {_short(error)}") from error

@@ -55,6 +55,20 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation))) + _range(metadata)
 
 
+def admits(field: FieldInfo, *kinds: type) -> bool:
+    """Whether a setting may be of one of these types itself, not only inside a pair or table."""
+
+    def within(annotation: Any) -> bool:
+        origin = get_origin(annotation)
+        if origin is Annotated:
+            return within(get_args(annotation)[0])
+        if origin in (Union, UnionType):
+            return any(map(within, get_args(annotation)))
+        return annotation in kinds
+
+    return within(field.annotation)
+
+
 def allowed(field: FieldInfo) -> str:
     """What a setting may be, in words: "a whole number from 1 up or 'auto'"."""
     return _allowed(field.annotation, list(field.metadata))
@@ -87,17 +101,26 @@ def tables(settings: BaseModel) -> dict[str, dict[str, Any]]:
     }
 
 
+def _toml_value(value: Any) -> str:
+    """A value on one line, whatever it holds."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return tomli_w.dumps({"k": value}).removeprefix("k = ").removesuffix("\n")
+
+
+def _toml_key(key: str) -> str:
+    return tomli_w.dumps({key: 0}).removesuffix(" = 0\n")
+
+
 def to_toml(values: dict[str, dict[str, Any]], sources: dict[str, str] | None = None) -> str:
     """TOML text; with `sources` ("section.key" -> origin) each line says where its value came from."""
     lines: list[str] = []
     for section, table in values.items():
         lines.append(f"[{section}]")
         for key, value in table.items():
-            if isinstance(value, dict):
-                inline = ", ".join(tomli_w.dumps({k: v}).strip() for k, v in value.items())
-                text = f"{key} = {{{inline}}}"
-            else:
-                text = " ".join(tomli_w.dumps({key: value}).split())
+            text = f"{_toml_key(key)} = {_toml_value(value)}"
             lines.append(f"{text:<44} # {sources[f'{section}.{key}']}" if sources else text)
         lines.append("")
     return "\n".join(lines)

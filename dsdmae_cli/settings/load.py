@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from dsdmae_cli import plugins
-from dsdmae_cli.errors import SettingsError, nearest
-from dsdmae_cli.settings.describe import allowed, key_of, tables
+from dsdmae_cli.errors import PluginError, SettingsError, nearest
+from dsdmae_cli.settings.describe import admits, allowed, key_of, tables
 from dsdmae_cli.settings.models import (
     BackboneSettings,
     DataSettings,
@@ -96,10 +97,15 @@ def load(
         _assignment_layer(assignments or []),
     ]
 
-    preset = preset or environ.get("DSDMAE_PRESET") or file_preset
-    if preset is None and not any("dataset" in layer.values.get("data", {}) for layer in upper):
-        preset = DEFAULT_PRESET
-    lower = [_preset_layer(preset)] if preset else []
+    named = (
+        (preset, "--preset"),
+        (environ.get("DSDMAE_PRESET") or None, "DSDMAE_PRESET"),
+        (file_preset, f"preset in {config}"),
+    )
+    chosen = next(((name, origin) for name, origin in named if name is not None), None)
+    if chosen is None and not any("dataset" in layer.values.get("data", {}) for layer in upper):
+        chosen = (DEFAULT_PRESET, "default")
+    lower = [_preset_layer(*chosen)] if chosen else []
     return _validate(*_merge([*lower, *upper]))
 
 
@@ -115,11 +121,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         SettingsError: it cannot be read or is not TOML; the message names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors put a mark before the text
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the decoder's own errors, and those of absurd numbers and nesting
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
+
+
+class Word(str):
+    """A value as a person typed it; what it means depends on the setting, which is known only when all is merged."""
+
+    __slots__ = ()
 
 
 def parse_word(text: str) -> Any:
@@ -127,9 +139,11 @@ def parse_word(text: str) -> Any:
     "LOW,HIGH" or "LOW..HIGH", else the text itself."""
     for candidate in (text, f"[{text.replace('..', ',')}]" if "," in text or ".." in text else text):
         try:
-            return tomllib.loads(f"value = {candidate}")["value"]
-        except tomllib.TOMLDecodeError:
+            parsed = tomllib.loads(f"value = {candidate}")
+        except (ValueError, RecursionError):
             continue
+        if parsed.keys() == {"value"}:  # a line break could have brought other keys along
+            return parsed["value"]
     return text
 
 
@@ -146,10 +160,11 @@ def _checked_layer(values: Mapping[str, Any], origin: str) -> Layer:
     return Layer(copied, {f"{s}.{k}": origin for s, table in copied.items() for k in table})
 
 
-def _preset_layer(name: str) -> Layer:
+def _preset_layer(name: str, origin: str) -> Layer:
     if name not in preset_names():
         raise SettingsError(
-            f"unknown preset {name!r}{nearest(name, preset_names())}; there is {', '.join(preset_names())}"
+            f"unknown preset {name!r} (from {origin}){nearest(name, preset_names())};"
+            f" there is {', '.join(preset_names())}"
         )
     text = (files("dsdmae_cli") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     return _checked_layer(tomllib.loads(text), f"preset {name}")
@@ -172,12 +187,18 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
         section, _, key = variable.removeprefix("DSDMAE_").lower().partition("_")
         if section not in SECTIONS or not key:
             raise SettingsError(
-                f"unknown environment variable {variable}; settings are DSDMAE_SECTION_KEY with a section of"
+                f"unknown environment variable {variable}{_nearest_variable(variable)}; settings are DSDMAE_SECTION_KEY with a section of"
                 f" {', '.join(SECTIONS)} (for example DSDMAE_TRAIN_EPOCHS=5)"
             )
-        values.setdefault(section, {})[key] = parse_word(environ[variable])
+        values.setdefault(section, {})[key] = Word(environ[variable])
         origin[f"{section}.{key}"] = f"environment variable {variable}"
     return Layer(values, origin)
+
+
+def _nearest_variable(variable: str) -> str:
+    _, _, key = variable.removeprefix("DSDMAE_").partition("_")
+    known = [*_NOT_SETTINGS, *(f"DSDMAE_{section.upper()}_{key}" for section in SECTIONS if key)]
+    return nearest(variable, known)
 
 
 def _flag_layer(flags: Mapping[str, Any]) -> Layer:
@@ -190,7 +211,7 @@ def _flag_layer(flags: Mapping[str, Any]) -> Layer:
         if value is None:
             continue
         section, _, key = dotted.partition(".")
-        values.setdefault(section, {})[key] = parse_word(value) if isinstance(value, str) else value
+        values.setdefault(section, {})[key] = Word(value) if isinstance(value, str) else value
         origin[dotted] = names[dotted]
     return Layer(values, origin)
 
@@ -204,10 +225,10 @@ def _assignment_layer(assignments: list[str]) -> Layer:
         if not (equals and dot and key) or section not in SECTIONS:
             raise SettingsError(
                 f"--set takes SECTION.KEY=VALUE with a section of {', '.join(SECTIONS)}, got {text!r}"
-                " (for example --set optim.weight_decay=0.1)"
+                f"{nearest(section, [s for s in SECTIONS if s != section])} (for example --set optim.weight_decay=0.1)"
             )
-        values.setdefault(section, {})[key] = parse_word(value.strip())
-        origin[f"{section}.{key}"] = f"--set {text}"
+        values.setdefault(section, {})[key] = Word(value.strip())
+        origin[f"{section}.{key}"] = f"--set {' '.join(text.split())}"
     return Layer(values, origin)
 
 
@@ -236,7 +257,10 @@ def _merge(layers: list[Layer]) -> tuple[Values, dict[str, str]]:
 def _shared_keys(kind: plugins.Kind, shared: type[BaseModel], name: str) -> set[str]:
     """The keys of a section that mean the same for the plugin `name` as for the one named below it."""
     keys = set(shared.model_fields)
-    spec = plugins.find(kind, name).spec
+    try:
+        spec = plugins.find(kind, name).spec
+    except PluginError:
+        return keys  # validation will say so, and from where the name came
     # A preset's patch size is a ViT's; a convolutional stem would refuse it or shrink by it.
     return keys - {"patch_size"} if getattr(spec, "own_patch_size", False) else keys
 
@@ -244,7 +268,8 @@ def _shared_keys(kind: plugins.Kind, shared: type[BaseModel], name: str) -> set[
 def _validate(values: Values, origin: dict[str, str]) -> Loaded:
     sections: dict[str, Any] = {}
     for section in SECTIONS:
-        sections[section] = _validate_section(section, section_class(section, values[section]), values[section], origin)
+        model = section_class(section, values[section], origin)
+        sections[section] = _validate_section(section, model, values[section], origin)
     settings = Settings(**sections)
     sources = {
         f"{section}.{key}": origin.get(f"{section}.{key}", "default") if key in values[section] else "default"
@@ -254,7 +279,7 @@ def _validate(values: Values, origin: dict[str, str]) -> Loaded:
     return Loaded(settings, sources)
 
 
-def section_class(section: str, values: Mapping[str, Any]) -> type[BaseModel]:
+def section_class(section: str, values: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> type[BaseModel]:
     """The class that validates a section: its plugin's own, where a plugin is named.
 
     Raises:
@@ -263,42 +288,68 @@ def section_class(section: str, values: Mapping[str, Any]) -> type[BaseModel]:
     if section not in NAMED:
         return OptimSettings if section == "optim" else TrainSettings
     key, kind, shared = NAMED[section]
-    name = values.get(key, shared.model_fields[key].default)
-    return plugins.find(kind, str(name)).spec.settings
+    name = str(values.get(key, shared.model_fields[key].default))
+    dotted = f"{section}.{key}"
+    try:
+        return plugins.find(kind, name).spec.settings
+    except PluginError as error:
+        raise PluginError(f"{dotted} = {name!r}{_where(dotted, origin or {})}: {error}") from error
 
 
 def _validate_section(
     section: str, model: type[BaseModel], values: dict[str, Any], origin: dict[str, str]
 ) -> BaseModel:
+    fields = {key_of(name, field): field for name, field in model.model_fields.items()}
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{section}.{key}"
+        if key not in fields:
+            raise SettingsError(
+                f"unknown setting {dotted}{_where(dotted, origin)}{nearest(key, list(fields))};"
+                f" [{section}] has {', '.join(fields)} here"
+            )
+        given[key] = _meant(value, fields[key])
+        no_path = given[key] == "" and admits(fields[key], Path)  # pathlib would take it for the current folder
+        if no_path or _stray_bool(given[key], fields[key]):
+            raise SettingsError(_not_allowed(dotted, given[key], fields[key], origin))
     try:
-        return model(**values)
+        return model(**given)
     except ValidationError as error:
-        raise SettingsError(_one_line(section, model, error, origin)) from error
+        raise SettingsError(_one_line(section, fields, error, origin)) from error
 
 
-def _one_line(section: str, model: type[BaseModel], error: ValidationError, origin: dict[str, str]) -> str:
+def _meant(value: Any, field: FieldInfo) -> Any:
+    """What a typed word means for a setting: itself where text or a path is wanted ("2024" may be a folder)."""
+    if not isinstance(value, Word):
+        return value
+    return str(value) if admits(field, str, Path) else parse_word(str(value))
+
+
+def _stray_bool(value: Any, field: FieldInfo) -> bool:
+    """Whether true or false stands where a number should: Python would take it for 1 or 0."""
+    if isinstance(value, bool):
+        return not admits(field, bool)
+    return isinstance(value, list) and any(isinstance(item, bool) for item in value)
+
+
+def _where(dotted: str, origin: Mapping[str, str]) -> str:
+    return f" (from {origin[dotted]})" if dotted in origin else ""
+
+
+def _not_allowed(dotted: str, got: Any, field: FieldInfo, origin: Mapping[str, str]) -> str:
+    return f"{dotted} = {got!r}{_where(dotted, origin)} is not allowed; it takes {allowed(field)}"
+
+
+def _one_line(section: str, fields: Mapping[str, FieldInfo], error: ValidationError, origin: Mapping[str, str]) -> str:
     """The first fault in words: which key, what was got and from where, what is allowed."""
-    fields = {key_of(name, f): f for name, f in model.model_fields.items()}
-    names = {key_of(name, f): name for name, f in model.model_fields.items()}
     first = error.errors()[0]
     if not first["loc"]:  # a rule between several keys; its author wrote the message
         return f"[{section}] {first['msg'].removeprefix('Value error, ')}"
     key = str(first["loc"][0])
-    key = next((k for k, n in names.items() if key in (k, n)), key)
     dotted = f"{section}.{key}"
-    where = f" (from {origin[dotted]})" if dotted in origin else ""
-    if key not in fields:
-        return f"unknown setting {dotted}{where}{nearest(key, list(fields))}; [{section}] has {', '.join(fields)} here"
-    got = error.errors()[0]["input"] if len(first["loc"]) == 1 else _at_top(error, key)
     if first["type"] == "value_error":
-        return f"{dotted} = {got!r}{where}: {first['msg'].removeprefix('Value error, ')}"
-    return f"{dotted} = {got!r}{where} is not allowed; it takes {allowed(fields[key])}"
-
-
-def _at_top(error: ValidationError, key: str) -> Any:
-    # The input pydantic reports for a nested fault is the innermost value; in a pair that is half of the story,
-    # but it is the half that is wrong.
-    return next(e["input"] for e in error.errors() if str(e["loc"][0]) == key)
+        return f"{dotted} = {first['input']!r}{_where(dotted, origin)}: {first['msg'].removeprefix('Value error, ')}"
+    return _not_allowed(dotted, first["input"], fields[key], origin)
 
 
 def resolve(settings: Settings) -> Settings:

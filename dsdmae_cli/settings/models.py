@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -20,6 +20,13 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+
+
+def ordered(pair: object) -> object:
+    """A field validator for ranges: the first of a pair must not be above the second."""
+    if isinstance(pair, tuple) and pair[0] > pair[1]:
+        raise ValueError(f"a range runs from low to high; write [{pair[1]}, {pair[0]}]")
+    return pair
 
 
 class Section(BaseModel):
@@ -77,6 +84,8 @@ class DataSettings(Section):
         0.01,
         description="share of unreadable images above which the run stops (a single one is always allowed)",
     )
+
+    _ranges = field_validator("crop_scale", "crop_ratio")(ordered)
 
 
 class BackboneSettings(Section):

@@ -81,16 +81,16 @@ def _create(name: str, kwargs: dict[str, Any], pretrained: bool, image_size: int
     for arguments in attempts:
         try:
             model = timm.create_model(name, pretrained=pretrained, **arguments)
-        except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-            problem = problem or error
-            continue
         except OSError as error:
             raise PluginError(f"cannot fetch timm's weights for {name}: {error}") from error
+        except Exception as error:  # each of timm's architectures refuses options in its own way
+            problem = problem or error
+            continue
         kwargs.update(arguments)
         if not hasattr(model, "forward_intermediates"):
             raise SettingsError(f"backbone timm:{name} yields no grid of features; choose another model")
         return model
-    raise SettingsError(f"timm refuses to build {name} with {kwargs}: {problem}")
+    raise SettingsError(f"timm refuses to build {name} with {kwargs}: {type(problem).__name__}: {problem}")
 
 
 def build(settings: TimmSettings, image_size: int) -> TimmBackbone:

@@ -13,15 +13,10 @@ from dsdmae_cli.settings.models import (
     PositiveInt,
     PositiveShare,
     Share,
+    ordered,
 )
 
 Momentum = Annotated[float, Field(ge=0, le=1)]
-
-
-def _ordered(pair: object) -> object:
-    if isinstance(pair, tuple) and pair[0] > pair[1]:
-        raise ValueError(f"a range runs from low to high; write [{pair[1]}, {pair[0]}]")
-    return pair
 
 
 class DSdMAESettings(MethodSettings):
@@ -48,7 +43,7 @@ class DSdMAESettings(MethodSettings):
     ema_every: Literal["step", "epoch"] = Field("step", description="when the teacher moves")
     teacher_start: Literal["student", "random"] = Field("student", description="the teacher's first weights")
 
-    _range = field_validator("mask_ratio", "noise_std")(_ordered)
+    _range = field_validator("mask_ratio", "noise_std")(ordered)
 
     @model_validator(mode="after")
     def _mix_keeps_variance(self) -> DSdMAESettings:
