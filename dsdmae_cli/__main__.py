@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 
 from dsdmae_cli.errors import DsdmaeError, RunInterrupted
+
+_STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -12,8 +17,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 the run failed, 2 wrong input, 128+N stopped by signal N (the run can be resumed).
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_run(arguments))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an old code page has no σ; that is no reason to fail
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(arguments: list[str]) -> int:
@@ -23,9 +30,9 @@ def _run(arguments: list[str]) -> int:
 
     # Typer carries a copy of click from some release on; the base class of its usage errors is not exported by either.
     usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
     try:
         done = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()  # here, where a full disk or a reader that has left can still be answered for
         return done if isinstance(done, int) else 0
     except RunInterrupted as error:
         print(f"dsdmae: {error}", file=sys.stderr)  # no error: it was asked for, and nothing is lost
@@ -33,15 +40,37 @@ def _run(arguments: list[str]) -> int:
     except DsdmaeError as error:
         return _complain(str(error), error.exit_code, arguments)
     except usage_error as error:
-        text = error.format_message()  # type: ignore[attr-defined]
-        return _complain(f"{text} (see dsdmae --help)", 2, arguments)
+        return _usage(error, arguments)
     except typer.Exit as error:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _complain("interrupted", 130, arguments)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left; nothing more to say
+    except OSError as error:
+        return _output_failed(error, arguments)
+    except SystemExit as leaving:  # how Typer answers a reader that has left
+        return _output_failed(leaving.__context__, arguments)
+
+
+def _usage(error: Exception, arguments: list[str]) -> int:
+    text = error.format_message()  # type: ignore[attr-defined]
+    if not text:  # a group without a command: its help is the answer
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    return _complain(f"{text.replace('Value error, ', '')} (see dsdmae --help)", 2, arguments)
+
+
+def _output_failed(error: BaseException | None, arguments: list[str]) -> int:
+    """stdout is gone or full; anything else that the system refuses is a bug of ours and keeps its traceback.
+
+    The program's own files raise RunFailed; an OSError without a file's name comes from a stream.
+    """
+    if not isinstance(error, OSError) or error.errno not in _STREAM_ERRORS or error.filename is not None:
+        raise
+    # What could not be written would be tried again, and complained about, when Python exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:
         return 141
+    return _complain(f"cannot write the output: {error.strerror}", 1, arguments)
 
 
 def _complain(text: str, code: int, arguments: list[str]) -> int:

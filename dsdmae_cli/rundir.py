@@ -66,17 +66,15 @@ class RunDir:
         self._lock = FileLock(path / _LOCK, timeout=0)
         self._metrics: TextIO | None = None
 
-    def create(self, settings: Settings) -> None:
-        """Take a new or empty directory.
+    def check_free(self) -> None:
+        """See that the directory is new or empty; nothing is written.
 
         Raises:
-            SettingsError: it holds something, belongs to another run, or cannot be made.
+            SettingsError: it holds something, belongs to another run, or cannot be read.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # Looked at before the lock is taken, so that a refusal leaves no lock file in somebody's folder.
             busy = (self.path / SETTINGS).exists()
-            strangers = [p.name for p in self.path.iterdir() if p.name != _LOCK]
+            strangers = [p.name for p in self.path.iterdir() if p.name != _LOCK] if self.path.exists() else []
         except OSError as error:
             raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
         if busy:
@@ -85,20 +83,42 @@ class RunDir:
             )
         if strangers:
             raise SettingsError(f"--out {self.path} is not empty (it holds {sorted(strangers)[0]}); choose another one")
+
+    def create(self, settings: Settings) -> None:
+        """Take a new or empty directory.
+
+        Raises:
+            SettingsError: it is not free (see check_free), or cannot be made.
+        """
+        self.check_free()  # before the lock is taken, so that a refusal leaves no lock file in somebody's folder
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"cannot make --out {self.path}: {error.strerror or error}") from error
         self._acquire()
+        self.check_free()  # another process may have been quicker
         self._write(SETTINGS, to_toml(tables(settings)))
+
+    def settings(self) -> Loaded:
+        """The settings of the run that the directory holds.
+
+        Raises:
+            CheckpointError: there is no run.
+            SettingsError: its settings.toml is damaged.
+        """
+        if not (self.path / SETTINGS).is_file():
+            raise CheckpointError(f"nothing to resume in {self.path}: it has no {SETTINGS}; check --out")
+        return from_tables(read_toml(self.path / SETTINGS), str(self.path / SETTINGS))
 
     def resume(self) -> Loaded:
         """Take the directory of an earlier run; its settings.
 
         Raises:
-            CheckpointError: there is no run.
-            SettingsError: another process is at it, or its settings.toml is damaged.
+            CheckpointError, SettingsError: see settings(); or another process is at it.
         """
-        if not (self.path / SETTINGS).is_file():
-            raise CheckpointError(f"nothing to resume in {self.path}: it has no {SETTINGS}; check --out")
+        self.settings()  # before the lock, so that a wrong --out gets no lock file
         self._acquire()
-        return from_tables(read_toml(self.path / SETTINGS), str(self.path / SETTINGS))
+        return self.settings()
 
     def _acquire(self) -> None:
         try:

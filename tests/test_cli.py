@@ -423,7 +423,7 @@ def test_sources_are_shown_beside_each_value(run: Run, monkeypatch: pytest.Monke
 def test_settings_as_json(run: Run) -> None:
     shown = json.loads(run("config", "show", "--json").out)
     assert shown == {"settings": tomllib.loads(run("config", "show").out)}
-    assert shown["settings"]["train"]["epochs"] == 100
+    assert shown["settings"]["train"]["epochs"] == 50
     sources = json.loads(run("config", "show", "--json", "--sources").out)["sources"]
     assert sources["train.epochs"] == "preset quick"
 
@@ -620,7 +620,7 @@ def test_a_dry_run_says_the_same_to_people(run: Run, empty_home: Path) -> None:
     facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in done.out.splitlines() if "  " in line)
     assert facts["dataset"].startswith("digits: 1400 images to train, 397 to evaluate")
     assert "16 tokens" in facts["image"]
-    assert facts["steps"] == "1000 (100 epochs of 10)"
+    assert facts["steps"] == "2150 (50 epochs of 43)"
     assert {"parameters", "batch", "work", "memory", "device", "time"} <= set(facts)
     assert list(empty_home.iterdir()) == []
 

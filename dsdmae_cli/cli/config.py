@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dsdmae_cli.cli import options as o
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.settings.describe import key_of, reference, tables, to_toml
 from dsdmae_cli.settings.load import SECTIONS, load, preset_names, resolve, section_class
 
@@ -45,8 +45,6 @@ def check(
     debug: o.Debug = False,
 ) -> None:
     """Say whether a file's settings are valid; exit code 2 and one line if not."""
-    if not file.is_file():
-        raise SettingsError(f"there is no file {file}")
     resolve(load(config=file, environ={}).settings)
     typer.echo(f"{file} is valid")
 
@@ -72,7 +70,7 @@ def describe(
     from dsdmae_cli import plugins
 
     if section is not None and section not in SECTIONS:
-        raise SettingsError(f"there is no section {section!r}; there is {', '.join(SECTIONS)}")
+        raise SettingsError(f"there is no section {section!r}{nearest(section, list(SECTIONS))}; there is {', '.join(SECTIONS)}")
     for name in SECTIONS if section is None else (section,):
         base = section_class(name, {}) if name in {"optim", "train"} else _shared(name)
         typer.echo(reference(f"[{name}]", base))

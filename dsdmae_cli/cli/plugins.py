@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dsdmae_cli.cli import options as o
 from dsdmae_cli.plugins import KINDS, BrokenPlugin, Kind, Plugin, discover
 
 app = typer.Typer(help="List the installed plugins, or make a package for a new one.")
@@ -27,6 +28,7 @@ Row = tuple[str, str, str, str, str]
 def list_plugins(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
+    debug: o.Debug = False,
 ) -> None:
     """List the installed backbones, datasets and methods, and the packages that bring them."""
     if context.invoked_subcommand is not None:
@@ -44,6 +46,7 @@ def new(
     kind: Annotated[Kind, typer.Argument(help="what to make", show_default=False)],
     name: Annotated[str, typer.Argument(help="its name: lower-case letters, digits and hyphens", show_default=False)],
     into: Annotated[Path, typer.Option(help="folder that receives dsdmae-NAME/")] = Path(),
+    debug: o.Debug = False,
 ) -> None:
     """Write the package dsdmae-NAME: a small plugin that works, to be installed, tested and changed."""
     from dsdmae_cli import scaffold

@@ -53,8 +53,13 @@ def command(
 
     if dry_run:
         from dsdmae_cli.recipes.plan import make_plan
+        from dsdmae_cli.rundir import RunDir
         from dsdmae_cli.settings.load import resolve
 
+        if out is not None and resume:
+            loaded = RunDir(out).settings()
+        elif out is not None:
+            RunDir(out).check_free()
         plan = make_plan(resolve(loaded.settings))
         print_result(plan.json(), as_json=json, text=plan.text())
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import date, time
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -81,6 +82,8 @@ def plain(value: Any) -> Any:
             return "none"
         case Path():
             return str(value)
+        case date() | time():  # TOML knows them, JSON does not, and no setting of ours is one
+            return value.isoformat()
         case tuple() | list():
             return [plain(item) for item in value]
         case dict():
