@@ -56,7 +56,9 @@ def _usage(error: Exception, arguments: list[str]) -> int:
     if not text:  # a group without a command: its help is the answer
         error.show()  # type: ignore[attr-defined]
         return 2
-    return _complain(f"{text.replace('Value error, ', '')} (see dsdmae --help)", 2, arguments)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "dsdmae"
+    return _complain(f"{text.replace('Value error, ', '')} (see {command} --help)", 2, arguments)
 
 
 def _output_failed(error: BaseException | None, arguments: list[str]) -> int:

@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from dsdmae_cli.errors import CheckpointError, RunFailed
+from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.files import explained, sync_directory, write_bytes, write_synced
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -48,46 +47,6 @@ class Checkpoint:
     settings: dict[str, dict[str, Any]]
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or as it was before: aside, synced, renamed.
-
-    Raises:
-        RunFailed: no space, no permission.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _explained(path):
-        try:
-            with aside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-            _sync_directory(path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFailed(
-            f"cannot write {path}: {error.strerror or error}; what was saved before is intact. Make room, then"
-            " go on with --resume"
-        ) from error
-
-
-def _sync_directory(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint below `folder` and remove all but the newest `keep`.
 
@@ -97,8 +56,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     target = folder / f"step-{checkpoint.step:08d}"
     settings = {"settings": json.dumps(checkpoint.settings), "format": str(FORMAT_VERSION)}
     contents = {
-        "model.safetensors": save_tensors(_contiguous(checkpoint.model), settings),
-        "training.safetensors": save_tensors(_contiguous(checkpoint.training), settings),
+        "model.safetensors": _serialize(checkpoint.model, settings),
+        "training.safetensors": _serialize(checkpoint.training, settings),
         "state.json": json.dumps(
             {
                 "format": FORMAT_VERSION,
@@ -111,22 +70,19 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     contents[_MANIFEST] = json.dumps(sums, indent=1).encode()
     aside = folder / f".{target.name}.{os.getpid()}.partial"
-    with _explained(target):
+    with explained(target):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".step-*.partial"):  # of a process that was killed while it wrote
                 shutil.rmtree(leftover)
             aside.mkdir()
             for name, content in contents.items():
-                with (aside / name).open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            _sync_directory(aside)
+                write_synced(aside / name, content)
+            sync_directory(aside)
             if target.exists():  # a step saved twice: by SIGUSR1 and at the epoch's end, or one that was damaged
                 shutil.rmtree(target)
             aside.rename(target)
-            _sync_directory(folder)
+            sync_directory(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         # Later steps than this one were passed over as damaged when the run resumed; they must not outlive it.
@@ -136,8 +92,18 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return target
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file, the same bytes for the same content.
+
+    The library writes metadata in an order that changes from process to process; runs could not be compared by byte.
+    """
+    content = save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -213,7 +179,7 @@ def load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write weights as one safetensors file, whole or not at all."""
-    write_bytes(path, save_tensors(_contiguous(state), {"format": "pt", **metadata}))
+    write_bytes(path, _serialize(state, {"format": "pt", **metadata}))
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -186,6 +186,22 @@ class _Window:
         return {**means, "skipped": sums["skipped"]}
 
 
+def _explained(error: RuntimeError, runtime: Runtime) -> RunFailed | None:
+    """What a person can do about an error out of torch; None where there is nothing to say."""
+    if isinstance(error, torch.OutOfMemoryError):
+        half = max(1, runtime.micro_batch // 2)
+        return RunFailed(
+            f"{runtime.device} ran out of memory with micro-batches of {runtime.micro_batch} images;"
+            f" try --set train.micro_batch={half} (the effective batch stays the same)"
+        )
+    if "DataLoader worker" in str(error):  # told by a signal handler, so wherever the step happens to be
+        return RunFailed(
+            f"a process that decodes images died ({str(error).splitlines()[0]}); if memory ran out, lower"
+            " --set data.workers; go on with --resume"
+        )
+    return None
+
+
 class Trainer:
     """Trains a method.
 
@@ -241,17 +257,17 @@ class Trainer:
         """Train to the end, or until the hooks say stop.
 
         Raises:
-            RunFailed: too many non-finite steps in a row, or the device's memory is too small.
+            RunFailed: too many non-finite steps in a row, the device's memory is too small, or a process that decodes
+                images died.
         """
         try:
             while self.step < self.total_steps and self._epoch():
                 pass
-        except torch.OutOfMemoryError as error:
-            half = max(1, self.runtime.micro_batch // 2)
-            raise RunFailed(
-                f"{self.runtime.device} ran out of memory with micro-batches of {self.runtime.micro_batch} images;"
-                f" try --set train.micro_batch={half} (the effective batch stays the same)"
-            ) from error
+        except RuntimeError as error:
+            known = _explained(error, self.runtime)
+            if known is None:
+                raise
+            raise known from error
 
     def _epoch(self) -> bool:
         """Go to the end of the current epoch; False if the hooks asked to stop on the way."""

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dsdmae_cli.files import aside
+
 _TILE = 96
 _GAP = 4
 _LABEL = 110
@@ -85,9 +87,8 @@ def _box(x: int, y: int, tile: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    image.save(aside, format="PNG")
-    aside.replace(path)
+    with aside(path) as partial:
+        image.save(partial, format="PNG")
 
 
 def curves(records: list[dict[str, Any]], path: Path) -> None:
@@ -118,6 +119,5 @@ def curves(records: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     path.parent.mkdir(exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    figure.savefig(aside, format="png", dpi=120)
-    aside.replace(path)
+    with aside(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)

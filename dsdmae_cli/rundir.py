@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
-from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
+from dsdmae_cli.errors import CheckpointError, SettingsError
+from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.settings.describe import tables, to_toml
 from dsdmae_cli.settings.load import Loaded, from_tables, read_toml
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings
@@ -130,23 +132,31 @@ class RunDir:
         except OSError as error:
             raise SettingsError(f"cannot lock {self.path}: {error.strerror or error}") from error
 
+    @property
+    def held(self) -> bool:
+        """Whether this process has the directory."""
+        return bool(self._lock.is_locked)
+
     def release(self) -> None:
         """Let go of the directory."""
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):  # a disk that was full is still full; that has been said already
+                self._metrics.close()
             self._metrics = None
         if self._lock.is_locked:
             self._lock.release()
 
+    def abandon(self) -> None:
+        """Take back what create() made, as long as no step was taken: the run could not begin."""
+        if (self.path / METRICS).exists():
+            return
+        for name in (SETTINGS, "run.json", _LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it was there before, or holds something
+            self.path.rmdir()
+
     def _write(self, name: str, text: str) -> None:
-        # Not checkpoint.write_bytes: that room is above this one. These are small files that a run can do without.
-        aside = self.path / f".{name}.partial"
-        try:
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(self.path / name)
-        except OSError as error:
-            aside.unlink(missing_ok=True)
-            raise RunFailed(f"cannot write {self.path / name}: {error.strerror or error}; make room") from error
+        write_bytes(self.path / name, text.encode())
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
@@ -158,14 +168,10 @@ class RunDir:
         Raises:
             RunFailed: no space.
         """
-        try:
+        with explained(self.path / METRICS):
             if self._metrics is None:
                 self._metrics = (self.path / METRICS).open("a", encoding="utf-8", buffering=1)
             self._metrics.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise RunFailed(
-                f"cannot write {self.path / METRICS}: {error.strerror or error}; make room, then go on with --resume"
-            ) from error
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that a resumed run will write again."""

@@ -120,9 +120,7 @@ print(json.dumps(found))
     lines = [[*command, "--help"] for command in COMMANDS]
     # So that a wrong setting is reported at once, none of these does either.
     lines += [["--version"], ["config", "show"], ["config", "presets"], ["config", "describe"], ["plugins"]]
-    done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(lines)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, json.dumps(lines)], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {" ".join(line): [0, []] for line in lines}
 
 
@@ -423,7 +421,7 @@ def test_sources_are_shown_beside_each_value(run: Run, monkeypatch: pytest.Monke
 def test_settings_as_json(run: Run) -> None:
     shown = json.loads(run("config", "show", "--json").out)
     assert shown == {"settings": tomllib.loads(run("config", "show").out)}
-    assert shown["settings"]["train"]["epochs"] == 50
+    assert shown["settings"]["train"]["epochs"] == load(environ={}).settings.train.epochs
     sources = json.loads(run("config", "show", "--json", "--sources").out)["sources"]
     assert sources["train.epochs"] == "preset quick"
 
@@ -460,7 +458,7 @@ def test_options_that_json_cannot_hold_are_no_traceback(run: Run) -> None:
         (b"[trian]\nepochs = 5\n", "did you mean train?"),
         (b'preset = "quik"\n', "did you mean quick?"),
         (b'[data]\ndataset = "nope"\n', "there is cifar10"),
-        (b"[optim]\nwarmup_epochs = 100\n", "must be below train.epochs"),
+        (b"[train]\nepochs = 3\n[optim]\nwarmup_epochs = 3\n", "must be below train.epochs"),
     ],
     ids=["duplicate", "no toml", "binary", "key", "section", "preset", "plugin", "rule"],
 )
@@ -620,7 +618,9 @@ def test_a_dry_run_says_the_same_to_people(run: Run, empty_home: Path) -> None:
     facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in done.out.splitlines() if "  " in line)
     assert facts["dataset"].startswith("digits: 1400 images to train, 397 to evaluate")
     assert "16 tokens" in facts["image"]
-    assert facts["steps"] == "2150 (50 epochs of 43)"
+    train = load(environ={}).settings.train
+    per_epoch = 1400 // train.batch_size
+    assert facts["steps"] == f"{train.epochs * per_epoch} ({train.epochs} epochs of {per_epoch})"
     assert {"parameters", "batch", "work", "memory", "device", "time"} <= set(facts)
     assert list(empty_home.iterdir()) == []
 

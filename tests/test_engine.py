@@ -50,9 +50,7 @@ class Toy(Method):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            self.net = nn.Sequential(
-                nn.Flatten(), nn.Linear(48, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3)
-            )
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3))
         self.teacher = EMATeacher(self.net, (0.5, 0.9))
         self.fault = fault
         self.steps = 0
@@ -84,9 +82,7 @@ class Fixed(Source):
         order = self.batching.order(epoch)
         for step in range(first_step, self.batching.steps_per_epoch):
             chunks = self.batching.micro_batches(order, step)
-            yield (
-                MicroBatch(IMAGES[ids], self.micro_seed("corrupt", epoch, step, i)) for i, ids in enumerate(chunks)
-            )
+            yield (MicroBatch(IMAGES[ids], self.micro_seed("corrupt", epoch, step, i)) for i, ids in enumerate(chunks))
 
 
 class Listener:

@@ -381,6 +381,16 @@ def test_dsdmae_trains_networks_that_can_drop_nothing(backbone: tuple[str, ...],
     assert_timm_agrees(result, encoder_of(tmp_path / "run", *more))
 
 
+@pytest.mark.parametrize("backbone", [(), SWIN, CONVNEXT, ("backbone.name=timm:test_vit",)], ids=lambda b: str(b[:1]))
+def test_all_that_is_trained_has_a_gradient(backbone: tuple[str, ...]) -> None:
+    """A parameter that the features never meet would be waited for in vain by DistributedDataParallel."""
+    side = 32 if "timm:test_vit" in str(backbone) else 16
+    method = build_method(resolve(settings("digits", *backbone, f"data.image_size={side}").settings))
+    clean = torch.rand(2, 3, side, side)
+    method(clean, method.corrupt(clean, seeded(CPU, 0)))["loss"].backward()
+    assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 @pytest.mark.parametrize("backbone", [SWIN, CONVNEXT], ids=["swin", "convnext"])
 def test_mae_refuses_networks_that_can_drop_nothing(
     backbone: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -394,9 +404,7 @@ def test_mae_refuses_networks_that_can_drop_nothing(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "options", ["{dims=[24]}", "{no_such_option=1}", "{depths='deep'}", "{dims=[16, 16, 24, -1]}"]
-)
+@pytest.mark.parametrize("options", ["{dims=[24]}", "{no_such_option=1}", "{depths='deep'}", "{dims=[16, 16, 24, -1]}"])
 def test_options_that_timm_refuses_are_one_line(
     options: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,6 @@ from helpers import (
 )
 from PIL import Image
 
-from dsdmae_builtin.folder import FolderImages
 from dsdmae_cli import checkpoint
 from dsdmae_cli.errors import CheckpointError, RunInterrupted, SettingsError
 from dsdmae_cli.recipes.pretrain import _Pretraining
@@ -304,9 +303,7 @@ def test_changed_settings_are_refused_by_name(change: str, named: str, resident:
     assert listing(resident) == FILES
 
 
-def test_settings_that_change_no_result_may_change(
-    copied: Path, resident: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_settings_that_change_no_result_may_change(copied: Path, resident: Path, digits: Path, tmp_path: Path) -> None:
     free = ("train.keep_checkpoints=3", "data.workers=1", "data.download=false", f"data.data_dir={tmp_path}")
     shutil.rmtree(copied / "checkpoints" / "step-00000015")
     train(digits, copied, *RANDOM, *PLACES["resident"], *free, resume=True, overridden=True)
@@ -371,11 +368,11 @@ def test_a_directory_that_holds_something_is_refused(
 def test_a_run_that_could_not_begin_leaves_its_directory_free(
     digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = words(assignments(digits, "train.epochs=1"))
-    code, _, err = cli(capfd, "pretrain", *chosen, "--batch-size", "64", "--out", tmp_path / "run")
+    chosen = words(assignments(digits, "train.epochs=1", "train.batch_size=64"))
+    code, _, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "run")
     assert code == 2
     assert "train.batch_size = 64 is larger than the 42 training images; set --batch-size 42" in one_line(err)
-    # Mended as the message says; the flag of before was in the texts of --set, which stand above flags.
+    # Mended as the message says.
     chosen = words(assignments(digits, "train.epochs=1", "train.batch_size=42"))
     code, _, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "run")
     assert code == 0, err
@@ -537,6 +534,24 @@ def test_unreadable_images_stop_a_strict_run_and_one_beyond_the_limit(
     assert "--set data.max_unreadable=SHARE" in err
 
 
+def test_a_run_that_failed_before_its_first_record_can_still_be_resumed(
+    broken: Callable[[int], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = broken(2), tmp_path / "run"
+    whole = digit_folder(tmp_path / "whole")
+    chosen = assignments(folder, *PLACES["streaming"], "train.epochs=4", "train.log_every=100")
+    code, _, err = cli(capfd, "pretrain", *words(chosen), "--out", run)
+    assert code == 2
+    assert "more than the limit" in one_line(err)
+    for bad in sorted(folder.glob("train/*/*.png"))[:2]:
+        shutil.copyfile(whole / bad.relative_to(folder), bad)
+    # What has trained, and left pictures or checkpoints, is a run; what has not may begin again.
+    resume = ["--resume"] if listing(run) - {".lock"} else words(chosen)
+    code, out, err = cli(capfd, "pretrain", *resume, "--out", run, "--json")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 20
+
+
 def test_an_unreadable_held_out_image_is_named(
     broken: Callable[[int], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -576,7 +591,7 @@ def test_a_full_disk_ends_the_run_in_one_line(
     elif what == "figures":
         room.setattr(Image.Image, "save", full)
     elif what == "checkpoints":
-        room.setattr(os, "fsync", full)
+        room.setattr(checkpoint, "write_synced", full)
     elif what == "encoder.safetensors":
         room.setattr(checkpoint, "write_bytes", full_for_encoder)
     else:
@@ -585,7 +600,7 @@ def test_a_full_disk_ends_the_run_in_one_line(
         def unless_result(self: RunDir, name: str, text: str) -> None:
             with pytest.MonkeyPatch.context() as patched:
                 if name == "result.json":
-                    patched.setattr(Path, "write_text", full)
+                    patched.setattr(os, "fsync", full)
                 write(self, name, text)
 
         room.setattr(RunDir, "_write", unless_result)

@@ -70,7 +70,9 @@ def describe(
     from dsdmae_cli import plugins
 
     if section is not None and section not in SECTIONS:
-        raise SettingsError(f"there is no section {section!r}{nearest(section, list(SECTIONS))}; there is {', '.join(SECTIONS)}")
+        raise SettingsError(
+            f"there is no section {section!r}{nearest(section, list(SECTIONS))}; there is {', '.join(SECTIONS)}"
+        )
     for name in SECTIONS if section is None else (section,):
         base = section_class(name, {}) if name in {"optim", "train"} else _shared(name)
         typer.echo(reference(f"[{name}]", base))

@@ -11,6 +11,7 @@ from dsdmae_cli.errors import PluginError
 from dsdmae_cli.settings.describe import help_text
 from dsdmae_cli.settings.flags import FLAGS
 from dsdmae_cli.settings.load import Loaded, load, section_class
+from dsdmae_cli.settings.models import Settings
 
 _SOURCES, _DATA, _METHOD, _TRAINING, _RUN = "Where settings come from", "Data", "Method", "Training", "Run"
 
@@ -87,11 +88,15 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 def load_settings(
-    preset: str | None, config: Path | None, assignments: list[str] | None, flags: dict[str, Any]
+    preset: str | None,
+    config: Path | None,
+    assignments: list[str] | None,
+    flags: dict[str, Any],
+    base: Settings | None = None,
 ) -> Loaded:
     """Settings from a command's flags; `flags` maps parameter names (mask_ratio) to what was given."""
     dotted = {FLAGS[flag]: flags[name] for flag in FLAGS if (name := _parameter(flag)) in flags}
-    return load(preset=preset, config=config, flags=dotted, assignments=assignments)
+    return load(preset=preset, config=config, flags=dotted, assignments=assignments, base=base)
 
 
 def _parameter(flag: str) -> str:

@@ -47,18 +47,18 @@ def command(
     overridden = any(value is not None for value in (preset, config, set_, *flags.values()))
     if resume and out is None:
         raise SettingsError("--resume needs the run's directory; add --out DIR")
-    loaded = o.load_settings(preset, config, set_, flags)
+    from dsdmae_cli.rundir import RunDir
+
+    base = RunDir(out).settings().settings if resume and out is not None else None
+    loaded = o.load_settings(preset, config, set_, flags, base)
 
     from dsdmae_cli.report import print_result
 
     if dry_run:
         from dsdmae_cli.recipes.plan import make_plan
-        from dsdmae_cli.rundir import RunDir
         from dsdmae_cli.settings.load import resolve
 
-        if out is not None and resume:
-            loaded = RunDir(out).settings()
-        elif out is not None:
+        if out is not None and not resume:
             RunDir(out).check_free()
         plan = make_plan(resolve(loaded.settings))
         print_result(plan.json(), as_json=json, text=plan.text())

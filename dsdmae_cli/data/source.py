@@ -105,7 +105,6 @@ class Source(ABC):
 
         Raises:
             DataError: too many images are unreadable, or one is and data.strict is set.
-            RunFailed: a process that decodes images died.
         """
 
     def micro_seed(self, purpose: str, epoch: int, step_in_epoch: int, index: int) -> int:

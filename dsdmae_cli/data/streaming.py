@@ -17,7 +17,7 @@ from dsdmae_cli.data.augment import Augmentation, augment, crop_boxes
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.resident import to_square
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, seeded
-from dsdmae_cli.errors import DataError, RunFailed
+from dsdmae_cli.errors import DataError
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _WORKER_SECONDS = 300
@@ -131,15 +131,7 @@ class StreamingSource(Source):
 
     def _receive(self) -> UInt8[Tensor, "b 3 s s"]:
         assert self._stream is not None
-        try:
-            images, faults = next(self._stream)
-        except RuntimeError as error:
-            if "worker" not in str(error):
-                raise
-            raise RunFailed(
-                f"a process that decodes images died ({str(error).splitlines()[0]}); if memory ran out, lower"
-                " --set data.workers; resume with --resume"
-            ) from error
+        images, faults = next(self._stream)
         for name, reason in faults:
             self.unreadable.add(name, reason)
         if images is None:

@@ -20,7 +20,7 @@ from dsdmae_cli.data.open import Labelled, choose, labelled_images, open_dataset
 from dsdmae_cli.data.resident import decode_square, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable, seeded
 from dsdmae_cli.engine import Trainer, choose_device
-from dsdmae_cli.errors import CheckpointError, RunInterrupted, SettingsError
+from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.evaluation import knn_accuracy, mean_features
 from dsdmae_cli.figures import RestorationRecord, curves
 from dsdmae_cli.methods.base import Method
@@ -73,6 +73,10 @@ def pretrain(loaded: Loaded, *, out: Path | None, resume: bool, overridden: bool
             settings = _take(run, loaded, resume, overridden) if main else loaded.settings
             settings = distributed.from_main(settings)
             return _Pretraining(run, settings, report, resume).run()
+        except DsdmaeError as error:
+            if main and run.held and not resume and not isinstance(error, RunFailed | RunInterrupted):
+                run.abandon()
+            raise
         finally:
             report.stop()
             run.release()

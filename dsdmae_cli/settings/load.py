@@ -72,6 +72,7 @@ def load(
     flags: Mapping[str, Any] | None = None,
     assignments: list[str] | None = None,
     environ: Mapping[str, str] | None = None,
+    base: Settings | None = None,
 ) -> Loaded:
     """Compose and validate the settings of a run.
 
@@ -82,6 +83,7 @@ def load(
         flags: {"section.key": value} from the command line; None values are ignored.
         assignments: "section.key=value" texts from --set; they stand above flags.
         environ: the environment; os.environ by default.
+        base: complete settings to stand below all others, in place of the default preset: those of a run that resumes.
 
     Raises:
         SettingsError: an unknown key, a value that is not allowed, a file that is not TOML.
@@ -90,12 +92,7 @@ def load(
     environ = os.environ if environ is None else environ
     config = config or (Path(environ["DSDMAE_CONFIG"]) if environ.get("DSDMAE_CONFIG") else None)
     from_file, file_preset = _file_layer(config) if config else (Layer({}, {}), None)
-    upper = [
-        from_file,
-        _environment_layer(environ),
-        _flag_layer(flags or {}),
-        _assignment_layer(assignments or []),
-    ]
+    upper = [from_file, _environment_layer(environ), _command_line_layer(flags or {}, assignments or [])]
 
     named = (
         (preset, "--preset"),
@@ -103,9 +100,10 @@ def load(
         (file_preset, f"preset in {config}"),
     )
     chosen = next(((name, origin) for name, origin in named if name is not None), None)
-    if chosen is None and not any("dataset" in layer.values.get("data", {}) for layer in upper):
+    if chosen is None and base is None and not any("dataset" in layer.values.get("data", {}) for layer in upper):
         chosen = (DEFAULT_PRESET, "default")
-    lower = [_preset_layer(*chosen)] if chosen else []
+    lower = [_checked_layer(tables(base), "the run")] if base else []
+    lower += [_preset_layer(*chosen)] if chosen else []
     return _validate(*_merge([*lower, *upper]))
 
 
@@ -142,8 +140,10 @@ def parse_word(text: str) -> Any:
             parsed = tomllib.loads(f"value = {candidate}")
         except (ValueError, RecursionError):
             continue
-        if parsed.keys() == {"value"}:  # a line break could have brought other keys along
-            return parsed["value"]
+        value = parsed["value"]
+        # A line break could have brought other keys along; a number of 400 digits is no number for anyone.
+        if parsed.keys() == {"value"} and not (isinstance(value, int) and abs(value) >= 2**63):
+            return value
     return text
 
 
@@ -187,8 +187,8 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
         section, _, key = variable.removeprefix("DSDMAE_").lower().partition("_")
         if section not in SECTIONS or not key:
             raise SettingsError(
-                f"unknown environment variable {variable}{_nearest_variable(variable)}; settings are DSDMAE_SECTION_KEY with a section of"
-                f" {', '.join(SECTIONS)} (for example DSDMAE_TRAIN_EPOCHS=5)"
+                f"unknown environment variable {variable}{_nearest_variable(variable)}; settings are DSDMAE_SECTION_KEY"
+                f" with a section of {', '.join(SECTIONS)} (for example DSDMAE_TRAIN_EPOCHS=5)"
             )
         values.setdefault(section, {})[key] = Word(environ[variable])
         origin[f"{section}.{key}"] = f"environment variable {variable}"
@@ -199,6 +199,16 @@ def _nearest_variable(variable: str) -> str:
     _, _, key = variable.removeprefix("DSDMAE_").partition("_")
     known = [*_NOT_SETTINGS, *(f"DSDMAE_{section.upper()}_{key}" for section in SECTIONS if key)]
     return nearest(variable, known)
+
+
+def _command_line_layer(flags: Mapping[str, Any], assignments: list[str]) -> Layer:
+    """Flags and --set in one: whichever way a person names a method, what they say of it beside is about that one."""
+    spoken, assigned = _flag_layer(flags), _assignment_layer(assignments)
+    both = {
+        section: spoken.values.get(section, {}) | assigned.values.get(section, {})
+        for section in spoken.values.keys() | assigned.values.keys()
+    }
+    return Layer(both, spoken.origin | assigned.origin)
 
 
 def _flag_layer(flags: Mapping[str, Any]) -> Layer:
@@ -367,8 +377,7 @@ def resolve(settings: Settings) -> Settings:
     }
     patch = settings.backbone.patch_size
     if patch == "auto" and not plugins.find("backbone", settings.backbone.name).spec.own_patch_size:
-        # The paper cuts every image into 16x16 patches (32/2, 96/6); beyond 128 px that of ImageNet's ViTs.
-        patch = max(1, size // 16) if size <= 128 else 16
+        patch = _auto_patch_size(size)
     lr, warmup, epochs = settings.optim.lr, settings.optim.warmup_epochs, settings.train.epochs
     tenth = max(1, round(epochs / 10))
     train = {key: tenth for key in ("knn_every", "checkpoint_every") if getattr(settings.train, key) == "auto"}
@@ -387,6 +396,16 @@ def resolve(settings: Settings) -> Settings:
     )
     _check_together(resolved)
     return resolved
+
+
+def _auto_patch_size(image_size: int) -> int:
+    """The divisor of the image's side that is nearest, by ratio, to the paper's choice.
+
+    That is 16x16 patches up to 128 px (32/2, 96/6); beyond, the 16 px of ImageNet's ViTs.
+    """
+    wanted = image_size / 16 if image_size <= 128 else 16
+    divisors = [n for n in range(1, image_size + 1) if image_size % n == 0]
+    return min(divisors, key=lambda n: max(n / wanted, wanted / n))
 
 
 def _check_together(settings: Settings) -> None:

@@ -1,0 +1,68 @@
+"""Writing files so that they are whole or as they were before, with an error that says what to do. No torch here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dsdmae_cli.errors import RunFailed
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write `path` into RunFailed: no space, no permission, a file that is too large."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror or error}; what was saved before is intact. Make room, then"
+            " go on with --resume"
+        ) from error
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` when the block ends well, else it is removed.
+
+    Raises:
+        RunFailed: it cannot be written; `path` is as it was before.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with explained(path):
+        try:
+            yield partial
+            partial.replace(path)
+            sync_directory(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, so that it survives a crash of the machine.
+
+    Raises:
+        RunFailed: no space, no permission.
+    """
+    with aside(path) as partial:
+        write_synced(partial, content)
+
+
+def sync_directory(folder: Path) -> None:
+    """Wait until the disk knows of renamed files."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

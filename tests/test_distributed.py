@@ -1,0 +1,116 @@
+"""Two processes under torchrun, on the CPU with gloo: one process's results, one process's files, one fate."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from helpers import (
+    SLOW_DRIVER,
+    assignments,
+    digit_folder,
+    listing,
+    records,
+    start,
+    steps_done,
+    train,
+    wait_until,
+    words,
+)
+from safetensors.torch import load_file
+
+from dsdmae_cli import checkpoint, distributed
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# Local batches of four in micro-batches of two; all that is random is on.
+CHOSEN = (
+    "train.micro_batch=2", "train.knn_every=1", "train.log_every=2", "backbone.depth=2", "backbone.drop_path=0.3",
+    "data.shift=1", "method.noise_std=[0.5, 1.5]", "train.epochs=3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digit_folder(tmp_path_factory.mktemp("digits"))
+
+
+def test_two_processes_compute_what_one_does(digits: Path, tmp_path: Path) -> None:
+    chosen = words(assignments(digits, *CHOSEN))
+    process = start(*TORCHRUN, "-m", "dsdmae_cli", "pretrain", *chosen, "--out", tmp_path / "two", "--json")
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    train(digits, tmp_path / "one", *CHOSEN)
+    # One object on stdout, one set of files: the second process says and writes nothing.
+    assert json.loads(out) == json.loads((tmp_path / "two" / "result.json").read_text())
+    assert listing(tmp_path / "two") == listing(tmp_path / "one")
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["world_size"] == 2
+
+    ours, reference = (records(tmp_path / name) for name in ("two", "one"))
+    assert [r["step"] for r in ours] == [r["step"] for r in reference]
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert mine.keys() == theirs.keys()
+        for key in mine.keys() - {"images_per_second", "knn"}:
+            assert mine[key] == pytest.approx(theirs[key], rel=2e-4), (mine, theirs)
+    weights, expected = (load_file(tmp_path / name / "encoder.safetensors") for name in ("two", "one"))
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+def ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that torchrun started."""
+    return [child for child in psutil.Process(process.pid).children() if "pretrain" in child.cmdline()]
+
+
+def test_a_killed_rank_ends_all_and_a_signal_saves(digits: Path, tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(SLOW_DRIVER)
+    run = tmp_path / "run"
+    chosen = words(assignments(digits, "train.epochs=40", "train.checkpoint_every=1000"))
+    first = start(*TORCHRUN, driver, "pretrain", *chosen, "--out", run)
+    wait_until(lambda: steps_done(run) >= 2, first, seconds=180)
+    both = ranks(first)
+    assert len(both) == 2
+    both[1].kill()
+    killed = time.monotonic()
+    _, err = first.communicate(timeout=120)
+    assert time.monotonic() - killed < 60
+    assert first.returncode != 0
+    assert not [p for p in both if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    # The directory is free again: the next two take it over, and save when torchrun is told to stop.
+    reached = steps_done(run)
+    second = start(*TORCHRUN, driver, "pretrain", "--resume", "--out", run)
+    # Nothing was saved, so it begins anew: the old lines go first.
+    wait_until(lambda: steps_done(run) < reached or reached < 3, second, seconds=180)
+    wait_until(lambda: steps_done(run) >= 3, second, seconds=180)
+    second.send_signal(signal.SIGTERM)
+    _, err = second.communicate(timeout=120)
+    assert second.returncode != 0
+    [saved] = checkpoint.newest_first(run / "checkpoints")
+    step = int(saved.name.split("-")[1])
+    assert step >= 3
+    assert f"stopped by signal 15 and saved at step {step} of 200" in err
+    assert checkpoint.load(saved).step == step
+    assert records(run)[-1]["step"] == step
+
+    # One process may finish what two began.
+    assert train(digits, run, resume=True)["steps"] == 200
+    assert [r["step"] for r in records(run)] == list(range(1, 201))
+
+
+def test_without_torchrun_there_is_a_group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    with distributed.process_group(torch.device("cpu")):
+        assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (0, 1, 0)
+        assert distributed.from_main("mine") == "mine"
+        assert distributed.highest(3) == 3
+        assert distributed.mean_(torch.tensor([2.0])).tolist() == [2.0]
+        assert distributed.max_(torch.tensor(5.0)).item() == 5
