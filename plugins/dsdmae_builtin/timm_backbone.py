@@ -34,6 +34,7 @@ class TimmBackbone(Backbone):
             self.timm_kwargs["patch_size"] = settings.patch_size
         self.model = _create(self.timm_name, self.timm_kwargs, settings.pretrained, image_size)
         self.grid, self.width = self._measure()
+        self._freeze_what_no_feature_meets()
 
     @torch.no_grad()
     def _measure(self) -> tuple[tuple[int, int], int]:
@@ -55,6 +56,16 @@ class TimmBackbone(Backbone):
                 " backbone.patch_size"
             )
         return (rows, columns), width
+
+    def _freeze_what_no_feature_meets(self) -> None:
+        """Layers behind the feature map (a ConvNeXt's head norm) get no gradient, and DDP would wait for it in vain."""
+        was_training = self.model.training
+        self.model.eval()
+        self._feature_map(torch.rand(1, 3, self.image_size, self.image_size)).sum().backward()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+        self.model.train(was_training)
 
     def _feature_map(self, images: Tensor) -> Tensor:
         maps = self.model.forward_intermediates(
