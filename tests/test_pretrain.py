@@ -552,6 +552,20 @@ def test_a_run_that_failed_before_its_first_record_can_still_be_resumed(
     assert json.loads(out)["steps"] == 20
 
 
+def test_a_resumed_run_remembers_unreadable_images(
+    broken: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, run = broken(4), tmp_path / "run"
+    chosen = (*PLACES["streaming"], "data.max_unreadable=0.2", "train.epochs=1")
+    expected = train(folder, tmp_path / "whole", *chosen)["unreadable_images"]
+    assert expected >= 3
+    with monkeypatch.context() as patched:
+        at_step(patched, 4, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(RunInterrupted):
+            train(folder, run, *chosen)
+    assert train(folder, run, resume=True)["unreadable_images"] == expected
+
+
 def test_an_unreadable_held_out_image_is_named(
     broken: Callable[[int], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
