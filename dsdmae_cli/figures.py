@@ -107,7 +107,7 @@ def curves(records: list[dict[str, Any]], path: Path) -> None:
     for name in parts:
         known = [r for r in train if name in r]
         left.plot([r["step"] for r in known], [r[name] for r in known], label=name, linewidth=1.3)
-    left.set(xlabel="step", title="loss")
+    left.set(xlabel="step", title="loss", yscale="log")
     left.legend(frameon=False)
     if scored:
         right.plot([r["step"] for r in scored], [100 * r["knn"] for r in scored], marker="o", markersize=3)

@@ -28,6 +28,9 @@ jaxtyping.install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+# A distribution of its own with tests of its own; test_third_party.py installs it and runs them.
+collect_ignore = ["example_plugin"]
+
 TEST_DATA = "DSDMAE_TEST_DATA"
 
 
