@@ -147,10 +147,11 @@ class RunDir:
             self._lock.release()
 
     def abandon(self) -> None:
-        """Take back what create() made, as long as no step was taken: the run could not begin."""
-        if (self.path / METRICS).exists():
-            return
-        for name in (SETTINGS, "run.json", _LOCK):
+        """Take back what create() made, as long as nothing else came to be there: the run could not begin."""
+        ours = (SETTINGS, "run.json", _LOCK)
+        if any(path.name not in ours for path in self.path.iterdir()):
+            return  # figures, metrics or a checkpoint: it began, and can be resumed
+        for name in ours:
             (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):  # it was there before, or holds something
             self.path.rmdir()

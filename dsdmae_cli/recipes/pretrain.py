@@ -279,6 +279,7 @@ class _Pretraining:
             return
         model, training, state = self.trainer.state()
         state["seconds"] = self._seconds()
+        state["unreadable"] = self.unreadable.reasons
         saved = Checkpoint(self.trainer.step, model, training, state, tables(self.asked))
         checkpoint.save(self.run_dir.checkpoints, saved, self.settings.train.keep_checkpoints)
         self.saved_at = self.trainer.step
@@ -299,6 +300,7 @@ class _Pretraining:
             checkpoint.load_into(self.method, found.model, str(self.run_dir.checkpoints))
             self.trainer.restore(found.step, found.training, found.state)
             self.seconds_before = found.state["seconds"]
+            self.unreadable.reasons.update(found.state["unreadable"])
             self.saved_at = found_step = found.step
         if self.main:
             self.run_dir.forget_after(found_step)
