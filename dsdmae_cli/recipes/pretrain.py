@@ -70,8 +70,7 @@ def pretrain(loaded: Loaded, *, out: Path | None, resume: bool, overridden: bool
         path = distributed.from_main(out or default_path(loaded.settings, datetime.now()))
         run = RunDir(path)
         try:
-            settings = _take(run, loaded, resume, overridden) if main else loaded.settings
-            settings = distributed.from_main(settings)
+            settings = _agree(run, loaded, resume, overridden)
             return _Pretraining(run, settings, report, resume).run()
         except DsdmaeError as error:
             if main and run.held and not resume and not isinstance(error, RunFailed | RunInterrupted):
@@ -80,6 +79,20 @@ def pretrain(loaded: Loaded, *, out: Path | None, resume: bool, overridden: bool
         finally:
             report.stop()
             run.release()
+
+
+def _agree(run: RunDir, loaded: Loaded, resume: bool, overridden: bool) -> Settings:
+    """The settings to go by in every process; where the first is refused the directory, all are told why."""
+    settings, problem = loaded.settings, None
+    if distributed.rank() == 0:
+        try:
+            settings = _take(run, loaded, resume, overridden)
+        except DsdmaeError as error:
+            problem = error
+    settings, problem = distributed.from_main((settings, problem))
+    if problem is not None:
+        raise problem
+    return settings
 
 
 def _take(run: RunDir, loaded: Loaded, resume: bool, overridden: bool) -> Settings:
