@@ -64,8 +64,12 @@ def parts(arguments: argparse.Namespace):
     return settings, method, images, corruptions
 
 
-def plain(arguments: argparse.Namespace, autocast: bool = False) -> Callable[[], float]:
-    """The step as a paper's code has it: one batch, AdamW, .item(), a Python loop for the teacher."""
+def plain(arguments: argparse.Namespace, autocast: bool = False, fused: bool = False) -> Callable[[], float]:
+    """The step as a paper's code has it: one batch, AdamW, .item(), a Python loop for the teacher.
+
+    Attention is written out as matmul, softmax, matmul, as in the timm of the papers' repositories; `fused` is what
+    today's timm does of itself, scaled_dot_product_attention.
+    """
     import torch
 
     settings, method, images, corruptions = parts(arguments)
@@ -77,6 +81,9 @@ def plain(arguments: argparse.Namespace, autocast: bool = False) -> Callable[[],
         weight_decay=settings.optim.weight_decay,
     )
     method.train()
+    for part in method.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = fused
 
     def step() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -96,7 +103,7 @@ def plain(arguments: argparse.Namespace, autocast: bool = False) -> Callable[[],
 
 def mae_style(arguments: argparse.Namespace) -> Callable[[], float]:
     """As facebookresearch/mae trains: autocast, the loss read back each step; elsewhere as plain."""
-    return plain(arguments, autocast=True)
+    return plain(arguments, autocast=True)  # its timm 0.3.2 has no fused attention
 
 
 def engine(arguments: argparse.Namespace, compiled: bool = False) -> Callable[[], float]:
@@ -137,6 +144,7 @@ def engine(arguments: argparse.Namespace, compiled: bool = False) -> Callable[[]
 
 VARIANTS = {
     "plain fp32": plain,
+    "plain fp32, fused attention": lambda arguments: plain(arguments, fused=True),
     "mae-style bf16": mae_style,
     "dsdmae": engine,
     "dsdmae compiled": lambda arguments: engine(arguments, compiled=True),
