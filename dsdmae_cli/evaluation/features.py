@@ -1,0 +1,322 @@
+"""An encoder and images to pooled features, one pass for all poolings, and a cache of them on disk.
+
+A cache file is named by the SHA-256 of all that decides what is in it: the encoder, the images, how they are prepared
+and the precision. It is therefore never out of date, and can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.data.augment import Interpolation, prepare
+from dsdmae_cli.data.base import ImageDataset
+from dsdmae_cli.data.resident import decode_square, to_tensor
+from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.files import aside
+
+Pool = Literal["mean", "cls", "max", "mean+cls"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
+
+# Of the file and of how features are computed: a change to either must raise it, or old features would be read.
+FORMAT_VERSION = 1
+
+
+# ------------------------------------------------------------------------------------------------ extraction
+
+
+class Batch(NamedTuple):
+    """Prepared images that could be read, and which images of the dataset they are."""
+
+    images: UInt8[Tensor, "b 3 s s"]
+    indices: Int64[Tensor, " b"]
+
+
+def square_batches(
+    dataset: ImageDataset,
+    indices: Sequence[int],
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    unreadable: Unreadable,
+) -> Iterator[Batch]:
+    """Images decoded batch by batch, the next while this one is used; unreadable ones are counted and left out.
+
+    Raises:
+        DataError: too many cannot be read.
+    """
+    chunks = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+
+    def decode(chunk: list[int]) -> Batch:
+        arrays, kept = decode_square(dataset, chunk, image_size, unreadable, may_be_empty=True)
+        return Batch(to_tensor(arrays, device), torch.tensor(kept, dtype=torch.int64))
+
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(decode, chunks[0]) if chunks else None
+        for following in [*chunks[1:], None]:
+            if coming is None:
+                return
+            batch = coming.result()
+            coming = ahead.submit(decode, following) if following is not None else None
+            if len(batch.indices):
+                yield batch
+
+
+class Features(NamedTuple):
+    """Features on the CPU by pooling, and which image of the dataset each row is of."""
+
+    by_pool: dict[str, Float[Tensor, "n d"]]
+    indices: Int64[Tensor, " n"]
+
+
+@torch.no_grad()
+def extract(
+    encoder: Backbone,
+    batches: Iterator[Batch],
+    pools: Sequence[Pool],
+    autocast_dtype: torch.dtype | None = None,
+    interpolation: Interpolation = "bicubic",
+    dtype: torch.dtype = torch.float32,
+) -> Features:
+    """Features of clean images in one pass over them, the encoder in eval mode.
+
+    Args:
+        batches: on the encoder's device.
+        pools: which summaries of the tokens: their mean or maximum over the grid, the class token, or mean and class
+            token side by side ("mean+cls").
+        dtype: of what is returned. float16 halves the memory, and is enough for features that end in a norm.
+
+    Raises:
+        SettingsError: a pool needs a class token and the encoder has none.
+        RunFailed: features are not finite, in `autocast_dtype` or in `dtype`.
+    """
+    check_pools(encoder, pools)
+    parts: dict[str, list[Tensor]] = {pool: [] for pool in pools}
+    indices: list[Tensor] = []
+    finite: list[Tensor] = []
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        for batch in batches:
+            kind = batch.images.device.type
+            images = prepare(batch.images, encoder.image_size, interpolation)
+            with torch.autocast(kind, autocast_dtype) if autocast_dtype else nullcontext():
+                patches, class_token = encoder.forward_tokens(images)
+            for pool in pools:
+                pooled = _POOLING[pool](patches, class_token).to(dtype)
+                finite.append(pooled.isfinite().all())
+                parts[pool].append(pooled.cpu())
+            indices.append(batch.indices)
+    finally:
+        encoder.train(was_training)
+    if not all(bool(ok) for ok in finite):
+        how = f"under autocast to {_short(autocast_dtype)}, " if autocast_dtype else ""
+        raise RunFailed(
+            f"the encoder gives features that are not finite ({how}kept as {_short(dtype)}); its weights may be"
+            " damaged, or it needs --precision fp32"
+        )
+    return Features({pool: torch.cat(found) for pool, found in parts.items()}, torch.cat(indices))
+
+
+def check_pools(encoder: Backbone, pools: Sequence[str]) -> None:
+    """Raise SettingsError if a pool is unknown, or asks for a class token that the encoder does not have."""
+    for pool in pools:
+        if pool not in POOLS:
+            raise SettingsError(f"no pooling {pool!r}; there are {', '.join(POOLS)}")
+        if "cls" in pool and not encoder.has_class_token:
+            raise SettingsError(f"--pool {pool} needs a class token and this encoder has none; use mean or max")
+
+
+def _mean(patches: Tensor, class_token: Tensor | None) -> Tensor:
+    return patches.float().mean(dim=1)
+
+
+def _class(patches: Tensor, class_token: Tensor | None) -> Tensor:
+    assert class_token is not None
+    return class_token.float()
+
+
+_POOLING: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "mean": _mean,
+    "cls": _class,
+    "max": lambda patches, class_token: patches.float().amax(dim=1),
+    "mean+cls": lambda patches, class_token: torch.cat([_mean(patches, None), _class(patches, class_token)], dim=1),
+}
+
+
+@torch.no_grad()
+def mean_features(
+    encoder: Backbone,
+    images: UInt8[Tensor, "n 3 s s"],
+    batch_size: int,
+    autocast_dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n d"]:
+    """Tokens of clean images, averaged over the grid, where the images are; the encoder in eval mode."""
+    was_training = encoder.training
+    encoder.eval()
+    features = []
+    for batch in images.split(batch_size):
+        kind = batch.device.type
+        with torch.autocast(kind, autocast_dtype) if autocast_dtype else nullcontext():
+            features.append(encoder(prepare(batch, encoder.image_size, "bicubic")).float().mean(dim=1))
+    encoder.train(was_training)
+    return torch.cat(features)
+
+
+# ----------------------------------------------------------------------------------------------------- cache
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """All that decides what features are.
+
+    Attributes:
+        encoder: `encoder_digest` of the network and its weights.
+        dataset: `fingerprint()` of the dataset.
+        indices: `indices_digest` of the images that were asked for.
+        image_size: side in pixels to which images are decoded.
+        interpolation: of a resize on the device.
+        pools: in order.
+        precision: what the forward pass ran in ("fp32", "bf16", ...).
+        dtype: of the features as kept.
+        device: "cpu", "cuda", ...: kernels differ in the last bits.
+        version: of the format, and of how features are computed.
+    """
+
+    encoder: str
+    dataset: str
+    indices: str
+    image_size: int
+    interpolation: str
+    pools: tuple[str, ...]
+    precision: str
+    dtype: str
+    device: str
+    version: int = FORMAT_VERSION
+
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def encoder_digest(encoder: Backbone) -> str:
+    """SHA-256 of an architecture and its weights, the same from whatever file they came.
+
+    The architecture is part of it because weights of one shape can belong to networks of, say, 3 heads or 6.
+    """
+    what = [
+        *(type(encoder).__qualname__, encoder.timm_name, encoder.timm_kwargs),
+        *(encoder.image_size, encoder.mean, encoder.std),
+    ]
+    return tensors_digest(encoder.timm_state(), json.dumps(what, sort_keys=True, default=str))
+
+
+def indices_digest(indices: Sequence[int]) -> str:
+    """SHA-256 of which images, in which order."""
+    return hashlib.sha256(torch.tensor(indices, dtype=torch.int64).numpy().tobytes()).hexdigest()
+
+
+def tensors_digest(tensors: dict[str, Tensor], prefix: str = "") -> str:
+    """SHA-256 of names, dtypes, shapes and bytes, whatever the order and the device."""
+    digest = hashlib.sha256(prefix.encode())
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"\0{name} {_short(flat.dtype)} {tuple(flat.shape)}\0".encode())
+        digest.update(flat.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Cached(NamedTuple):
+    """Features, and how they were come by.
+
+    Attributes:
+        found: they were read, not computed.
+        path: where they are kept now; None if they could not be.
+        num_bytes: size of that file.
+        note: what a person should know: a damaged file, a disk that is full. None = nothing.
+    """
+
+    features: Features
+    found: bool
+    path: Path | None
+    num_bytes: int
+    note: str | None
+
+
+def cached_features(key: FeatureKey, compute: Callable[[], Features], folder: Path | None = None) -> Cached:
+    """Features from the cache, else computed and put there. A damaged file is computed anew and replaced.
+
+    A cache that cannot be written costs time, not the result: it is a note and no error.
+
+    Args:
+        folder: of the cache; None = `features` in the user's cache folder (under ~/.cache on Linux).
+    """
+    folder = folder or cache_folder()
+    path = folder / f"{key.digest()}.safetensors"
+    note = None
+    if path.exists():
+        features = _read(path)
+        if features is not None:
+            return Cached(features, True, path, path.stat().st_size, None)
+        note = f"cached features in {path} were damaged and have been computed anew"
+    features = compute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(path, key, features)
+    except (OSError, RunFailed) as error:
+        reason = error.__cause__ or error
+        return Cached(features, False, None, 0, f"features were not cached in {folder}: {reason}")
+    return Cached(features, False, path, path.stat().st_size, note)
+
+
+def cache_folder() -> Path:
+    """Where features are kept unless another folder is named."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("dsdmae") / "features"
+
+
+def _tensors(features: Features) -> dict[str, Tensor]:
+    return {"indices": features.indices, **{f"pool/{pool}": found for pool, found in features.by_pool.items()}}
+
+
+def _write(path: Path, key: FeatureKey, features: Features) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in _tensors(features).items()}
+    metadata = {"key": json.dumps(asdict(key), sort_keys=True), "sha256": tensors_digest(tensors)}
+    with aside(path) as partial:
+        try:
+            save_file(tensors, partial, metadata)
+        except SafetensorError as error:  # its word for the system's refusal
+            raise OSError(str(error)) from error
+
+
+def _read(path: Path) -> Features | None:
+    """What is in a file, or None if it is damaged. The format would load a flipped bit in silence, hence the sum."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            sha256 = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    if sha256 != tensors_digest(tensors):
+        return None
+    pools = {name.removeprefix("pool/"): tensor for name, tensor in tensors.items() if name != "indices"}
+    return Features(pools, tensors["indices"])
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

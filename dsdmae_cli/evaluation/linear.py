@@ -1,0 +1,345 @@
+"""MAE's linear probe on cached features: BatchNorm without affine terms, then a linear layer, several rates at once.
+
+All heads see the same batches and so share the norm's statistics, which have no learned part; a head is then one slice
+of a [H, d, c] weight, and H learning rates cost one pass over the features (the way of DINOv2, Oquab et al. 2023,
+arXiv:2304.07193). Each head is what it would be if trained alone, which tests hold against plain torch modules.
+
+The protocol is that of facebookresearch/mae, main_linprobe.py: LARS, rate = base x batch / 256, linear warm-up and then
+half a cosine to zero, step by step. What differs: features of clean images are cached, so that there is no random
+crop; and the rate is chosen on held-out training images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from dsdmae_cli.data.source import derive_seed, seeded
+from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.evaluation.logistic import require_held_out
+from dsdmae_cli.evaluation.split import HeldOut
+from dsdmae_cli.optim import learning_rate
+
+Optimizer = Literal["lars", "sgd", "adamw"]
+
+# Base rates (of 256 images) that hold the best one for most features; MAE's own for LARS is 0.1.
+BASE_LRS: dict[Optimizer, tuple[float, ...]] = {
+    "lars": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
+    "sgd": (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0),
+    "adamw": (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
+}
+_ROWS_AT_ONCE = 16_384
+_EPS = 1e-6
+_NORM_MOMENTUM = 0.1
+_INIT_STD = 0.01
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How heads are trained.
+
+    Attributes:
+        optimizer: lars (momentum 0.9, trust 0.001), sgd (momentum 0.9) or adamw (0.9, 0.999).
+        epochs: passes over the features.
+        warmup_epochs: linear warm-up from zero; at most all of them.
+        batch_size: images per step; all images where there are fewer. What is left over of an epoch is dropped, and
+            takes its turn in another permutation.
+        weight_decay: on the weights, not the biases: into the gradient for lars and sgd, decoupled for adamw.
+        seed: of first weights and permutations.
+    """
+
+    optimizer: Optimizer = "lars"
+    epochs: int = 90
+    warmup_epochs: float = 10.0
+    batch_size: int = 1024
+    weight_decay: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Trained heads.
+
+    Attributes:
+        weight, bias: [H, d, c] and [H, c], for normalised features.
+        mean, variance: [d] running statistics of the norm, as evaluation uses them.
+    """
+
+    weight: Float[Tensor, "h d c"]
+    bias: Float[Tensor, "h c"]
+    mean: Float[Tensor, " d"]
+    variance: Float[Tensor, " d"]
+
+    @torch.no_grad()
+    def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "h n c"]:
+        """Of every head, where the heads are; features in any floating dtype on any device."""
+        flat = self.weight.transpose(0, 1).flatten(1)
+        scale = (self.variance + _EPS).rsqrt()
+        parts = []
+        for part in features.split(_ROWS_AT_ONCE):
+            x = (part.to(self.weight) - self.mean) * scale
+            parts.append((x @ flat).view(len(x), *self.bias.shape) + self.bias)
+        return torch.cat(parts).transpose(0, 1)
+
+    def accuracy(self, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " h"]:
+        """Share of right answers of every head, on the CPU; zero for a head that gives non-finite logits."""
+        right = torch.zeros(len(self.bias), dtype=torch.int64, device=self.weight.device)
+        finite = torch.ones_like(right, dtype=torch.bool)
+        for part, truth in zip(features.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE), strict=True):
+            logits = self.logits(part)
+            right += (logits.argmax(dim=2) == truth.to(logits.device)).sum(dim=1)
+            finite &= logits.isfinite().flatten(1).all(dim=1)
+        return torch.where(finite, right, 0).cpu().double() / len(labels)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a training passed through, by epoch and head. A diverged head's loss is None.
+
+    Attributes:
+        base_lrs: the heads' base learning rates.
+        loss: [epochs][H] mean training loss of the epoch's batches.
+        held_out: [epochs][H] accuracy on the held-out images after the epoch; empty where none were given.
+    """
+
+    base_lrs: tuple[float, ...]
+    loss: list[list[float | None]]
+    held_out: list[list[float]]
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """The outcome of `select_and_fit`.
+
+    Attributes:
+        logits: [m, c] for the test images, on the CPU.
+        chosen: the base learning rate that was chosen.
+        held_out: accuracy on the held-out images after the last epoch, by base rate; empty if there was one rate.
+        selection: curves of all heads on the fitting part; None if there was one rate.
+        final: curves of the head that was trained on all images.
+        head: that head (H = 1).
+        notes: what a person should know, such as a choice at the edge of the rates on offer.
+    """
+
+    logits: Float[Tensor, "m c"]
+    chosen: float
+    held_out: dict[float, float]
+    selection: Curves | None
+    final: Curves
+    head: Heads
+    notes: tuple[str, ...]
+
+
+def select_and_fit(
+    features: Float[Tensor, "n d"],
+    labels: Int64[Tensor, " n"],
+    split: HeldOut,
+    test_features: Float[Tensor, "m d"],
+    num_classes: int,
+    base_lrs: Sequence[float],
+    protocol: Protocol = Protocol(),
+    device: torch.device | None = None,
+) -> LinearProbe:
+    """Train a head per rate on `split.fit`, choose by `split.held`, train that one anew on both; never the test set.
+
+    The choice is by accuracy after the last epoch (the last epoch is also what is reported); of equally good rates the
+    lowest is taken.
+
+    Args:
+        features, labels: the training images.
+        split: indices into them.
+        device: where to compute; None = where the features are. They are copied there if they are not.
+
+    Raises:
+        DataError: there is a choice to make and no held-out image to make it on.
+        RunFailed: every head diverged.
+    """
+    device = device or features.device
+    features, labels = features.to(device), labels.to(device)
+    fit, held = (torch.from_numpy(part).to(device) for part in split)
+    base_lrs = sorted(base_lrs)
+    held_out: dict[float, float] = {}
+    selection, notes = None, []
+    if len(base_lrs) > 1:
+        require_held_out(split, "learning rate", base_lrs)
+        watched = (features[held], labels[held])
+        _, selection = train_heads(features[fit], labels[fit], num_classes, base_lrs, protocol, watched)
+        held_out = dict(zip(base_lrs, selection.held_out[-1], strict=True))
+        notes = _notes(selection, held_out)
+    chosen = max(held_out, key=held_out.__getitem__) if held_out else base_lrs[0]
+    every = torch.from_numpy(np.sort(np.concatenate(split))).to(device)
+    head, final = train_heads(features[every], labels[every], num_classes, [chosen], protocol)
+    logits = head.logits(test_features)[0].cpu()
+    if final.loss[-1][0] is None or not logits.isfinite().all():
+        raise RunFailed(
+            f"the linear probe diverged at a base learning rate of {chosen:g} ({protocol.optimizer}); give lower rates"
+        )
+    return LinearProbe(logits, chosen, held_out, selection, final, head, tuple(notes))
+
+
+def _notes(curves: Curves, held_out: dict[float, float]) -> list[str]:
+    best = max(held_out, key=held_out.__getitem__)
+    diverged = [lr for lr, loss in zip(curves.base_lrs, curves.loss[-1], strict=True) if loss is None]
+    notes = [f"heads at base rates {', '.join(f'{lr:g}' for lr in diverged)} diverged"] if diverged else []
+    if best in (curves.base_lrs[0], curves.base_lrs[-1]):
+        side = "lowest" if best == curves.base_lrs[0] else "highest"
+        notes.append(f"the chosen base rate, {best:g}, is the {side} on offer; a wider range may do better")
+    return notes
+
+
+@torch.no_grad()
+def train_heads(
+    features: Float[Tensor, "n d"],
+    labels: Int64[Tensor, " n"],
+    num_classes: int,
+    base_lrs: Sequence[float],
+    protocol: Protocol,
+    held_out: tuple[Float[Tensor, "k d"], Int64[Tensor, " k"]] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Heads, Curves]:
+    """Train a head for each base learning rate at once, all from the same first weights on the same batches.
+
+    Args:
+        features: any floating dtype, on the device to compute on; a batch at a time is turned into `dtype`.
+        labels: 0..num_classes-1, on the same device.
+        held_out: features and labels to score after each epoch; they change nothing.
+    """
+    device = features.device
+    trainer = _Trainer(features.shape[1], num_classes, base_lrs, protocol, device, dtype)
+    batch_size = min(protocol.batch_size, len(features))
+    steps = len(features) // batch_size
+    total, warmup = steps * protocol.epochs, steps * min(protocol.warmup_epochs, protocol.epochs)
+    curves = Curves(tuple(base_lrs), [], [])
+    for epoch in range(protocol.epochs):
+        generator = seeded(torch.device("cpu"), derive_seed(protocol.seed, "linear", epoch))
+        order = torch.randperm(len(features), generator=generator).to(device)
+        loss = torch.zeros(len(base_lrs), dtype=dtype, device=device)
+        for step in range(steps):
+            rows = order[step * batch_size : (step + 1) * batch_size]
+            rate = learning_rate(epoch * steps + step, total, warmup, batch_size / 256, 0.0)
+            loss += trainer.step(features[rows].to(dtype), labels[rows], rate)
+        curves.loss.append([value if math.isfinite(value) else None for value in (loss / steps).tolist()])
+        if held_out is not None:
+            curves.held_out.append(trainer.heads().accuracy(*held_out).tolist())
+    return trainer.heads(), curves
+
+
+class _Trainer:
+    """Weights of all heads as one matrix, its gradient written out, and the optimiser.
+
+    One product of [b, d] and [d, H c] does all heads. An autograd graph would cost more than the arithmetic of
+    matrices this small.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        base_lrs: Sequence[float],
+        protocol: Protocol,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        num_heads = len(base_lrs)
+        generator = seeded(torch.device("cpu"), derive_seed(protocol.seed, "linear weights"))
+        first = torch.randn(width, 1, num_classes, generator=generator, dtype=dtype) * _INIT_STD
+        self.weight = first.to(device).repeat(1, num_heads, 1)  # [d, H, c]
+        self.bias = torch.zeros(num_heads, num_classes, dtype=dtype, device=device)
+        self.mean = torch.zeros(width, dtype=dtype, device=device)
+        self.variance = torch.ones(width, dtype=dtype, device=device)
+        self.lrs = torch.tensor(list(base_lrs), dtype=dtype, device=device)[:, None]  # [H, 1]
+        self.update = _UPDATES[protocol.optimizer](self.weight, self.bias, protocol.weight_decay)
+
+    def step(self, x: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], rate: float) -> Float[Tensor, " h"]:
+        """One step of all heads at `rate` times their base rates; their losses before it."""
+        x = self._normalise(x)
+        flat = self.weight.flatten(1)
+        log_p = (x @ flat).view(len(x), *self.bias.shape).add_(self.bias).log_softmax(dim=2)
+        rows = torch.arange(len(x), device=x.device)
+        loss = -log_p[rows, :, labels].mean(dim=0)
+        residual = log_p.exp_()
+        residual[rows, :, labels] -= 1
+        residual /= len(x)
+        gradient = (x.T @ residual.flatten(1)).view_as(self.weight)
+        self.update(gradient, residual.sum(dim=0), rate * self.lrs)
+        return loss
+
+    def _normalise(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """BatchNorm1d(affine=False) in training: the batch's statistics, and the running ones moved toward them."""
+        variance, mean = torch.var_mean(x, dim=0, correction=0)
+        self.mean.lerp_(mean, _NORM_MOMENTUM)
+        # torch's running variance is the unbiased one. A batch of one image has none.
+        self.variance.lerp_(variance * (len(x) / max(1, len(x) - 1)), _NORM_MOMENTUM)
+        return (x - mean) * (variance + _EPS).rsqrt()
+
+    def heads(self) -> Heads:
+        """As they are now; they share memory with what is trained."""
+        return Heads(self.weight.transpose(0, 1), self.bias, self.mean, self.variance)
+
+
+class _Momentum:
+    """SGD with momentum 0.9; with a trust ratio it is LARS.
+
+    LARS is You et al. 2017 (arXiv:1708.03888) as facebookresearch/mae's util/lars.py has it: only weights are scaled
+    (and decayed), by trust x |w| / |g + decay x w|, before momentum; the rate comes last. The ratio is each head's own.
+    """
+
+    trust: float | None = None
+    momentum = 0.9
+
+    def __init__(self, weight: Float[Tensor, "d h c"], bias: Float[Tensor, "h c"], weight_decay: float) -> None:
+        self.weight, self.bias, self.weight_decay = weight, bias, weight_decay
+        self.velocity = torch.zeros_like(weight), torch.zeros_like(bias)
+
+    def __call__(
+        self, weight_gradient: Float[Tensor, "d h c"], bias_gradient: Float[Tensor, "h c"], lrs: Float[Tensor, "h 1"]
+    ) -> None:
+        step = weight_gradient.add_(self.weight, alpha=self.weight_decay)
+        if self.trust is not None:
+            own, change = (torch.linalg.vector_norm(t, dim=(0, 2)) for t in (self.weight, step))
+            ratio = torch.where((own > 0) & (change > 0), self.trust * own / change, 1.0)
+            step.mul_(ratio[:, None])
+        for parameter, velocity, change in zip(
+            (self.weight, self.bias), self.velocity, (step, bias_gradient), strict=True
+        ):
+            velocity.mul_(self.momentum).add_(change)
+            parameter.sub_(lrs * velocity)
+
+
+class _Lars(_Momentum):
+    trust = 0.001
+
+
+class _AdamW:
+    """AdamW (Loshchilov & Hutter 2019), betas (0.9, 0.999), eps 1e-8; decay on the weights alone."""
+
+    betas = (0.9, 0.999)
+    eps = 1e-8
+
+    def __init__(self, weight: Float[Tensor, "d h c"], bias: Float[Tensor, "h c"], weight_decay: float) -> None:
+        self.parameters, self.weight_decay = (weight, bias), weight_decay
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        self.num_steps = 0
+
+    def __call__(
+        self, weight_gradient: Float[Tensor, "d h c"], bias_gradient: Float[Tensor, "h c"], lrs: Float[Tensor, "h 1"]
+    ) -> None:
+        self.num_steps += 1
+        first_bias, second_bias = (1 - beta**self.num_steps for beta in self.betas)
+        self.parameters[0].mul_(1 - lrs * self.weight_decay)
+        gradients = (weight_gradient, bias_gradient)
+        for parameter, gradient, (first, second) in zip(self.parameters, gradients, self.moments, strict=True):
+            first.lerp_(gradient, 1 - self.betas[0])
+            second.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
+            denominator = (second / second_bias).sqrt_().add_(self.eps)
+            parameter.sub_(lrs / first_bias * first / denominator)
+
+
+_UPDATES: dict[Optimizer, type[_Momentum] | type[_AdamW]] = {"lars": _Lars, "sgd": _Momentum, "adamw": _AdamW}

@@ -1,0 +1,43 @@
+"""Features in two dimensions, to look at. Distances in such a picture prove nothing; scores do."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# t-SNE's time grows with the square of the points; 2,000 take seconds, and more would hide each other.
+MOST_TSNE_POINTS = 2000
+
+
+@torch.no_grad()
+def pca(features: Float[Tensor, "n d"], num_components: int = 2) -> tuple[Float[Tensor, "n k"], tuple[float, ...]]:
+    """Coordinates along the directions of largest variance, and the share of all variance that each holds.
+
+    On the CPU in float64, from the [d, d] covariance. The sign of a direction is free: its largest entry is made
+    positive, so that pictures of the same features are the same.
+    """
+    x = features.cpu().double()
+    x = x - x.mean(dim=0)
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    directions = vectors.flip(1)[:, :num_components]
+    largest = directions.abs().argmax(dim=0)
+    directions = directions * directions.gather(0, largest[None]).sign()
+    shares = values.flip(0)[:num_components].clamp(min=0) / values.sum()
+    return (x @ directions).float(), tuple(shares.tolist())
+
+
+def tsne(features: Float[Tensor, "n d"], seed: int = 0, perplexity: float = 30.0) -> Float[Tensor, "n 2"]:
+    """t-SNE (van der Maaten & Hinton 2008) by scikit-learn, from 50 principal components, started at the first two.
+
+    Args:
+        features: 4 to 2,000 rows.
+        perplexity: neighbours that a point feels; at most a third of the points.
+    """
+    from sklearn.manifold import TSNE
+
+    assert 4 <= len(features) <= MOST_TSNE_POINTS
+    reduced, _ = pca(features, min(50, *features.shape))
+    perplexity = min(perplexity, (len(features) - 1) / 3)
+    model = TSNE(init="pca", perplexity=perplexity, random_state=seed, n_jobs=1)
+    return torch.from_numpy(model.fit_transform(reduced.numpy())).float()
