@@ -1,7 +1,8 @@
 """What a backbone is to this program, and what its author must read.
 
 A backbone maps an image to a grid of features. One that can also encode a subset of its patches sets
-`encodes_subset` in its spec and overrides `forward_subset`.
+`encodes_subset` in its spec and overrides `forward_subset`; one that can replace patches by a mask token sets
+`takes_mask_token` and overrides `forward_masked`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+
+from dsdmae_cli.errors import SettingsError
 
 
 class Backbone(nn.Module):
@@ -23,6 +26,9 @@ class Backbone(nn.Module):
         timm_name, timm_kwargs: `timm.create_model(timm_name, **timm_kwargs)` builds the same network, and
             `timm_state()` fits it. An empty timm_name means an architecture that timm does not have; `timm_state()`
             is then its own state_dict.
+        mean, std: how the network under timm's names wants its pixels normalised, from [0, 1]. `forward` takes images
+            in [-1, 1] whatever they are; a backbone with other values than 0.5 renormalises inside.
+        has_class_token: `forward_tokens` gives one.
     """
 
     grid: tuple[int, int]
@@ -30,6 +36,9 @@ class Backbone(nn.Module):
     image_size: int
     timm_name: str
     timm_kwargs: dict[str, Any]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    has_class_token: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -45,15 +54,62 @@ class Backbone(nn.Module):
         """Final features of all tokens, row by row, normalised as the architecture does last."""
         raise AssertionError("a backbone overrides forward")
 
+    def forward_tokens(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]:
+        """What `forward` gives, and the class token's final features, or None where there is none."""
+        return self(images), None
+
     def forward_subset(
         self, images: Float[Tensor, "b c h w"], ids_keep: Int64[Tensor, "b k"]
     ) -> Float[Tensor, "b k d"]:
         """Final features of the tokens `ids_keep` alone; the others are never computed."""
         raise AssertionError("the spec says that this backbone cannot encode a subset")
 
+    def forward_masked(
+        self, images: Float[Tensor, "b c h w"], masked: Bool[Tensor, "b t"], mask_token: Float[Tensor, "1 1 d"]
+    ) -> Float[Tensor, "b t d"]:
+        """Final features where the embedding of each masked patch (True) is replaced by `mask_token`.
+
+        Positions are added afterwards, so that the network knows where something is missing.
+        """
+        raise AssertionError("the spec says that this backbone takes no mask token")
+
     def timm_state(self) -> dict[str, Tensor]:
-        """Weights under timm's own parameter names."""
+        """Weights under timm's own parameter names, the network's own tensors: what is copied into them is loaded."""
         raise AssertionError("a backbone overrides timm_state")
+
+    @property
+    def body(self) -> nn.Module:
+        """timm's module inside, by whose layers the learning rate can decay; itself where there is none."""
+        return self
+
+    def set_image_size(self, image_size: int) -> None:
+        """Take images of another size with the same weights, position embeddings resampled; patches keep their size.
+
+        Raises:
+            SettingsError: the architecture cannot, or the size is no whole number of patches.
+        """
+        if image_size != self.image_size:
+            raise SettingsError(
+                f"{type(self).__name__} takes images of {self.image_size} px alone: its plugin has no set_image_size;"
+                f" leave --image-size {image_size} out"
+            )
+
+
+class Pixels(Backbone):
+    """No network: the pixels themselves as one token, the baseline that any features must beat."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.grid, self.width, self.image_size = (1, 1), 3 * image_size**2, image_size
+        self.timm_name, self.timm_kwargs = "", {}
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 d"]:
+        return images.flatten(1).unsqueeze(1)
+
+    def timm_state(self) -> dict[str, Tensor]:
+        return {}
 
 
 def to_autocast_dtype(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import explained, sync_directory, write_bytes, write_synced
+from dsdmae_cli.files import RESUME, explained, sync_directory, write_bytes, write_synced
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -163,7 +165,16 @@ def load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape; the first few are listed.
     """
-    own = module.state_dict()
+    check_fit(module.state_dict(), state, origin)
+    module.load_state_dict(state)
+
+
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
+    """See that weights have the names and shapes of a network's own.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape; the first few are listed.
+    """
     faults = [f"missing {k}" for k in own if k not in state]
     faults += [f"unexpected {k}" for k in state if k not in own]
     faults += [
@@ -174,12 +185,38 @@ def load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     if faults:
         shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
         raise CheckpointError(f"the weights in {origin} do not fit: {shown}")
-    module.load_state_dict(state)
 
 
-def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write weights as one safetensors file, whole or not at all."""
-    write_bytes(path, _serialize(state, {"format": "pt", **metadata}))
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """A name for weights: the same for the same names, types, shapes and values, however and where they are stored."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        kind = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name}\0{kind}\0{'x'.join(map(str, tensor.shape))}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str], advice: str = RESUME) -> None:
+    """Write weights as one safetensors file, whole or not at all.
+
+    Args:
+        advice: what to do where it cannot be written.
+    """
+    write_bytes(path, _serialize(state, {"format": "pt", **metadata}), advice)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: it cannot be read or is no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no readable safetensors file: {_short(error)}") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:

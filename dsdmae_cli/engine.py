@@ -22,11 +22,11 @@ from dsdmae_cli import distributed
 from dsdmae_cli.checkpoint import optimizer_tensors, restore_optimizer
 from dsdmae_cli.data.source import MicroBatch, Source, seeded
 from dsdmae_cli.errors import RunFailed, SettingsError
-from dsdmae_cli.methods.base import Method, StepInfo
+from dsdmae_cli.methods.base import Corruption, Method, StepInfo, SupervisedMethod
 from dsdmae_cli.optim import build_optimizer, learning_rate
-from dsdmae_cli.settings.models import OptimSettings, TrainSettings
+from dsdmae_cli.settings.models import LoopSettings, OptimSettings
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Tokens x width of a micro-batch whose activations stay in a CPU's caches (docs/design/performance.md).
 _CPU_MICRO_ELEMENTS = 16 * 256 * 192
 
@@ -218,7 +218,7 @@ class Trainer:
         method: Method,
         source: Source,
         optim: OptimSettings,
-        train: TrainSettings,
+        train: LoopSettings,
         runtime: Runtime,
         hooks: Hooks,
     ) -> None:
@@ -309,15 +309,16 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         local_batch = self.source.batching.local_batch
         remaining = local_batch
-        for images, seed in micro_batches:
+        for batch in micro_batches:
+            images = batch.images
             remaining -= len(images)
             share = len(images) / local_batch
-            generator = seeded(images.device, seed)
+            generator = seeded(images.device, batch.seed)
             # Stochastic depth and the like draw from the global state: give it the same standing as the rest.
-            torch.manual_seed(seed)
+            torch.manual_seed(batch.seed)
             with self._unsynced(last=remaining == 0):
                 with torch.no_grad():
-                    corruption = self.method.corrupt(images, generator)
+                    corruption = self._corrupt(batch, generator)
                 with self._autocast():
                     losses = self.model(images, corruption)
                 self.scaler.scale(losses["loss"] * share).backward()
@@ -326,6 +327,12 @@ class Trainer:
                 totals[name] = totals[name] + part if name in totals else part
         return totals
 
+    def _corrupt(self, batch: MicroBatch, generator: torch.Generator) -> Corruption:
+        if batch.labels is None:
+            return self.method.corrupt(batch.images, generator)
+        assert isinstance(self.method, SupervisedMethod)
+        return self.method.corrupt_labelled(batch.images, batch.labels, generator)
+
     def _unsynced(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged once a step, with the last micro-batch."""
         if isinstance(self.model, DistributedDataParallel) and not last:
@@ -333,7 +340,7 @@ class Trainer:
         return nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = _AUTOCAST.get(self.runtime.precision)
+        dtype = AUTOCAST.get(self.runtime.precision)
         return torch.autocast(self.runtime.device.type, dtype) if dtype else nullcontext()
 
     def _nonfinite(self, norm: Tensor, loss: Tensor) -> Tensor:
@@ -351,7 +358,7 @@ class Trainer:
             self.optim.min_lr,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         return lr
 
     def _read(self, seconds: float, steps: int) -> dict[str, float]:

@@ -9,28 +9,27 @@ from pathlib import Path
 
 from dsdmae_cli.errors import RunFailed
 
+RESUME = "what was saved before is intact. Make room, then go on with --resume"
+
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, advice: str = RESUME) -> Iterator[None]:
     """Turn the system's refusal to write `path` into RunFailed: no space, no permission, a file that is too large."""
     try:
         yield
     except OSError as error:
-        raise RunFailed(
-            f"cannot write {path}: {error.strerror or error}; what was saved before is intact. Make room, then"
-            " go on with --resume"
-        ) from error
+        raise RunFailed(f"cannot write {path}: {error.strerror or error}; {advice}") from error
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[Path]:
+def aside(path: Path, advice: str = RESUME) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well, else it is removed.
 
     Raises:
         RunFailed: it cannot be written; `path` is as it was before.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with explained(path):
+    with explained(path, advice):
         try:
             yield partial
             partial.replace(path)
@@ -47,13 +46,13 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, advice: str = RESUME) -> None:
     """Write a file, whole or not at all, so that it survives a crash of the machine.
 
     Raises:
         RunFailed: no space, no permission.
     """
-    with aside(path) as partial:
+    with aside(path, advice) as partial:
         write_synced(partial, content)
 
 

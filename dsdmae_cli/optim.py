@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
 
+from dsdmae_cli.methods.base import Method
 from dsdmae_cli.settings.models import OptimSettings
 
 # Two-dimensional or larger, but no weight matrices: they shrink toward zero for no reason under decay.
 _NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token")
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trained parameters in two groups: weight matrices with decay; biases, norms and tokens without."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+def parameter_groups(
+    module: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Trained parameters in groups: weight matrices with decay; biases, norms and tokens without.
+
+    Args:
+        lr_scales: factors on the learning rate by parameter name; each makes groups of its own ("lr_scale").
+    """
+    scales = lr_scales or {}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         spared = parameter.ndim < 2 or name.endswith(_NEVER_DECAYED)
-        (free if spared else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        groups.setdefault((spared, scales.get(name, 1.0)), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": 0.0 if spared else weight_decay, "lr_scale": scale}
+        for (spared, scale), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
 
 
-def build_optimizer(module: nn.Module, settings: OptimSettings) -> AdamW:
+def build_optimizer(method: Method, settings: OptimSettings) -> AdamW:
     """Fused AdamW, which can skip a step by a flag on the device instead of a question to it."""
     assert not isinstance(settings.lr, str)
     return AdamW(
-        parameter_groups(module, settings.weight_decay),
+        parameter_groups(method, settings.weight_decay, method.lr_scales()),
         lr=settings.lr,
         betas=settings.betas,
         fused=True,

@@ -41,12 +41,18 @@ class BackboneSpec(Spec):
 
     Args:
         encodes_subset: it can encode only some of the patches (MAE needs that, DSdMAE does not).
+        takes_mask_token: it can replace patches by a mask token (MaskFeat and BEiT need that).
         own_patch_size: backbone.patch_size "auto" is left to the architecture instead of making a 16x16 grid.
+        image_size: "module:attribute" of a function(settings) -> int, the side in pixels of the images that published
+            weights were made for. A backbone that has it can be named where a command takes an encoder ("timm:NAME");
+            its settings then have a boolean `pretrained`.
     """
 
     settings: type[BackboneSettings] = BackboneSettings
     encodes_subset: bool = False
+    takes_mask_token: bool = False
     own_patch_size: bool = False
+    image_size: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +79,13 @@ class MethodSpec(Spec):
 
     Args:
         needs_subset: it drops patches, so that its backbone must encode subsets.
+        needs_mask_token: it replaces patches by a mask token, which its backbone must take.
         paper: what to cite.
     """
 
     settings: type[MethodSettings] = MethodSettings
     needs_subset: bool = False
+    needs_mask_token: bool = False
     paper: str = ""
 
 

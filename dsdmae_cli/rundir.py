@@ -15,16 +15,20 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
+from pydantic import BaseModel
 
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.settings.describe import tables, to_toml
-from dsdmae_cli.settings.load import Loaded, from_tables, read_toml
-from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings
+from dsdmae_cli.settings.load import Loaded, read_toml, schema_of, written
+from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
 
 SETTINGS = "settings.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+RUN = "run.json"
+ENCODER = "encoder.safetensors"
+CLASSIFIER = "classifier.safetensors"
 _LOCK = ".lock"
 _PACKAGES = (
     "dsdmae",
@@ -39,14 +43,9 @@ _PACKAGES = (
 )
 
 
-def default_path(settings: Settings, now: datetime) -> Path:
-    """A new, readable path under the user's data directory: date, time, method, backbone, dataset."""
-    words = (
-        settings.method.name,
-        settings.backbone.name,
-        settings.data.dataset.rstrip("/").rsplit("/", 1)[-1],
-    )
-    name = "-".join([now.strftime("%Y-%m-%d-%H%M%S"), *words])
+def default_path(now: datetime, what: str, backbone: str, data: DataSettings) -> Path:
+    """A new, readable path under the user's data directory: date, time, what is done, backbone, dataset."""
+    name = "-".join([now.strftime("%Y-%m-%d-%H%M%S"), what, backbone, data.dataset.rstrip("/").rsplit("/", 1)[-1]])
     clean = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
     folder = user_data_path("dsdmae") / "runs"
     path, number = folder / clean, 2
@@ -86,7 +85,7 @@ class RunDir:
         if strangers:
             raise SettingsError(f"--out {self.path} is not empty (it holds {sorted(strangers)[0]}); choose another one")
 
-    def create(self, settings: Settings) -> None:
+    def create(self, settings: BaseModel) -> None:
         """Take a new or empty directory.
 
         Raises:
@@ -101,7 +100,7 @@ class RunDir:
         self.check_free()  # another process may have been quicker
         self._write(SETTINGS, to_toml(tables(settings)))
 
-    def settings(self) -> Loaded:
+    def settings(self) -> Loaded[Any]:
         """The settings of the run that the directory holds.
 
         Raises:
@@ -110,9 +109,10 @@ class RunDir:
         """
         if not (self.path / SETTINGS).is_file():
             raise CheckpointError(f"nothing to resume in {self.path}: it has no {SETTINGS}; check --out")
-        return from_tables(read_toml(self.path / SETTINGS), str(self.path / SETTINGS))
+        values = read_toml(self.path / SETTINGS)
+        return written(schema_of(values), values, str(self.path / SETTINGS))
 
-    def resume(self) -> Loaded:
+    def resume(self) -> Loaded[Any]:
         """Take the directory of an earlier run; its settings.
 
         Raises:
@@ -148,7 +148,7 @@ class RunDir:
 
     def abandon(self) -> None:
         """Take back what create() made, as long as nothing else came to be there: the run could not begin."""
-        ours = (SETTINGS, "run.json", _LOCK)
+        ours = (SETTINGS, RUN, _LOCK)
         if any(path.name not in ours for path in self.path.iterdir()):
             return  # figures, metrics or a checkpoint: it began, and can be resumed
         for name in ours:
@@ -191,7 +191,7 @@ class RunDir:
         return records
 
 
-def changed_settings(before: Settings, after: Settings) -> list[str]:
+def changed_settings(before: BaseModel, after: BaseModel) -> list[str]:
     """The settings that differ and may not: "train.epochs: 5, now 10"."""
     old, new = tables(before), tables(after)
     keys = [(s, k) for s in old for k in {**old[s], **new[s]} if f"{s}.{k}" not in MAY_CHANGE_ON_RESUME]

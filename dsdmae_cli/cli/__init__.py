@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dsdmae_cli import __version__
-from dsdmae_cli.cli import config, plugins, pretrain
+from dsdmae_cli.cli import ablate, compare, config, denoise, embed, export, finetune, plugins, pretrain, probe
 
 app = typer.Typer(
     name="dsdmae",
@@ -37,5 +37,12 @@ def _root(
 
 
 app.command("pretrain", rich_help_panel="Train")(pretrain.command)
+app.command("ablate", cls=ablate.SweepCommand, rich_help_panel="Train")(ablate.command)
+app.command("probe", rich_help_panel="Judge")(probe.command)
+app.command("finetune", rich_help_panel="Judge")(finetune.command)
+app.command("compare", rich_help_panel="Judge")(compare.command)
+app.command("embed", rich_help_panel="Judge")(embed.command)
+app.command("export", rich_help_panel="Use")(export.command)
+app.command("denoise", rich_help_panel="Use")(denoise.command)
 app.add_typer(config.app, name="config", rich_help_panel="Look around")
 app.add_typer(plugins.app, name="plugins", rich_help_panel="Look around")

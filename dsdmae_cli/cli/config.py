@@ -11,13 +11,30 @@ import typer
 from dsdmae_cli.cli import options as o
 from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.settings.describe import key_of, reference, tables, to_toml
-from dsdmae_cli.settings.load import SECTIONS, load, preset_names, resolve, section_class
+from dsdmae_cli.settings.load import (
+    ALL_SECTIONS,
+    FINETUNE,
+    NAMED,
+    PRETRAIN,
+    SCHEMAS,
+    SECTIONS,
+    compose,
+    load,
+    preset_names,
+    read_toml,
+    resolve,
+    schema_of,
+    section_class,
+)
 
 app = typer.Typer(help="Show, check and explain settings.", no_args_is_help=True)
 
 
 @app.command()
 def show(
+    command: Annotated[
+        str, typer.Option("--for", metavar="COMMAND", help="Whose settings: pretrain or finetune or probe")
+    ] = "pretrain",
     preset: o.Preset = None,
     config: o.Config = None,
     set_: o.Set = None,
@@ -26,7 +43,9 @@ def show(
     debug: o.Debug = False,
 ) -> None:
     """Print the resolved settings as TOML; the output is a valid --config file."""
-    loaded = load(preset=preset, config=config, assignments=set_)
+    if command not in SCHEMAS:
+        raise SettingsError(f"--for {command}{nearest(command, list(SCHEMAS))}: it takes {', '.join(SCHEMAS)}")
+    loaded = compose(SCHEMAS[command], preset=preset, config=config, assignments=set_)
     before, after = tables(loaded.settings), tables(resolve(loaded.settings))
     origin = {
         dotted: f"{source} (auto)" if before[s][k] != after[s][k] else source
@@ -45,51 +64,64 @@ def check(
     debug: o.Debug = False,
 ) -> None:
     """Say whether a file's settings are valid; exit code 2 and one line if not."""
-    resolve(load(config=file, environ={}).settings)
+    values = read_toml(file)
+    resolve(compose(schema_of(values), config=file, parsed=values, environ={}).settings)
     typer.echo(f"{file} is valid")
 
 
 @app.command()
 def presets(debug: o.Debug = False) -> None:
     """List the packaged presets."""
+    width = max(map(len, [*preset_names(), *preset_names(FINETUNE)]))
     for name in preset_names():
         settings = load(preset=name, environ={}).settings
         train = settings.train
         typer.echo(
-            f"{name:<20} {settings.method.name} with {settings.backbone.name} on {settings.data.dataset},"
+            f"{name:<{width}}  {settings.method.name} with {settings.backbone.name} on {settings.data.dataset},"
             f" batch {train.batch_size}, {train.epochs} epochs"
+        )
+    for name in preset_names(FINETUNE):
+        found = compose(FINETUNE, preset=name, environ={}).settings
+        typer.echo(
+            f"{name:<{width}}  for finetune: batch {found.train.batch_size}, {found.train.epochs} epochs,"
+            f" layer decay {found.optim.layer_decay:g}"
         )
 
 
 @app.command()
 def describe(
-    section: Annotated[str | None, typer.Argument(help=f"One of {', '.join(SECTIONS)}; all of them by default")] = None,
+    section: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(ALL_SECTIONS)}; all of them by default")
+    ] = None,
     debug: o.Debug = False,
 ) -> None:
-    """Explain every setting of every installed plugin, as Markdown."""
+    """Explain every setting of every command and installed plugin, as Markdown."""
+    if section is not None and section not in ALL_SECTIONS:
+        raise SettingsError(
+            f"there is no section {section!r}{nearest(section, list(ALL_SECTIONS))}; there is {', '.join(ALL_SECTIONS)}"
+        )
+    for name in ALL_SECTIONS if section is None else (section,):
+        if name in SECTIONS:
+            _describe_pretraining(name)
+        for command, schema in SCHEMAS.items():
+            own = section_class(name, {}, schema=schema) if name in schema.sections and name not in NAMED else None
+            if own is not None and schema is not PRETRAIN:
+                typer.echo(reference(f"[{name}] of `dsdmae {command}`", own))
+
+
+def _describe_pretraining(name: str) -> None:
+    """A section of pre-training, with what each plugin adds to it."""
     from dsdmae_cli import plugins
 
-    if section is not None and section not in SECTIONS:
-        raise SettingsError(
-            f"there is no section {section!r}{nearest(section, list(SECTIONS))}; there is {', '.join(SECTIONS)}"
-        )
-    for name in SECTIONS if section is None else (section,):
-        base = section_class(name, {}) if name in {"optim", "train"} else _shared(name)
-        typer.echo(reference(f"[{name}]", base))
-        for kind in plugins.KINDS:
-            if (name, kind) not in {("data", "dataset"), ("backbone", "backbone"), ("method", "method")}:
-                continue
-            for plugin in plugins.discover(kind):
-                if isinstance(plugin, plugins.Plugin) and plugin.spec.settings is not base:
-                    own = plugin.spec.settings
-                    intro = f"{plugin.spec.summary} ({plugin.distribution}); beside the keys of [{name}]:"
-                    typer.echo(reference(f"[{name}] of {plugin.name}", own, intro, leave_out=_keys(base)))
-
-
-def _shared(section: str) -> type:
-    from dsdmae_cli.settings.load import NAMED
-
-    return NAMED[section][2]
+    base = NAMED[name][2] if name in NAMED else section_class(name, {})
+    typer.echo(reference(f"[{name}]", base))
+    if name not in NAMED:
+        return
+    for plugin in plugins.discover(NAMED[name][1]):
+        if isinstance(plugin, plugins.Plugin) and plugin.spec.settings is not base:
+            own = plugin.spec.settings
+            intro = f"{plugin.spec.summary} ({plugin.distribution}); beside the keys of [{name}]:"
+            typer.echo(reference(f"[{name}] of {plugin.name}", own, intro, leave_out=_keys(base)))
 
 
 def _keys(model: type) -> set[str]:

@@ -34,6 +34,7 @@ class Augmentation:
         crop_ratio: narrowest and widest width/height of a crop.
         interpolation: kernel of the resampling, antialiased.
         flip: mirror each image left to right with probability 1/2.
+        crop_from: side of the squares that windows of image_size pixels are cut from unscaled; None = resized crops.
         shift: largest translation in output pixels, each way and in both directions; edges are repeated.
     """
 
@@ -43,6 +44,7 @@ class Augmentation:
     interpolation: Interpolation
     flip: bool
     shift: int
+    crop_from: int | None = None
 
 
 class Boxes(NamedTuple):
@@ -67,7 +69,9 @@ def augment(
     b, _, h, w = images.shape
     size = plan.image_size
     boxes = None
-    if plan.crop_scale is not None:
+    if plan.crop_from is not None:
+        assert h == w == plan.crop_from
+    elif plan.crop_scale is not None:
         boxes = crop_boxes(b, h, w, plan.crop_scale, plan.crop_ratio, generator)
     elif (h, w) != (size, size):
         boxes = _whole(h, w, images.device)
@@ -177,6 +181,11 @@ def _sources(batch: int, plan: Augmentation, generator: Generator) -> tuple[Int6
         rows = (rows + steps[0]).clamp(0, last)
         # A mirrored image moves the other way, which is as likely.
         columns = (columns + steps[1]).clamp(0, last)
+    if plan.crop_from is not None:
+        corners = torch.randint(
+            0, plan.crop_from - plan.image_size + 1, (2, batch, 1), generator=generator, device=generator.device
+        )
+        rows, columns = rows + corners[0], columns + corners[1]
     return rows, columns
 
 

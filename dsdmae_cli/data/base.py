@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -58,3 +60,58 @@ class ImageDataset(ABC):
     def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
         """All images at once where they are held that way and have one size, else None."""
         return None
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the images show, in order, with labels and classes: features are cached under it.
+
+        Here every pixel is read. A dataset of many files may go by their names, sizes and times instead, which takes
+        seconds and not hours, at the price that it takes copied files for new ones and misses a change that keeps both
+        size and time.
+        """
+        digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        arrays = self.arrays()
+        for index in range(len(self)):
+            digest.update(self._content(index) if arrays is None else _bytes(arrays[index]))
+        return digest.hexdigest()
+
+    def _content(self, index: int) -> bytes:
+        try:
+            return self.name(index).encode(errors="surrogateescape") + _bytes(self.load(index))
+        except UnreadableImage as error:
+            return f"{error.name} {error.reason}".encode(errors="surrogateescape")
+
+
+def _bytes(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    return repr(image.shape).encode() + image.tobytes()
+
+
+class Subset(ImageDataset):
+    """Some images of a dataset, in the order given.
+
+    Args:
+        indices: [m] which.
+    """
+
+    def __init__(self, dataset: ImageDataset, indices: NDArray[np.int64]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.classes = dataset.classes
+        self.labels = None if dataset.labels is None else dataset.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        return self.dataset.load(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.dataset.name(int(self.indices[index]))
+
+    def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
+        whole = self.dataset.arrays()
+        return None if whole is None else whole[self.indices]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.dataset.fingerprint().encode() + self.indices.tobytes()).hexdigest()

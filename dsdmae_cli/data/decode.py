@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 
 # Pillow registers TIFF and WebP only together with all its other formats unless they are imported by name.
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+from PIL.ImageFile import ImageFile
 
 from dsdmae_cli.data.base import UnreadableImage
 
@@ -60,7 +61,7 @@ _TO_RGB_DIRECTLY = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HS
 Rgb = UInt8[np.ndarray, "height width 3"]
 
 
-class _Refused(ValueError):  # noqa: N818
+class Refused(ValueError):  # noqa: N818
     """An image that is intact but that the policy has no place for."""
 
 
@@ -107,7 +108,7 @@ def decode(source: Path | bytes | BinaryIO, name: str) -> Rgb:
     Raises:
         UnreadableImage: it is not an image, is damaged, too large, or of a kind that has no 8-bit meaning.
     """
-    with _opened(source, name) as image:
+    with opened(source, name) as image:
         return to_rgb(image)
 
 
@@ -117,11 +118,11 @@ def image_size(source: Path | bytes | BinaryIO, name: str) -> tuple[int, int]:
     Raises:
         UnreadableImage: the header says that `decode` would refuse it.
     """
-    with _opened(source, name) as image:
+    with opened(source, name) as image:
         width, height = image.size
         # Pillow would decode a whole PNG to look for a late orientation, and turns TIFF's size by itself.
         in_header = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        swapped = in_header and _orientation(image) in _SWAPS_SIDES
+        swapped = in_header and orientation(image) in _SWAPS_SIDES
         return (height, width) if swapped else (width, height)
 
 
@@ -134,7 +135,7 @@ def to_rgb(image: Image.Image) -> Rgb:
         ValueError: the mode has no defined range (F), holds values outside 0..65535 (I), or is unknown.
     """
     image.load()
-    orientation = _orientation(image)
+    turn = orientation(image)
     if image.mode.startswith("I"):
         rgb = _grey16_to_rgb(image)
     elif image.has_transparency_data:
@@ -144,26 +145,44 @@ def to_rgb(image: Image.Image) -> Rgb:
     elif image.mode in _TO_RGB_DIRECTLY:
         rgb = image.convert("RGB")
     elif image.mode == "F":
-        raise _Refused("floating-point pixels have no defined range")
+        raise Refused("floating-point pixels have no defined range")
     else:
-        raise _Refused(f"colour mode {image.mode} is not supported")
-    if orientation in _TRANSPOSITION:
-        rgb = rgb.transpose(_TRANSPOSITION[orientation])
+        raise Refused(f"colour mode {image.mode} is not supported")
+    if turn in _TRANSPOSITION:
+        rgb = rgb.transpose(_TRANSPOSITION[turn])
     return np.array(rgb)  # a copy, because Pillow's own view is read-only
 
 
 @contextmanager
-def _opened(source: Path | bytes | BinaryIO, name: str) -> Iterator[Image.Image]:
+def opened(source: Path | bytes | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile]:
+    """An image with its header read; whatever is wrong with it, inside the block too, is the file's fault.
+
+    Raises:
+        UnreadableImage: it is not an image, is damaged, too large, or what the block does with it is refused.
+    """
     try:
-        with _quiet_pillow, _stream(source) as stream:
+        with _quiet_pillow, _allowing(max_pixels), _stream(source) as stream:
             stream.seek(0)
             if not stream.read(1):
-                raise _Refused("empty file")
+                raise Refused("empty file")
             with Image.open(stream, formats=FORMATS) as image:
-                _check_size(*image.size)
+                _check_size(*image.size, max_pixels)
                 yield image
     except Exception as error:  # damaged files make Pillow raise nearly anything; all of it is the file's fault
-        raise UnreadableImage(name, _reason(error)) from error
+        raise UnreadableImage(name, _reason(error, max_pixels)) from error
+
+
+@contextmanager
+def _allowing(max_pixels: int) -> Iterator[None]:
+    """Lift Pillow's own limit where somebody asked for more than ours; it is a global, so for one thread only."""
+    before = Image.MAX_IMAGE_PIXELS
+    if max_pixels > MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
+    finally:
+        if max_pixels > MAX_PIXELS:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _stream(source: Path | bytes | BinaryIO) -> AbstractContextManager[BinaryIO]:
@@ -172,27 +191,30 @@ def _stream(source: Path | bytes | BinaryIO) -> AbstractContextManager[BinaryIO]
     return io.BytesIO(source) if isinstance(source, bytes) else nullcontext(source)
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
-        raise _Refused(f"no pixels ({width}x{height})")
-    if width * height > MAX_PIXELS:
-        raise _Refused(f"{width}x{height} is more than {MAX_PIXELS // 1_000_000} million pixels")
+        raise Refused(f"no pixels ({width}x{height})")
+    if width * height > max_pixels:
+        raise Refused(f"{width}x{height} is more than {max_pixels / 1e6:g} million pixels")
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, _Refused):
+def _reason(error: Exception, max_pixels: int) -> str:
+    if isinstance(error, Refused):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
         return "not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file, or only part of one"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {MAX_PIXELS // 1_000_000} million pixels"
+        return f"more than {max_pixels / 1e6:g} million pixels"
+    if isinstance(error, MemoryError):
+        return "not enough memory for its pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     message = (str(error).splitlines() or [type(error).__name__])[0]
     return "truncated file" if "truncated" in message.lower() else f"damaged file ({message})"
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """EXIF's (or XMP's) orientation, 1..8; 1 is upright. Known for certain only once the image is loaded."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged EXIF says nothing about the pixels, so that the image is taken as it lies
@@ -202,7 +224,7 @@ def _orientation(image: Image.Image) -> int:
 def _grey16_to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "I" and (values.min() < 0 or values.max() > 0xFFFF):
-        raise _Refused(f"32-bit grey from {values.min()} to {values.max()} is outside 0..65535")
+        raise Refused(f"32-bit grey from {values.min()} to {values.max()} is outside 0..65535")
     grey = (values >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

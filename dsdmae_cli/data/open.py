@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
@@ -16,7 +16,7 @@ from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.resident import ResidentSource, decode_square, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed
-from dsdmae_cli.data.streaming import StreamingSource
+from dsdmae_cli.data.streaming import StreamingSource, Transform
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.models import DataSettings
 
@@ -47,6 +47,7 @@ def augmentation(settings: DataSettings) -> Augmentation:
         interpolation=settings.interpolation,
         flip=settings.flip,
         shift=settings.shift,
+        crop_from=settings.crop_from,
     )
 
 
@@ -91,7 +92,7 @@ def place(dataset: ImageDataset, settings: DataSettings, device: torch.device) -
     """
     if settings.placement == "streaming":
         return Placement(None, 0)
-    side = common_side(dataset)
+    side = settings.crop_from or common_side(dataset)
     if side is None and settings.placement == "resident":
         assert not isinstance(settings.image_size, str)
         side = settings.image_size
@@ -123,20 +124,33 @@ def open_source(
     batching: Batching,
     device: torch.device,
     unreadable: Unreadable,
+    labelled: bool = False,
+    transform: Transform | None = None,
+    num_views: int = 1,
 ) -> Source:
     """Training batches of a dataset.
 
     A resident dataset is decoded here; `batching.num_images` shrinks by what could not be read.
+
+    Args:
+        labelled: the batches carry labels.
+        transform: what is done to each image beside cropping, by processes that decode ahead; with one, nothing is
+            resident.
+        num_views: how many crops of each image a batch holds; with more than one, images are [b, v, 3, s, s].
     """
     plan = augmentation(settings)
-    if placement.side is None:
-        return StreamingSource(dataset, batching, plan, device, num_workers(settings), unreadable)
-    arrays = dataset.arrays()
-    if arrays is None:
-        arrays, _ = decode_square(dataset, list(range(len(dataset))), placement.side, unreadable)
-    from dataclasses import replace
-
-    return ResidentSource(to_tensor(arrays, device), replace(batching, num_images=len(arrays)), plan)
+    if placement.side is None or transform is not None:
+        workers = num_workers(settings)
+        return StreamingSource(dataset, batching, plan, device, workers, unreadable, labelled, transform, num_views)
+    arrays, kept = dataset.arrays(), None
+    if arrays is None or arrays.shape[1] != placement.side:
+        arrays, kept = decode_square(dataset, list(range(len(dataset))), placement.side, unreadable)
+    labels = None
+    if labelled:
+        assert dataset.labels is not None
+        labels = torch.from_numpy(dataset.labels if kept is None else dataset.labels[kept]).to(device)
+    batching = replace(batching, num_images=len(arrays))
+    return ResidentSource(to_tensor(arrays, device), batching, plan, labels, num_views)
 
 
 def num_workers(settings: DataSettings) -> int:

@@ -12,9 +12,9 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from dsdmae_cli.data.augment import Augmentation, augment
+from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
-from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, seeded
+from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable
 from dsdmae_cli.errors import DataError
 
 
@@ -30,9 +30,13 @@ def to_square(rgb: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "
 
 
 def decode_square(
-    dataset: ImageDataset, indices: list[int], size: int, unreadable: Unreadable
+    dataset: ImageDataset, indices: list[int], size: int, unreadable: Unreadable, may_be_empty: bool = False
 ) -> tuple[UInt8[np.ndarray, "n size size 3"], list[int]]:
-    """Decode images into one array, with the indices of those that could be read."""
+    """Decode images into one array, with the indices of those that could be read.
+
+    Raises:
+        DataError: too many are unreadable, or all of them are and the answer may not be empty.
+    """
 
     def one(index: int) -> UInt8[np.ndarray, "s s 3"] | UnreadableImage:
         try:
@@ -49,7 +53,7 @@ def decode_square(
                 continue
             out[len(kept)] = image
             kept.append(index)
-    if not kept:
+    if not kept and not may_be_empty:
         raise DataError(f"none of {len(indices)} images can be read (first: {unreadable.lines(1)[0]})")
     return out[: len(kept)], kept
 
@@ -60,12 +64,25 @@ def to_tensor(arrays: UInt8[np.ndarray, "n h w 3"], device: torch.device) -> UIn
 
 
 class ResidentSource(Source):
-    """Batches out of one tensor on the device."""
+    """Batches out of one tensor on the device, with labels where they are given.
 
-    def __init__(self, images: UInt8[Tensor, "n 3 h w"], batching: Batching, plan: Augmentation) -> None:
+    Args:
+        num_views: how many views of each image there are in a batch (Method.num_views).
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n 3 h w"],
+        batching: Batching,
+        plan: Augmentation,
+        labels: Int64[Tensor, " n"] | None = None,
+        num_views: int = 1,
+    ) -> None:
         self.images = images
+        self.labels = labels
         self.batching = batching
         self.plan = plan
+        self.num_views = num_views
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[MicroBatch]]:
         order = self.batching.order(epoch)
@@ -75,6 +92,8 @@ class ResidentSource(Source):
     def _step(self, epoch: int, step: int, chunks: list[Int64[Tensor, " m"]]) -> Iterator[MicroBatch]:
         device = self.images.device
         for index, ids in enumerate(chunks):
-            generator = seeded(device, self.micro_seed("augment", epoch, step, index))
-            images = augment(self.images[ids.to(device, non_blocking=True)], self.plan, generator)
-            yield MicroBatch(images, self.micro_seed("corrupt", epoch, step, index))
+            chosen = ids.to(device, non_blocking=True)
+            views = self.images[chosen].unsqueeze(1).expand(-1, self.num_views, -1, -1, -1)
+            images = self.augmented(views, self.plan, epoch, step, index)
+            labels = None if self.labels is None else self.labels[chosen]
+            yield MicroBatch(images, self.micro_seed("corrupt", epoch, step, index), labels)

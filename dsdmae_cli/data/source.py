@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 
+from dsdmae_cli.data.augment import Augmentation, augment
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.models import DataSettings
 
@@ -26,6 +27,11 @@ def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
     """An independent 63-bit seed for each purpose and set of numbers."""
     text = ":".join([str(seed), purpose, *map(str, numbers)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def of_view(purpose: str, view: int) -> str:
+    """The purpose of a view's draws; those of the first view are what they are when it is the only one."""
+    return purpose if view == 0 else f"{purpose} view {view + 1}"
 
 
 def seeded(device: torch.device, seed: int) -> Generator:
@@ -88,10 +94,14 @@ class Batching:
 
 
 class MicroBatch(NamedTuple):
-    """Augmented images in [-1, 1] on the device, and the seed of all that is still to be drawn for them."""
+    """Augmented images in [-1, 1] on the device, and the seed of all that is still to be drawn for them.
 
-    images: Float[Tensor, "b c s s"]
+    Of several views of each image they are [b, v, 3, s, s]. labels are there where the run learns from them.
+    """
+
+    images: Float[Tensor, "b *v c s s"]
     seed: int
+    labels: Int64[Tensor, " b"] | None = None
 
 
 class Source(ABC):
@@ -111,6 +121,20 @@ class Source(ABC):
         """Seed of one purpose for this process's micro-batch `index` of a step."""
         step = epoch * self.batching.steps_per_epoch + step_in_epoch
         return derive_seed(self.batching.seed, purpose, step, self.batching.position(index))
+
+    def augmented(
+        self, pixels: UInt8[Tensor, "b v c h w"], plan: Augmentation, epoch: int, step_in_epoch: int, index: int
+    ) -> Float[Tensor, "b *v c s s"]:
+        """Each view augmented with draws of its own; without a dimension for views where there is but one.
+
+        Args:
+            index: of this process's micro-batch.
+        """
+        views = []
+        for view, part in enumerate(pixels.unbind(dim=1)):
+            seed = self.micro_seed(of_view("augment", view), epoch, step_in_epoch, index)
+            views.append(augment(part, plan, seeded(pixels.device, seed)))
+        return views[0] if len(views) == 1 else torch.stack(views, dim=1)
 
     def close(self) -> None:  # noqa: B027  (most have nothing to close)
         """Let go of whatever is held."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dsdmae_cli.data.augment import Augmentation, augment, crop_boxes
+from dsdmae_cli.data.augment import Augmentation, crop_boxes
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.resident import to_square
-from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, seeded
+from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, of_view, seeded
 from dsdmae_cli.errors import DataError
+
+# A PIL image and a seed to a PIL image of the same size; it runs in the workers.
+Transform = Callable[[Image.Image, int], Image.Image]
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _WORKER_SECONDS = 300
@@ -28,33 +32,68 @@ Faults = list[tuple[str, str]]
 Key = tuple[int, int]  # (epoch, index of the image)
 
 
-class _Crops(Dataset[tuple[UInt8[Tensor, "3 s s"], Faults]]):
-    """Decoded, cropped uint8 images by (epoch, index). An unreadable one is replaced by its next neighbour."""
+class _Sample(NamedTuple):
+    """Crops of a decoded image (none if nothing could be read), its label (-1 = none), and what was unreadable."""
 
-    def __init__(self, dataset: ImageDataset, plan: Augmentation, seed: int) -> None:
+    crops: UInt8[Tensor, "v 3 s s"]
+    label: int
+    faults: Faults
+
+
+class _Batch(NamedTuple):
+    """Images and labels of a micro-batch; images are None where there were none to be had."""
+
+    images: UInt8[Tensor, "b v 3 s s"] | None
+    labels: Int64[Tensor, " b"]
+    faults: Faults
+
+
+class _Crops(Dataset[_Sample]):
+    """uint8 crops of decoded images by (epoch, index). An unreadable image is replaced by its next neighbour."""
+
+    def __init__(
+        self, dataset: ImageDataset, plan: Augmentation, seed: int, num_views: int, transform: Transform | None
+    ) -> None:
         self.dataset = dataset
         self.plan = plan
         self.seed = seed
+        self.num_views = num_views
+        self.transform = transform
 
-    def __getitem__(self, key: Key) -> tuple[UInt8[Tensor, "3 s s"], Faults]:
+    def __getitem__(self, key: Key) -> _Sample:
         epoch, index = key
         faults: Faults = []
         # Faults travel as data: DataLoader cannot carry an exception of ours out of a worker whole.
-        for candidate in range(index, index + _SUBSTITUTES):
+        for number in range(index, index + _SUBSTITUTES):
+            candidate = number % len(self.dataset)
             try:
-                rgb = self.dataset.load(candidate % len(self.dataset))
+                rgb = self.dataset.load(candidate)
             except UnreadableImage as error:
                 faults.append((error.name, error.reason))
                 continue
-            return torch.from_numpy(self._crop(rgb, epoch, index).transpose(2, 0, 1).copy()), faults
+            label = -1 if self.dataset.labels is None else int(self.dataset.labels[candidate])
+            views = np.stack([self._view(rgb, epoch, index, view) for view in range(self.num_views)])
+            return _Sample(torch.from_numpy(views.transpose(0, 3, 1, 2).copy()), label, faults)
         size = self.plan.image_size
-        return torch.empty(0, size, size, dtype=torch.uint8), faults
+        return _Sample(torch.empty(0, 3, size, size, dtype=torch.uint8), -1, faults)
 
-    def _crop(self, rgb: UInt8[np.ndarray, "h w 3"], epoch: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
-        plan = self.plan
+    def _view(self, rgb: UInt8[np.ndarray, "h w 3"], epoch: int, index: int, view: int) -> UInt8[np.ndarray, "s s 3"]:
+        cropped = self._crop(rgb, derive_seed(self.seed, of_view("crop", view), epoch, index))
+        if self.transform is None:
+            return cropped
+        seed = derive_seed(self.seed, of_view("transform", view), epoch, index)
+        return np.asarray(self.transform(Image.fromarray(cropped), seed))
+
+    def _crop(self, rgb: UInt8[np.ndarray, "h w 3"], seed: int) -> UInt8[np.ndarray, "s s 3"]:
+        plan, generator = self.plan, seeded(torch.device("cpu"), seed)
+        if plan.crop_from is not None:
+            # The window is cut in here: a whole square would be many times as much to send.
+            square = to_square(rgb, plan.crop_from)
+            size = plan.image_size
+            top, left = torch.randint(0, plan.crop_from - size + 1, (2,), generator=generator).tolist()
+            return square[top : top + size, left : left + size]
         if plan.crop_scale is None:
             return to_square(rgb, plan.image_size)
-        generator = seeded(torch.device("cpu"), derive_seed(self.seed, "crop", epoch, index))
         height, width = rgb.shape[:2]
         boxes = crop_boxes(1, height, width, plan.crop_scale, plan.crop_ratio, generator)
         top, left, height, width = (int(n) for n in boxes)
@@ -63,10 +102,11 @@ class _Crops(Dataset[tuple[UInt8[Tensor, "3 s s"], Faults]]):
         return np.asarray(crop.resize((plan.image_size, plan.image_size), _RESAMPLING[plan.interpolation]))
 
 
-def _collate(samples: list[tuple[Tensor, Faults]]) -> tuple[Tensor | None, Faults]:
-    faults = [fault for _, found in samples for fault in found]
-    images = [image for image, _ in samples if len(image)]
-    return (torch.stack(images) if len(images) == len(samples) else None), faults
+def _collate(samples: list[_Sample]) -> _Batch:
+    faults = [fault for sample in samples for fault in sample.faults]
+    images = [sample.crops for sample in samples if len(sample.crops)]
+    labels = torch.tensor([sample.label for sample in samples])
+    return _Batch(torch.stack(images) if len(images) == len(samples) else None, labels, faults)
 
 
 class _Keys:
@@ -84,7 +124,13 @@ class _Keys:
 
 
 class StreamingSource(Source):
-    """Batches decoded by `workers` processes (0 = in this one)."""
+    """Batches decoded by `workers` processes (0 = in this one).
+
+    Args:
+        labelled: micro-batches carry the images' labels.
+        transform: what workers do to each crop, beside cutting it.
+        num_views: crops of each image (Method.num_views).
+    """
 
     def __init__(
         self,
@@ -94,14 +140,18 @@ class StreamingSource(Source):
         device: torch.device,
         workers: int,
         unreadable: Unreadable,
+        labelled: bool = False,
+        transform: Transform | None = None,
+        num_views: int = 1,
     ) -> None:
         self.batching = batching
         self.device = device
         self.workers = workers
         self.unreadable = unreadable
-        self.crops = _Crops(dataset, plan, batching.seed)
-        self.on_device = replace(plan, crop_scale=None)
-        self._stream: Iterator[tuple[Tensor | None, Faults]] | None = None
+        self.labelled = labelled
+        self.crops = _Crops(dataset, plan, batching.seed, num_views, transform)
+        self.on_device = replace(plan, crop_scale=None, crop_from=None)
+        self._stream: Iterator[_Batch] | None = None
         self._next: tuple[int, int] = (-1, -1)
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[MicroBatch]]:
@@ -111,7 +161,7 @@ class StreamingSource(Source):
             yield self._step(epoch, step)
         self._next = (epoch + 1, 0)
 
-    def _open(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor | None, Faults]]:
+    def _open(self, epoch: int, first_step: int) -> Iterator[_Batch]:
         loader = DataLoader(
             self.crops,
             batch_sampler=_Keys(self.batching, epoch, first_step),
@@ -125,18 +175,20 @@ class StreamingSource(Source):
 
     def _step(self, epoch: int, step: int) -> Iterator[MicroBatch]:
         for index in range(-(-self.batching.local_batch // self.batching.micro_batch)):
-            images = self._receive().to(self.device, non_blocking=True)
-            generator = seeded(self.device, self.micro_seed("augment", epoch, step, index))
-            yield MicroBatch(augment(images, self.on_device, generator), self.micro_seed("corrupt", epoch, step, index))
+            crops, labels = self._receive()
+            crops = crops.to(self.device, non_blocking=True)
+            images = self.augmented(crops, self.on_device, epoch, step, index)
+            there = labels.to(self.device, non_blocking=True) if self.labelled else None
+            yield MicroBatch(images, self.micro_seed("corrupt", epoch, step, index), there)
 
-    def _receive(self) -> UInt8[Tensor, "b 3 s s"]:
+    def _receive(self) -> tuple[UInt8[Tensor, "b v 3 s s"], Int64[Tensor, " b"]]:
         assert self._stream is not None
-        images, faults = next(self._stream)
+        images, labels, faults = next(self._stream)
         for name, reason in faults:
             self.unreadable.add(name, reason)
         if images is None:
             raise DataError(f"{_SUBSTITUTES} images in a row cannot be read (last: {': '.join(faults[-1])})")
-        return images
+        return images, labels
 
     def close(self) -> None:
         self._stream = None

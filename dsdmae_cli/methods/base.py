@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from dsdmae_cli.backbone import Backbone
@@ -23,6 +23,8 @@ from dsdmae_cli.backbone import Backbone
 Corruption = Any
 # "loss" is what is differentiated; the other entries are its detached parts, for people to look at.
 Losses = dict[str, Tensor]
+# Rows of a figure by name: images in [-1, 1], [b, 3, h, w], of any size.
+Pictures = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,18 @@ class Restoration(NamedTuple):
 
 
 class Method(nn.Module):
-    """A pre-training task around a backbone. Images are [b, 3, s, s] in [-1, 1]."""
+    """A pre-training task around a backbone. Images are [b, 3, s, s] in [-1, 1].
 
-    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Corruption:
+    Attributes:
+        num_views: how many augmented views of each image a batch holds, each a crop of its own; with more than one,
+            images are [b, v, 3, s, s].
+        whole_batch: the losses compare the images of a batch, so that the engine must not cut it into micro-batches.
+    """
+
+    num_views: int = 1
+    whole_batch: bool = False
+
+    def corrupt(self, images: Float[Tensor, "b *v c h w"], generator: Generator) -> Corruption:
         """Draw masks, noise or views for a batch.
 
         Args:
@@ -61,9 +72,13 @@ class Method(nn.Module):
         """
         raise AssertionError("a method overrides corrupt")
 
-    def forward(self, images: Float[Tensor, "b c h w"], corruption: Corruption) -> Losses:
+    def forward(self, images: Float[Tensor, "b *v c h w"], corruption: Corruption) -> Losses:
         """The losses of a batch, each a mean over it; "loss" carries the gradient."""
         raise AssertionError("a method overrides forward")
+
+    def as_views(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b *v c h w"]:
+        """Images as a batch of this method, for pictures and plans: every view is the image itself."""
+        return images if self.num_views == 1 else images.unsqueeze(1).expand(-1, self.num_views, -1, -1, -1)
 
     def after_step(self, info: StepInfo) -> None:
         """Whatever follows an optimiser step; nothing by default."""
@@ -72,6 +87,29 @@ class Method(nn.Module):
         """The network that is kept when pre-training is over."""
         raise AssertionError("a method overrides encoder")
 
-    def restore(self, images: Float[Tensor, "b c h w"], corruption: Corruption) -> Restoration | None:
+    def denoise(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"] | None:
+        """The whole image as the network restores it, every patch taken as noisy; None where it restores no pixels."""
+        return None
+
+    def restore(self, images: Float[Tensor, "b *v c h w"], corruption: Corruption) -> Restoration | None:
         """Images as corrupted and as restored, for figures; None where the method restores no pixels."""
         return None
+
+    def show(self, images: Float[Tensor, "b *v c h w"], corruption: Corruption) -> Pictures:
+        """What the method is given and what it predicts, for figures; overridden where that is more than pixels."""
+        shown = self.restore(images, corruption)
+        return {} if shown is None else {"given": shown.corrupted, "restored": shown.restored}
+
+    def lr_scales(self) -> dict[str, float]:
+        """Factors on the learning rate by parameter name, where they are not 1 (layer decay, several heads at once)."""
+        return {}
+
+
+class SupervisedMethod(Method):
+    """A task that learns from labels; its corruption carries them (mixed labels are one with mixed images)."""
+
+    def corrupt_labelled(
+        self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"], generator: Generator
+    ) -> Corruption:
+        """As Method.corrupt, with the images' labels."""
+        raise AssertionError("a supervised method overrides corrupt_labelled")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from dsdmae_cli import distributed, plugins
@@ -10,7 +12,20 @@ from dsdmae_cli.data.source import derive_seed
 from dsdmae_cli.engine import Runtime, choose_device, choose_micro_batch, choose_precision
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.settings.models import Settings
+from dsdmae_cli.settings.models import BackboneSettings, LoopSettings, Settings
+
+
+def build_backbone(settings: BackboneSettings, image_size: int, seed: int) -> Backbone:
+    """A backbone of resolved settings, on the CPU, with first weights drawn from the seed.
+
+    Raises:
+        SettingsError: it refuses its settings or the images' size.
+        PluginError: its plugin cannot be imported, or published weights cannot be fetched.
+    """
+    spec = plugins.find("backbone", settings.name).spec
+    torch.manual_seed(derive_seed(seed, "weights"))
+    backbone: Backbone = plugins.load(spec.build)(settings, image_size)
+    return backbone
 
 
 def build_method(settings: Settings) -> Method:
@@ -20,19 +35,29 @@ def build_method(settings: Settings) -> Method:
         SettingsError: the backbone or method refuses its settings.
         PluginError: a plugin cannot be imported.
     """
-    torch.manual_seed(derive_seed(settings.train.seed, "weights"))
-    backbone_spec = plugins.find("backbone", settings.backbone.name).spec
     method_spec = plugins.find("method", settings.method.name).spec
     assert not isinstance(settings.data.image_size, str)
-    backbone: Backbone = plugins.load(backbone_spec.build)(settings.backbone, settings.data.image_size)
+    # The method's own parts are drawn from where the backbone left off.
+    backbone = build_backbone(settings.backbone, settings.data.image_size, settings.train.seed)
     method: Method = plugins.load(method_spec.build)(settings.method, backbone)
     return method
 
 
-def choose_runtime(settings: Settings, method: Method) -> Runtime:
+def _micro_batch(train: LoopSettings, method: Method, local_batch: int, device: torch.device) -> int:
+    if not method.whole_batch:
+        encoder = method.encoder()
+        return choose_micro_batch(train.micro_batch, local_batch, encoder.num_tokens, encoder.width, device)
+    if not isinstance(train.micro_batch, str) and train.micro_batch < local_batch:
+        raise SettingsError(
+            f"train.micro_batch = {train.micro_batch} would cut the batch of {local_batch} whose images this method"
+            " compares with each other; leave it at auto, or lower --batch-size"
+        )
+    return local_batch
+
+
+def choose_runtime(settings: Any, method: Method) -> Runtime:
     """Device, precision, compilation and micro-batch of this process."""
     device = choose_device(settings.train.device)
-    encoder = method.encoder()
     world = distributed.world_size()
     if settings.train.batch_size % world:
         raise SettingsError(
@@ -43,11 +68,5 @@ def choose_runtime(settings: Settings, method: Method) -> Runtime:
         device=device,
         precision=choose_precision(settings.train.precision, device),
         compile=device.type == "cuda" if settings.train.compile == "auto" else settings.train.compile,
-        micro_batch=choose_micro_batch(
-            settings.train.micro_batch,
-            settings.train.batch_size // world,
-            encoder.num_tokens,
-            encoder.width,
-            device,
-        ),
+        micro_batch=_micro_batch(settings.train, method, settings.train.batch_size // world, device),
     )

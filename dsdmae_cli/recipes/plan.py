@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsdmae_cli import plugins
+from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.open import open_dataset, place
 from dsdmae_cli.data.source import Batching, seeded
 from dsdmae_cli.engine import Runtime, choose_attention
@@ -21,7 +22,7 @@ from dsdmae_cli.errors import DataError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.recipes.build import build_method, choose_runtime
 from dsdmae_cli.report import duration
-from dsdmae_cli.settings.models import Settings
+from dsdmae_cli.settings.models import DataSettings
 
 # Beyond this much work a timed micro-batch would keep the person waiting.
 _TIMED_GFLOP = 400
@@ -74,15 +75,20 @@ class Plan:
         return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 
 
-def make_plan(settings: Settings) -> Plan:
-    """Work out the plan of resolved settings.
+def make_plan(settings: Any, method: Method | None = None, split: str = "train", *, timed: bool = True) -> Plan:
+    """Work out the plan of resolved settings of a command that trains.
+
+    Args:
+        method: what is trained; None = the pre-training method that the settings name.
+        split: of the dataset that is trained on.
+        timed: run a micro-batch on a CPU to estimate the time, which takes some itself.
 
     Raises:
         DataError: the dataset is not here and its official size is not known.
     """
-    method = build_method(settings)
+    method = build_method(settings) if method is None else method
     runtime = choose_runtime(settings, method)
-    train_images, test_images, placement, resident_bytes = _data(settings, runtime)
+    train_images, test_images, placement, resident_bytes = _data(settings.data, runtime, split)
     batching = Batching(train_images, settings.train.batch_size, runtime.micro_batch, settings.train.seed)
     flop, activation_bytes = measure_work(method)
     trained = [p for p in method.parameters() if p.requires_grad]
@@ -93,7 +99,7 @@ def make_plan(settings: Settings) -> Plan:
     halved = 1 if runtime.precision == "fp32" else 0.5
     memory = state + resident_bytes + activation_bytes * halved * runtime.micro_batch
     steps = batching.steps_per_epoch * settings.train.epochs
-    per_image = _seconds_per_image(method, runtime, flop)
+    per_image = _seconds_per_image(method, runtime, flop) if timed else None
     assert isinstance(settings.optim.lr, float)
     assert isinstance(settings.data.image_size, int)
     return Plan(
@@ -119,16 +125,16 @@ def make_plan(settings: Settings) -> Plan:
     )
 
 
-def _data(settings: Settings, runtime: Runtime) -> tuple[int, int | None, str, int]:
-    here = settings.data.model_copy(update={"download": False})
+def _data(settings: DataSettings, runtime: Runtime, split: str) -> tuple[int, int | None, str, int]:
+    here = settings.model_copy(update={"download": False})
     try:
-        train = open_dataset(here, "train")
+        train = open_dataset(here, split)
     except DataError:
-        official = plugins.find("dataset", settings.data.dataset).spec.num_images
-        if not (settings.data.download and official):
+        official = plugins.find("dataset", settings.dataset).spec.num_images
+        if not (settings.download and official and split == "train"):
             raise
         return official["train"], official.get("test"), "not downloaded yet", 0
-    placement = place(train, settings.data, runtime.device)
+    placement = place(train, settings, runtime.device)
     try:
         test: int | None = len(open_dataset(here, "test"))
     except DataError:
@@ -139,7 +145,7 @@ def _data(settings: Settings, runtime: Runtime) -> tuple[int, int | None, str, i
 def measure_work(method: Method) -> tuple[float, int]:
     """(FLOP, bytes kept for the backward pass in float32) of one image's forward and backward, counted not run."""
     size = method.encoder().image_size
-    images = torch.zeros(1, 3, size, size)
+    images = method.as_views(torch.zeros(1, 3, size, size))
     with torch.no_grad():
         corruption = method.corrupt(images, seeded(torch.device("cpu"), 0))
     ghost = copy.deepcopy(method).to("meta")
@@ -157,13 +163,22 @@ def measure_work(method: Method) -> tuple[float, int]:
     return float(counter.get_total_flops()), sum(saved.values())
 
 
+def encoder_flops(encoder: Backbone) -> float:
+    """FLOP of one image's forward pass, counted not run."""
+    ghost = copy.deepcopy(encoder).to("meta")
+    size = encoder.image_size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ghost(torch.zeros(1, 3, size, size, device="meta"))
+    return float(counter.get_total_flops())
+
+
 def _seconds_per_image(method: Method, runtime: Runtime, flop: float) -> float | None:
     """From one timed micro-batch on a CPU; a GPU's first steps say little."""
     if runtime.device.type != "cpu" or flop * runtime.micro_batch / 1e9 > _TIMED_GFLOP:
         return None
     size = method.encoder().image_size
     choose_attention(method, runtime)
-    images = torch.rand(runtime.micro_batch, 3, size, size) * 2 - 1
+    images = method.as_views(torch.rand(runtime.micro_batch, 3, size, size) * 2 - 1)
     seconds = 0.0
     for _ in range(2):  # the first warms up
         began = time.perf_counter()

@@ -47,6 +47,8 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
         return " or ".join(_allowed(part, []) for part in get_args(annotation))
     if origin is Literal:
         return " or ".join(repr(word) for word in get_args(annotation))
+    if origin is tuple and get_args(annotation)[-1] is Ellipsis:
+        return f"a list, each {_allowed(get_args(annotation)[0], [])}"
     if origin is tuple:
         return "a pair [" + ", ".join(_allowed(part, []) for part in get_args(annotation)) + "]"
     if origin is dict:
@@ -145,12 +147,14 @@ def name_hint(model: type[BaseModel], name: str) -> str:
 
 def section_of(model: type[BaseModel]) -> str:
     """The section that a settings class describes: "train" of TrainSettings, also for a plugin's subclass."""
+    from dsdmae_cli.settings.judge import FinetuneSettings, ProbeSettings
     from dsdmae_cli.settings.models import Settings
 
-    for section, field in Settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(model, field.annotation):
-            return section
-    raise AssertionError(f"{model} is no section of Settings")
+    for whole in (Settings, FinetuneSettings, ProbeSettings):
+        for section, field in whole.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(model, field.annotation):
+                return section
+    raise AssertionError(f"{model} is no section of any settings")
 
 
 def reference(title: str, model: type[BaseModel], intro: str = "", leave_out: Collection[str] = ()) -> str:

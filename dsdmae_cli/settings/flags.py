@@ -17,3 +17,29 @@ FLAGS = {
     "--precision": "train.precision",
     "--compile/--no-compile": "train.compile",
 }
+
+_SHARED = (
+    "--dataset",
+    "--data-dir",
+    "--strict-data",
+    "--backbone",
+    "--epochs",
+    "--batch-size",
+    "--seed",
+    "--device",
+    "--precision",
+)
+
+FINETUNE_FLAGS = {
+    **{flag: FLAGS[flag] for flag in (*_SHARED, "--lr", "--compile/--no-compile")},
+    "--layer-decay": "optim.layer_decay",
+    "--pool": "finetune.pool",
+    "--validation": "finetune.validation",
+}
+
+PROBE_FLAGS = {
+    **{flag: FLAGS[flag] for flag in _SHARED},
+    "--kind": "probe.kind",
+    "--pool": "probe.pool",
+    "--few-shot": "probe.few_shot",
+}

@@ -11,8 +11,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -20,23 +21,54 @@ from pydantic.fields import FieldInfo
 from dsdmae_cli import plugins
 from dsdmae_cli.errors import PluginError, SettingsError, nearest
 from dsdmae_cli.settings.describe import admits, allowed, key_of, tables
+from dsdmae_cli.settings.flags import FINETUNE_FLAGS, FLAGS, PROBE_FLAGS
+from dsdmae_cli.settings.judge import FinetuneOptimSettings, FinetuneSettings, ProbeSettings, ProbeTrainSettings
 from dsdmae_cli.settings.models import (
     BackboneSettings,
     DataSettings,
+    LoopSettings,
     MethodSettings,
     OptimSettings,
     Settings,
-    TrainSettings,
 )
 
-DEFAULT_PRESET = "quick"
-SECTIONS = tuple(Settings.model_fields)
+S = TypeVar("S", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Schema(Generic[S]):
+    """What settings a command takes.
+
+    Attributes:
+        model: the class of all its sections.
+        flags: flags of its own for settings, by what they set ("--epochs": "train.epochs").
+        presets: folder of its presets below dsdmae_cli/presets; empty = that one itself; None = it has none.
+        default_preset: what stands lowest if no preset is named.
+    """
+
+    model: type[S]
+    flags: Mapping[str, str]
+    presets: str | None = None
+    default_preset: str | None = None
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Names of its sections, in order."""
+        return tuple(self.model.model_fields)
+
+
+PRETRAIN = Schema(Settings, FLAGS, presets="", default_preset="quick")
+FINETUNE = Schema(FinetuneSettings, FINETUNE_FLAGS, presets="finetune", default_preset="paper")
+PROBE = Schema(ProbeSettings, PROBE_FLAGS)
+SCHEMAS: dict[str, Schema[Any]] = {"pretrain": PRETRAIN, "finetune": FINETUNE, "probe": PROBE}
+SECTIONS = PRETRAIN.sections
 # The key of a section that names its plugin, and the class that holds what all plugins of the kind share.
 NAMED: dict[str, tuple[str, plugins.Kind, type[BaseModel]]] = {
     "data": ("dataset", "dataset", DataSettings),
     "backbone": ("name", "backbone", BackboneSettings),
     "method": ("name", "method", MethodSettings),
 }
+ALL_SECTIONS = tuple(dict.fromkeys(section for schema in SCHEMAS.values() for section in schema.sections))
 # Environment variables of ours that are no settings.
 _NOT_SETTINGS = {"DSDMAE_TEST_DATA", "DSDMAE_PRESET", "DSDMAE_CONFIG"}
 
@@ -52,17 +84,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(Generic[S]):
     """Validated settings and, for every "section.key", where its value came from."""
 
-    settings: Settings
+    settings: S
     sources: dict[str, str] = field(compare=False)
 
 
-def preset_names() -> list[str]:
-    """The packaged presets, sorted."""
-    folder = files("dsdmae_cli") / "presets"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+def preset_names(schema: Schema[Any] = PRETRAIN) -> list[str]:
+    """A command's packaged presets, sorted."""
+    if schema.presets is None:
+        return []
+    found = _preset_folder(schema).iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in found if f.name.endswith(".toml"))
+
+
+def _preset_folder(schema: Schema[Any]) -> Traversable:
+    return files("dsdmae_cli").joinpath("presets", *(schema.presets or "").split())
 
 
 def load(
@@ -73,17 +111,49 @@ def load(
     assignments: list[str] | None = None,
     environ: Mapping[str, str] | None = None,
     base: Settings | None = None,
-) -> Loaded:
-    """Compose and validate the settings of a run.
+) -> Loaded[Settings]:
+    """The settings of a pre-training run: `compose` with PRETRAIN.
+
+    Args:
+        base: complete settings to stand below all others, in place of the default preset: those of a run that resumes.
+    """
+    below = (tables(base), "the run") if base else None
+    return compose(
+        PRETRAIN,
+        preset=preset,
+        config=config,
+        flags=flags,
+        assignments=assignments,
+        environ=environ,
+        base=below,
+        use_default_preset=base is None,
+    )
+
+
+def compose(
+    schema: Schema[S],
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    parsed: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    assignments: list[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    base: tuple[Values, str] | None = None,
+    use_default_preset: bool = True,
+) -> Loaded[S]:
+    """Compose and validate the settings of a command.
 
     Args:
         preset: name of a packaged preset; by default the config file's `preset` key, then DSDMAE_PRESET, then
             "quick" if no place names a dataset.
         config: a TOML file; by default DSDMAE_CONFIG.
+        parsed: what `config` holds, where it was read already (a pipe can be read once).
         flags: {"section.key": value} from the command line; None values are ignored.
         assignments: "section.key=value" texts from --set; they stand above flags.
         environ: the environment; os.environ by default.
-        base: complete settings to stand below all others, in place of the default preset: those of a run that resumes.
+        base: values to stand below all others, and where they come from: those of a run that resumes or is judged.
+        use_default_preset: whether the command's default preset stands in where none is named.
 
     Raises:
         SettingsError: an unknown key, a value that is not allowed, a file that is not TOML.
@@ -91,8 +161,12 @@ def load(
     """
     environ = os.environ if environ is None else environ
     config = config or (Path(environ["DSDMAE_CONFIG"]) if environ.get("DSDMAE_CONFIG") else None)
-    from_file, file_preset = _file_layer(config) if config else (Layer({}, {}), None)
-    upper = [from_file, _environment_layer(environ), _command_line_layer(flags or {}, assignments or [])]
+    from_file, file_preset = _file_layer(config, parsed, schema) if config else (Layer({}, {}), None)
+    upper = [
+        from_file,
+        _environment_layer(environ, schema),
+        _command_line_layer(flags or {}, assignments or [], schema),
+    ]
 
     named = (
         (preset, "--preset"),
@@ -100,16 +174,28 @@ def load(
         (file_preset, f"preset in {config}"),
     )
     chosen = next(((name, origin) for name, origin in named if name is not None), None)
-    if chosen is None and base is None and not any("dataset" in layer.values.get("data", {}) for layer in upper):
-        chosen = (DEFAULT_PRESET, "default")
-    lower = [_checked_layer(tables(base), "the run")] if base else []
-    lower += [_preset_layer(*chosen)] if chosen else []
-    return _validate(*_merge([*lower, *upper]))
+    if chosen is None and use_default_preset and schema.default_preset is not None:
+        # Pre-training's default is about one dataset; naming another leaves it out.
+        about_others = schema.model is Settings and any("dataset" in layer.values.get("data", {}) for layer in upper)
+        chosen = None if about_others else (schema.default_preset, "default")
+    lower = [_checked_layer(*base, schema)] if base else []
+    lower += [_preset_layer(*chosen, schema)] if chosen else []
+    return _validate(*_merge([*lower, *upper], schema), schema)
 
 
-def from_tables(values: Values, origin: str) -> Loaded:
-    """Validate settings that were written down whole: a run's settings.toml, a checkpoint's metadata."""
-    return _validate(*_merge([_checked_layer(values, origin)]))
+def from_tables(values: Values, origin: str) -> Loaded[Settings]:
+    """Validate pre-training settings that were written down whole: a run's settings.toml, a checkpoint's metadata."""
+    return written(PRETRAIN, values, origin)
+
+
+def written(schema: Schema[S], values: Values, origin: str) -> Loaded[S]:
+    """Validate a command's settings that were written down whole."""
+    return _validate(*_merge([_checked_layer(values, origin, schema)], schema), schema)
+
+
+def schema_of(values: Mapping[str, Any]) -> Schema[Any]:
+    """The schema of settings that were written down: a section that no other command has tells."""
+    return FINETUNE if "finetune" in values else PROBE if "probe" in values else PRETRAIN
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -147,12 +233,12 @@ def parse_word(text: str) -> Any:
     return text
 
 
-def _checked_layer(values: Mapping[str, Any], origin: str) -> Layer:
+def _checked_layer(values: Mapping[str, Any], origin: str, schema: Schema[Any]) -> Layer:
     for section, table in values.items():
-        if section not in SECTIONS:
+        if section not in schema.sections:
             raise SettingsError(
-                f"unknown section [{section}] in {origin}{nearest(section, list(SECTIONS))};"
-                f" there is {', '.join(SECTIONS)}"
+                f"unknown section [{section}] in {origin}{nearest(section, list(schema.sections))};"
+                f" there is {', '.join(schema.sections)}"
             )
         if not isinstance(table, dict):
             raise SettingsError(f"{section} in {origin} must be a table of settings, got {table!r}")
@@ -160,36 +246,37 @@ def _checked_layer(values: Mapping[str, Any], origin: str) -> Layer:
     return Layer(copied, {f"{s}.{k}": origin for s, table in copied.items() for k in table})
 
 
-def _preset_layer(name: str, origin: str) -> Layer:
-    if name not in preset_names():
-        raise SettingsError(
-            f"unknown preset {name!r} (from {origin}){nearest(name, preset_names())};"
-            f" there is {', '.join(preset_names())}"
-        )
-    text = (files("dsdmae_cli") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    return _checked_layer(tomllib.loads(text), f"preset {name}")
+def _preset_layer(name: str, origin: str, schema: Schema[Any]) -> Layer:
+    names = preset_names(schema)
+    if name not in names:
+        there = f"there is {', '.join(names)}" if names else "this command has none; leave it out"
+        raise SettingsError(f"unknown preset {name!r} (from {origin}){nearest(name, names)}; {there}")
+    text = (_preset_folder(schema) / f"{name}.toml").read_text(encoding="utf-8")
+    return _checked_layer(tomllib.loads(text), f"preset {name}", schema)
 
 
-def _file_layer(path: Path) -> tuple[Layer, str | None]:
-    values = read_toml(path)
+def _file_layer(path: Path, parsed: Mapping[str, Any] | None, schema: Schema[Any]) -> tuple[Layer, str | None]:
+    values = read_toml(path) if parsed is None else dict(parsed)
     preset = values.pop("preset", None)
     if preset is not None and not isinstance(preset, str):
         raise SettingsError(f"preset in {path} must be a preset's name, got {preset!r}")
-    return _checked_layer(values, str(path)), preset
+    return _checked_layer(values, str(path), schema), preset
 
 
-def _environment_layer(environ: Mapping[str, str]) -> Layer:
+def _environment_layer(environ: Mapping[str, str], schema: Schema[Any]) -> Layer:
     values: Values = {}
     origin: dict[str, str] = {}
     for variable in sorted(environ):
         if not variable.startswith("DSDMAE_") or variable in _NOT_SETTINGS:
             continue
         section, _, key = variable.removeprefix("DSDMAE_").lower().partition("_")
-        if section not in SECTIONS or not key:
+        if section not in ALL_SECTIONS or not key:
             raise SettingsError(
                 f"unknown environment variable {variable}{_nearest_variable(variable)}; settings are DSDMAE_SECTION_KEY"
-                f" with a section of {', '.join(SECTIONS)} (for example DSDMAE_TRAIN_EPOCHS=5)"
+                f" with a section of {', '.join(ALL_SECTIONS)} (for example DSDMAE_TRAIN_EPOCHS=5)"
             )
+        if section not in schema.sections:
+            continue  # it is about another command
         values.setdefault(section, {})[key] = Word(environ[variable])
         origin[f"{section}.{key}"] = f"environment variable {variable}"
     return Layer(values, origin)
@@ -197,13 +284,13 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
 
 def _nearest_variable(variable: str) -> str:
     _, _, key = variable.removeprefix("DSDMAE_").partition("_")
-    known = [*_NOT_SETTINGS, *(f"DSDMAE_{section.upper()}_{key}" for section in SECTIONS if key)]
+    known = [*_NOT_SETTINGS, *(f"DSDMAE_{section.upper()}_{key}" for section in ALL_SECTIONS if key)]
     return nearest(variable, known)
 
 
-def _command_line_layer(flags: Mapping[str, Any], assignments: list[str]) -> Layer:
+def _command_line_layer(flags: Mapping[str, Any], assignments: list[str], schema: Schema[Any]) -> Layer:
     """Flags and --set in one: whichever way a person names a method, what they say of it beside is about that one."""
-    spoken, assigned = _flag_layer(flags), _assignment_layer(assignments)
+    spoken, assigned = _flag_layer(flags, schema), _assignment_layer(assignments, schema)
     both = {
         section: spoken.values.get(section, {}) | assigned.values.get(section, {})
         for section in spoken.values.keys() | assigned.values.keys()
@@ -211,10 +298,8 @@ def _command_line_layer(flags: Mapping[str, Any], assignments: list[str]) -> Lay
     return Layer(both, spoken.origin | assigned.origin)
 
 
-def _flag_layer(flags: Mapping[str, Any]) -> Layer:
-    from dsdmae_cli.settings.flags import FLAGS
-
-    names = {dotted: flag for flag, dotted in FLAGS.items()}
+def _flag_layer(flags: Mapping[str, Any], schema: Schema[Any]) -> Layer:
+    names = {dotted: flag for flag, dotted in schema.flags.items()}
     values: Values = {}
     origin: dict[str, str] = {}
     for dotted, value in flags.items():
@@ -226,29 +311,30 @@ def _flag_layer(flags: Mapping[str, Any]) -> Layer:
     return Layer(values, origin)
 
 
-def _assignment_layer(assignments: list[str]) -> Layer:
+def _assignment_layer(assignments: list[str], schema: Schema[Any]) -> Layer:
+    sections = schema.sections
     values: Values = {}
     origin: dict[str, str] = {}
     for text in assignments:
         dotted, equals, value = text.partition("=")
         section, dot, key = dotted.strip().partition(".")
-        if not (equals and dot and key) or section not in SECTIONS:
+        if not (equals and dot and key) or section not in sections:
             raise SettingsError(
-                f"--set takes SECTION.KEY=VALUE with a section of {', '.join(SECTIONS)}, got {text!r}"
-                f"{nearest(section, [s for s in SECTIONS if s != section])} (for example --set optim.weight_decay=0.1)"
+                f"--set takes SECTION.KEY=VALUE with a section of {', '.join(sections)}, got {text!r}"
+                f"{nearest(section, [s for s in sections if s != section])} (for example --set optim.weight_decay=0.1)"
             )
         values.setdefault(section, {})[key] = Word(value.strip())
         origin[f"{section}.{key}"] = f"--set {' '.join(text.split())}"
     return Layer(values, origin)
 
 
-def _merge(layers: list[Layer]) -> tuple[Values, dict[str, str]]:
+def _merge(layers: list[Layer], schema: Schema[Any]) -> tuple[Values, dict[str, str]]:
     """Lay the layers over each other, lowest first.
 
     A layer that names another plugin keeps only what all plugins of that kind share: the mask ratio of DSdMAE's
     preset is no mask ratio for MAE.
     """
-    values: Values = {section: {} for section in SECTIONS}
+    values: Values = {section: {} for section in schema.sections}
     origin: dict[str, str] = {}
     for layer in layers:
         for section, table in layer.values.items():
@@ -275,12 +361,12 @@ def _shared_keys(kind: plugins.Kind, shared: type[BaseModel], name: str) -> set[
     return keys - {"patch_size"} if getattr(spec, "own_patch_size", False) else keys
 
 
-def _validate(values: Values, origin: dict[str, str]) -> Loaded:
+def _validate(values: Values, origin: dict[str, str], schema: Schema[S]) -> Loaded[S]:
     sections: dict[str, Any] = {}
-    for section in SECTIONS:
-        model = section_class(section, values[section], origin)
+    for section in schema.sections:
+        model = section_class(section, values[section], origin, schema)
         sections[section] = _validate_section(section, model, values[section], origin)
-    settings = Settings(**sections)
+    settings = schema.model(**sections)
     sources = {
         f"{section}.{key}": origin.get(f"{section}.{key}", "default") if key in values[section] else "default"
         for section, table in tables(settings).items()
@@ -289,14 +375,21 @@ def _validate(values: Values, origin: dict[str, str]) -> Loaded:
     return Loaded(settings, sources)
 
 
-def section_class(section: str, values: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> type[BaseModel]:
+def section_class(
+    section: str,
+    values: Mapping[str, Any],
+    origin: Mapping[str, str] | None = None,
+    schema: Schema[Any] = PRETRAIN,
+) -> type[BaseModel]:
     """The class that validates a section: its plugin's own, where a plugin is named.
 
     Raises:
         PluginError: the plugin is not there or is broken.
     """
     if section not in NAMED:
-        return OptimSettings if section == "optim" else TrainSettings
+        own = schema.model.model_fields[section].annotation
+        assert isinstance(own, type)
+        return own
     key, kind, shared = NAMED[section]
     name = str(values.get(key, shared.model_fields[key].default))
     dotted = f"{section}.{key}"
@@ -362,40 +455,65 @@ def _one_line(section: str, fields: Mapping[str, FieldInfo], error: ValidationEr
     return _not_allowed(dotted, first["input"], fields[key], origin)
 
 
-def resolve(settings: Settings) -> Settings:
+def resolve(settings: S) -> S:
     """Replace every "auto" that settings and specs alone decide; pure but for a folder's look at its images.
 
     The device, precision, compilation and micro-batch are left to the recipe, which knows the hardware.
     """
-    data_spec = plugins.find("dataset", settings.data.dataset).spec
-    size = settings.data.image_size
-    if size == "auto":
-        own = data_spec.image_size
-        size = plugins.load(own)(settings.data) if isinstance(own, str) else own
-    augment = {
-        key: data_spec.augment[key] for key in ("crop_scale", "flip", "shift") if getattr(settings.data, key) == "auto"
-    }
-    patch = settings.backbone.patch_size
-    if patch == "auto" and not plugins.find("backbone", settings.backbone.name).spec.own_patch_size:
-        patch = _auto_patch_size(size)
-    lr, warmup, epochs = settings.optim.lr, settings.optim.warmup_epochs, settings.train.epochs
-    tenth = max(1, round(epochs / 10))
-    train = {key: tenth for key in ("knn_every", "checkpoint_every") if getattr(settings.train, key) == "auto"}
-    resolved = settings.model_copy(
-        update={
-            "data": settings.data.model_copy(update={"image_size": size, **augment}),
-            "backbone": settings.backbone.model_copy(update={"patch_size": patch}),
-            "optim": settings.optim.model_copy(
-                update={
-                    "lr": settings.optim.base_lr * settings.train.batch_size / 256 if lr == "auto" else lr,
-                    "warmup_epochs": 0.04 * epochs if warmup == "auto" else warmup,
-                }
-            ),
-            "train": settings.train.model_copy(update=train),
-        }
-    )
+    of: Any = settings  # which sections there are depends on the command
+    update: dict[str, BaseModel] = {"data": resolve_data(of.data)}
+    update["backbone"] = resolve_backbone(of.backbone, update["data"].image_size)  # type: ignore[attr-defined]
+    if "optim" in type(settings).model_fields:
+        update["optim"] = _resolve_optim(of.optim, of.train)
+    update["train"] = _resolve_train(of.train)
+    resolved = settings.model_copy(update=update)
     _check_together(resolved)
     return resolved
+
+
+def resolve_data(data: DataSettings) -> DataSettings:
+    """The data section with "auto" replaced."""
+    spec = plugins.find("dataset", data.dataset).spec
+    size = data.image_size
+    if size == "auto":
+        own = spec.image_size
+        size = plugins.load(own)(data) if isinstance(own, str) else own
+    if data.crop_from is not None and data.crop_from < size:
+        raise SettingsError(f"data.crop_from = {data.crop_from} must be at least data.image_size = {size}")
+    augment = {key: spec.augment[key] for key in ("crop_scale", "flip", "shift") if getattr(data, key) == "auto"}
+    return data.model_copy(update={"image_size": size, **augment})
+
+
+def resolve_backbone(backbone: BackboneSettings, image_size: int) -> BackboneSettings:
+    """The backbone section with "auto" replaced, for images of a size."""
+    patch = backbone.patch_size
+    if patch == "auto" and not plugins.find("backbone", backbone.name).spec.own_patch_size:
+        patch = _auto_patch_size(image_size)
+    return backbone.model_copy(update={"patch_size": patch})
+
+
+def _resolve_optim(optim: OptimSettings, train: LoopSettings) -> OptimSettings:
+    lr, warmup = optim.lr, optim.warmup_epochs
+    share = 0.05 if isinstance(optim, FinetuneOptimSettings) else 0.04
+    return optim.model_copy(
+        update={
+            "lr": optim.base_lr * train.batch_size / 256 if lr == "auto" else lr,
+            "warmup_epochs": share * train.epochs if warmup == "auto" else warmup,
+        }
+    )
+
+
+def _resolve_train(train: LoopSettings | ProbeTrainSettings) -> LoopSettings | ProbeTrainSettings:
+    """Intervals by the length of the run; a warm-up, where it stands here."""
+    epochs = train.epochs
+    tenth = max(1, round(epochs / 10))
+    auto = {
+        "knn_every": tenth,
+        "checkpoint_every": tenth,
+        "score_every": 1 if epochs <= 50 else 2,
+        "warmup_epochs": epochs / 9,
+    }
+    return train.model_copy(update={key: value for key, value in auto.items() if getattr(train, key, None) == "auto"})
 
 
 def _auto_patch_size(image_size: int) -> int:
@@ -408,16 +526,12 @@ def _auto_patch_size(image_size: int) -> int:
     return min(divisors, key=lambda n: max(n / wanted, wanted / n))
 
 
-def _check_together(settings: Settings) -> None:
+def _check_together(settings: Any) -> None:
     """Rules between sections, in resolved settings."""
-    warmup, epochs = settings.optim.warmup_epochs, settings.train.epochs
-    if not isinstance(warmup, str) and warmup >= epochs:
-        raise SettingsError(
-            f"optim.warmup_epochs = {warmup:g} must be below train.epochs = {epochs}; lower it or train longer"
-        )
-    lr = settings.optim.lr
-    if not isinstance(lr, str) and settings.optim.min_lr > lr:
-        raise SettingsError(f"optim.min_lr = {settings.optim.min_lr:g} must not exceed the peak rate {lr:g}")
+    if hasattr(settings, "optim"):
+        _check_schedule(settings.optim, settings.train.epochs)
+    if not hasattr(settings, "method"):
+        return
     method = plugins.find("method", settings.method.name).spec
     backbone = plugins.find("backbone", settings.backbone.name).spec
     if method.needs_subset and not backbone.encodes_subset:
@@ -425,3 +539,18 @@ def _check_together(settings: Settings) -> None:
             f"method {settings.method.name!r} drops patches, and backbone {settings.backbone.name!r} cannot encode"
             " a subset of them; use a vit-* backbone, or a method that drops none (dsdmae)"
         )
+    if method.needs_mask_token and not backbone.takes_mask_token:
+        raise SettingsError(
+            f"method {settings.method.name!r} replaces patches by a mask token, and backbone"
+            f" {settings.backbone.name!r} cannot take one; use a vit-* backbone, or a method that masks none (dsdmae)"
+        )
+
+
+def _check_schedule(optim: OptimSettings, epochs: int) -> None:
+    warmup, lr = optim.warmup_epochs, optim.lr
+    if not isinstance(warmup, str) and warmup >= epochs:
+        raise SettingsError(
+            f"optim.warmup_epochs = {warmup:g} must be below train.epochs = {epochs}; lower it or train longer"
+        )
+    if not isinstance(lr, str) and optim.min_lr > lr:
+        raise SettingsError(f"optim.min_lr = {optim.min_lr:g} must not exceed the peak rate {lr:g}")

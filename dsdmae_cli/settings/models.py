@@ -68,6 +68,11 @@ class DataSettings(Section):
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = Field(
         (3 / 4, 4 / 3), description="random resized crop: narrowest and widest width/height"
     )
+    crop_from: Annotated[int, Field(ge=4, le=4096)] | None = Field(
+        None,
+        description="instead: bring each image to a square of this side once, and cut random windows of image_size"
+        " pixels out of it, which are not rescaled; none = off",
+    )
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="resampling of crops, antialiased")
     flip: bool | Auto = Field("auto", description="mirror half of the images left to right")
     shift: CountOrZero | Auto = Field("auto", description="random translation, in pixels each way, edges repeated")
@@ -95,6 +100,11 @@ class BackboneSettings(Section):
     patch_size: PositiveInt | Auto = Field(
         "auto", description="side of a patch in pixels; auto = a 16x16 grid up to 128 px, else 16"
     )
+    drop_path: Share = Field(0.0, description="stochastic depth rate of the last block")
+
+    def without_weights(self) -> BackboneSettings:
+        """The same network built without fetching published weights, because its weights come from elsewhere."""
+        return self
 
 
 class MethodSettings(Section):
@@ -121,7 +131,14 @@ class OptimSettings(Section):
     clip_grad: PositiveFloat | None = Field(None, description="largest gradient norm; none = no clipping")
 
 
-class TrainSettings(Section):
+# Said in the same words by every command.
+SEED: Any = Field(0, description="seed of weights, order, masks, noise and augmentation")
+DEVICE: Any = Field("auto", description="auto, cpu, cuda, cuda:N or mps; auto = the fastest at hand")
+PRECISION: Any = Field("auto", description="auto = bf16 where the hardware has it, else fp16 on CUDA, else fp32")
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class LoopSettings(Section):
     """How long, how fast and where."""
 
     epochs: PositiveInt = Field(500, description="passes over the training images")
@@ -129,19 +146,11 @@ class TrainSettings(Section):
     micro_batch: PositiveInt | Auto = Field(
         "auto", description="images per forward pass; the rest of the batch is accumulated"
     )
-    seed: CountOrZero = Field(0, description="seed of weights, order, masks, noise and augmentation")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps; auto = the fastest at hand")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="auto = bf16 where the hardware has it, else fp16 on CUDA, else fp32"
-    )
+    seed: CountOrZero = SEED
+    device: str = DEVICE
+    precision: Precision = PRECISION
     compile: bool | Auto = Field("auto", description="torch.compile; auto = on CUDA only")
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
-    knn_every: PositiveInt | Auto | None = Field(
-        "auto", description="epochs between k-NN scores where labels exist; auto = ten times a run"
-    )
-    knn_images: PositiveInt = Field(
-        5000, description="labelled training images that k-NN may look at (and as many test images)"
-    )
     checkpoint_every: PositiveInt | Auto = Field(
         "auto", description="epochs between checkpoints; auto = ten times a run"
     )
@@ -150,6 +159,17 @@ class TrainSettings(Section):
         20, description="steps in a row with a non-finite loss or gradient before the run stops"
     )
     tensorboard: bool = Field(False, description="write TensorBoard events too (pip install 'dsdmae[tensorboard]')")
+
+
+class TrainSettings(LoopSettings):
+    """How long, how fast and where a backbone is pre-trained."""
+
+    knn_every: PositiveInt | Auto | None = Field(
+        "auto", description="epochs between k-NN scores where labels exist; auto = ten times a run"
+    )
+    knn_images: PositiveInt = Field(
+        5000, description="labelled training images that k-NN may look at (and as many test images)"
+    )
 
 
 # May differ between a run and its resumption: none of them changes what is computed on the same device.

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dsdmae_cli.plugins import BackboneSpec
-from dsdmae_cli.settings.models import BackboneSettings, PositiveFloat, PositiveInt, Share
+from dsdmae_cli.settings.models import BackboneSettings, PositiveFloat, PositiveInt
 
 
 class ViTSettings(BackboneSettings):
@@ -24,7 +24,6 @@ class ViTSettings(BackboneSettings):
         "sincos", description="fixed 2-D sine-cosine positions, or learned ones"
     )
     class_token: bool = Field(False, description="prepend a class token; 256 tokens tile better than 257")
-    drop_path: Share = Field(0.0, description="stochastic depth rate of the last block")
 
 
 class ViTSmallSettings(ViTSettings):
@@ -43,29 +42,74 @@ class ViTBaseSettings(ViTSettings):
     num_heads: PositiveInt = Field(12, description="attention heads")
 
 
+class UNetSettings(BackboneSettings):
+    """A convolutional U-Net without norms; its tokens are the finest scale."""
+
+    name: str = Field("unet", description="backbone plugin, or timm:NAME for any timm model with a grid")
+    patch_size: PositiveInt = Field(2, description="side of a patch in pixels, one token of the finest scale")
+    widths: tuple[PositiveInt, ...] = Field((48, 96, 192), description="features at each scale, finest first")
+    depths: tuple[PositiveInt, ...] = Field(
+        (2, 2, 4), description="residual blocks at each scale; all but the coarsest have them on the way up again"
+    )
+
+    @model_validator(mode="after")
+    def _one_depth_a_scale(self) -> UNetSettings:
+        if not self.widths or len(self.widths) != len(self.depths):
+            raise ValueError(
+                f"widths has {len(self.widths)} scales and depths {len(self.depths)}; give each scale one of both"
+            )
+        return self
+
+
 class TimmSettings(BackboneSettings):
     """Any timm model whose final features form a grid."""
 
     pretrained: bool = Field(False, description="start from timm's published weights (needs network or a cache)")
+    normalization: Literal["auto", "timm", "none"] = Field(
+        "auto",
+        description="what the network sees: timm = pixels normalised by the model's own mean and std, none = pixels in"
+        " [-1, 1]; auto = timm where pretrained",
+    )
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model, as a table")
+
+    @property
+    def normalized(self) -> bool:
+        """Whether pixels are normalised by the model's own mean and std."""
+        return self.normalization == "timm" or (self.normalization == "auto" and self.pretrained)
+
+    def without_weights(self) -> TimmSettings:
+        seen: Literal["timm", "none"] = "timm" if self.normalized else "none"
+        return self.model_copy(update={"pretrained": False, "normalization": seen})
 
 
 _VIT = "dsdmae_builtin.vit:build"
 
 VIT_TINY = BackboneSpec(
-    summary="ViT-T: 12 blocks of width 192, 3 heads", build=_VIT, settings=ViTSettings, encodes_subset=True
+    summary="ViT-T: 12 blocks of width 192, 3 heads",
+    build=_VIT,
+    settings=ViTSettings,
+    encodes_subset=True,
+    takes_mask_token=True,
 )
 VIT_SMALL = BackboneSpec(
     summary="ViT-S: 12 blocks of width 384, 6 heads",
     build=_VIT,
     settings=ViTSmallSettings,
     encodes_subset=True,
+    takes_mask_token=True,
 )
 VIT_BASE = BackboneSpec(
     summary="ViT-B: 12 blocks of width 768, 12 heads",
     build=_VIT,
     settings=ViTBaseSettings,
     encodes_subset=True,
+    takes_mask_token=True,
+)
+UNET = BackboneSpec(
+    summary="a convolutional U-Net on a fine grid, for restoring pixels",
+    build="dsdmae_builtin.unet:build",
+    settings=UNetSettings,
+    own_patch_size=True,
 )
 TIMM = BackboneSpec(
     summary="any timm model that yields a grid of features (Swin, ConvNeXt, ...)",
@@ -73,4 +117,5 @@ TIMM = BackboneSpec(
     argument="NAME",
     settings=TimmSettings,
     own_patch_size=True,
+    image_size="dsdmae_builtin.timm_backbone:own_image_size",
 )

@@ -5,12 +5,13 @@ DSdMAE drops no patch, so that nothing here needs to be a plain transformer.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsdmae_builtin.backbones import TimmSettings
 from dsdmae_cli.backbone import Backbone
@@ -25,6 +26,9 @@ class TimmBackbone(Backbone):
         SettingsError: timm has no such model, refuses the options, or its features form no usable grid.
     """
 
+    gain: Tensor
+    offset: Tensor
+
     def __init__(self, settings: TimmSettings, image_size: int) -> None:
         super().__init__()
         self.image_size = image_size
@@ -32,9 +36,23 @@ class TimmBackbone(Backbone):
         self.timm_kwargs = {**settings.options, "num_classes": 0}
         if settings.patch_size != "auto":
             self.timm_kwargs["patch_size"] = settings.patch_size
+        if settings.drop_path:
+            self.timm_kwargs["drop_path_rate"] = settings.drop_path
+        self.normalized = settings.normalized
         self.model = _create(self.timm_name, self.timm_kwargs, settings.pretrained, image_size)
+        self._set_normalization(settings.normalized)
+        self.has_class_token = _has_class_token(self.model)
         self.grid, self.width = self._measure()
         self._freeze_what_no_feature_meets()
+
+    def _set_normalization(self, own: bool) -> None:
+        """Published weights know pixels by their own mean and std; the program gives them in [-1, 1]."""
+        if own:
+            self.mean, self.std = (tuple(self.model.pretrained_cfg[key]) for key in ("mean", "std"))
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        # ((x + 1) / 2 - mean) / std as one multiplication and addition; no part of the weights.
+        self.register_buffer("gain", 0.5 / std, persistent=False)
+        self.register_buffer("offset", (0.5 - mean) / std, persistent=False)
 
     @torch.no_grad()
     def _measure(self) -> tuple[tuple[int, int], int]:
@@ -45,7 +63,7 @@ class TimmBackbone(Backbone):
         except Exception as error:  # thousands of architectures, each with its own way to refuse a size
             raise SettingsError(
                 f"backbone timm:{self.timm_name} cannot encode {self.image_size}x{self.image_size} images:"
-                f" {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+                f" {_first_line(error)}"
             ) from error
         self.model.train(was_training)
         _, width, rows, columns = features.shape
@@ -74,18 +92,73 @@ class TimmBackbone(Backbone):
         return maps[-1]
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
-        return self._feature_map(images).flatten(2).transpose(1, 2)
+        return self._feature_map(self._normalize(images)).flatten(2).transpose(1, 2)
+
+    def forward_tokens(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]:
+        if not self.has_class_token:
+            return self(images), None
+        found = self.model.forward_intermediates(
+            self._normalize(images),
+            indices=1,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+            return_prefix_tokens=True,
+        )
+        patches, prefix = found[-1]
+        return patches, prefix[:, 0]
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.offset, images, self.gain) if self.normalized else images
+
+    @property
+    def body(self) -> nn.Module:
+        return self.model
 
     def timm_state(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())
 
+    def set_image_size(self, image_size: int) -> None:
+        if image_size == self.image_size:
+            return
+        fixed = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        if hasattr(self.model, "set_input_size"):  # those that have none, have nothing that depends on the size
+            try:
+                self.model.set_input_size(img_size=(image_size, image_size))
+            except Exception as error:  # as many ways to refuse as there are architectures
+                raise SettingsError(
+                    f"backbone timm:{self.timm_name} refuses images of {image_size} px: {_first_line(error)}"
+                ) from error
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(fixed[name])
+        self.image_size = image_size
+        self.grid, self.width = self._measure()
+        if "img_size" in self.timm_kwargs:
+            self.timm_kwargs = {**self.timm_kwargs, "img_size": image_size}
 
-def _create(name: str, kwargs: dict[str, Any], pretrained: bool, image_size: int) -> Any:
-    if name not in timm.list_models():
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _has_class_token(model: Any) -> bool:
+    """Whether the model has a class token and hands it out beside its grid, first of its prefix tokens."""
+    offers = signature(model.forward_intermediates).parameters
+    return getattr(model, "cls_token", None) is not None and "return_prefix_tokens" in offers
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):  # which knows names with a tag for their weights, too
         raise SettingsError(
             f"timm has no model {name!r}{nearest(name, timm.list_models())};"
             " timm.list_models() in Python lists them all"
         )
+
+
+def _create(name: str, kwargs: dict[str, Any], pretrained: bool, image_size: int) -> Any:
+    _check_name(name)
     # Transformers with fixed positions or windows must be told the image's size; convolutional ones refuse it.
     attempts = [{**kwargs, "img_size": image_size}, kwargs] if "img_size" not in kwargs else [kwargs]
     problem: Exception | None = None
@@ -93,7 +166,10 @@ def _create(name: str, kwargs: dict[str, Any], pretrained: bool, image_size: int
         try:
             model = timm.create_model(name, pretrained=pretrained, **arguments)
         except OSError as error:
-            raise PluginError(f"cannot fetch timm's weights for {name}: {error}") from error
+            raise PluginError(
+                f"cannot fetch timm's weights for {name}: {_first_line(error)} With no network, use a machine that has"
+                " one, copy its cache, or set backbone.pretrained=false for random weights"
+            ) from error
         except Exception as error:  # each of timm's architectures refuses options in its own way
             problem = problem or error
             continue
@@ -102,6 +178,18 @@ def _create(name: str, kwargs: dict[str, Any], pretrained: bool, image_size: int
             raise SettingsError(f"backbone timm:{name} yields no grid of features; choose another model")
         return model
     raise SettingsError(f"timm refuses to build {name} with {kwargs}: {type(problem).__name__}: {problem}")
+
+
+def own_image_size(settings: TimmSettings) -> int:
+    """The side in pixels of the images that timm's weights of the model were made for.
+
+    Raises:
+        SettingsError: timm has no such model.
+    """
+    name = argument_of(settings.name)
+    _check_name(name)
+    config = timm.get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config else 224
 
 
 def build(settings: TimmSettings, image_size: int) -> TimmBackbone:

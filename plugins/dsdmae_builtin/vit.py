@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ class ViT(Backbone):
         self.grid = (image_size // patch, image_size // patch)
         self.width = settings.embed_dim
         self.image_size = image_size
+        self.has_class_token = settings.class_token
         self.timm_name = _TIMM_NAMES.get(self.width, _TIMM_NAMES[192])
         self.timm_kwargs = {
             "img_size": image_size,
@@ -66,26 +67,63 @@ class ViT(Backbone):
         return self.vit.pos_embed
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
+        return self._encode(self._embed(images))[0]
+
+    def forward_tokens(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]:
         return self._encode(self._embed(images))
 
     def forward_subset(
         self, images: Float[Tensor, "b c h w"], ids_keep: Int64[Tensor, "b k"]
     ) -> Float[Tensor, "b k d"]:
-        return self._encode(gather_tokens(self._embed(images), ids_keep))
+        return self._encode(gather_tokens(self._embed(images), ids_keep))[0]
+
+    def forward_masked(
+        self, images: Float[Tensor, "b c h w"], masked: Bool[Tensor, "b t"], mask_token: Float[Tensor, "1 1 d"]
+    ) -> Float[Tensor, "b t d"]:
+        patches = to_autocast_dtype(self.vit.patch_embed(images))
+        patches = torch.where(masked.unsqueeze(-1), mask_token.to(patches.dtype), patches)
+        return self._encode(self._place(patches))[0]
 
     def _embed(self, images: Tensor) -> Tensor:
-        patches = to_autocast_dtype(self.vit.patch_embed(images))
+        return self._place(to_autocast_dtype(self.vit.patch_embed(images)))
+
+    def _place(self, patches: Tensor) -> Tensor:
         return patches + self.positions[:, -self.num_tokens :].to(patches.dtype)
 
-    def _encode(self, tokens: Tensor) -> Tensor:
+    def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features of the patches, and of the class token if there is one."""
         if self.vit.cls_token is None:
-            return self.vit.norm(self.vit.blocks(tokens))
+            return self.vit.norm(self.vit.blocks(tokens)), None
         first = (self.vit.cls_token + self.positions[:, :1]).to(tokens.dtype)
         tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
-        return self.vit.norm(self.vit.blocks(tokens))[:, 1:]
+        tokens = self.vit.norm(self.vit.blocks(tokens))
+        return tokens[:, 1:], tokens[:, 0]
+
+    @property
+    def body(self) -> VisionTransformer:
+        return self.vit
 
     def timm_state(self) -> dict[str, Tensor]:
         return dict(self.vit.state_dict())
+
+    def set_image_size(self, image_size: int) -> None:
+        patch = self.patch_shape[0]
+        if image_size % patch or image_size < 2 * patch:
+            below = max(image_size // patch, 2) * patch
+            raise SettingsError(
+                f"an image size of {image_size} px is no whole number of patches of {patch} px (two at least);"
+                f" {below} and {below + patch} would be"
+            )
+        learned = self.positions.requires_grad
+        # timm resamples the table bicubically, a fixed sine-cosine one too: the network knows these positions, and
+        # those of a new table of another size would mean other distances to it.
+        self.vit.set_input_size(img_size=(image_size, image_size))
+        self.positions.requires_grad_(learned)
+        self.image_size = image_size
+        self.grid = (image_size // patch, image_size // patch)
+        self.timm_kwargs = {**self.timm_kwargs, "img_size": image_size}
 
 
 def _check(settings: ViTSettings, image_size: int) -> None:

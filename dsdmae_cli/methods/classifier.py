@@ -1,0 +1,188 @@
+"""Learning from labels: fine-tuning the whole network, and attentive heads on a frozen one. Trained by the same engine.
+
+Mix-up, CutMix, random erasing, layer decay and attention pooling are timm's. RandAugment, timm's too, works on PIL
+images and is done by the processes that decode (data/rand_augment.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.layers.attention_pool import AttentionPoolLatent
+from timm.optim._param_groups import param_groups_layer_decay
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.methods.base import Losses, StepInfo, SupervisedMethod
+from dsdmae_cli.methods.ema import EMATeacher
+from dsdmae_cli.methods.heads import head_count
+from dsdmae_cli.settings.judge import FinetuneSection
+
+
+class Softened(NamedTuple):
+    """Images and labels as the network learns them: mixed, erased, smoothed; and the labels as they were."""
+
+    images: Float[Tensor, "b c h w"]
+    targets: Float[Tensor, "b k"]
+    labels: Int64[Tensor, " b"]
+
+
+class Network(nn.Module):
+    """A backbone, a pooling and a linear layer."""
+
+    def __init__(self, backbone: Backbone, num_classes: int, pool: str, std: float) -> None:
+        super().__init__()
+        if pool == "cls" and not backbone.has_class_token:
+            raise SettingsError("finetune.pool = 'cls' needs a class token and this backbone has none; use mean")
+        self.backbone = backbone
+        self.pool = pool
+        self.head = nn.Linear(backbone.width, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=std)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        if self.pool == "mean":
+            return self.head(self.backbone(images).mean(dim=1))
+        _, class_token = self.backbone.forward_tokens(images)
+        return self.head(class_token)
+
+
+class Classifier(SupervisedMethod):
+    """All weights of a network, trained on labels by (soft) cross-entropy.
+
+    Args:
+        num_classes: that the head tells apart.
+        layer_decay: factor on the learning rate from each block to the one before it (Clark et al. 2020, BEiT, MAE).
+    """
+
+    def __init__(self, settings: FinetuneSection, backbone: Backbone, num_classes: int, layer_decay: float) -> None:
+        super().__init__()
+        self.settings = settings
+        self.num_classes = num_classes
+        self.layer_decay = layer_decay
+        self.network = Network(backbone, num_classes, settings.pool, settings.head_std)
+        momentum = settings.ema
+        self.average = None if momentum is None else EMATeacher(self.network, (momentum, momentum))
+        mixes = settings.mixup > 0 or settings.cutmix > 0
+        self.mixup = (
+            Mixup(settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=num_classes)
+            if mixes
+            else None
+        )
+
+    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Softened:
+        """As images of the first class, unmixed: for a plan, which measures work."""
+        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        return Softened(images, F.one_hot(labels, self.num_classes).float(), labels)
+
+    def corrupt_labelled(
+        self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"], generator: Generator
+    ) -> Softened:
+        # timm draws from the interpreter's and numpy's global states: give them the batch's own seed.
+        seed = generator.initial_seed()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        if self.mixup is not None:
+            images, targets = self.mixup(images.clone(), labels)
+        else:
+            smoothing = self.settings.label_smoothing
+            off = smoothing / self.num_classes
+            targets = F.one_hot(labels, self.num_classes).float() * (1 - smoothing) + off
+        if self.settings.random_erasing:
+            erase = RandomErasing(self.settings.random_erasing, mode="pixel", device=str(images.device))
+            images = erase(images.clone())
+        return Softened(images, targets, labels)
+
+    def forward(self, images: Float[Tensor, "b c h w"], corruption: Softened) -> Losses:
+        logits = self.network(corruption.images).float()
+        loss = F.cross_entropy(logits, corruption.targets)
+        if self.mixup is not None:
+            return {"loss": loss}
+        right = (logits.argmax(dim=1) == corruption.labels).float().mean()
+        return {"loss": loss, "accuracy": right}
+
+    def after_step(self, info: StepInfo) -> None:
+        if self.average is not None:
+            self.average.follow(self.network, info)
+
+    def encoder(self) -> Backbone:
+        return self.judged().backbone
+
+    def judged(self) -> Network:
+        """The network whose answers count: the average of the weights, where one is kept."""
+        if self.average is None:
+            return self.network
+        assert isinstance(self.average.module, Network)
+        return self.average.module
+
+    def lr_scales(self) -> dict[str, float]:
+        if self.layer_decay == 1:
+            return {}
+        # timm numbers the layers of what it is given, the last 1; here the head is one above. Its last norm counts
+        # to the last block, where BEiT's and MAE's own code counts it to the head.
+        groups = param_groups_layer_decay(self.network.backbone.body, layer_decay=self.layer_decay)
+        scales = {id(p): group["lr_scale"] * self.layer_decay for group in groups for p in group["params"]}
+        return {name: scales.get(id(p), 1.0) for name, p in self.named_parameters()}
+
+
+class AttentiveProbe(SupervisedMethod):
+    """A frozen encoder under several heads, each a cross-attention block with a learned query and a linear layer.
+
+    One head a learning rate, all trained at once: they share the encoder's pass and nothing else.
+
+    Args:
+        lrs: learning rates relative to the schedule's.
+    """
+
+    def __init__(self, backbone: Backbone, num_classes: int, lrs: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.lrs = tuple(lrs)
+        heads = head_count(backbone.width)
+        self.heads = nn.ModuleList(
+            nn.Sequential(AttentionPoolLatent(backbone.width, num_heads=heads), nn.Linear(backbone.width, num_classes))
+            for _ in lrs
+        )
+
+    def train(self, mode: bool = True) -> AttentiveProbe:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Int64[Tensor, " b"]:
+        return torch.zeros(len(images), dtype=torch.int64, device=images.device)
+
+    def corrupt_labelled(
+        self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"], generator: Generator
+    ) -> Int64[Tensor, " b"]:
+        return labels
+
+    def forward(self, images: Float[Tensor, "b c h w"], corruption: Int64[Tensor, " b"]) -> Losses:
+        losses = [F.cross_entropy(logits, corruption) for logits in self.logits(images)]
+        # The sum gives every head the gradient that it would have alone.
+        return {"loss": torch.stack(losses).sum(), **{f"head {i}": loss.detach() for i, loss in enumerate(losses)}}
+
+    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "n b k"]:
+        """Of every head."""
+        with torch.no_grad():
+            tokens = self.backbone(images)
+        return torch.stack([head(tokens).float() for head in self.heads])
+
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    def lr_scales(self) -> dict[str, float]:
+        return {
+            f"heads.{index}.{name}": lr
+            for index, lr in enumerate(self.lrs)
+            for name, _ in self.heads[index].named_parameters()
+        }

@@ -1,0 +1,170 @@
+"""Settings of the commands that judge a backbone: `dsdmae finetune` and `dsdmae probe`. Those of pre-training, and the
+sections that all share, are in models.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from dsdmae_cli.settings.models import (
+    DEVICE,
+    PRECISION,
+    SEED,
+    Auto,
+    BackboneSettings,
+    CountOrZero,
+    DataSettings,
+    LoopSettings,
+    NonNegativeFloat,
+    OptimSettings,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Precision,
+    Section,
+    Share,
+)
+
+
+class FinetuneSection(Section):
+    """What is trained on labels, and how its images and labels are softened."""
+
+    start: str = Field(
+        "scratch", description="a run's directory, an encoder's .safetensors file, timm:NAME, or scratch"
+    )
+    pool: Literal["mean", "cls"] = Field(
+        "mean", description="what the head reads: the mean of all tokens, or the class token"
+    )
+    head_std: PositiveFloat = Field(2e-5, description="spread of the head's first weights")
+    mixup: NonNegativeFloat = Field(0.0, description="alpha of mixup; 0 = off")
+    cutmix: NonNegativeFloat = Field(0.0, description="alpha of CutMix; 0 = off; with both, each batch takes one")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of a label given to all classes"
+    )
+    rand_augment: str | None = Field(None, description="timm's RandAugment policy, as rand-m9-mstd0.5-inc1; none = off")
+    random_erasing: Share = Field(0.0, description="share of images of which a rectangle becomes noise")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="momentum of an average of the weights, which is then what is judged; none = off"
+    )
+    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the training images held out, every class alike, to watch the training"
+    )
+    select: Literal["last", "best"] = Field(
+        "last", description="the result: the last epoch, or the one best on the held-out share; never the best on test"
+    )
+
+    @model_validator(mode="after")
+    def _best_of_what(self) -> FinetuneSection:
+        if self.select == "best" and self.validation == 0:
+            raise ValueError(
+                "finetune.select = 'best' needs images to choose by; set finetune.validation, for example to 0.1"
+            )
+        return self
+
+
+class FinetuneOptimSettings(OptimSettings):
+    """AdamW for fine-tuning."""
+
+    base_lr: PositiveFloat = Field(
+        1e-3, description="learning rate for a batch of 256; scaled by batch/256 unless lr is given"
+    )
+    warmup_epochs: NonNegativeFloat | Auto = Field(
+        "auto", description="epochs of linear warm-up; auto = 5% of the epochs"
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="AdamW's momentum terms"
+    )
+    layer_decay: PositiveShare = Field(
+        1.0, description="factor on the learning rate from each block to the one before it; 1 = none"
+    )
+
+
+class FinetuneTrainSettings(LoopSettings):
+    """How long, how fast and where a network is fine-tuned."""
+
+    epochs: PositiveInt = Field(100, description="passes over the training images")
+    batch_size: PositiveInt = Field(128, description="images per optimiser step, over all processes")
+    score_every: PositiveInt | Auto = Field(
+        "auto",
+        description="epochs between scores on the held-out share; auto = every epoch up to 50, else every second",
+    )
+
+
+class FinetuneSettings(BaseModel):
+    """All settings of `dsdmae finetune`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: SerializeAsAny[DataSettings]
+    backbone: SerializeAsAny[BackboneSettings]
+    finetune: FinetuneSection
+    optim: FinetuneOptimSettings
+    train: FinetuneTrainSettings
+
+
+class ProbeSection(Section):
+    """How frozen features are judged."""
+
+    start: str = Field(
+        "scratch", description="a run's directory, an encoder's .safetensors file, timm:NAME, or scratch"
+    )
+    kind: Literal["linear", "knn", "logistic", "attentive"] = Field(
+        "linear",
+        description="BatchNorm and a linear layer (MAE's protocol), k nearest neighbours, logistic regression,"
+        " or a cross-attention block and a linear layer",
+    )
+    pool: Literal["mean", "cls", "max", "mean+cls"] = Field(
+        "mean", description="what is probed: mean or largest of the patch tokens, the class token, or two of them"
+    )
+    optimizer: Literal["lars", "sgd", "adamw"] = Field("lars", description="optimiser of the linear probe")
+    learning_rates: tuple[PositiveFloat, ...] | Auto = Field(
+        "auto", description="base rates (for a batch of 256) that are trained at once; the best on held-out images wins"
+    )
+    k: tuple[PositiveInt, ...] = Field(
+        (5, 10, 20, 50, 100), description="numbers of neighbours; the best on held-out images wins"
+    )
+    c: tuple[PositiveFloat, ...] = Field(
+        (0.001, 0.01, 0.1, 1.0, 10.0), description="inverse strengths of logistic regression's penalty; as k"
+    )
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the training images by which rates, k and C are chosen, every class alike"
+    )
+    few_shot: tuple[PositiveShare, ...] = Field(
+        (), description="shares of the training labels to probe with, for example [0.01, 0.05, 0.1]; empty = all labels"
+    )
+    draws: PositiveInt = Field(5, description="repeated draws of the labels of a few-shot probe")
+    cache: bool = Field(True, description="keep features in the user cache, so that the next probe starts with them")
+
+    @field_validator("learning_rates", "k", "c", "few_shot", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        """A single number for a list of one, and "1,5,10%" for shares."""
+        if isinstance(value, str) and value.endswith("%"):
+            return [float(part.removesuffix("%")) / 100 for part in value.split(",")]
+        return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class ProbeTrainSettings(Section):
+    """How long and where a probe is trained."""
+
+    epochs: PositiveInt = Field(90, description="passes over the features")
+    batch_size: PositiveInt | Auto = Field(
+        "auto", description="images per step; auto = 1024, or what gives 16 steps an epoch where images are few"
+    )
+    warmup_epochs: NonNegativeFloat | Auto = Field("auto", description="epochs of linear warm-up; auto = 10 of 90")
+    seed: CountOrZero = SEED
+    device: str = DEVICE
+    precision: Precision = PRECISION
+
+
+class ProbeSettings(BaseModel):
+    """All settings of `dsdmae probe`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: SerializeAsAny[DataSettings]
+    backbone: SerializeAsAny[BackboneSettings]
+    probe: ProbeSection
+    train: ProbeTrainSettings
