@@ -1,0 +1,89 @@
+"""`dsdmae export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dsdmae_cli.cli import options as o
+
+_CARD = "Model card"
+
+Subject = Annotated[
+    str,
+    typer.Argument(metavar="RUN|ENCODER|timm:NAME", help="A run's directory (also of one that has not ended), an"
+                   " encoder's .safetensors file, or timm's published weights", show_default=False),
+]  # fmt: skip
+To = Annotated[
+    Literal["timm", "hf", "onnx", "denoiser"],
+    typer.Option("--to", help="timm: a folder for timm.create_model; hf: the same with a model card, for the Hugging"
+                 " Face hub; onnx: one file, checked against torch; denoiser: for `dsdmae denoise`",
+                 show_default=False),
+]  # fmt: skip
+Out = Annotated[
+    Path,
+    typer.Option("--out", metavar="PATH", help="The folder (timm, hf) or file (.onnx, .safetensors) to write",
+                 show_default=False),
+]  # fmt: skip
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", metavar="N", min=1, help="Side of the images it shall take, in pixels; position"
+                 " embeddings are resampled. Default: that of its training", show_default=False),
+]  # fmt: skip
+Architecture = Annotated[
+    str | None,
+    typer.Option("--backbone", metavar="NAME", help="Architecture of weights that do not name theirs: vit-tiny,"
+                 " timm:NAME, ... with --set backbone.KEY=VALUE for its settings", show_default=False),
+]  # fmt: skip
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting of \\[data] or \\[backbone], repeatable;"
+                 " `dsdmae config describe` lists them", show_default=False),
+]  # fmt: skip
+Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out")]
+Licence = Annotated[
+    str | None,
+    typer.Option("--license", metavar="NAME", help="Of the weights, as the hub writes it: apache-2.0, cc-by-4.0, ..."
+                 " Default: the card says that none is stated", rich_help_panel=_CARD, show_default=False),
+]  # fmt: skip
+Results = Annotated[
+    list[Path] | None,
+    typer.Option("--results", metavar="FILE", help="A result.json of probe or finetune for the card, repeatable; those"
+                 " below the run that judged the same weights are found by themselves", rich_help_panel=_CARD,
+                 show_default=False),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]
+
+
+def command(
+    subject: Subject,
+    to: To,
+    out: Out,
+    image_size: ImageSize = None,
+    force: Force = False,
+    backbone: Architecture = None,
+    set_: Set = None,
+    licence: Licence = None,
+    results: Results = None,
+    json: Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write an encoder in the form that other programs read.
+
+    dsdmae export RUN --to timm --out my-encoder
+    """
+    from dsdmae_cli.settings.use import given
+
+    chosen = given({"backbone.name": backbone}, set_)[1]
+
+    from dsdmae_cli.recipes.export import Request, export, summary
+    from dsdmae_cli.report import make_report, print_result
+
+    request = Request(subject, to, out, image_size, chosen, force, licence, tuple(results or ()))
+    said = export(request)
+    report = make_report(as_json=json, main_process=True)
+    for note in said["notes"]:
+        report.note(note)
+    print_result(said, as_json=json, text=summary(said))
