@@ -95,6 +95,7 @@ def add_noise(
     std: Float[Tensor, "b 1 1 1"] | float,
     kind: NoiseKind,
     generator: Generator,
+    clip: bool = False,
 ) -> Float[Tensor, "b c h w"]:
     """Gaussian noise on the noisy pixels; the others come back bit for bit.
 
@@ -104,6 +105,8 @@ def add_noise(
         std: σ in the same units, one or one per image; for "mix" at most 1.
         kind: "add": x + σn. "replace": σn, nothing of x is left. "mix": sqrt(1-σ²)·x + σn, which keeps the variance
             of a signal of unit variance, as diffusion models do.
+        clip: cut noisy pixels to [-1, 1], as every 8-bit file has been: in deep shadows and highlights such noise
+            has neither zero mean nor the σ it was drawn with.
     """
     noise = std * torch.randn(images.shape, generator=generator, device=generator.device, dtype=images.dtype)
     if kind == "add":
@@ -111,4 +114,6 @@ def add_noise(
     elif kind == "mix":
         keep = (1 - std * std) ** 0.5
         noise = keep * images + noise
+    if clip:
+        noise = noise.clamp(-1, 1)
     return torch.where(noisy, noise, images)

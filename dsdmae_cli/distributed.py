@@ -98,6 +98,15 @@ def mean_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def gather(tensor: Tensor) -> Tensor:
+    """All processes' tensors, equally long, one after the other in the order of ranks; without a gradient."""
+    if world_size() == 1:
+        return tensor.detach()
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    return torch.cat(parts)
+
+
 def max_(tensor: Tensor) -> Tensor:
     """Maximum of a tensor over the processes, in place."""
     if world_size() > 1:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _PLAIN_SECONDS = 10.0
@@ -134,6 +136,86 @@ class RichReport(Report):
     def stop(self) -> None:
         if self.progress is not None:
             self.progress.stop()
+
+
+class Counted:
+    """Work on one thing after the other, each of so many parts: a bar on a terminal, elsewhere a line now and then.
+
+    Args:
+        verb: what is done to them ("denoising").
+        quiet: nothing but warnings.
+    """
+
+    def __init__(self, verb: str, *, quiet: bool) -> None:
+        self.verb, self.quiet = verb, quiet
+        self.live: Any = None
+        self.name = ""
+        self.began = self.said = 0.0
+
+    def __enter__(self) -> Counted:
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.live = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=Console(stderr=True, highlight=False),
+                transient=True,
+            )
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def begin(self, name: str) -> None:
+        """The next thing is taken up."""
+        self.name, self.began = name, time.monotonic()
+        self.said = self.began
+        if self.live is not None:
+            for task in self.live.task_ids:
+                self.live.remove_task(task)
+            self.live.add_task(f"{self.verb} {name}", total=None)
+
+    def advance(self, done: int, total: int) -> None:
+        """So many of its parts are done."""
+        if self.live is not None:
+            self.live.update(self.live.task_ids[0], completed=done, total=total)
+            return
+        now = time.monotonic()
+        if self.quiet or now - self.said < _PLAIN_SECONDS or done == total:
+            return
+        self.said = now
+        left = duration((now - self.began) / done * (total - done))
+        print(f"{self.verb} {self.name}: {done / total:.0%}, {left} left", file=sys.stderr, flush=True)
+
+    def note(self, text: str, *, to_stdout: bool) -> None:
+        """A thing is done, in a line: data if it says where the result is, else for people."""
+        if self.quiet:
+            return
+        with self._paused():
+            print(text, file=sys.stdout if to_stdout else sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Something that the person should know whatever the format."""
+        with self._paused():
+            print(f"dsdmae: warning: {text}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """The bar gone while a line is written, which may go to another stream of the same terminal."""
+        if self.live is not None:
+            self.live.stop()
+        try:
+            yield
+        finally:
+            if self.live is not None:
+                self.live.start()
 
 
 def make_report(*, as_json: bool, main_process: bool) -> Report:

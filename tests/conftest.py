@@ -21,7 +21,9 @@ jaxtyping.install_import_hook(
         "dsdmae_cli.backbone",
         "dsdmae_cli.corruption",
         "dsdmae_cli.data.augment",
+        "dsdmae_cli.masking",
         "dsdmae_cli.methods",
+        "dsdmae_cli.views",
         "dsdmae_builtin",
     ],
     # An int is welcome where a float is asked for, as in mypy.
@@ -91,6 +93,16 @@ def photos_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("photos")
     _unpack_first(test_data / "photos.tar", folder, {"train": 24, "val": 8}, num_folders=2)
     return folder / "photos"
+
+
+@pytest.fixture(scope="session")
+def encoder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pre-training run of two epochs of five steps on real digits; look at it, or copy it."""
+    from helpers import digit_folder, train  # which import the program, and must not do so before the hook above
+
+    folder = tmp_path_factory.mktemp("encoder")
+    train(digit_folder(folder / "digits"), folder / "run", "train.knn_every=1", "train.checkpoint_every=1")
+    return folder / "run"
 
 
 def _unpack_first(archive: Path, target: Path, per_folder: dict[str, int], num_folders: int) -> None:

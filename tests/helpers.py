@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dsdmae_cli import plugins
 from dsdmae_cli.__main__ import main
 from dsdmae_cli.recipes.pretrain import pretrain
 from dsdmae_cli.settings.load import Loaded, load
@@ -32,7 +33,8 @@ _SMALL = (
     "train.knn_every=none",
 )
 _VIT = ("backbone.patch_size=4", "backbone.embed_dim=32", "backbone.depth=1", "backbone.num_heads=2")
-_DSDMAE = ("method.decoder_depth=1", "method.regressor_depth=1")
+# For the methods that have them.
+_PARTS = {"decoder_depth": 1, "regressor_depth": 1, "hidden_dim": 24, "out_dim": 12}
 
 # A run whose steps take a twentieth of a second more, so that a signal finds it at work on any machine.
 SLOW_DRIVER = """
@@ -64,7 +66,8 @@ def digit_folder(folder: Path, train: int = 42, test: int = 10) -> Path:
 def assignments(dataset: str | Path, *more: str, method: str = "dsdmae") -> list[str]:
     """--set texts of a tiny run on a dataset's name or a folder; `more` stands above them."""
     name = f"folder:{dataset}" if isinstance(dataset, Path) else dataset
-    own = _DSDMAE if method == "dsdmae" else ("method.decoder_depth=1",)
+    has = plugins.find("method", method).spec.settings.model_fields
+    own = [f"method.{key}={value}" for key, value in _PARTS.items() if key in has]
     net = () if any(text.startswith("backbone.name=timm:") for text in more) else _VIT
     return [f"data.dataset={name}", f"method.name={method}", *_SMALL, *net, *own, *more]
 

@@ -25,13 +25,14 @@ from dsdmae_cli.__main__ import _run, main
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.settings.describe import allowed, key_of, plain, tables, to_toml
 from dsdmae_cli.settings.flags import FLAGS
-from dsdmae_cli.settings.load import SECTIONS, load, preset_names, section_class
+from dsdmae_cli.settings.load import FINETUNE, SECTIONS, load, preset_names, section_class
 
 COMMANDS = [
-    (), ("pretrain",), ("config",), ("config", "show"), ("config", "check"), ("config", "presets"),
-    ("config", "describe"), ("plugins",), ("plugins", "new"),
+    (), ("pretrain",), ("ablate",), ("probe",), ("finetune",), ("compare",), ("embed",), ("export",), ("denoise",),
+    ("config",), ("config", "show"), ("config", "check"), ("config", "presets"), ("config", "describe"), ("plugins",),
+    ("plugins", "new"),
 ]  # fmt: skip
-PAPER = [name for name in preset_names() if name != "quick"]
+PAPER = [name for name in preset_names() if name.startswith(("cifar", "stl"))]
 REFERENCE = Path(__file__).parents[1] / "docs" / "settings.md"
 REGENERATE = "(head -n 2 docs/settings.md; echo; dsdmae config describe) > new.md && mv new.md docs/settings.md"
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -269,7 +270,7 @@ def test_a_wrong_command_line_is_refused_in_one_line(line: str, says: str, refus
         (["--dataset", "folder:"], "folder:PATH"),
         (["--dataset", "folder:/no/such"], "/no/such"),
         (["--data-dir", ""], "data.data_dir"),
-        (["--method", "mea"], "did you mean mae?"),
+        (["--method", "dsdmea"], "did you mean dsdmae?"),
         (["--method", "mae", "--lambda", "0.4"], "unknown setting method.lambda (from --lambda)"),
         (["--backbone", "timm:"], "timm:NAME"),
         (["--backbone", "timm:resnet8"], "did you mean resnet18?"),
@@ -535,7 +536,7 @@ def test_a_check_is_of_the_file_alone(run: Run, monkeypatch: pytest.MonkeyPatch,
 
 def test_presets_are_listed_one_a_line(run: Run) -> None:
     done = run("config", "presets")
-    assert [line.split()[0] for line in done.out.splitlines()] == preset_names()
+    assert [line.split()[0] for line in done.out.splitlines()] == [*preset_names(), *preset_names(FINETUNE)]
     assert "dsdmae with vit-tiny on cifar10, batch 2048, 500 epochs" in done.out
 
 

@@ -144,14 +144,15 @@ def dsdmae_reference(method: DSdMAE, clean: Tensor, noisy: Tensor, ids: Tensor) 
 
 def mae_reference(method: MAE, clean: Tensor, kept: Tensor, masked: Tensor) -> float:
     w = {name: tensor.double() for name, tensor in method.state_dict().items()}
-    width = w["mask_token"].shape[-1]
+    width = w["decoder.mask_token"].shape[-1]
     per_image = []
     for image, keep, drop in zip(clean.double(), kept, masked, strict=True):
         assert sorted([*keep.tolist(), *drop.tolist()]) == list(range(16))
         latents = blocks(embed(image, w, "backbone.vit")[keep], w, "backbone.vit", heads=2)
-        tokens = w["mask_token"][0].repeat(16, 1)
-        tokens[keep] = linear(latents, w, "embed")
-        decoded = linear(blocks(tokens + positions(4, width), w, "decoder", heads=1), w, "decoder.project")
+        tokens = w["decoder.mask_token"][0].repeat(16, 1)
+        tokens[keep] = linear(latents, w, "decoder.embed")
+        decoded = blocks(tokens + positions(4, width), w, "decoder.transformer", heads=1)
+        decoded = linear(decoded, w, "decoder.transformer.project")
         target = normalised(cut(image)) if method.settings.norm_pix_loss else cut(image)
         per_image.append((decoded - target)[drop].pow(2).mean(dim=1).mean())
     return float(sum(per_image) / len(per_image))

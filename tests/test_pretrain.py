@@ -36,7 +36,7 @@ from PIL import Image
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.errors import CheckpointError, RunInterrupted, SettingsError
-from dsdmae_cli.recipes.pretrain import _Pretraining
+from dsdmae_cli.recipes.pretrain import Pretraining
 from dsdmae_cli.recipes.signals import listening
 from dsdmae_cli.rundir import RunDir
 
@@ -83,14 +83,14 @@ def copied(resident: Path, tmp_path: Path) -> Path:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
     """Do something as soon as a step is done."""
-    stepped = _Pretraining.stepped
+    stepped = Pretraining.stepped
 
-    def and_act(self: _Pretraining, now: int) -> None:
+    def and_act(self: Pretraining, now: int) -> None:
         stepped(self, now)
         if now == step:
             act()
 
-    monkeypatch.setattr(_Pretraining, "stepped", and_act)
+    monkeypatch.setattr(Pretraining, "stepped", and_act)
 
 
 def assert_same_run(run: Path, expected: Path) -> None:
@@ -144,6 +144,7 @@ def test_the_result_of_a_run(resident: Path, digits: Path) -> None:
     result = json.loads((resident / "result.json").read_text())
     scores = [r["knn"] for r in records(resident) if "knn" in r]
     last = [r for r in untimed(resident) if "loss" in r][-1]
+    last_scored = [r for r in records(resident) if "knn" in r][-1]
     assert result.pop("seconds") > 0
     assert result.pop("load_with").startswith("timm.create_model('vit_tiny_patch16_224', img_size=16, patch_size=4,")
     assert result == {
@@ -157,6 +158,8 @@ def test_the_result_of_a_run(resident: Path, digits: Path) -> None:
         "final": {k: v for k, v in last.items() if k not in ("step", "epoch")},
         "knn_accuracy": scores[-1],
         "knn_accuracy_untrained": scores[0],
+        "feature_spread": last_scored["spread"],
+        "feature_rank": last_scored["rank"],
         "skipped_steps": 0,
         "unreadable_images": 0,
         "encoder": str(resident / "encoder.safetensors"),
@@ -635,10 +638,10 @@ def test_a_full_disk_ends_the_run_in_one_line(
     assert json.loads(out)["steps"] == 5
 
 
-def full_for_encoder(path: Path, content: bytes) -> None:
+def full_for_encoder(path: Path, content: bytes, *advice: str) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        _write_bytes(path, content)
+        _write_bytes(path, content, *advice)
 
 
 _write_bytes = checkpoint.write_bytes

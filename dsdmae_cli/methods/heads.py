@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int64
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from dsdmae_cli.backbone import gather_tokens, sincos_positions, to_autocast_dtype
+from dsdmae_cli.backbone import Backbone, gather_tokens, sincos_positions, to_autocast_dtype
+from dsdmae_cli.errors import SettingsError
 
 
 def head_count(width: int) -> int:
@@ -54,6 +56,40 @@ class TokenTransformer(nn.Module):
         positions = self.positions.to(tokens.dtype).expand(len(tokens), -1, -1)
         tokens = tokens + (positions if ids is None else gather_tokens(positions, ids))
         return self.project(self.norm(self.blocks(tokens)))
+
+
+class MaskedDecoder(nn.Module):
+    """MAE's decoder: the tokens that were seen at their places, a learned mask token at all others.
+
+    Args:
+        backbone: the encoder whose tokens it is given.
+        width: features per token inside, a multiple of 4; "auto" = the encoder's.
+        depth: number of blocks.
+        out_features: width of a linear layer at the end, or None for none.
+
+    Raises:
+        SettingsError: the width cannot carry a position embedding.
+    """
+
+    def __init__(
+        self, backbone: Backbone, width: int | Literal["auto"], depth: int, out_features: int | None = None
+    ) -> None:
+        super().__init__()
+        width = backbone.width if width == "auto" else width
+        if width % 4:
+            raise SettingsError(f"method.decoder_dim = {width} must be a multiple of 4")
+        self.embed = nn.Linear(backbone.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.transformer = TokenTransformer(backbone.grid, width, depth, out_features)
+        self.num_tokens = backbone.num_tokens
+        init_weights(self.embed)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, latents: Float[Tensor, "b k d"], ids_keep: Int64[Tensor, "b k"]) -> Float[Tensor, "b t out"]:
+        """Predictions for all tokens of the grid, from those at `ids_keep`."""
+        seen = self.embed(latents)
+        tokens = self.mask_token.to(seen.dtype).expand(len(seen), self.num_tokens, -1)
+        return self.transformer(tokens.scatter(1, ids_keep.unsqueeze(-1).expand_as(seen), seen))
 
 
 def init_weights(module: nn.Module) -> None:

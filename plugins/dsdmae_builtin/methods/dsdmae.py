@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from dsdmae_builtin.convolutions import GridConvolutions
 from dsdmae_builtin.methods.specs import DSdMAESettings
 from dsdmae_cli import corruption as C
 from dsdmae_cli.backbone import Backbone, gather_tokens
@@ -21,12 +22,16 @@ from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.heads import TokenTransformer
 from dsdmae_cli.methods.losses import cosine_loss, pixel_loss, standardize_tokens
 
+# With pixels in [-1, 1]: an image with σ = 0.1 (13 of 255) counts half as much as one without noise.
+_WEIGHT_FLOOR = 0.01
+
 
 class Noised(NamedTuple):
     """The student's input and the patches that carry noise."""
 
     images: Float[Tensor, "b c h w"]
     ids_noisy: Int64[Tensor, "b k"]
+    std: Float[Tensor, " b"]
 
 
 class DSdMAE(Method):
@@ -37,14 +42,13 @@ class DSdMAE(Method):
         self.settings = settings
         self.student = backbone
         patch = backbone.patch_shape
-        self.decoder = (
-            TokenTransformer(backbone.grid, backbone.width, settings.decoder_depth, patch[0] * patch[1] * 3)
-            if settings.lambda_ > 0
-            else None
-        )
+        head = {"transformer": TokenTransformer, "conv": GridConvolutions}[settings.heads]
+        self.decoder: nn.Module | None = None
+        if settings.lambda_ > 0:
+            self.decoder = head(backbone.grid, backbone.width, settings.decoder_depth, patch[0] * patch[1] * 3)
         self.regressor = self.teacher = None
         if settings.lambda_ < 1:
-            self.regressor = TokenTransformer(backbone.grid, backbone.width, settings.regressor_depth)
+            self.regressor = head(backbone.grid, backbone.width, settings.regressor_depth)
             self.teacher = EMATeacher(backbone, settings.ema_momentum, settings.ema_every, settings.teacher_start)
 
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Noised:
@@ -53,14 +57,16 @@ class DSdMAE(Method):
         ids_noisy, _ = C.random_ids(len(images), net.num_tokens, count, generator)
         noisy = C.mask_to_pixels(C.ids_to_mask(ids_noisy, net.num_tokens), net.patch_shape, net.grid)
         std = C.draw_std(s.noise_std, len(images), generator)
-        return Noised(C.add_noise(images, noisy, std, s.noise, generator), ids_noisy)
+        corrupted = C.add_noise(images, noisy, std, s.noise, generator, s.noise_clip)
+        return Noised(corrupted, ids_noisy, torch.as_tensor(std, device=images.device).flatten().expand(len(images)))
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Noised) -> Losses:
         ids, weight = corruption.ids_noisy, self.settings.lambda_
         latents = gather_tokens(self.student(corruption.images), ids)
         losses: Losses = {}
         if self.decoder is not None:
-            losses["pixel"] = pixel_loss(self.decoder(latents, ids), gather_tokens(self._pixel_target(images), ids))
+            target = gather_tokens(self._pixel_target(images), ids)
+            losses["pixel"] = pixel_loss(self._decode(latents, corruption), target, self._pixel_weight(corruption))
         if self.regressor is not None and self.teacher is not None:
             target = gather_tokens(self.teacher(images), ids)
             if self.settings.target_norm == "token":
@@ -69,6 +75,20 @@ class DSdMAE(Method):
         weights = {"pixel": weight, "feature": 1 - weight}
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
+
+    def _decode(self, latents: Tensor, corruption: Noised) -> Tensor:
+        """Patches at the noisy positions; as a residual they are added in float32, or noise would be rounded in."""
+        assert self.decoder is not None
+        decoded: Tensor = self.decoder(latents, corruption.ids_noisy)
+        if not self.settings.residual:
+            return decoded
+        given = C.patchify(corruption.images, self.student.patch_shape)
+        return gather_tokens(given, corruption.ids_noisy) + decoded.float()
+
+    def _pixel_weight(self, corruption: Noised) -> Tensor | None:
+        if self.settings.pixel_weight == "none":
+            return None
+        return 1 / (corruption.std.square() + _WEIGHT_FLOOR)
 
     def _pixel_target(self, images: Tensor) -> Tensor:
         patches = C.patchify(images, self.student.patch_shape)
@@ -90,12 +110,21 @@ class DSdMAE(Method):
         if self.decoder is None:
             return None
         ids, patch = corruption.ids_noisy, self.student.patch_shape
-        decoded = self.decoder(gather_tokens(self.student(corruption.images), ids), ids).float()
+        decoded = self._decode(gather_tokens(self.student(corruption.images), ids), corruption).float()
         patches = C.patchify(images, patch)
         if self.settings.norm_pix_loss:
             decoded = C.denormalize_patches(decoded, gather_tokens(patches, ids))
         patches = patches.scatter(1, ids.unsqueeze(-1).expand_as(decoded), decoded)
         return Restoration(corruption.images, C.unpatchify(patches, patch, self.student.grid))
+
+    def denoise(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"] | None:
+        """Every patch decoded as if it were noisy; None without a decoder or with norm_pix_loss."""
+        if self.decoder is None or self.settings.norm_pix_loss:
+            return None
+        net = self.student
+        ids = torch.arange(net.num_tokens, device=images.device).expand(len(images), -1)
+        decoded = self._decode(net(images), Noised(images, ids, images.new_zeros(len(images))))
+        return C.unpatchify(decoded.float(), net.patch_shape, net.grid)
 
 
 def build(settings: DSdMAESettings, backbone: Backbone) -> DSdMAE:

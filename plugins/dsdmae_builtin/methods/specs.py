@@ -8,8 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from dsdmae_cli.plugins import MethodSpec
 from dsdmae_cli.settings.models import (
+    Auto,
     MethodSettings,
     NonNegativeFloat,
+    PositiveFloat,
     PositiveInt,
     PositiveShare,
     Share,
@@ -17,6 +19,7 @@ from dsdmae_cli.settings.models import (
 )
 
 Momentum = Annotated[float, Field(ge=0, le=1)]
+Turn = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class DSdMAESettings(MethodSettings):
@@ -29,8 +32,17 @@ class DSdMAESettings(MethodSettings):
     noise_std: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = Field(
         1.0, description="σ of the Gaussian noise for pixels in [-1, 1]; a pair is drawn from once an image"
     )
+    noise_clip: bool = Field(False, description="cut noisy pixels to the valid range, as every 8-bit file has been")
     lambda_: Share = Field(0.6, alias="lambda", description="weight of the pixel loss; the feature loss has 1 - lambda")
     norm_pix_loss: bool = Field(False, description="restore per-patch normalised pixels instead of raw ones")
+    residual: bool = Field(False, description="the decoder predicts what to add to the noisy pixels")
+    pixel_weight: Literal["none", "noise"] = Field(
+        "none", description="factor of an image's pixel loss; noise = 1/(σ² + 0.01), so that weak noise counts too"
+    )
+    heads: Literal["transformer", "conv"] = Field(
+        "transformer",
+        description="decoder and regressor: self-attention over noisy tokens, or 3x3 convolutions on the grid",
+    )
     cosine: Literal["token", "global", "channel"] = Field(
         "token", description="what one cosine spans: a token's features, the whole image, or one feature"
     )
@@ -46,6 +58,12 @@ class DSdMAESettings(MethodSettings):
     _range = field_validator("mask_ratio", "noise_std")(ordered)
 
     @model_validator(mode="after")
+    def _residual_of_pixels(self) -> DSdMAESettings:
+        if self.residual and self.norm_pix_loss:
+            raise ValueError("residual = true adds to raw pixels and norm_pix_loss = true has none; switch one off")
+        return self
+
+    @model_validator(mode="after")
     def _mix_keeps_variance(self) -> DSdMAESettings:
         highest = self.noise_std[1] if isinstance(self.noise_std, tuple) else self.noise_std
         if self.noise == "mix" and highest > 1:
@@ -53,16 +71,106 @@ class DSdMAESettings(MethodSettings):
         return self
 
 
-class MAESettings(MethodSettings):
-    """MAE (He et al. 2022)."""
+class MaskedDecoderSettings(MethodSettings):
+    """What methods share that drop patches and decode all of them."""
 
-    name: str = Field("mae", description="pre-training method plugin")
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.75, description="share of patches that are dropped")
-    norm_pix_loss: bool = Field(False, description="predict per-patch normalised pixels instead of raw ones")
-    decoder_depth: PositiveInt = Field(4, description="blocks of the decoder (8 in MAE's ImageNet models)")
+    decoder_depth: PositiveInt = Field(4, description="blocks of the decoder (8 in the papers' ImageNet models)")
     decoder_dim: PositiveInt | Literal["auto"] = Field(
         "auto", description="width of the decoder, a multiple of 4; auto = the encoder's"
     )
+
+
+class MAESettings(MaskedDecoderSettings):
+    """MAE (He et al. 2022)."""
+
+    name: str = Field("mae", description="pre-training method plugin")
+    norm_pix_loss: bool = Field(False, description="predict per-patch normalised pixels instead of raw ones")
+
+
+class StrongViewSettings(MethodSettings):
+    """What strong views are made with, beside the crops that [data] draws."""
+
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Turn] = Field(
+        (0.4, 0.4, 0.2, 0.1), description="largest change of brightness, contrast, saturation and hue (in turns)"
+    )
+    jitter_probability: Share = Field(0.8, description="share of images whose colours are jittered")
+    grey_probability: Share = Field(0.2, description="share of images that lose their colour")
+
+
+class MoCoV3Settings(StrongViewSettings):
+    """MoCo v3 (Chen et al. 2021); two crops of each image, so that data.crop_scale should be [0.08, 1]."""
+
+    name: str = Field("mocov3", description="pre-training method plugin")
+    temperature: PositiveFloat = Field(0.2, description="τ of the contrastive loss")
+    hidden_dim: PositiveInt = Field(4096, description="width of the projector's and predictor's hidden layers")
+    out_dim: PositiveInt = Field(256, description="width of what is compared")
+    ema_momentum: tuple[Momentum, Momentum] = Field(
+        (0.99, 1.0), description="first and last η of the momentum encoder's cosine schedule"
+    )
+    freeze_patch_embed: bool = Field(True, description="leave the patch embedding at its random first weights")
+    blur_probability: tuple[Share, Share] | Auto = Field(
+        "auto", description="share of images that are blurred, in each view; auto = (1, 0.1), none up to 32 px"
+    )
+    solarize_probability: tuple[Share, Share] = Field(
+        (0.0, 0.2), description="share of images that are solarised, in each view"
+    )
+
+
+class MSASettings(StrongViewSettings, MAESettings):
+    """MSA (Zhu et al. 2025), re-implemented from the abstract: docs/methods/msa.md says what is our reading."""
+
+    name: str = Field("msa", description="pre-training method plugin")
+    contrastive_weight: NonNegativeFloat = Field(
+        0.1, description="weight of the contrastive loss beside the pixel loss"
+    )
+    temperature: PositiveFloat = Field(0.2, description="τ of the contrastive loss")
+    hidden_dim: PositiveInt = Field(4096, description="width of the projector's and predictor's hidden layers")
+    out_dim: PositiveInt = Field(256, description="width of what is compared")
+    ema_momentum: tuple[Momentum, Momentum] = Field(
+        (0.99, 1.0), description="first and last η of the teacher's cosine schedule"
+    )
+    blur_probability: Share | Auto = Field(
+        "auto", description="share of strong views that are blurred; auto = 0.5, none up to 32 px"
+    )
+    solarize_probability: Share = Field(0.2, description="share of strong views that are solarised")
+
+
+class SdAESettings(MaskedDecoderSettings):
+    """SdAE (Chen et al. 2022); defaults are the public code's, or docs/methods/sdae.md says why not."""
+
+    name: str = Field("sdae", description="pre-training method plugin")
+    folds: PositiveInt = Field(3, description="groups of masked patches that the teacher reads one by one")
+    cosine: Literal["token", "channel"] = Field(
+        "token", description="what one cosine spans: a token's features, or one feature over a fold (the public code)"
+    )
+    ema_momentum: tuple[Momentum, Momentum] = Field(
+        (0.96, 0.99), description="first and last η of the teacher's cosine schedule"
+    )
+    ema_every: Literal["step", "epoch"] = Field("epoch", description="when the teacher moves")
+    teacher_start: Literal["student", "random"] = Field("random", description="the teacher's first weights")
+
+
+class TSCAESettings(MAESettings):
+    """TSCAE (2023), re-implemented from the abstract: docs/methods/tscae.md says what is our reading."""
+
+    name: str = Field("tscae", description="pre-training method plugin")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.75, description="share of patches that the teacher does not see, and the student alone sees"
+    )
+    contrastive_weight: NonNegativeFloat = Field(
+        0.1, description="weight of the contrastive loss beside the pixel loss"
+    )
+    temperature: PositiveFloat = Field(0.2, description="τ of the contrastive loss")
+
+
+class MaskFeatSettings(MethodSettings):
+    """MaskFeat (Wei et al. 2022)."""
+
+    name: str = Field("maskfeat", description="pre-training method plugin")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.4, description="share of patches that are masked")
+    mask: Literal["block", "random"] = Field("block", description="mask rectangles of patches, or single ones")
+    gaussian: bool = Field(True, description="weight gradients by a Gaussian around the middle of their patch")
 
 
 DSDMAE = MethodSpec(
@@ -77,4 +185,38 @@ MAE = MethodSpec(
     settings=MAESettings,
     needs_subset=True,
     paper="He et al. 2022, arXiv:2111.06377",
+)
+MOCOV3 = MethodSpec(
+    summary="tell images apart: two strong views of each, a momentum encoder, a contrastive loss",
+    build="dsdmae_builtin.methods.mocov3:build",
+    settings=MoCoV3Settings,
+    paper="Chen et al. 2021, arXiv:2104.02057",
+)
+MSA = MethodSpec(
+    summary="MAE whose pooled features match a teacher's of a strong view (re-implemented from the abstract)",
+    build="dsdmae_builtin.methods.msa:build",
+    settings=MSASettings,
+    needs_subset=True,
+    paper="Zhu et al. 2025, IEEE TNNLS 36(5), 9550-9564 (re-implemented from the abstract)",
+)
+SDAE = MethodSpec(
+    summary="drop most patches and match the features that a teacher sees in folds of them",
+    build="dsdmae_builtin.methods.sdae:build",
+    settings=SdAESettings,
+    needs_subset=True,
+    paper="Chen et al. 2022, arXiv:2208.00449",
+)
+TSCAE = MethodSpec(
+    summary="restore most patches and match an encoding of them alone (re-implemented from the abstract)",
+    build="dsdmae_builtin.methods.tscae:build",
+    settings=TSCAESettings,
+    needs_subset=True,
+    paper="TSCAE, 2023 (re-implemented from the abstract)",
+)
+MASKFEAT = MethodSpec(
+    summary="predict histograms of oriented gradients of masked blocks",
+    build="dsdmae_builtin.methods.maskfeat:build",
+    settings=MaskFeatSettings,
+    needs_mask_token=True,
+    paper="Wei et al. 2022, arXiv:2112.09133",
 )

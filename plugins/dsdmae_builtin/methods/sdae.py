@@ -1,0 +1,84 @@
+"""SdAE: self-distillated masked autoencoder (Chen et al. 2022, arXiv:2208.00449).
+
+The student is a MAE whose decoder predicts features. The teacher, its encoder's moving average, reads the masked
+patches alone, dealt into folds that do not see each other; its standardised tokens are what the student must match:
+L = 1 - cos(student, sg[standardised teacher]) over the masked patches.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from dsdmae_builtin.methods.specs import SdAESettings
+from dsdmae_cli.backbone import Backbone, gather_tokens
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.masking import Folds, multi_fold_ids
+from dsdmae_cli.methods.base import Losses, Method, Pictures, StepInfo
+from dsdmae_cli.methods.ema import EMATeacher
+from dsdmae_cli.methods.heads import MaskedDecoder
+from dsdmae_cli.methods.losses import cosine_loss, standardize_tokens
+from dsdmae_cli.methods.pictures import keep_only, similarity_map
+
+
+class SdAE(Method):
+    """An encoder of visible patches, a decoder to features, and a teacher of the masked patches."""
+
+    def __init__(self, settings: SdAESettings, backbone: Backbone) -> None:
+        super().__init__()
+        self.settings = settings
+        self.student = backbone
+        self.num_masked = backbone.num_tokens - max(1, int(backbone.num_tokens * (1 - settings.mask_ratio)))
+        if self.num_masked < settings.folds:
+            raise SettingsError(
+                f"method.folds = {settings.folds} is more than the {self.num_masked} patches that"
+                f" method.mask_ratio = {settings.mask_ratio:g} masks of {backbone.num_tokens}; lower the one or raise"
+                " the other"
+            )
+        self.decoder = MaskedDecoder(backbone, settings.decoder_dim, settings.decoder_depth, backbone.width)
+        self.teacher = EMATeacher(backbone, settings.ema_momentum, settings.ema_every, settings.teacher_start)
+
+    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Folds:
+        return multi_fold_ids(len(images), self.student.num_tokens, self.num_masked, self.settings.folds, generator)
+
+    def forward(self, images: Float[Tensor, "b c h w"], corruption: Folds) -> Losses:
+        predicted, target = self._both(images, corruption)
+        loss = cosine_loss(predicted, target, self.settings.cosine)
+        return {"loss": loss, "feature": loss.detach()}
+
+    def _both(self, images: Tensor, folds: Folds) -> tuple[Tensor, Tensor]:
+        """Predicted and true features of every fold, [b*folds, n, d]: a fold is a sequence of its own to the teacher,
+        and a cosine over tokens ("channel") spans the tokens of one fold, as in the public code."""
+        ids = folds.ids_folds.flatten(0, 1)
+        repeated = images.repeat_interleave(folds.ids_folds.shape[1], dim=0)
+        teacher = self.teacher.module
+        assert isinstance(teacher, Backbone)
+        with torch.no_grad():
+            target = standardize_tokens(teacher.forward_subset(repeated, ids))
+        decoded = self.decoder(self.student.forward_subset(images, folds.ids_keep), folds.ids_keep)
+        predicted = gather_tokens(decoded, folds.ids_folds.flatten(1))
+        return predicted.reshape(target.shape), target
+
+    def after_step(self, info: StepInfo) -> None:
+        self.teacher.follow(self.student, info)
+
+    def encoder(self) -> Backbone:
+        return self.student
+
+    def show(self, images: Float[Tensor, "b c h w"], corruption: Folds) -> Pictures:
+        """What the student is given, one fold of the teacher's, and how well the student met it at each patch."""
+        net, ids = self.student, corruption.ids_folds
+        predicted, target = self._both(images, corruption)
+        cosines = F.cosine_similarity(predicted.float(), target, dim=-1).reshape(len(images), -1)
+        return {
+            "student sees": keep_only(images, corruption.ids_keep, net.patch_shape, net.grid),
+            "teacher, a fold": keep_only(images, ids[:, 0], net.patch_shape, net.grid),
+            "cosine": similarity_map(cosines, ids.flatten(1), net.patch_shape, net.grid),
+        }
+
+
+def build(settings: SdAESettings, backbone: Backbone) -> SdAE:
+    """SdAE around a backbone that encodes subsets."""
+    return SdAE(settings, backbone)
