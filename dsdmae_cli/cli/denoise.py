@@ -1,0 +1,190 @@
+"""`dsdmae denoise`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsdmae_cli.cli import options as o
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.settings import models
+
+_RESULT, _NETWORK, _COMPARE = "Result", "Network", "Noise and comparison"
+_MEGA = 1_000_000
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PICTURE|FOLDER|GLOB|-", help="What to denoise; - is standard input", show_default=False),
+]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", metavar="FILE|DIR|-", help="Where results go: a file (.png, .tif, .webp, .jpg), a folder, or"
+                 " - for standard output. Default: NAME.denoised.png beside each picture", rich_help_panel=_RESULT,
+                 show_default=False),
+]  # fmt: skip
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist", rich_help_panel=_RESULT)]
+Sheet = Annotated[
+    Path | None,
+    typer.Option("--sheet", metavar="FILE", help="One picture more: all of them beside their results, cut to the"
+                 " middle where large", rich_help_panel=_RESULT, show_default=False),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, no progress", rich_help_panel=_RESULT)]
+MaxMegapixels = Annotated[
+    float,
+    typer.Option("--max-megapixels", metavar="N", min=0.000001, help="Refuse larger pictures, before memory is"
+                 " taken for them", rich_help_panel=_RESULT),
+]  # fmt: skip
+Run = Annotated[
+    Path | None,
+    typer.Option("--run", metavar="DIR", help="Denoise with what this pre-training run has learned so far",
+                 rich_help_panel=_NETWORK, show_default=False),
+]  # fmt: skip
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FILE.safetensors", help="Denoise with what `dsdmae export --to denoiser`"
+                 " wrote. Default: weights that ship with dsdmae", rich_help_panel=_NETWORK, show_default=False),
+]  # fmt: skip
+Passes = Annotated[
+    int,
+    typer.Option("--passes", metavar="N", min=1, max=256, help="Average N passes, each shifted, mirrored or turned:"
+                 " better, in N times the time", rich_help_panel=_NETWORK),
+]  # fmt: skip
+Strength = Annotated[
+    float | None,
+    typer.Option("--strength", metavar="X", min=0, max=1, help="Share of the correction to apply, 0..1. Default: all"
+                 " of it, less where next to no noise is found", rich_help_panel=_NETWORK, show_default=False),
+]  # fmt: skip
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help=models.DEVICE.description, rich_help_panel=_NETWORK)
+]
+Precision = Annotated[
+    models.Precision, typer.Option("--precision", help=models.PRECISION.description, rich_help_panel=_NETWORK)
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option("--reference", metavar="FILE|DIR", help="The clean picture, or a folder of them by the same names:"
+                 " says PSNR and SSIM before and after", rich_help_panel=_COMPARE, show_default=False),
+]  # fmt: skip
+Corrupt = Annotated[
+    float | None,
+    typer.Option("--corrupt", metavar="RATIO", help="Add noise to this share of the patches first and write"
+                 " NAME.triptych.png: noisy, restored, original, with PSNR and SSIM", rich_help_panel=_COMPARE,
+                 show_default=False),
+]  # fmt: skip
+NoiseStd = Annotated[
+    float | None,
+    typer.Option("--noise-std", metavar="SIGMA", help="σ of that noise for pixels in [-1, 1], as in pre-training;"
+                 " 0.2 is 25 of 255. Default 0.2", rich_help_panel=_COMPARE, show_default=False),
+]  # fmt: skip
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", min=0, help="Seed of that noise. Default 0", rich_help_panel=_COMPARE,
+                 show_default=False),
+]  # fmt: skip
+
+
+def command(
+    inputs: Inputs = None,
+    out: Out = None,
+    force: Force = False,
+    sheet: Sheet = None,
+    json: Json = False,
+    max_megapixels: MaxMegapixels = 100,
+    run: Run = None,
+    weights: Weights = None,
+    passes: Passes = 1,
+    strength: Strength = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    reference: Reference = None,
+    corrupt: Corrupt = None,
+    noise_std: NoiseStd = None,
+    seed: Seed = None,
+    debug: o.Debug = False,
+) -> None:
+    """Take the noise out of pictures.
+
+    Works as installed and offline, for pictures of any size and any amount of noise, with the weights that ship with
+    dsdmae. Transparency, 16 bits, colour profile and EXIF are kept. A picture that cannot be denoised leaves the others
+    done; the exit code is then 1.
+    """
+    if run is not None and weights is not None:
+        raise SettingsError("--run and --weights both name a network; give one")
+    _check(out, sheet, force, reference, corrupt, noise_std, seed, json)
+    from dsdmae_cli.recipes import pictures
+
+    sources, failed = pictures.find(inputs or [])
+    if not sources:
+        from dsdmae_cli.errors import RunFailed
+
+        raise RunFailed(f"nothing to denoise: {'; '.join(map(str, failed))}")
+    targets = pictures.targets(sources, out, "triptych" if corrupt is not None else "denoised")
+    _check_stdout(targets[0].path, json)
+
+    from dsdmae_cli.recipes import denoise as recipe
+    from dsdmae_cli.recipes.restore import Corruption
+    from dsdmae_cli.report import print_result
+
+    began = time.monotonic()
+    options = recipe.Options(
+        force=force,
+        run=run,
+        weights=weights,
+        passes=passes,
+        strength=strength,
+        device=device,
+        precision=precision,
+        corrupt=None if corrupt is None else Corruption(corrupt, 0.2 if noise_std is None else noise_std, seed or 0),
+        reference=reference,
+        sheet=sheet,
+        max_pixels=round(max_megapixels * _MEGA),
+        quiet=json,
+    )
+    outcome = recipe.denoise(sources, targets, failed, options)
+    if json:
+        print_result(recipe.result(outcome, options, time.monotonic() - began), as_json=True, text="")
+    if error := recipe.failure(outcome):
+        raise error
+
+
+def _check(
+    out: str | None,
+    sheet: Path | None,
+    force: bool,
+    reference: Path | None,
+    corrupt: float | None,
+    noise_std: float | None,
+    seed: int | None,
+    json: bool,
+) -> None:
+    """Flags that do not go together, before anything is read."""
+    from dsdmae_cli.data.picture import WRITERS
+
+    if corrupt is None and (noise_std is not None or seed is not None):
+        raise SettingsError("--noise-std and --seed are of the noise that --corrupt adds; give --corrupt RATIO too")
+    if corrupt is not None and not 0 < corrupt <= 1:
+        raise SettingsError(f"--corrupt {corrupt:g} is not allowed; it takes a share of patches above 0 and up to 1")
+    if noise_std is not None and not 0 <= noise_std < float("inf"):
+        raise SettingsError(f"--noise-std {noise_std:g} is not allowed; it takes 0 or more")
+    if corrupt is not None and reference is not None:
+        raise SettingsError("--corrupt compares with the picture itself; leave --reference out")
+    if reference is not None and not reference.exists():
+        raise SettingsError(f"there is no --reference {reference}")
+    if sheet is not None and sheet.suffix.lower() not in WRITERS:
+        raise SettingsError(f"--sheet {sheet} must end in one of {', '.join(WRITERS)}")
+    if sheet is not None and sheet.exists() and not force:
+        raise SettingsError(f"--sheet {sheet} exists; --force replaces it")
+    if json and out == "-":
+        raise SettingsError("--json and --out - both want standard output; name a file with --out")
+
+
+def _check_stdout(target: Path | None, json: bool) -> None:
+    import sys
+
+    if target is None and json:
+        raise SettingsError("the picture and --json both want standard output; name a file with --out")
+    if target is None and sys.stdout.isatty():
+        raise SettingsError("the picture would go to the terminal; name a file with --out, or redirect")

@@ -1,0 +1,95 @@
+"""How near an image is to its original: PSNR and SSIM."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8, UInt16
+from torch import Tensor
+from torch.nn import functional as F
+
+# Wang et al. 2004: a Gaussian window of 11 pixels, σ 1.5, and the constants K1, K2.
+SSIM_WINDOW = 11
+_SSIM_STD = 1.5
+_K1, _K2 = 0.01, 0.03
+_STRIP = 256
+
+
+def psnr(
+    images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], data_range: float = 2.0
+) -> Float[Tensor, " b"]:
+    """Peak signal-to-noise ratio of each image, in dB; data_range is 2 for pixels in [-1, 1]."""
+    mse = (images - reference).pow(2).flatten(1).mean(dim=1)
+    return 10 * torch.log10(data_range**2 / mse)
+
+
+def ssim(
+    images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], data_range: float = 2.0
+) -> Float[Tensor, " b"]:
+    """Structural similarity of each image, its mean over pixels and channels (Wang et al. 2004, Eq. 13).
+
+    The window is the paper's Gaussian, and places where it would reach over the edge are left out: what scikit-image's
+    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)` computes.
+
+    Raises:
+        ValueError: a side is shorter than the window's 11 pixels.
+    """
+    if min(images.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs {SSIM_WINDOW} pixels a side, got {tuple(images.shape[-2:])}")
+    mean_x, mean_y = _smooth(images), _smooth(reference)
+    var_x = _smooth(images * images) - mean_x * mean_x
+    var_y = _smooth(reference * reference) - mean_y * mean_y
+    covariance = _smooth(images * reference) - mean_x * mean_y
+    c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
+    likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    likeness = likeness / ((mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2))
+    return likeness.flatten(1).mean(dim=1)
+
+
+def _smooth(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h-10 w-10"]:
+    offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
+    kernel = torch.exp(-0.5 * (offsets / _SSIM_STD) ** 2)
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
+    x = F.conv2d(x, kernel.unsqueeze(-1), groups=x.shape[1])
+    return F.conv2d(x, kernel.unsqueeze(-2), groups=x.shape[1])
+
+
+class Likeness(NamedTuple):
+    """How near one picture is to another.
+
+    Attributes:
+        psnr: dB; infinite where they are equal.
+        ssim: mean over pixels and channels; None where a side has less than 11 pixels.
+    """
+
+    psnr: float
+    ssim: float | None
+
+
+def compare(
+    pixels: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"],
+    reference: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"],
+) -> Likeness:
+    """PSNR and SSIM of pixels as they are stored, in float64, and in strips, so that large pictures cost no memory."""
+    peak = float(np.iinfo(pixels.dtype).max)
+    height, width, channels = pixels.shape
+    with_ssim = min(height, width) >= SSIM_WINDOW
+    squares, likeness = 0.0, 0.0
+    for top in range(0, height, _STRIP):
+        # Windows of SSIM begin in the strip and may end below it.
+        x, y = (_planes(image[top : top + _STRIP + SSIM_WINDOW - 1]) for image in (pixels, reference))
+        squares += float((x[..., :_STRIP, :] - y[..., :_STRIP, :]).square().sum())
+        if with_ssim and (rows := x.shape[-2] - SSIM_WINDOW + 1) > 0:
+            likeness += float(ssim(x, y, peak)) * rows
+    mse = squares / (height * width * channels)
+    return Likeness(
+        psnr=10 * math.log10(peak**2 / mse) if mse else math.inf,
+        ssim=likeness / (height - SSIM_WINDOW + 1) if with_ssim else None,
+    )
+
+
+def _planes(image: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]) -> Float[Tensor, "1 c h w"]:
+    return torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1).unsqueeze(0)

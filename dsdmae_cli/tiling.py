@@ -1,0 +1,187 @@
+"""Large pictures through a network of fixed input size: overlapping tiles, blended, in bands of bounded memory.
+
+Pure functions of numbers and tensors; what a tile is and what is predicted for it is the caller's business.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+
+class Corner(NamedTuple):
+    """The upper left pixel of a tile; outside the picture where the tile reaches over its edge.
+
+    `way` is one of the eight ways to lay a square down, in which the network shall see it (see `turn`).
+    """
+
+    y: int
+    x: int
+    way: int = 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the tiles of one pass begin; every row of tiles has the same columns."""
+
+    ys: list[int]
+    xs: list[int]
+    way: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ys) * len(self.xs)
+
+    def corners(self) -> Iterator[Corner]:
+        """Row by row."""
+        return (Corner(y, x, self.way) for y in self.ys for x in self.xs)
+
+
+def starts(length: int, tile: int, overlap: int, shift: int = 0, slack: int = 0) -> list[int]:
+    """Where tiles along one axis begin, spread evenly so that each overlaps the next by at least `overlap` pixels.
+
+    Without slack the tiles end with the picture where it is long enough, else it lies in the middle of a single one.
+
+    Args:
+        length: pixels of the picture along the axis.
+        shift: the first tile begins this much before the picture, 0..slack.
+        slack: the tiles reach over both edges by this much together.
+    """
+    missing = max(0, tile - length)
+    first = -(missing // 2) - shift
+    last = length - tile + missing - missing // 2 + slack - shift
+    gaps = math.ceil((last - first) / (tile - overlap))
+    if gaps <= 0:
+        return [first]
+    spread = (first + round(k * (last - first) / gaps) for k in range(gaps + 1))
+    return [start for start in spread if -tile < start < length]  # a small picture may be missed by the outer ones
+
+
+# Mirrored both ways and transposed first: of all the ways these differ most.
+_WAYS = (0, 1, 4, 2, 7, 6, 3, 5)
+
+
+def grids(height: int, width: int, tile: int, overlap: int, passes: int) -> list[Grid]:
+    """The tiles of each pass. Several passes see the picture in different ways, mirrored and turned, and are shifted
+    against each other by a few pixels, so that nothing stands at one place of a patch in all of them.
+
+    The shifts follow Roberts' R2 sequence (2018, "The unreasonable effectiveness of quasirandom sequences"): its first
+    n points are well spread for every n.
+    """
+    # Shifts as wide as a tile's stride would cost a row and a column of tiles more, and brought nothing.
+    slack = overlap // 2 if passes > 1 else 0
+    plastic = 1.32471795724474602596
+    shifts = [[int((slack + 1) * ((0.5 + k / plastic**axis) % 1)) for axis in (1, 2)] for k in range(passes)]
+    return [
+        Grid(
+            starts(height, tile, overlap, down, slack),
+            starts(width, tile, overlap, right, slack),
+            _WAYS[number % len(_WAYS)],
+        )
+        for number, (down, right) in enumerate(shifts)
+    ]
+
+
+def turn(image: Shaped[np.ndarray, "s s c"], way: int) -> Shaped[np.ndarray, "s s c"]:
+    """A square image in one of eight ways: transposed (4), then upside down (2), then left to right (1)."""
+    image = image.transpose(1, 0, 2) if way & 4 else image
+    image = image[::-1] if way & 2 else image
+    return image[:, ::-1] if way & 1 else image
+
+
+def turn_back(image: Float[Tensor, "c s s"], way: int) -> Float[Tensor, "c s s"]:
+    """The inverse of `turn`, for a tensor with its channels first."""
+    image = image.flip([axis for axis, bit in ((1, 2), (2, 1)) if way & bit])
+    return image.transpose(1, 2) if way & 4 else image
+
+
+def window(tile: int) -> Float[Tensor, "tile tile"]:
+    """Weight of each pixel of a tile: a raised cosine along both axes, highest in the middle and never zero.
+
+    Where tiles overlap their predictions fade into each other; a pixel near a tile's edge, where the network sees least
+    around it, counts least.
+    """
+    ramp = torch.sin(torch.pi * (torch.arange(tile, dtype=torch.float64) + 0.5) / tile).square()
+    return torch.outer(ramp, ramp).float()
+
+
+def reflected(start: int, count: int, length: int) -> Int64[np.ndarray, " count"]:
+    """Indices start..start+count-1 into `length` pixels, mirrored at both edges (the edge itself is not repeated)."""
+    if length == 1:
+        return np.zeros(count, dtype=np.int64)
+    period = 2 * (length - 1)
+    index = (start + np.arange(count)) % period
+    return np.minimum(index, period - index)
+
+
+class Band(NamedTuple):
+    """Finished rows of a picture.
+
+    Attributes:
+        top: the first of them.
+        pixels: predicted values.
+        tiles: tiles predicted so far, for progress.
+    """
+
+    top: int
+    pixels: Float[Tensor, "c rows width"]
+    tiles: int
+
+
+def blended(
+    height: int,
+    width: int,
+    tile: int,
+    passes: Iterable[Grid],
+    predict: Callable[[list[Corner]], Float[Tensor, "b c tile tile"]],
+    batch_size: int,
+) -> Iterator[Band]:
+    """Predict all tiles of all passes and average them, weighted by `window`; rows are handed out as soon as no tile to
+    come touches them. Every batch gives a band, perhaps one without rows.
+
+    Memory grows with the width of the picture and the height of a tile, not with the height of the picture.
+
+    Args:
+        predict: tiles at these corners, at most `batch_size`, in float32 on the CPU.
+    """
+    weight = window(tile)
+    corners = heapq.merge(*(grid.corners() for grid in passes))
+    batch, done = list(itertools.islice(corners, batch_size)), 0
+    total, weights = torch.empty(0), torch.zeros(0, width)
+    top = 0
+    while batch:
+        predicted = predict(batch)
+        rows = min(batch[-1].y + tile, height) - top
+        if not done:
+            total = torch.zeros(predicted.shape[1], 0, width)
+        if missing := max(0, rows - len(weights)):
+            total = torch.cat([total, torch.zeros(len(total), missing, width)], dim=1)
+            weights = torch.cat([weights, torch.zeros(missing, width)])
+        for corner, values in zip(batch, predicted, strict=True):
+            inner, outer = _meeting(corner, tile, top, height, width)
+            total[:, outer[0], outer[1]] += values[:, inner[0], inner[1]] * weight[inner]
+            weights[outer] += weight[inner]
+        done += len(batch)
+        batch = list(itertools.islice(corners, batch_size))
+        finished = max(0, (min(batch[0].y, height) if batch else height) - top)
+        yield Band(top, total[:, :finished] / weights[:finished], done)
+        total, weights = total[:, finished:], weights[finished:]
+        top += finished
+
+
+def _meeting(
+    corner: Corner, tile: int, top: int, height: int, width: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a tile and the picture meet: within the tile, and within rows of the picture that begin at `top`."""
+    y0, y1 = max(corner.y, 0), min(corner.y + tile, height)
+    x0, x1 = max(corner.x, 0), min(corner.x + tile, width)
+    inner = slice(y0 - corner.y, y1 - corner.y), slice(x0 - corner.x, x1 - corner.x)
+    return inner, (slice(y0 - top, y1 - top), slice(x0, x1))

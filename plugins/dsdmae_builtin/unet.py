@@ -1,0 +1,81 @@
+"""A convolutional U-Net as a backbone: the grid is the finest scale, coarser ones lend it their field of view.
+
+Made for restoring pixels, where it learns several times faster on a CPU than a plain transformer on patches did
+(docs/log.md). The shape is that of DRUNet (Zhang et al. 2021, arXiv:2008.13751) behind a patch embedding that halves
+the resolution as FFDNet's does (Zhang et al. 2018, arXiv:1710.04026).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsdmae_builtin.backbones import UNetSettings
+from dsdmae_builtin.convolutions import ResidualConv, to_map, to_tokens
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.corruption import patchify
+from dsdmae_cli.errors import SettingsError
+
+
+def _stage(width: int, depth: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualConv(width) for _ in range(depth)))
+
+
+class UNet(Backbone):
+    """Residual convolutions at several scales, joined by addition.
+
+    Raises:
+        SettingsError: the image cannot be halved as often as there are scales.
+    """
+
+    def __init__(self, settings: UNetSettings, image_size: int) -> None:
+        super().__init__()
+        patch, widths, depths = settings.patch_size, settings.widths, settings.depths
+        self.patch_size = patch
+        self.num_scales = len(widths)
+        self.set_image_size(image_size)
+        self.width = widths[0]
+        self.timm_name = ""
+        self.timm_kwargs = {}
+        self.embed = nn.Conv2d(3 * patch * patch, widths[0], 3, padding=1)
+        coarser = list(pairwise(widths))
+        self.encode = nn.ModuleList(_stage(w, d) for w, d in zip(widths, depths, strict=True))
+        self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in coarser)
+        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in coarser)
+        self.decode = nn.ModuleList(_stage(w, d) for w, d in zip(widths[:-1], depths[:-1], strict=True))
+        # Batches of a single image would else be taken for channels first.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
+        x = self.embed(to_map(patchify(images, self.patch_shape), self.grid))
+        skipped: list[Tensor] = []
+        for stage, shrink in zip(self.encode, self.shrink, strict=False):
+            x = stage(x)
+            skipped.append(x)
+            x = shrink(x)
+        x = self.encode[-1](x)
+        for enlarge, stage in zip(reversed(self.enlarge), reversed(self.decode), strict=True):
+            x = stage(enlarge(x) + skipped.pop())
+        return to_tokens(x)
+
+    def timm_state(self) -> dict[str, Tensor]:
+        return self.state_dict()
+
+    def set_image_size(self, image_size: int) -> None:
+        # No weight depends on the size.
+        step = self.patch_size * 2 ** (self.num_scales - 1)
+        if image_size % step:
+            raise SettingsError(
+                f"data.image_size = {image_size} must be a multiple of {step}: backbone.patch_size ="
+                f" {self.patch_size}, halved {self.num_scales - 1} times"
+            )
+        self.image_size = image_size
+        self.grid = (image_size // self.patch_size, image_size // self.patch_size)
+
+
+def build(settings: UNetSettings, image_size: int) -> UNet:
+    """A U-Net of the settings' widths and depths for square images."""
+    return UNet(settings, image_size)
