@@ -142,9 +142,10 @@ def parse_axes(pairs: list[tuple[str, str]], base: Base) -> tuple[Axis, ...]:
 
 def parse_axis(key: str, values: str, settings: Settings) -> Axis:
     """One --sweep; `settings` are those that all trials start from."""
+    key, values = (" ".join(text.split()) for text in (key, values))  # a line break would break the messages' line
     name, dotted = _find_key(key, settings)
     whole = _is_whole(dotted, settings)
-    if not values.strip():
+    if not values:
         raise SettingsError(f"--sweep {name} has no values; write a range (0.75..0.95) or a list (0.2,0.4)")
     found: list[str] = []
     span: Span | None = None
@@ -164,7 +165,7 @@ def parse_axis(key: str, values: str, settings: Settings) -> Axis:
 
 def _find_key(written: str, settings: Settings) -> tuple[str, str]:
     """(name, dotted name) of a key."""
-    name = written.strip().removeprefix("--")
+    name = written.removeprefix("--")
     if name == "heads":
         return name, "method.lambda"
     flags = {f.split("/")[0].removeprefix("--"): d for f, d in PRETRAIN.flags.items()}
@@ -301,11 +302,13 @@ def _usual_count(low: Decimal, high: Decimal, whole: bool) -> int:
 def _spaced(low: Decimal, high: Decimal, count: int, whole: bool, log: bool) -> list[Decimal]:
     shares = [Decimal(i) / (count - 1) for i in range(count)]
     if log:
-        ratio = float(high) / float(low)
-        values = [Decimal(repr(float(low) * ratio ** float(share))) for share in shares]
+        values = [low * (high / low) ** share for share in shares]
     else:
         values = [low + (high - low) * share for share in shares]
-    rounded = [value.to_integral_value() if whole else Decimal(f"{value:.4g}") for value in values]
+    # Four digits are plenty, unless the values lie closer to each other than that.
+    apart = float((values[1] - low) / max(abs(low), abs(high)))
+    digits = max(4, 2 + math.ceil(-math.log10(max(apart, 1e-20))))
+    rounded = [value.to_integral_value() if whole else Decimal(f"{value:.{digits}g}") for value in values]
     return [low, *rounded[1:-1], high]
 
 
