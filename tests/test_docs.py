@@ -39,16 +39,28 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", commands())
 def test_documented_command(
-    command: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    images: Path,
+    encoder_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = shlex.split(command, comments=True)
     assert words[0] == "dsdmae", f"a documented command that no test runs: {command}"
     arguments = [re.sub(r"^folder:\S+$", f"folder:{images}", word) for word in words[1:]]
     monkeypatch.chdir(tmp_path)
-    if arguments[0] == "pretrain":
+    if arguments[0] in ("pretrain", "ablate"):
         if "--resume" in arguments:
             return  # test_pretrain.py resumes a real run
         arguments = [a for a in arguments if a != "--dry-run"] + ["--dry-run"]
+    if arguments[0] == "denoise":
+        for name in ("photo.png", "noisy.png", "clean.png"):
+            (tmp_path / name).write_bytes((images / "0.png").read_bytes())
+    if arguments[0] in ("compare", "embed", "export", "probe", "finetune"):
+        (tmp_path / "RUN").symlink_to(encoder_run)
+    if arguments[0] in ("probe", "finetune"):
+        arguments += ["--dry-run", "--batch-size", "8"]
     if arguments[:2] == ["config", "check"]:
         assert _run(["config", "show"]) == 0
         Path(arguments[2]).write_text(capsys.readouterr().out)
