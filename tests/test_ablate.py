@@ -25,7 +25,8 @@ def images(tmp_path: Path) -> Path:
 
 def tiny(images: Path, *more: str) -> list[str]:
     """A study of runs of ten steps on a few real digits."""
-    given = [t for t in assignments(images, "train.knn_every=1") if "mask_ratio" not in t]
+    swept = {"optim.lr"} if "lr" in more else set()
+    given = [t for t in assignments(images, "train.knn_every=1") if t.partition("=")[0] not in swept]
     return ["ablate", *words(given), *more]
 
 

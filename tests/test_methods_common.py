@@ -195,6 +195,7 @@ def test_its_pictures_are_pictures(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a loaded machine takes minutes to compile
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_compiled_is_as_eager(name: str) -> None:
     method = build(name)
