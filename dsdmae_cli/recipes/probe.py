@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.engine import choose_device, choose_precision
-from dsdmae_cli.errors import DsdmaeError, SettingsError
+from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation import linear, logistic
 from dsdmae_cli.evaluation.features import check_pools
 from dsdmae_cli.evaluation.knn import knn_probabilities
@@ -86,7 +86,7 @@ def probe(loaded: Loaded[ProbeSettings], *, out: Path | None, as_json: bool) -> 
         subject = _Subject(settings, report)  # before a directory is made: most mistakes are found here
         run.create(loaded.settings)
         return subject.judge(run)
-    except DsdmaeError:
+    except BaseException:  # Ctrl-C too: nothing was found, so nothing should be in the way of another try
         if run.held:
             run.abandon()
         raise
