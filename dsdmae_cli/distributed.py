@@ -44,11 +44,12 @@ def local_rank() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that torchrun announced, for the time of the block; nothing to join without torchrun.
+    """Join the group that torchrun announced, for the time of the block; nothing to join without torchrun, or within
+    a block that has joined already.
 
     CUDA processes get NCCL for tensors on the device and gloo for those on the host.
     """
-    if not launched_by_torchrun():
+    if not launched_by_torchrun() or dist.is_initialized():
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -80,12 +80,20 @@ class MethodSpec(Spec):
     Args:
         needs_subset: it drops patches, so that its backbone must encode subsets.
         needs_mask_token: it replaces patches by a mask token, which its backbone must take.
+        needs_tokenizer: it predicts visual words. Its settings are TokenSettings, `build` is given an untrained
+            dsdmae_cli.methods.tokens.ImageTokenizer as third argument, and its Method holds that in a FrozenTokenizer;
+            the program trains one, or takes the one that the settings name, before the run begins.
+        augment: what "auto" means for data.crop_scale, data.flip and data.shift with this method, over what it means
+            for the dataset. Where the dataset says None or False, that stands: it knows what a crop or a mirror would
+            do to its images, and a method does not.
         paper: what to cite.
     """
 
     settings: type[MethodSettings] = MethodSettings
     needs_subset: bool = False
     needs_mask_token: bool = False
+    needs_tokenizer: bool = False
+    augment: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
 
 

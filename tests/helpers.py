@@ -34,7 +34,7 @@ _SMALL = (
 )
 _VIT = ("backbone.patch_size=4", "backbone.embed_dim=32", "backbone.depth=1", "backbone.num_heads=2")
 # For the methods that have them.
-_PARTS = {"decoder_depth": 1, "regressor_depth": 1, "hidden_dim": 24, "out_dim": 12}
+_PARTS = {"decoder_depth": 1, "regressor_depth": 1, "hidden_dim": 24, "out_dim": 12, "tokenizer_epochs": 1}
 
 # A run whose steps take a twentieth of a second more, so that a signal finds it at work on any machine.
 SLOW_DRIVER = """

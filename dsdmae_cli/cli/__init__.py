@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from dsdmae_cli import __version__
-from dsdmae_cli.cli import ablate, compare, config, denoise, embed, export, finetune, plugins, pretrain, probe
+from dsdmae_cli.cli import (
+    ablate,
+    compare,
+    config,
+    denoise,
+    embed,
+    export,
+    finetune,
+    plugins,
+    pretrain,
+    probe,
+    tokenizer,
+)
 
 app = typer.Typer(
     name="dsdmae",
@@ -37,6 +49,7 @@ def _root(
 
 
 app.command("pretrain", rich_help_panel="Train")(pretrain.command)
+app.command("tokenizer", rich_help_panel="Train")(tokenizer.command)
 app.command("ablate", cls=ablate.SweepCommand, rich_help_panel="Train")(ablate.command)
 app.command("probe", rich_help_panel="Judge")(probe.command)
 app.command("finetune", rich_help_panel="Judge")(finetune.command)

@@ -43,7 +43,7 @@ def sheet(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
 class RestorationRecord:
     """Fixed images as they are restored at several moments; kept as small files, so that a resumed run has them all.
 
-    Each moment leaves `restored-step-N.png` (noisy, restored, original); `restored.png` shows all moments below each
+    Each moment leaves `restored-step-N.png` (given, restored, original); `restored.png` shows all moments below each
     other.
     """
 
@@ -57,27 +57,27 @@ class RestorationRecord:
     def add(
         self,
         step: int,
-        noisy: Float[Tensor, "b 3 h w"],
+        given: Float[Tensor, "b 3 h w"],
         restored: Float[Tensor, "b 3 h w"],
         original: Float[Tensor, "b 3 h w"],
     ) -> None:
         """Write a moment's picture, and the overview of all moments so far."""
         self.folder.mkdir(exist_ok=True)
-        names = ("noisy", "restored", "original")
+        names = ("given", "restored", "original")
         rows = [
-            (name, [_tile(i) for i in batch]) for name, batch in zip(names, (noisy, restored, original), strict=True)
+            (name, [_tile(i) for i in batch]) for name, batch in zip(names, (given, restored, original), strict=True)
         ]
         _save(sheet(rows), self.path(step))
-        self._overview(rows[0][1][0].size, len(noisy))
+        self._overview(rows[0][1][0].size, len(given))
 
     def _overview(self, tile: tuple[int, int], columns: int) -> None:
         moments = sorted(self.folder.glob("restored-step-*.png"))
         rows: list[tuple[str, list[Image.Image]]] = []
         for moment in moments:
             with Image.open(moment) as page:
-                noisy, restored, original = ([page.crop(_box(x, y, tile)) for x in range(columns)] for y in range(3))
+                given, restored, original = ([page.crop(_box(x, y, tile)) for x in range(columns)] for y in range(3))
             step = int(moment.stem.rsplit("-", 1)[1])
-            rows = rows or [("noisy", noisy)]
+            rows = rows or [("given", given)]
             rows.append((f"step {step}" if step else "untrained", restored))
         _save(sheet([*rows, ("original", original)]), self.folder / "restored.png")
 

@@ -100,6 +100,10 @@ class Method(nn.Module):
         shown = self.restore(images, corruption)
         return {} if shown is None else {"given": shown.corrupted, "restored": shown.restored}
 
+    def measure(self, images: Float[Tensor, "b 3 s s"]) -> dict[str, float]:
+        """What the method has to say of itself on held-out images, by name, beside k-NN and the features' spread."""
+        return {}
+
     def lr_scales(self) -> dict[str, float]:
         """Factors on the learning rate by parameter name, where they are not 1 (layer decay, several heads at once)."""
         return {}

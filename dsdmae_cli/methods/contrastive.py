@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 from dsdmae_cli import distributed
 
 
-def info_nce(queries: Float[Tensor, "b d"], keys: Float[Tensor, "b d"], temperature: float) -> Float[Tensor, ""]:
+def info_nce(
+    queries: Float[Tensor, "b d"], keys: Float[Tensor, "b d"], temperature: float, symmetric: bool = False
+) -> Float[Tensor, ""]:
     """InfoNCE with in-batch negatives (MoCo v3, Chen et al. 2021, arXiv:2104.02057, Eq. 1 and Algorithm 1).
 
         2τ · mean_i -log( exp(q_i·k_i / τ) / Σ_j exp(q_i·k_j / τ) ),  q and k of unit length
@@ -27,11 +30,31 @@ def info_nce(queries: Float[Tensor, "b d"], keys: Float[Tensor, "b d"], temperat
     Args:
         queries, keys: row i of both belongs to the same image; every process has equally many.
         temperature: τ, above 0.
+        symmetric: the mean of that and of the same with rows and columns exchanged, where each key has to find its
+            query among everyone's (CLIP, Radford et al. 2021, arXiv:2103.00020, Fig. 3). Queries then travel too, and
+            their gradients back.
     """
     # Autocast would round the similarities to bf16, that is to steps of 0.004/τ. Plans count on a device without it.
     kind = queries.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         q = F.normalize(queries.float(), dim=1)
-        k = distributed.gather(F.normalize(keys.detach().float(), dim=1))
+        k = F.normalize(keys.detach().float(), dim=1)
         own = len(q) * distributed.rank() + torch.arange(len(q), device=q.device)
-        return 2 * temperature * F.cross_entropy(q @ k.T / temperature, own)
+        loss = F.cross_entropy(q @ distributed.gather(k).T / temperature, own)
+        if symmetric:
+            everyone = q if distributed.world_size() == 1 else _Gather.apply(q)
+            loss = (loss + F.cross_entropy(k @ everyone.T / temperature, own)) / 2
+        return 2 * temperature * loss
+
+
+class _Gather(torch.autograd.Function):
+    """distributed.gather with a gradient: every process's loss depends on every process's x, so that theirs add up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return distributed.gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = distributed.mean_(grad.clone()) * distributed.world_size()
+        return total.chunk(distributed.world_size())[distributed.rank()]

@@ -34,15 +34,26 @@ class TokenTransformer(nn.Module):
         width: features per token.
         depth: number of blocks.
         out_features: width of a linear layer at the end, or None for none.
+        layer_scale: first factor of every branch (CaiT's LayerScale), or None for none.
     """
 
-    def __init__(self, grid: tuple[int, int], width: int, depth: int, out_features: int | None = None) -> None:
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        width: int,
+        depth: int,
+        out_features: int | None = None,
+        layer_scale: float | None = None,
+    ) -> None:
         super().__init__()
         # A plain (unregistered) constant would not follow .to(device); a buffer that is not persistent is not saved.
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
         self.blocks = nn.Sequential(
-            *(Block(width, head_count(width), qkv_bias=True, norm_layer=ViTLayerNorm) for _ in range(depth))
+            *(
+                Block(width, head_count(width), qkv_bias=True, init_values=layer_scale, norm_layer=ViTLayerNorm)
+                for _ in range(depth)
+            )
         )
         self.norm = ViTLayerNorm(width)
         self.project = nn.Linear(width, out_features) if out_features else nn.Identity()

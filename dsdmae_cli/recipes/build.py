@@ -12,6 +12,9 @@ from dsdmae_cli.data.source import derive_seed
 from dsdmae_cli.engine import Runtime, choose_device, choose_micro_batch, choose_precision
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.methods.tokens import ImageTokenizer
+from dsdmae_cli.recipes.tokenizer import needs_tokenizer, tokenizer_settings
+from dsdmae_cli.settings.load import resolve
 from dsdmae_cli.settings.models import BackboneSettings, LoopSettings, Settings
 
 
@@ -31,16 +34,48 @@ def build_backbone(settings: BackboneSettings, image_size: int, seed: int) -> Ba
 def build_method(settings: Settings) -> Method:
     """The method around its backbone, on the CPU, with first weights drawn from the seed.
 
+    A tokenizer inside is untrained; a run that goes by it gives it its weights (recipes/pretrain.py).
+
+    Args:
+        settings: resolved.
+
     Raises:
         SettingsError: the backbone or method refuses its settings.
         PluginError: a plugin cannot be imported.
     """
     method_spec = plugins.find("method", settings.method.name).spec
     assert not isinstance(settings.data.image_size, str)
+    tokenizer = (build_tokenizer(settings),) if needs_tokenizer(settings) else ()
     # The method's own parts are drawn from where the backbone left off.
     backbone = build_backbone(settings.backbone, settings.data.image_size, settings.train.seed)
-    method: Method = plugins.load(method_spec.build)(settings.method, backbone)
+    for words in (part.encoder() for part in tokenizer):
+        if (words.grid, words.image_size) != (backbone.grid, backbone.image_size):
+            raise SettingsError(
+                f"the tokenizer makes {_tokens(words)}, and the backbone {_tokens(backbone)}; choose"
+                " backbone.patch_size and data.image_size as they are there, or another method.tokenizer"
+            )
+    method: Method = plugins.load(method_spec.build)(settings.method, backbone, *tokenizer)
     return method
+
+
+def build_tokenizer(settings: Settings) -> ImageTokenizer:
+    """The tokenizer of a run whose method needs one, untrained.
+
+    Raises:
+        SettingsError: what method.tokenizer names makes no visual words.
+    """
+    loaded = tokenizer_settings(settings)
+    tokenizer = build_method(resolve(loaded.settings))
+    if not isinstance(tokenizer, ImageTokenizer):
+        raise SettingsError(
+            f"method.tokenizer is a run of {loaded.settings.method.name}, which makes no visual words;"
+            " make one with: dsdmae tokenizer --out DIR"
+        )
+    return tokenizer
+
+
+def _tokens(net: Backbone) -> str:
+    return f"{net.grid[0]}x{net.grid[1]} tokens of {net.image_size} px"
 
 
 def _micro_batch(train: LoopSettings, method: Method, local_batch: int, device: torch.device) -> int:

@@ -21,8 +21,9 @@ from dsdmae_cli.engine import Runtime, choose_attention
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.recipes.build import build_method, choose_runtime
+from dsdmae_cli.recipes.tokenizer import is_trained, needs_tokenizer, tokenizer_folder
 from dsdmae_cli.report import duration
-from dsdmae_cli.settings.models import DataSettings
+from dsdmae_cli.settings.models import DataSettings, Settings
 
 # Beyond this much work a timed micro-batch would keep the person waiting.
 _TIMED_GFLOP = 400
@@ -51,6 +52,7 @@ class Plan:
     precision: str
     compile: bool
     estimated_seconds: float | None
+    tokenizer: str | None = None
 
     def json(self) -> dict[str, Any]:
         """As an object for scripts."""
@@ -72,6 +74,8 @@ class Plan:
             "device": f"{self.device}, {self.precision}{', compiled' if self.compile else ''}",
             "time": f"about {duration(self.estimated_seconds or 0)}" if known else "unknown until it runs",
         }
+        if self.tokenizer is not None:
+            rows["tokenizer"] = self.tokenizer
         return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 
 
@@ -86,6 +90,7 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
     Raises:
         DataError: the dataset is not here and its official size is not known.
     """
+    words = _tokenizer(settings) if method is None else None
     method = build_method(settings) if method is None else method
     runtime = choose_runtime(settings, method)
     train_images, test_images, placement, resident_bytes = _data(settings.data, runtime, split)
@@ -122,7 +127,22 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
         precision=runtime.precision,
         compile=runtime.compile,
         estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
+        tokenizer=words,
     )
+
+
+def _tokenizer(settings: Settings) -> str | None:
+    """Where a run's tokenizer is, or that it will be trained first; None if its method needs none."""
+    if not needs_tokenizer(settings):
+        return None
+    try:
+        folder, loaded = tokenizer_folder(settings)
+    except DataError:
+        return "trained first, not counted above"
+    if is_trained(folder):
+        return f"{folder}"
+    epochs = loaded.settings.train.epochs
+    return f"trained first, for {epochs} epoch{'s' if epochs > 1 else ''}, not counted above"
 
 
 def _data(settings: DataSettings, runtime: Runtime, split: str) -> tuple[int, int | None, str, int]:

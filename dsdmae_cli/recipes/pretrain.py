@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dsdmae_cli import distributed, plugins
+from dsdmae_cli import checkpoint, distributed, plugins
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import Labelled, choose, labelled_images, open_dataset, open_source
 from dsdmae_cli.data.resident import decode_square, to_tensor
 from dsdmae_cli.data.source import Source, Unreadable, seeded
+from dsdmae_cli.errors import RunInterrupted
 from dsdmae_cli.evaluation import knn_accuracy, mean_features
 from dsdmae_cli.evaluation.collapse import Spread, collapse_warning, feature_spread
 from dsdmae_cli.figures import RestorationRecord, curves
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.recipes.build import build_method
 from dsdmae_cli.recipes.encoders import load_with, save_encoder
+from dsdmae_cli.recipes.tokenizer import give_tokenizer, is_trained, needs_tokenizer, tokenizer_folder
 from dsdmae_cli.recipes.training import TrainingRun, conduct
 from dsdmae_cli.report import Report, duration
-from dsdmae_cli.rundir import ENCODER, RunDir
+from dsdmae_cli.rundir import ENCODER, SETTINGS, RunDir
 from dsdmae_cli.settings.describe import tables
 from dsdmae_cli.settings.load import Loaded
 from dsdmae_cli.settings.models import Settings
 
 _PICTURES = 8
 _WATCHED = 512
+_SCORES = {"step", "epoch", "knn", "spread", "rank"}  # what every method has measured
+_PATIENCE = 2.0  # seconds between looks at a tokenizer that another run trains
 _MOMENTS = 4  # pictures after each quarter of the run, and one before it
 
 
@@ -64,9 +70,51 @@ class Pretraining(TrainingRun):
     def __init__(self, run: RunDir, settings: Settings, report: Report, resume: bool) -> None:
         super().__init__(run, settings, report, resume)
         self.pictures = RestorationRecord(run.figures)
+        self.tokenizer: Path | None = None
 
     def build(self) -> Method:
-        return build_method(self.settings)
+        settings = self.settings
+        resumed = self.resume and bool(checkpoint.newest_first(self.run_dir.checkpoints))  # it brings its own weights
+        if resumed:
+            settings = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
+        method = build_method(settings)
+        if needs_tokenizer(self.settings) and not resumed:
+            give_tokenizer(method, self._tokenizer())
+        return method
+
+    def _tokenizer(self) -> Path:
+        """The tokenizer that the method learns from; trained here and now if there is none yet.
+
+        Raises:
+            RunInterrupted: a signal asked to stop; what the tokenizer has learned is saved.
+        """
+        with distributed.main_first():
+            folder, loaded = tokenizer_folder(self.settings)
+        lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+        try:
+            while (state := distributed.from_main(_claim(folder, lock) if self.main else "")) == "wait":
+                time.sleep(_PATIENCE)
+            if state == "train":
+                self.report.note(f"training the tokenizer first: {folder}")
+                begun = distributed.from_main((folder / SETTINGS).is_file())
+                quiet = type(self.report) is Report
+                conduct(Pretraining, loaded, "", out=folder, resume=begun, overridden=False, as_json=quiet)
+            else:
+                self.report.note(f"tokenizer {folder}")
+        except RunInterrupted as stopped:
+            number = stopped.exit_code - 128
+            raise RunInterrupted(
+                f"stopped by signal {number} while the tokenizer was trained, which is saved;"
+                f" go on with: dsdmae {self.command} --resume --out {self.run_dir.path}",
+                number,
+            ) from None
+        finally:
+            lock.release()
+        self.tokenizer = folder
+        return folder
+
+    def summary_of(self) -> dict[str, Any]:
+        return {"tokenizer": str(self.tokenizer)} if self.tokenizer else {}
 
     def sentence(self) -> str:
         s = self.settings
@@ -152,11 +200,19 @@ class Pretraining(TrainingRun):
         if bank is not None and queries is not None:
             record["knn"] = knn_accuracy(self._features(bank.images), bank.labels, features, queries.labels)
         spread = feature_spread(features)
-        self.log({**record, **spread})
+        self.log({**record, **self._measured(watched), **spread})
         before = next((Spread(spread=r["spread"], rank=r["rank"]) for r in self.run_dir.metrics() if "rank" in r), None)
         warning = collapse_warning(spread, before)
         if warning is not None:
             self.report.warn(f"epoch {record['epoch']:.4g}: {warning}")
+
+    @torch.no_grad()
+    def _measured(self, images: UInt8[Tensor, "n 3 s s"]) -> dict[str, float]:
+        """What the method says of itself on held-out images."""
+        self.method.eval()
+        measured = self.method.measure(prepare(images[:_WATCHED], self.method.encoder().image_size, "bicubic"))
+        self.method.train()
+        return measured
 
     def _features(self, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
         dtype = torch.bfloat16 if self.runtime.precision == "bf16" else None
@@ -185,6 +241,7 @@ class Pretraining(TrainingRun):
             "final": last,
             "knn_accuracy": scores[-1]["knn"] if scores else None,
             "knn_accuracy_untrained": scores[0]["knn"] if scores and scores[0]["step"] == 0 else None,
+            "measured": {k: spreads[-1][k] for k in spreads[-1] if k not in _SCORES} if spreads else {},
             "feature_spread": spreads[-1]["spread"] if spreads else None,
             "feature_rank": spreads[-1]["rank"] if spreads else None,
             "skipped_steps": int(self.trainer.skipped),
@@ -193,6 +250,18 @@ class Pretraining(TrainingRun):
             "load_with": load_with(encoder, path),
             "pictures": str(self.run_dir.figures) if self.run_dir.figures.exists() else None,
         }
+
+
+def _claim(folder: Path, lock: FileLock) -> Literal["there", "train", "wait"]:
+    """Whether a tokenizer is there, is ours to train (the lock is then held), or is being trained by another run."""
+    if is_trained(folder):
+        return "there"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        return "wait"
+    return "there" if is_trained(folder) else "train"
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -204,6 +273,8 @@ def summary(result: dict[str, Any]) -> str:
         before = result["knn_accuracy_untrained"]
         was = f" (untrained {before:.1%})" if before is not None else ""
         lines.append(f"k-NN accuracy  {result['knn_accuracy']:.1%}{was}")
+    if result["measured"]:
+        lines.append(f"on held-out    {', '.join(f'{name} {value:.4g}' for name, value in result['measured'].items())}")
     if result["unreadable_images"]:
         lines.append(f"skipped        {result['unreadable_images']} unreadable images")
     if result["pictures"]:

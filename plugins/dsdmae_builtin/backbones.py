@@ -24,6 +24,9 @@ class ViTSettings(BackboneSettings):
         "sincos", description="fixed 2-D sine-cosine positions, or learned ones"
     )
     class_token: bool = Field(False, description="prepend a class token; 256 tokens tile better than 257")
+    layer_scale: PositiveFloat | None = Field(
+        None, description="first factor of every branch, learned (CaiT's LayerScale); none = no such factors"
+    )
 
 
 class ViTSmallSettings(ViTSettings):
@@ -39,6 +42,33 @@ class ViTBaseSettings(ViTSettings):
 
     name: str = Field("vit-base", description="backbone plugin, or timm:NAME for any timm model with a grid")
     embed_dim: PositiveInt = Field(768, description="features per token; a multiple of 4 and of num_heads")
+    num_heads: PositiveInt = Field(12, description="attention heads")
+
+
+class BEiTViTSettings(BackboneSettings):
+    """BEiT's vision transformer, of ViT-T's size by default."""
+
+    name: str = Field("beit-tiny", description="backbone plugin, or timm:NAME for any timm model with a grid")
+    embed_dim: PositiveInt = Field(192, description="features per token; a multiple of num_heads")
+    depth: PositiveInt = Field(12, description="number of transformer blocks")
+    num_heads: PositiveInt = Field(3, description="attention heads")
+    mlp_ratio: PositiveFloat = Field(4.0, description="width of a block's hidden layer over embed_dim")
+    layer_scale: PositiveFloat = Field(0.1, description="first factor of every branch, learned (CaiT's LayerScale)")
+
+
+class BEiTViTSmallSettings(BEiTViTSettings):
+    """BEiT's vision transformer of ViT-S's size."""
+
+    name: str = Field("beit-small", description="backbone plugin, or timm:NAME for any timm model with a grid")
+    embed_dim: PositiveInt = Field(384, description="features per token; a multiple of num_heads")
+    num_heads: PositiveInt = Field(6, description="attention heads")
+
+
+class BEiTViTBaseSettings(BEiTViTSettings):
+    """BEiT's vision transformer of ViT-B's size."""
+
+    name: str = Field("beit-base", description="backbone plugin, or timm:NAME for any timm model with a grid")
+    embed_dim: PositiveInt = Field(768, description="features per token; a multiple of num_heads")
     num_heads: PositiveInt = Field(12, description="attention heads")
 
 
@@ -103,6 +133,26 @@ VIT_BASE = BackboneSpec(
     build=_VIT,
     settings=ViTBaseSettings,
     encodes_subset=True,
+    takes_mask_token=True,
+)
+_BEIT = "dsdmae_builtin.beit_vit:build"
+
+BEIT_TINY = BackboneSpec(
+    summary="ViT-T with relative position bias, layer scale and a class token, as BEiT has it",
+    build=_BEIT,
+    settings=BEiTViTSettings,
+    takes_mask_token=True,
+)
+BEIT_SMALL = BackboneSpec(
+    summary="ViT-S with relative position bias, layer scale and a class token, as BEiT has it",
+    build=_BEIT,
+    settings=BEiTViTSmallSettings,
+    takes_mask_token=True,
+)
+BEIT_BASE = BackboneSpec(
+    summary="ViT-B with relative position bias, layer scale and a class token, as BEiT has it",
+    build=_BEIT,
+    settings=BEiTViTBaseSettings,
     takes_mask_token=True,
 )
 UNET = BackboneSpec(

@@ -25,8 +25,8 @@ class ViT(Backbone):
 
     def __init__(self, settings: ViTSettings, image_size: int) -> None:
         super().__init__()
-        _check(settings, image_size)
-        patch = int(settings.patch_size)
+        patch = check_patches(settings.patch_size, image_size)
+        _check(settings)
         self.grid = (image_size // patch, image_size // patch)
         self.width = settings.embed_dim
         self.image_size = image_size
@@ -44,6 +44,8 @@ class ViT(Backbone):
             "fc_norm": False,
             "num_classes": 0,
         }
+        if settings.layer_scale is not None:
+            self.timm_kwargs["init_values"] = settings.layer_scale
         self.vit = VisionTransformer(**self.timm_kwargs, drop_path_rate=settings.drop_path, norm_layer=ViTLayerNorm)
         self.vit.apply(init_weights)
         nn.init.xavier_uniform_(self.vit.patch_embed.proj.weight.flatten(1))  # MAE: like a linear layer
@@ -126,13 +128,21 @@ class ViT(Backbone):
         self.timm_kwargs = {**self.timm_kwargs, "img_size": image_size}
 
 
-def _check(settings: ViTSettings, image_size: int) -> None:
-    patch = settings.patch_size
+def check_patches(patch: int | str, image_size: int) -> int:
+    """The side of a patch in pixels, if it divides the image's.
+
+    Raises:
+        SettingsError: it does not.
+    """
     if isinstance(patch, str) or image_size % patch:
         raise SettingsError(
             f"backbone.patch_size = {patch} does not divide data.image_size = {image_size};"
             f" it may be one of {', '.join(str(n) for n in range(1, image_size + 1) if image_size % n == 0)}"
         )
+    return patch
+
+
+def _check(settings: ViTSettings) -> None:
     if settings.embed_dim % 4 or settings.embed_dim % settings.num_heads:
         raise SettingsError(
             f"backbone.embed_dim = {settings.embed_dim} must be a multiple of 4 and of"

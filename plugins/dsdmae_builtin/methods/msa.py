@@ -66,7 +66,7 @@ class MSA(Method):
         pixel = self.mae.reconstruction_loss(latents, weak, split)
         query = self.predictor(self.projector(latents.mean(dim=1)))
         key = self.teacher_projector(self.teacher(strong).mean(dim=1))
-        contrastive = info_nce(query, key, self.settings.temperature)
+        contrastive = info_nce(query, key, self.settings.temperature, self.settings.symmetric)
         loss = pixel + self.settings.contrastive_weight * contrastive
         return {"loss": loss, "pixel": pixel.detach(), "contrastive": contrastive.detach()}
 

@@ -9,12 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from dsdmae_cli.plugins import MethodSpec
 from dsdmae_cli.settings.models import (
     Auto,
+    Levels,
     MethodSettings,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     PositiveShare,
     Share,
+    TokenSettings,
     ordered,
 )
 
@@ -99,7 +101,7 @@ class StrongViewSettings(MethodSettings):
 
 
 class MoCoV3Settings(StrongViewSettings):
-    """MoCo v3 (Chen et al. 2021); two crops of each image, so that data.crop_scale should be [0.08, 1]."""
+    """MoCo v3 (Chen et al. 2021); two crops of each image, of [0.08, 1] of its area unless data.crop_scale says."""
 
     name: str = Field("mocov3", description="pre-training method plugin")
     temperature: PositiveFloat = Field(0.2, description="τ of the contrastive loss")
@@ -125,6 +127,9 @@ class MSASettings(StrongViewSettings, MAESettings):
         0.1, description="weight of the contrastive loss beside the pixel loss"
     )
     temperature: PositiveFloat = Field(0.2, description="τ of the contrastive loss")
+    symmetric: bool = Field(
+        True, description="contrast both ways: each of the teacher's keys has to find its query, too"
+    )
     hidden_dim: PositiveInt = Field(4096, description="width of the projector's and predictor's hidden layers")
     out_dim: PositiveInt = Field(256, description="width of what is compared")
     ema_momentum: tuple[Momentum, Momentum] = Field(
@@ -173,6 +178,40 @@ class MaskFeatSettings(MethodSettings):
     gaussian: bool = Field(True, description="weight gradients by a Gaussian around the middle of their patch")
 
 
+class TokenizerSettings(MethodSettings):
+    """A tokenizer with finite scalar quantisation (Mentzer et al. 2023)."""
+
+    name: str = Field("tokenizer", description="pre-training method plugin")
+    levels: Levels = Field(
+        (8, 5, 5, 5), description="values of each channel of the quantiser; their product is the vocabulary"
+    )
+    decoder_depth: PositiveInt = Field(2, description="blocks of the decoder to pixels")
+
+
+class BEiTSettings(TokenSettings):
+    """BEiT (Bao et al. 2022)."""
+
+    name: str = Field("beit", description="pre-training method plugin")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.4, description="share of patches that are masked, in blocks"
+    )
+
+
+class CAESettings(TokenSettings):
+    """CAE (Chen et al. 2022)."""
+
+    name: str = Field("cae", description="pre-training method plugin")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="share of patches that are masked, in blocks"
+    )
+    regressor_depth: PositiveInt = Field(4, description="cross-attention blocks from visible to masked patches")
+    decoder_depth: PositiveInt = Field(4, description="self-attention blocks from predicted latents to words")
+    alignment_weight: NonNegativeFloat = Field(
+        2.0, description="weight of the squared error of predicted latents beside the cross-entropy"
+    )
+    layer_scale: PositiveFloat = Field(0.1, description="first factor of every branch of regressor and decoder")
+
+
 DSDMAE = MethodSpec(
     summary="denoise noisy patches and match a teacher's features; drops nothing",
     build="dsdmae_builtin.methods.dsdmae:build",
@@ -190,6 +229,7 @@ MOCOV3 = MethodSpec(
     summary="tell images apart: two strong views of each, a momentum encoder, a contrastive loss",
     build="dsdmae_builtin.methods.mocov3:build",
     settings=MoCoV3Settings,
+    augment={"crop_scale": (0.08, 1.0)},
     paper="Chen et al. 2021, arXiv:2104.02057",
 )
 MSA = MethodSpec(
@@ -219,4 +259,26 @@ MASKFEAT = MethodSpec(
     settings=MaskFeatSettings,
     needs_mask_token=True,
     paper="Wei et al. 2022, arXiv:2112.09133",
+)
+BEIT = MethodSpec(
+    summary="predict the visual words of masked blocks; trains a tokenizer of the same images first",
+    build="dsdmae_builtin.methods.beit:build",
+    settings=BEiTSettings,
+    needs_mask_token=True,
+    needs_tokenizer=True,
+    paper="Bao et al. 2022, arXiv:2106.08254",
+)
+CAE = MethodSpec(
+    summary="predict latents of masked blocks from visible patches, and their visual words from these",
+    build="dsdmae_builtin.methods.cae:build",
+    settings=CAESettings,
+    needs_subset=True,
+    needs_tokenizer=True,
+    paper="Chen et al. 2022, arXiv:2202.03026",
+)
+TOKENIZER = MethodSpec(
+    summary="a vocabulary of visual words for BEiT and CAE: an autoencoder with a quantised bottleneck",
+    build="dsdmae_builtin.methods.tokenizer:build",
+    settings=TokenizerSettings,
+    paper="Mentzer et al. 2023, arXiv:2309.15505 (the quantiser)",
 )
