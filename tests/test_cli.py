@@ -419,6 +419,14 @@ def test_sources_are_shown_beside_each_value(run: Run, monkeypatch: pytest.Monke
     assert lines["warmup_epochs"].strip() == "default (auto)"
 
 
+def test_what_a_method_decides_names_it(run: Run) -> None:
+    chosen = ("--set", "data.dataset=cifar10", "--set", "method.name=mocov3")
+    shown = json.loads(run("config", "show", *chosen, "--sources", "--json").out)
+    assert shown["settings"]["data"]["crop_scale"] == [0.08, 1.0]
+    assert shown["sources"]["data.crop_scale"] == "default (auto, by mocov3)"
+    assert shown["sources"]["data.flip"] == "default (auto)"
+
+
 def test_settings_as_json(run: Run) -> None:
     shown = json.loads(run("config", "show", "--json").out)
     assert shown == {"settings": tomllib.loads(run("config", "show").out)}

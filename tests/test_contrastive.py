@@ -47,16 +47,23 @@ def test_info_nce_is_its_formula(tau: float) -> None:
     assert info_nce(3 * q, 0.1 * k, tau).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_its_gradient_equals_float64s_and_keys_get_none() -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_its_gradient_equals_float64s_and_keys_get_none(symmetric: bool) -> None:
+    def expected(x: Array) -> float:
+        rows = reference(x, keys, 0.2)
+        return (rows + reference(keys, x, 0.2)) / 2 if symmetric else rows
+
     q, k = (x.requires_grad_() for x in pair())
-    info_nce(q, k, 0.2).backward()
+    loss = info_nce(q, k, 0.2, symmetric)
+    loss.backward()
     assert k.grad is None
     assert q.grad is not None
     x, keys, step = q.detach().double().numpy(), k.detach().double().numpy(), 1e-5
+    assert loss.item() == pytest.approx(expected(x), rel=1e-5)
     for index in [(0, 0), (3, 7), (5, 9)]:
         shift = np.zeros_like(x)
         shift[index] = step
-        slope = (reference(x + shift, keys, 0.2) - reference(x - shift, keys, 0.2)) / (2 * step)
+        slope = (expected(x + shift) - expected(x - shift)) / (2 * step)
         assert q.grad[index].item() == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 

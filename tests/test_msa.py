@@ -29,7 +29,10 @@ def reference(method: MSA, corruption: Siamese) -> dict[str, float]:
     pooled = torch.stack([blocks(tokens, w, name, heads=2).mean(0) for tokens in seen])
     queries = mlp_of(mlp_of(pooled, w, "projector", 3), w, "predictor", 2)
     keys = mlp_of(whole_images(strong, w, "teacher.module.vit"), w, "teacher_projector.module", 3)
-    contrastive = contrast(queries, keys, method.settings.temperature)
+    tau = method.settings.temperature
+    contrastive = contrast(queries, keys, tau)
+    if method.settings.symmetric:
+        contrastive = (contrastive + contrast(keys, queries, tau)) / 2
     return {
         "pixel": pixel,
         "contrastive": contrastive,
@@ -42,7 +45,7 @@ def reference(method: MSA, corruption: Siamese) -> dict[str, float]:
     [
         (),
         ("method.contrastive_weight=0.3", "method.norm_pix_loss=true", "method.temperature=0.5"),
-        ("method.mask_ratio=0.3",),
+        ("method.mask_ratio=0.3", "method.symmetric=false"),
     ],
     ids=" ".join,
 )

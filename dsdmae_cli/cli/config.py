@@ -20,12 +20,14 @@ from dsdmae_cli.settings.load import (
     SECTIONS,
     compose,
     load,
+    methods_augment,
     preset_names,
     read_toml,
     resolve,
     schema_of,
     section_class,
 )
+from dsdmae_cli.settings.models import MethodSettings
 
 app = typer.Typer(help="Show, check and explain settings.", no_args_is_help=True)
 
@@ -47,8 +49,11 @@ def show(
         raise SettingsError(f"--for {command}{nearest(command, list(SCHEMAS))}: it takes {', '.join(SCHEMAS)}")
     loaded = compose(SCHEMAS[command], preset=preset, config=config, assignments=set_)
     before, after = tables(loaded.settings), tables(resolve(loaded.settings))
+    method: MethodSettings | None = getattr(loaded.settings, "method", None)
+    by = f" (auto, by {method.name})" if method is not None else ""
+    decided = {f"data.{key}": by for key in methods_augment(loaded.settings.data, method)}
     origin = {
-        dotted: f"{source} (auto)" if before[s][k] != after[s][k] else source
+        dotted: source + decided.get(dotted, " (auto)") if before[s][k] != after[s][k] else source
         for dotted, source in loaded.sources.items()
         for s, _, k in [dotted.partition(".")]
     }

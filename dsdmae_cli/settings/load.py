@@ -461,7 +461,7 @@ def resolve(settings: S) -> S:
     The device, precision, compilation and micro-batch are left to the recipe, which knows the hardware.
     """
     of: Any = settings  # which sections there are depends on the command
-    update: dict[str, BaseModel] = {"data": resolve_data(of.data)}
+    update: dict[str, BaseModel] = {"data": resolve_data(of.data, getattr(of, "method", None))}
     update["backbone"] = resolve_backbone(of.backbone, update["data"].image_size)  # type: ignore[attr-defined]
     if "optim" in type(settings).model_fields:
         update["optim"] = _resolve_optim(of.optim, of.train)
@@ -471,8 +471,8 @@ def resolve(settings: S) -> S:
     return resolved
 
 
-def resolve_data(data: DataSettings) -> DataSettings:
-    """The data section with "auto" replaced."""
+def resolve_data(data: DataSettings, method: MethodSettings | None = None) -> DataSettings:
+    """The data section with "auto" replaced, for images that a method (None = none in particular) learns from."""
     spec = plugins.find("dataset", data.dataset).spec
     size = data.image_size
     if size == "auto":
@@ -480,8 +480,23 @@ def resolve_data(data: DataSettings) -> DataSettings:
         size = plugins.load(own)(data) if isinstance(own, str) else own
     if data.crop_from is not None and data.crop_from < size:
         raise SettingsError(f"data.crop_from = {data.crop_from} must be at least data.image_size = {size}")
-    augment = {key: spec.augment[key] for key in ("crop_scale", "flip", "shift") if getattr(data, key) == "auto"}
-    return data.model_copy(update={"image_size": size, **augment})
+    augment = {**spec.augment, **methods_augment(data, method)}
+    auto = {key: augment[key] for key in ("crop_scale", "flip", "shift") if getattr(data, key) == "auto"}
+    return data.model_copy(update={"image_size": size, **auto})
+
+
+def methods_augment(data: DataSettings, method: MethodSettings | None) -> dict[str, Any]:
+    """What a method rather than the dataset says that "auto" means for data.crop_scale, data.flip and data.shift.
+
+    A dataset that has no crops or no mirror has a reason in its images: of a digit of 8x8 pixels a twelfth of the area
+    says nothing, and the mirror image of a grating of 45 degrees is one of 135. No method can know that, so that there
+    the dataset has the last word, and a method's wishes are for the other datasets.
+    """
+    if method is None:
+        return {}
+    own = plugins.find("dataset", data.dataset).spec.augment
+    wanted = plugins.find("method", method.name).spec.augment
+    return {key: value for key, value in wanted.items() if own[key] is not None and own[key] is not False}
 
 
 def resolve_backbone(backbone: BackboneSettings, image_size: int) -> BackboneSettings:
