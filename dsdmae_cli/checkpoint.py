@@ -188,13 +188,13 @@ def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: st
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """A name for weights: the same for the same names, types, shapes and values, however and where they are stored."""
+    """A name for weights or other tensors: the same for the same names, types, shapes and values, wherever they lie."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         kind = str(tensor.dtype).removeprefix("torch.")
         digest.update(f"{name}\0{kind}\0{'x'.join(map(str, tensor.shape))}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # no copy: features can be gigabytes
     return digest.hexdigest()
 
 

@@ -105,6 +105,16 @@ def encoder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="session")
+def tuned_run(encoder_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished fine-tuning run on the same digits, which began with `encoder_run`; look at it, or copy it."""
+    from test_finetune import tune
+
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    tune(encoder_run, folder, "train.epochs=4")
+    return folder
+
+
 def _unpack_first(archive: Path, target: Path, per_folder: dict[str, int], num_folders: int) -> None:
     """Unpack the first files of each folder, as many as `per_folder` says for its split.
 

@@ -42,6 +42,7 @@ def test_documented_command(
     command: str,
     images: Path,
     encoder_run: Path,
+    tuned_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -59,6 +60,7 @@ def test_documented_command(
             (tmp_path / name).write_bytes((images / "0.png").read_bytes())
     if arguments[0] in ("compare", "embed", "export", "probe", "finetune"):
         (tmp_path / "RUN").symlink_to(encoder_run)
+        (tmp_path / "FINETUNE_RUN").symlink_to(tuned_run)
     if arguments[0] in ("probe", "finetune"):
         arguments += ["--dry-run", "--batch-size", "8"]
     if arguments[:2] == ["config", "check"]:

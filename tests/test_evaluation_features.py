@@ -26,6 +26,7 @@ from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import DataError, RunFailed, SettingsError
 from dsdmae_cli.evaluation import mean_features
 from dsdmae_cli.evaluation.features import (
+    FORMAT_VERSION,
     POOLS,
     Cached,
     FeatureKey,
@@ -195,7 +196,8 @@ def test_they_are_kept_in_the_users_cache() -> None:
     "change",
     [
         {"encoder": "x"}, {"dataset": "x"}, {"indices": "x"}, {"image_size": 32}, {"interpolation": "bilinear"},
-        {"pools": ("mean",)}, {"precision": "bf16"}, {"dtype": "float16"}, {"device": "cuda"}, {"version": 2},
+        {"pools": ("mean",)}, {"precision": "bf16"}, {"dtype": "float16"}, {"device": "cuda"},
+        {"version": FORMAT_VERSION + 1},
     ],
 )  # fmt: skip
 def test_every_part_of_the_key_counts(change: dict[str, object]) -> None:

@@ -322,8 +322,9 @@ def test_nothing_to_choose_on_is_told_and_one_rate_needs_nothing(digits: Set) ->
 # -------------------------------------------------------------------------------------------------- reducing
 
 
-def test_pca_equals_scikit_learn(digits: Set) -> None:
-    x = digits[0]
+@pytest.mark.parametrize("count", [NUM_TRAIN, 40])  # more images than features, and fewer
+def test_pca_equals_scikit_learn(digits: Set, count: int) -> None:
+    x = digits[0][:count]
     points, shares = reducing.pca(x, 3)
     reference = PCA(3, svd_solver="full").fit(x.double().numpy())
     expected = torch.from_numpy(reference.transform(x.double().numpy())).float()

@@ -6,16 +6,22 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from helpers import cli, listing, one_line
+from PIL import Image
 
 from dsdmae_builtin.backbones import TimmSettings
-from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli import checkpoint
+from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
+from dsdmae_cli.methods.classifier import Network
 from dsdmae_cli.recipes import export as export_module
+from dsdmae_cli.recipes.build import build_backbone
+from dsdmae_cli.recipes.classifiers import timm_arguments
 from dsdmae_cli.recipes.denoiser import load_denoiser
 from dsdmae_cli.recipes.encoders import open_encoder
 from dsdmae_cli.recipes.export import Form, Request, export, summary
@@ -78,6 +84,132 @@ def test_no_path_of_the_authors_machine_is_exported(encoder_run: Path, tmp_path:
     for file in (tmp_path / "out").iterdir():
         assert str(encoder_run.parent).encode() not in file.read_bytes(), file.name
     assert "folder:digits" in (tmp_path / "out" / "README.md").read_text()
+
+
+# -- a fine-tuned network
+
+
+def test_timm_loads_the_classifier_and_scores_as_the_run_did(
+    encoder_run: Path, tuned_run: Path, tmp_path: Path
+) -> None:
+    said = exported(tuned_run, "timm", tmp_path / "out")
+    result = json.loads((tuned_run / "result.json").read_text())
+    assert said["classes"] == [str(digit) for digit in range(10)]
+    assert said["classifier_sha256"] == result["classifier_sha256"]
+    assert f"classes        10: {', '.join('0123456789')}\n" in summary(said)
+    model = eval(str(said["load_with"]), {"timm": timm}).eval()
+    assert model.pretrained_cfg["label_names"] == said["classes"]
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    right = []
+    for file in sorted((encoder_run.parent / "digits" / "test").rglob("*.png")):
+        answer = model(transform(Image.open(file).convert("RGB")).unsqueeze(0)).argmax()
+        right.append(model.pretrained_cfg["label_names"][answer] == file.parent.name)
+    assert len(right) == result["num_images"]
+    assert np.mean(right) == pytest.approx(result["top1"])
+
+
+def test_a_classifier_for_larger_images(tuned_run: Path, tmp_path: Path) -> None:
+    said = exported(tuned_run, "timm", tmp_path / "large", image_size=32)
+    opened = open_encoder(str(tuned_run), None, backbone=None, image_size=32, seed=0, head=True)
+    again = open_encoder(str(tmp_path / "large"), None, backbone=None, image_size=None, seed=0, head=True)
+    assert opened.tuned is not None
+    assert again.tuned is not None
+    assert said["classifier_sha256"] == opened.tuned.sha256 != again.tuned.sha256
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        expected = opened.tuned.network.eval()(images)
+        torch.testing.assert_close(again.tuned.network.eval()(images), expected)
+        model = timm.create_model(f"local-dir:{tmp_path / 'large'}", pretrained=True).eval()
+        torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_encoder_of_a_fine_tuned_network_alone(tuned_run: Path, tmp_path: Path) -> None:
+    said = exported(tuned_run, "timm", tmp_path / "out", head=False)
+    assert "classes" not in said
+    notes = said["notes"]
+    assert isinstance(notes, list)
+    assert "its head (head.bias, head.weight) is left out" in notes[0]
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert model.num_classes == 0
+
+
+def test_the_card_of_a_classifier(encoder_run: Path, tuned_run: Path, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    exported(tuned_run, "hf", tmp_path / "digits-vit", licence="mit")
+    result = json.loads((tuned_run / "result.json").read_text())
+    card = ModelCard.load(tmp_path / "digits-vit" / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    for words in (
+        "fine-tuned on folder:digits", "a logit for each of 10 classes: 0, 1, 2", result["classifier_sha256"],
+        "| schedule | 4 epochs, batch 8, seed 0 |", f"| images seen | {result['images_seen']:,} |",
+        f"| compute | {result['flops']:.3g} FLOP", f"| compute | {result['pretrain_flops']:.3g} FLOP",
+        "| method | `dsdmae` |", f"| finetune | digits | {result['top1']:.1%} (", "doi:10.5815/ijigsp.2023.05.03",
+    ):  # fmt: skip
+        assert words in card.text, words
+    code = card.text.split("```python\n")[1].split("```")[0].replace("THIS-FOLDER", str(tmp_path / "digits-vit"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["logits"].shape == (1, 10)
+    assert names["names"][0] in "0123456789"
+    for file in (tmp_path / "digits-vit").iterdir():
+        for folder in (encoder_run.parent, tuned_run.parent):
+            assert str(folder).encode() not in file.read_bytes(), file.name
+
+
+def test_a_result_of_other_weights_is_no_classifiers_result(tuned_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tuned_run, tmp_path / "run", ignore=lambda *_: ["checkpoints", "figures"])
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"classifier_sha256": "00"}))
+    exported(run, "hf", tmp_path / "out", licence="mit")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "None were measured." in card
+    assert "| protocol | not known |" in card
+
+
+def test_a_head_that_does_not_fit_is_told(tuned_run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = tuned_run / "classifier.safetensors"
+    metadata, state = checkpoint.read_metadata(file), load_file(file)
+    save_file(state, tmp_path / "fewer.safetensors", metadata | {"classes": '["a", "b"]'})
+    with pytest.raises(CheckpointError, match=r"do not fit: head.weight is \(10, 32\), not \(2, 32\)"):
+        exported(tmp_path / "fewer.safetensors", "timm", tmp_path / "out")
+    save_file(state, tmp_path / "none.safetensors", metadata | {"classes": "["})
+    with pytest.raises(CheckpointError, match=r"names of the classes in .* are damaged"):
+        exported(tmp_path / "none.safetensors", "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "pooling"),
+    [
+        ("vit_tiny_patch16_224", "mean", {"global_pool": "avg", "fc_norm": False}),
+        ("vit_tiny_patch16_224", "cls", {"global_pool": "token"}),
+        ("test_convnext", "mean", None),  # a norm between pooling and classifier
+    ],
+)
+def test_timm_is_told_to_pool_as_we_do(name: str, pool: str, pooling: dict[str, Any] | None) -> None:
+    options = {"depth": 1} if name.startswith("vit") else {}
+    backbone = TimmSettings(name=f"timm:{name}", pretrained=False, normalization="timm", options=options)
+    network = Network(build_backbone(backbone, 64, 0), 5, pool, std=1.0)
+    arguments = timm_arguments(network)
+    if pooling is None:
+        assert arguments is None
+    else:
+        assert arguments is not None
+        assert arguments == network.backbone.timm_kwargs | pooling | {"num_classes": 5}
+    assert network.training
+
+
+def test_timm_would_answer_otherwise(encoder_run: Path, tmp_path: Path) -> None:
+    from test_finetune import tune
+
+    data = (f"data.dataset=folder:{encoder_run.parent / 'digits'}", "data.image_size=64")
+    tune("scratch", tmp_path / "run", *data, "backbone.name=timm:test_convnext", "train.epochs=1")
+    with pytest.raises(SettingsError, match=r"pools its features in another way than run was .* --no-head"):
+        exported(tmp_path / "run", "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # -- the model card
@@ -180,6 +312,23 @@ def test_the_photographs_are_real_and_in_range() -> None:
     assert all(image.std() > 0.05 for image in images)
 
 
+@pytest.mark.slow
+def test_onnx_of_a_classifier(tuned_run: Path, tmp_path: Path, unchecked_shapes: None) -> None:
+    import onnxruntime
+
+    said = exported(tuned_run, "onnx", tmp_path / "classifier.onnx")
+    assert said["outputs"] == {"logits": [10]}
+    session = onnxruntime.InferenceSession(tmp_path / "classifier.onnx", providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == said["classes"]
+    opened = open_encoder(str(tuned_run), None, backbone=None, image_size=None, seed=0, head=True)
+    assert opened.tuned is not None
+    images = torch.rand(5, 3, 16, 16) * 2 - 1
+    [logits] = session.run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, opened.tuned.network.eval()(images).numpy(), atol=1e-4)
+    assert logits.std() > 1e-3
+
+
 # -- the denoiser
 
 
@@ -236,6 +385,17 @@ def test_refused_paths(
     assert code == 2
     assert says in one_line(err)
     assert listing(tmp_path) == before
+
+
+def test_a_recipe_in_the_environment_is_passed_over_aloud(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSDMAE_PRESET", "cifar10-vit-small")
+    monkeypatch.setenv("DSDMAE_CONFIG", str(tmp_path / "none.toml"))
+    code, _, err = cli(capfd, "export", encoder_run, "--to", "timm", "--out", tmp_path / "out")
+    assert code == 0
+    for line in (f"DSDMAE_CONFIG={tmp_path / 'none.toml'}", "DSDMAE_PRESET=cifar10-vit-small"):
+        assert f"{line} is about training and does not count here" in err.replace("\n", "")
 
 
 def test_foreign_weights_from_the_command_line(

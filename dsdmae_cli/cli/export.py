@@ -13,8 +13,8 @@ _CARD = "Model card"
 
 Subject = Annotated[
     str,
-    typer.Argument(metavar="RUN|ENCODER|timm:NAME", help="A run's directory (also of one that has not ended), an"
-                   " encoder's .safetensors file, or timm's published weights", show_default=False),
+    typer.Argument(metavar="RUN|ENCODER|timm:NAME", help="A run's directory (of pre-training also one that has not"
+                   " ended), an encoder's .safetensors file, or timm's published weights", show_default=False),
 ]  # fmt: skip
 To = Annotated[
     Literal["timm", "hf", "onnx", "denoiser"],
@@ -42,6 +42,7 @@ Set = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting of \\[data] or \\[backbone], repeatable;"
                  " `dsdmae config describe` lists them", show_default=False),
 ]  # fmt: skip
+NoHead = Annotated[bool, typer.Option("--no-head", help="Of a fine-tuned network write the encoder alone")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out")]
 Licence = Annotated[
     str | None,
@@ -62,6 +63,7 @@ def command(
     to: To,
     out: Out,
     image_size: ImageSize = None,
+    no_head: NoHead = False,
     force: Force = False,
     backbone: Architecture = None,
     set_: Set = None,
@@ -73,17 +75,19 @@ def command(
     """Write an encoder in the form that other programs read.
 
     dsdmae export RUN --to timm --out my-encoder
+
+    Of a run of `dsdmae finetune` it writes the classifier, with its head and the names of its classes.
     """
-    from dsdmae_cli.settings.use import given
+    from dsdmae_cli.settings.use import given, passed_over
 
     chosen = given({"backbone.name": backbone}, set_)[1]
 
     from dsdmae_cli.recipes.export import Request, export, summary
     from dsdmae_cli.report import make_report, print_result
 
-    request = Request(subject, to, out, image_size, chosen, force, licence, tuple(results or ()))
+    request = Request(subject, to, out, image_size, chosen, force, licence, tuple(results or ()), not no_head)
     said = export(request)
     report = make_report(as_json=json, main_process=True)
-    for note in said["notes"]:
+    for note in [*passed_over(), *said["notes"]]:
         report.note(note)
     print_result(said, as_json=json, text=summary(said))

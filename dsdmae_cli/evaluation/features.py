@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.checkpoint import weights_sha256
 from dsdmae_cli.data.augment import Interpolation, prepare
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.resident import decode_square, to_tensor
@@ -33,7 +34,7 @@ Pool = Literal["mean", "cls", "max", "mean+cls"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 
 # Of the file and of how features are computed: a change to either must raise it, or old features would be read.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 # ------------------------------------------------------------------------------------------------ extraction
@@ -222,22 +223,13 @@ def encoder_digest(encoder: Backbone) -> str:
         *(type(encoder).__qualname__, encoder.timm_name, encoder.timm_kwargs),
         *(encoder.image_size, encoder.mean, encoder.std),
     ]
-    return tensors_digest(encoder.timm_state(), json.dumps(what, sort_keys=True, default=str))
+    words = json.dumps([*what, weights_sha256(encoder.timm_state())], sort_keys=True, default=str)
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def indices_digest(indices: Sequence[int]) -> str:
     """SHA-256 of which images, in which order."""
     return hashlib.sha256(torch.tensor(indices, dtype=torch.int64).numpy().tobytes()).hexdigest()
-
-
-def tensors_digest(tensors: dict[str, Tensor], prefix: str = "") -> str:
-    """SHA-256 of names, dtypes, shapes and bytes, whatever the order and the device."""
-    digest = hashlib.sha256(prefix.encode())
-    for name, tensor in sorted(tensors.items()):
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"\0{name} {_short(flat.dtype)} {tuple(flat.shape)}\0".encode())
-        digest.update(flat.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class Cached(NamedTuple):
@@ -296,7 +288,7 @@ def _tensors(features: Features) -> dict[str, Tensor]:
 
 def _write(path: Path, key: FeatureKey, features: Features) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in _tensors(features).items()}
-    metadata = {"key": json.dumps(asdict(key), sort_keys=True), "sha256": tensors_digest(tensors)}
+    metadata = {"key": json.dumps(asdict(key), sort_keys=True), "sha256": weights_sha256(tensors)}
     with aside(path) as partial:
         try:
             save_file(tensors, partial, metadata)
@@ -312,7 +304,7 @@ def _read(path: Path) -> Features | None:
             sha256 = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         return None
-    if sha256 != tensors_digest(tensors):
+    if sha256 != weights_sha256(tensors):
         return None
     pools = {name.removeprefix("pool/"): tensor for name, tensor in tensors.items() if name != "indices"}
     return Features(pools, tensors["indices"])

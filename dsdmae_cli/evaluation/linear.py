@@ -35,7 +35,7 @@ BASE_LRS: dict[Optimizer, tuple[float, ...]] = {
     "sgd": (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0),
     "adamw": (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
 }
-_ROWS_AT_ONCE = 16_384
+_ROWS_AT_ONCE = 4096
 _EPS = 1e-6
 _NORM_MOMENTUM = 0.1
 _INIT_STD = 0.01
@@ -80,13 +80,13 @@ class Heads:
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "h n c"]:
         """Of every head, where the heads are; features in any floating dtype on any device."""
-        flat = self.weight.transpose(0, 1).flatten(1)
+        flat, bias = self.weight.transpose(1, 2).flatten(0, 1), self.bias.flatten()[:, None]
         scale = (self.variance + _EPS).rsqrt()
         parts = []
         for part in features.split(_ROWS_AT_ONCE):
-            x = (part.to(self.weight) - self.mean) * scale
-            parts.append((x @ flat).view(len(x), *self.bias.shape) + self.bias)
-        return torch.cat(parts).transpose(0, 1)
+            x = (part.to(flat) - self.mean).mul_(scale)
+            parts.append(torch.addmm(bias, flat, x.T))
+        return torch.cat(parts, dim=1).view(*self.bias.shape, len(features)).transpose(1, 2)
 
     def accuracy(self, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " h"]:
         """Share of right answers of every head, on the CPU; zero for a head that gives non-finite logits."""
@@ -212,8 +212,8 @@ def train_heads(
         held_out: features and labels to score after each epoch; they change nothing.
     """
     device = features.device
-    trainer = _Trainer(features.shape[1], num_classes, base_lrs, protocol, device, dtype)
     batch_size = min(protocol.batch_size, len(features))
+    trainer = _Trainer(features, labels, batch_size, num_classes, base_lrs, protocol, dtype)
     steps = len(features) // batch_size
     total, warmup = steps * protocol.epochs, steps * min(protocol.warmup_epochs, protocol.epochs)
     curves = Curves(tuple(base_lrs), [], [])
@@ -224,7 +224,7 @@ def train_heads(
         for step in range(steps):
             rows = order[step * batch_size : (step + 1) * batch_size]
             rate = learning_rate(epoch * steps + step, total, warmup, batch_size / 256, 0.0)
-            loss += trainer.step(features[rows].to(dtype), labels[rows], rate)
+            loss += trainer.step(rows, rate)
         curves.loss.append([value if math.isfinite(value) else None for value in (loss / steps).tolist()])
         if held_out is not None:
             curves.held_out.append(trainer.heads().accuracy(*held_out).tolist())
@@ -234,54 +234,69 @@ def train_heads(
 class _Trainer:
     """Weights of all heads as one matrix, its gradient written out, and the optimiser.
 
-    One product of [b, d] and [d, H c] does all heads. An autograd graph would cost more than the arithmetic of
-    matrices this small.
+    One product of [H c, d] and [d, b] does all heads. An autograd graph would cost more than the arithmetic of
+    matrices this small. Outside its two products a step on wide features is bound by memory, so that it works in place.
     """
 
     def __init__(
         self,
-        width: int,
+        features: Float[Tensor, "n d"],
+        labels: Int64[Tensor, " n"],
+        batch_size: int,
         num_classes: int,
         base_lrs: Sequence[float],
         protocol: Protocol,
-        device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        num_heads = len(base_lrs)
+        self.features, self.labels = features, labels
+        device, width, num_heads = features.device, features.shape[1], len(base_lrs)
         generator = seeded(torch.device("cpu"), derive_seed(protocol.seed, "linear weights"))
-        first = torch.randn(width, 1, num_classes, generator=generator, dtype=dtype) * _INIT_STD
-        self.weight = first.to(device).repeat(1, num_heads, 1)  # [d, H, c]
-        self.bias = torch.zeros(num_heads, num_classes, dtype=dtype, device=device)
+        first = torch.randn(width, num_classes, generator=generator, dtype=dtype) * _INIT_STD
+        self.weight = first.T.to(device).repeat(num_heads, 1, 1)  # [H, c, d]
+        self.bias = torch.zeros(num_heads, num_classes, 1, dtype=dtype, device=device)
         self.mean = torch.zeros(width, dtype=dtype, device=device)
         self.variance = torch.ones(width, dtype=dtype, device=device)
-        self.lrs = torch.tensor(list(base_lrs), dtype=dtype, device=device)[:, None]  # [H, 1]
+        self.lrs = torch.tensor(list(base_lrs), dtype=dtype, device=device)[:, None, None]
         self.update = _UPDATES[protocol.optimizer](self.weight, self.bias, protocol.weight_decay)
+        # A new allocation of this size in each step costs as much as a product: the system hands out its pages anew.
+        self.batch, self.squares = (torch.empty(batch_size, width, dtype=dtype, device=device) for _ in range(2))
+        self.columns = torch.arange(batch_size, device=device)
 
-    def step(self, x: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], rate: float) -> Float[Tensor, " h"]:
-        """One step of all heads at `rate` times their base rates; their losses before it."""
-        x = self._normalise(x)
-        flat = self.weight.flatten(1)
-        log_p = (x @ flat).view(len(x), *self.bias.shape).add_(self.bias).log_softmax(dim=2)
-        rows = torch.arange(len(x), device=x.device)
-        loss = -log_p[rows, :, labels].mean(dim=0)
+    def step(self, rows: Int64[Tensor, " b"], rate: float) -> Float[Tensor, " h"]:
+        """One step of all heads on these images at `rate` times their base rates; their losses before it."""
+        labels = self.labels[rows]
+        x = self._normalised(rows)
+        # Images lie last, so that sums over a few classes are sums of long rows.
+        logits = torch.addmm(self.bias.flatten(0, 1), self.weight.flatten(0, 1), x.T)
+        log_p = logits.view(*self.bias.shape[:2], len(x)).log_softmax(dim=1)
+        loss = -log_p[:, labels, self.columns].mean(dim=1)
         residual = log_p.exp_()
-        residual[rows, :, labels] -= 1
+        residual[:, labels, self.columns] -= 1
         residual /= len(x)
-        gradient = (x.T @ residual.flatten(1)).view_as(self.weight)
-        self.update(gradient, residual.sum(dim=0), rate * self.lrs)
+        gradient = (residual.flatten(0, 1) @ x).view_as(self.weight)
+        self.update(gradient, residual.sum(dim=2, keepdim=True), rate * self.lrs)
         return loss
 
-    def _normalise(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """BatchNorm1d(affine=False) in training: the batch's statistics, and the running ones moved toward them."""
-        variance, mean = torch.var_mean(x, dim=0, correction=0)
+    def _normalised(self, rows: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """BatchNorm1d(affine=False) in training: the batch's statistics, and the running ones moved toward them.
+
+        What is returned is the buffer of all steps.
+        """
+        if self.features.dtype == self.batch.dtype:
+            x = torch.index_select(self.features, 0, rows, out=self.batch)
+        else:
+            x = self.batch.copy_(self.features[rows])
+        mean = x.mean(dim=0)
+        x.sub_(mean)
+        variance = torch.square(x, out=self.squares).mean(dim=0)
         self.mean.lerp_(mean, _NORM_MOMENTUM)
         # torch's running variance is the unbiased one. A batch of one image has none.
         self.variance.lerp_(variance * (len(x) / max(1, len(x) - 1)), _NORM_MOMENTUM)
-        return (x - mean) * (variance + _EPS).rsqrt()
+        return x.mul_((variance + _EPS).rsqrt())
 
     def heads(self) -> Heads:
         """As they are now; they share memory with what is trained."""
-        return Heads(self.weight.transpose(0, 1), self.bias, self.mean, self.variance)
+        return Heads(self.weight.transpose(1, 2), self.bias.squeeze(2), self.mean, self.variance)
 
 
 class _Momentum:
@@ -294,23 +309,26 @@ class _Momentum:
     trust: float | None = None
     momentum = 0.9
 
-    def __init__(self, weight: Float[Tensor, "d h c"], bias: Float[Tensor, "h c"], weight_decay: float) -> None:
+    def __init__(self, weight: Float[Tensor, "h c d"], bias: Float[Tensor, "h c 1"], weight_decay: float) -> None:
         self.weight, self.bias, self.weight_decay = weight, bias, weight_decay
         self.velocity = torch.zeros_like(weight), torch.zeros_like(bias)
 
     def __call__(
-        self, weight_gradient: Float[Tensor, "d h c"], bias_gradient: Float[Tensor, "h c"], lrs: Float[Tensor, "h 1"]
+        self,
+        weight_gradient: Float[Tensor, "h c d"],
+        bias_gradient: Float[Tensor, "h c 1"],
+        lrs: Float[Tensor, "h 1 1"],
     ) -> None:
         step = weight_gradient.add_(self.weight, alpha=self.weight_decay)
         if self.trust is not None:
-            own, change = (torch.linalg.vector_norm(t, dim=(0, 2)) for t in (self.weight, step))
+            own, change = (torch.linalg.vector_norm(t, dim=(1, 2), keepdim=True) for t in (self.weight, step))
             ratio = torch.where((own > 0) & (change > 0), self.trust * own / change, 1.0)
-            step.mul_(ratio[:, None])
+            step.mul_(ratio)
         for parameter, velocity, change in zip(
             (self.weight, self.bias), self.velocity, (step, bias_gradient), strict=True
         ):
             velocity.mul_(self.momentum).add_(change)
-            parameter.sub_(lrs * velocity)
+            parameter.addcmul_(lrs, velocity, value=-1)
 
 
 class _Lars(_Momentum):
@@ -323,13 +341,16 @@ class _AdamW:
     betas = (0.9, 0.999)
     eps = 1e-8
 
-    def __init__(self, weight: Float[Tensor, "d h c"], bias: Float[Tensor, "h c"], weight_decay: float) -> None:
+    def __init__(self, weight: Float[Tensor, "h c d"], bias: Float[Tensor, "h c 1"], weight_decay: float) -> None:
         self.parameters, self.weight_decay = (weight, bias), weight_decay
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.num_steps = 0
 
     def __call__(
-        self, weight_gradient: Float[Tensor, "d h c"], bias_gradient: Float[Tensor, "h c"], lrs: Float[Tensor, "h 1"]
+        self,
+        weight_gradient: Float[Tensor, "h c d"],
+        bias_gradient: Float[Tensor, "h c 1"],
+        lrs: Float[Tensor, "h 1 1"],
     ) -> None:
         self.num_steps += 1
         first_bias, second_bias = (1 - beta**self.num_steps for beta in self.betas)

@@ -174,4 +174,7 @@ def anonymous(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Settings without the directories of the machine that they were used on."""
     plugin, colon, argument = values["data"]["dataset"].partition(":")
     dataset = f"{plugin}{colon}{PurePath(argument).name}"
-    return {**values, "data": {**values["data"], "dataset": dataset, "data_dir": "none"}}
+    known = {**values, "data": {**values["data"], "dataset": dataset, "data_dir": "none"}}
+    if "finetune" in values:
+        known["finetune"] = {**values["finetune"], "start": PurePath(values["finetune"]["start"]).name}
+    return known

@@ -21,7 +21,7 @@ from dsdmae_cli.recipes.encoders import Opened, open_encoder
 from dsdmae_cli.recipes.features import dataset_features
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
-from dsdmae_cli.settings.use import given
+from dsdmae_cli.settings.use import given, passed_over
 
 Split = Literal["train", "test", "labelled", "all"]
 _ADVICE = "make room or choose another --out"
@@ -97,7 +97,7 @@ def embed(request: Request) -> dict[str, Any]:
     check_pools(opened.encoder, [request.pool])
     device = choose_device(request.device)
     precision = choose_precision(request.precision, device)
-    for note in opened.notes:
+    for note in [*passed_over(), *opened.notes]:
         report.note(note)
     parts, unreadable = [], {}
     opened.encoder.to(device)

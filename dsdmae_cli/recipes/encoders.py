@@ -25,6 +25,7 @@ from dsdmae_cli.backbone import Backbone, Pixels
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
 from dsdmae_cli.files import RESUME
 from dsdmae_cli.recipes.build import build_backbone, build_method
+from dsdmae_cli.recipes.classifiers import Tuned, read_head
 from dsdmae_cli.recipes.plan import measure_work
 from dsdmae_cli.rundir import CLASSIFIER, ENCODER, RESULT, RUN, SETTINGS, RunDir
 from dsdmae_cli.settings.describe import tables
@@ -54,6 +55,7 @@ class Opened:
         epochs, seconds, images_seen, flops: of its pre-training, where known; FLOP of forward and backward passes.
         device_name: what it was pre-trained on, where known.
         knn_accuracy: at the end of its pre-training, where known.
+        tuned: of a fine-tuned network that was opened with its head.
         notes: what a person should be told.
     """
 
@@ -69,6 +71,7 @@ class Opened:
     flops: float | None = None
     device_name: str | None = None
     knn_accuracy: float | None = None
+    tuned: Tuned | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -99,6 +102,7 @@ def open_encoder(
     backbone: BackboneSettings | None,
     image_size: int | None,
     seed: int,
+    head: bool = False,
 ) -> Opened:
     """Open what a person named; see the module's first lines for what that may be.
 
@@ -109,6 +113,7 @@ def open_encoder(
             trained: what else is set must be as it was. None = not given.
         image_size: side of the images it should take, in pixels; None = those it was trained on.
         seed: of the weights that are drawn.
+        head: keep the head of a fine-tuned network in `Opened.tuned`; otherwise it is left out, and a note says so.
 
     Raises:
         CheckpointError: no such run or file, it is damaged, or the weights do not fit.
@@ -116,7 +121,7 @@ def open_encoder(
         PluginError: a plugin is missing, or published weights cannot be fetched.
     """
     open_it = _kind(subject)
-    return open_it(_Request(subject, data, backbone, image_size, seed))
+    return open_it(_Request(subject, data, backbone, image_size, seed, head))
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ class _Request:
     backbone: BackboneSettings | None
     image_size: int | None
     seed: int
+    head: bool
 
     def wanted_size(self) -> int | None:
         """The side of the images it will see, where that is known before it is opened."""
@@ -202,7 +208,7 @@ def _open_unfinished(folder: Path, request: _Request) -> Opened:
         seconds=found.state.get("seconds"),
         images_seen=found.step * settings.train.batch_size,
         flops=work * found.step * settings.train.batch_size,
-        device_name=_device_name(folder),
+        device_name=device_beside(folder / RUN),
         notes=(*complaints, f"{folder} has not ended: its checkpoint at {reached} is used", *opened.notes),
     )
 
@@ -232,7 +238,7 @@ def _open_file(request: _Request) -> Opened:
         return _open_foreign(path, request)
     values = _parsed(metadata["settings"], path)
     if schema_of(values) is FINETUNE:
-        return _open_classifier(path, values, request)
+        return _open_classifier(path, values, metadata, request)
     settings = _settings(values, str(path))
     assert isinstance(settings.data.image_size, int)
     backbone = _reconciled(settings.backbone, request).without_weights()
@@ -251,23 +257,27 @@ def _open_file(request: _Request) -> Opened:
         flops=_flops(settings, images_seen),
         seconds=result.get("seconds"),
         knn_accuracy=result.get("knn_accuracy"),
-        device_name=_device_name(path.parent),
+        device_name=device_beside(path),
     )
 
 
-def _open_classifier(path: Path, values: dict[str, dict[str, Any]], request: _Request) -> Opened:
-    """The backbone of a fine-tuned network, without its head."""
+def _open_classifier(
+    path: Path, values: dict[str, dict[str, Any]], metadata: dict[str, str], request: _Request
+) -> Opened:
+    """The backbone of a fine-tuned network, and its head where that is asked for."""
     settings = resolve(written(FINETUNE, values, str(path)).settings)
     assert isinstance(settings.data.image_size, int)
     backbone = _reconciled(settings.backbone, request).without_weights()
-    encoder = build_backbone(backbone, settings.data.image_size, request.seed)
+    encoder = build_backbone(backbone, int(metadata.get("image_size", settings.data.image_size)), request.seed)
     state = checkpoint.load_weights(path)
     own = encoder.timm_state()
-    head = [name for name in state if name not in own]
-    _fill(encoder, {name: tensor for name, tensor in state.items() if name in own}, str(path))
+    head = {name: state.pop(name) for name in list(state) if name not in own}
+    _fill(encoder, state, str(path))
+    beside = _result(path.parent)
+    tuned = read_head(encoder, head, tables(settings), metadata, path, beside) if request.head else None
     opened = _finished(encoder, "file", _file_name(path), backbone, request)
-    note = f"{path} was fine-tuned on {settings.data.dataset}; its head ({', '.join(head)}) is left out"
-    return replace(opened, notes=(note, *opened.notes))
+    left_out = f"{path} was fine-tuned on {settings.data.dataset}; its head ({', '.join(head)}) is left out"
+    return replace(opened, tuned=tuned, notes=(*(() if tuned else (left_out,)), *opened.notes))
 
 
 def _parsed(text: str, path: Path) -> dict[str, dict[str, Any]]:
@@ -293,8 +303,9 @@ def _result(folder: Path) -> dict[str, Any]:
     return _read_json(folder / RESULT)
 
 
-def _device_name(folder: Path) -> str | None:
-    return _read_json(folder / RUN).get("device_name")
+def device_beside(weights: Path) -> str | None:
+    """What the run was trained on in whose directory a file lies, where known."""
+    return _read_json(weights.parent / RUN).get("device_name")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

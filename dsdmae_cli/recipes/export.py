@@ -1,4 +1,5 @@
-"""`dsdmae export`: an encoder in the form that other programs read. The model card is written in card.py.
+"""`dsdmae export`: an encoder, or a fine-tuned network with its head, in the form that other programs read. The model
+card is written in card.py.
 
 timm      a folder with model.safetensors and config.json, for timm.create_model("local-dir:PATH")
 hf        the same with a model card, ready to be uploaded to the Hugging Face hub
@@ -23,10 +24,11 @@ from dsdmae_cli import files
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.resident import to_square
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.recipes.card import found_results, model_card
+from dsdmae_cli.recipes.card import found_results, model_card, short_list
+from dsdmae_cli.recipes.classifiers import Tuned, save_classifier, timm_arguments
 from dsdmae_cli.recipes.denoiser import anonymous, load_denoiser, save_denoiser
 from dsdmae_cli.recipes.encoders import EXPORTED, Opened, open_encoder, save_encoder
-from dsdmae_cli.rundir import SETTINGS
+from dsdmae_cli.rundir import CLASSIFIER, SETTINGS
 from dsdmae_cli.settings.models import BackboneSettings
 
 Form = Literal["timm", "hf", "onnx", "denoiser"]
@@ -44,7 +46,7 @@ class Request:
     """What to export and how.
 
     Attributes:
-        subject: what `open_encoder` takes.
+        subject: what `open_encoder` takes; see `head` for a fine-tuned network.
         form: one of FORMS.
         out: the folder (timm, hf) or file (onnx, denoiser) to write.
         image_size: side of the images it shall take; None = as it is.
@@ -52,6 +54,7 @@ class Request:
         force: replace what is there.
         licence: of the weights, a Hugging Face identifier; None = not stated.
         results: result.json files of probes and fine-tuning for the model card.
+        head: keep the head of a fine-tuned network.
     """
 
     subject: str
@@ -62,22 +65,28 @@ class Request:
     force: bool = False
     licence: str | None = None
     results: tuple[Path, ...] = ()
+    head: bool = True
 
 
 def export(request: Request) -> dict[str, Any]:
-    """Write an encoder in another form; what was written and how it is loaded, as --json prints it.
+    """Write a network in another form; what was written and how it is loaded, as --json prints it.
 
     Raises:
-        SettingsError: the path is taken, or the form and the encoder do not go together.
+        SettingsError: the path is taken, or the form and the network do not go together.
         CheckpointError, PluginError: see open_encoder.
         RunFailed: it cannot be written, or ONNX computes something else than torch.
     """
     _check_free(request)
     if request.form == "denoiser":
         return _export_denoiser(request)
-    opened = open_encoder(request.subject, None, backbone=request.backbone, image_size=request.image_size, seed=0)
-    encoder = opened.encoder.eval().requires_grad_(False)
-    said = _export_onnx(encoder, request.out) if request.form == "onnx" else _export_folder(opened, request)
+    opened = open_encoder(
+        request.subject, None, backbone=request.backbone, image_size=request.image_size, seed=0, head=request.head
+    )
+    encoder, tuned = opened.encoder, opened.tuned
+    (tuned.network if tuned else encoder).eval().requires_grad_(False)
+    said = _export_onnx(opened, request.out) if request.form == "onnx" else _export_folder(opened, request)
+    if tuned is not None:
+        said = {"classes": list(tuned.classes), "classifier_sha256": tuned.sha256, **said}
     return {
         "form": request.form,
         "path": str(request.out),
@@ -117,13 +126,17 @@ def _export_folder(opened: Opened, request: Request) -> dict[str, Any]:
             f"timm has no architecture like backbone {opened.backbone.name}, so that --to {request.form} could not be"
             " loaded; use --to onnx"
         )
+    config = timm_config(opened)
     results, notes = found_results(opened, request.subject, request.results)
     card = model_card(opened, results, request.licence, out.resolve().name) if request.form == "hf" else None
     with files.explained(out, _ADVICE):
         out.mkdir(parents=True, exist_ok=True)
-    settings = anonymous(opened.settings) if opened.settings else None
-    save_encoder(encoder, settings, opened.images_seen, out / EXPORTED, _ADVICE)
-    files.write_bytes(out / CONFIG, (json.dumps(timm_config(encoder), indent=2) + "\n").encode(), _ADVICE)
+    if (tuned := opened.tuned) is not None:
+        save_classifier(tuned.network, anonymous(tuned.settings), tuned.classes, out / EXPORTED, _ADVICE)
+    else:
+        settings = anonymous(opened.settings) if opened.settings else None
+        save_encoder(encoder, settings, opened.images_seen, out / EXPORTED, _ADVICE)
+    files.write_bytes(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode(), _ADVICE)
     written = [EXPORTED, CONFIG]
     if card is not None:
         files.write_bytes(out / CARD, card.encode(), _ADVICE)
@@ -142,18 +155,31 @@ def _export_folder(opened: Opened, request: Request) -> dict[str, Any]:
     return said
 
 
-def timm_config(encoder: Backbone) -> dict[str, Any]:
-    """What timm reads from config.json to build the same network and to prepare its images."""
+def timm_config(opened: Opened) -> dict[str, Any]:
+    """What timm reads from config.json to build the same network and to prepare its images.
+
+    Raises:
+        SettingsError: timm's network would give other answers than a fine-tuned one.
+    """
+    encoder, tuned = opened.encoder, opened.tuned
+    arguments = timm_arguments(tuned.network) if tuned else encoder.timm_kwargs
+    if arguments is None:
+        raise SettingsError(
+            f"timm's {encoder.timm_name} pools its features in another way than {opened.name} was fine-tuned with, and"
+            " would give other answers; use --to onnx, or export the encoder alone with --no-head"
+        )
+    num_classes = len(tuned.classes) if tuned else 0
     base = timm.get_pretrained_cfg(encoder.timm_name)
     known = base.to_dict() if base else {}
     side = encoder.image_size
-    own = {key: value for key, value in encoder.timm_kwargs.items() if key not in {"num_classes", "drop_path_rate"}}
+    own = {key: value for key, value in arguments.items() if key not in {"num_classes", "drop_path_rate"}}
     # timm's own default where we did not choose, so that its pooled output is that of the published architecture.
     pool = own.get("global_pool", "avg" if "global_pool" in encoder.timm_kwargs else None)
     return {
         "architecture": encoder.timm_name.partition(".")[0],
-        "num_classes": 0,
+        "num_classes": num_classes,
         "num_features": encoder.width,
+        **({"label_names": list(tuned.classes)} if tuned else {}),
         **({"global_pool": pool} if pool else {}),
         "model_args": own,
         "pretrained_cfg": {
@@ -166,7 +192,7 @@ def timm_config(encoder: Backbone) -> dict[str, Any]:
             "crop_mode": "center",
             "mean": list(encoder.mean),
             "std": list(encoder.std),
-            "num_classes": 0,
+            "num_classes": num_classes,
             "pool_size": list(encoder.grid),
             "first_conv": known.get("first_conv"),
             "classifier": known.get("classifier"),
@@ -191,18 +217,31 @@ class _Outputs(nn.Module):
         return (pooled, tokens) if class_token is None else (pooled, tokens, class_token)
 
 
-def _export_onnx(encoder: Backbone, out: Path) -> dict[str, Any]:
+class _Answers(nn.Module):
+    """The same for a fine-tuned network: one logit a class."""
+
+    def __init__(self, tuned: Tuned) -> None:
+        super().__init__()
+        self.network = tuned.network
+        self.names = ["logits"]
+
+    def forward(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Tensor, ...]:
+        return (self.network(images),)
+
+
+def _export_onnx(opened: Opened, out: Path) -> dict[str, Any]:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch's exporter needs it, and says so at length)
     except ImportError as error:
         raise SettingsError(f"--to onnx needs {error.name}; pip install 'dsdmae[onnx]'") from error
-    module = _Outputs(encoder).eval()
+    encoder, tuned = opened.encoder, opened.tuned
+    module = (_Answers(tuned) if tuned else _Outputs(encoder)).eval()
     photographs = _photographs(encoder.image_size)
     with files.explained(out, _ADVICE):
         out.parent.mkdir(parents=True, exist_ok=True)
     with files.aside(out, _ADVICE) as partial:
-        _write_onnx(module, photographs[:2], partial)
+        _write_onnx(module, photographs[:2], partial, tuned.classes if tuned else ())
         session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
         with torch.no_grad():
             expected = module(photographs)
@@ -222,7 +261,9 @@ def _export_onnx(encoder: Backbone, out: Path) -> dict[str, Any]:
     }
 
 
-def _write_onnx(module: _Outputs, example: Float[Tensor, "2 3 s s"], path: Path) -> None:
+def _write_onnx(
+    module: _Outputs | _Answers, example: Float[Tensor, "2 3 s s"], path: Path, classes: tuple[str, ...]
+) -> None:
     # The size of the batch is the one free dimension: positions belong to a size of images.
     program = torch.onnx.export(
         module,
@@ -234,10 +275,16 @@ def _write_onnx(module: _Outputs, example: Float[Tensor, "2 3 s s"], path: Path)
         verbose=False,
     )
     assert program is not None
-    program.model.doc_string = (
-        f"Encoder of dsdmae. images: RGB, NCHW, {module.encoder.image_size} pixels square, in [-1, 1]."
-        " features: mean of the patch tokens. tokens: patch tokens, row by row."
+    what = (
+        "logits: one a class; their names are in the metadata under `classes`, as JSON."
+        if classes
+        else "features: mean of the patch tokens. tokens: patch tokens, row by row."
     )
+    program.model.doc_string = (
+        f"Made by dsdmae. images: RGB, NCHW, {example.shape[-1]} pixels square, in [-1, 1]. {what}"
+    )
+    if classes:
+        program.model.metadata_props["classes"] = json.dumps(classes)
     program.save(str(path), external_data=False)
 
 
@@ -269,6 +316,10 @@ def _export_denoiser(request: Request) -> dict[str, Any]:
     run = Path(request.subject)
     if not (run / SETTINGS).is_file():
         raise CheckpointError(f"--to denoiser needs a run's directory with its checkpoints, and {run} is none")
+    if (run / CLASSIFIER).is_file():
+        raise CheckpointError(
+            f"--to denoiser needs a run of pre-training, and {run} fine-tuned a classifier; name the run before"
+        )
     if request.image_size is not None:
         raise SettingsError("--to denoiser takes no --image-size: `dsdmae denoise` works on pictures of any size")
     denoiser = load_denoiser(run=run)
@@ -289,6 +340,8 @@ def _export_denoiser(request: Request) -> dict[str, Any]:
 def summary(said: dict[str, Any]) -> str:
     """The lines for people."""
     lines = [f"wrote          {said['path']}: {', '.join(said['files'])}"]
+    if "classes" in said:
+        lines.append(f"classes        {len(said['classes'])}: {short_list(said['classes'])}")
     lines.append(f"images         {said['image_size']}x{said['image_size']} px" + _pixels(said))
     if "max_difference" in said:
         lines.append(

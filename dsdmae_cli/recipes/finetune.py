@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import timm
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, distributed
-from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import open_source
@@ -25,6 +22,7 @@ from dsdmae_cli.evaluation.split import hold_out
 from dsdmae_cli.figures import curves
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.methods.classifier import Classifier
+from dsdmae_cli.recipes.classifiers import load_with, save_classifier
 from dsdmae_cli.recipes.encoders import PIXELS, Opened, open_encoder
 from dsdmae_cli.recipes.judging import Judged, base_result, draw, open_judged
 from dsdmae_cli.recipes.plan import encoder_flops, measure_work
@@ -184,8 +182,9 @@ class Finetuning(TrainingRun):
             self.settings.data,
         )  # fmt: skip
         path = self.run_dir.path / CLASSIFIER
-        save_classifier(self.classifier, self.settings, self.judged.classes, path)
-        return self._result(scores) | {"classifier": str(path), "load_with": load_with(self.classifier, path)}
+        network = self.classifier.judged()
+        save_classifier(network, tables(self.settings), self.judged.classes, path)
+        return self._result(scores) | {"classifier": str(path), "load_with": load_with(network, path)}
 
     def _result(self, scores: Scores) -> dict[str, Any]:
         images_seen = self.trainer.step * self.settings.train.batch_size
@@ -231,55 +230,6 @@ class Finetuning(TrainingRun):
             f" {self.train_images} images with {with_}; {f.pool}-pooled tokens; {judged} is judged, once, on the test"
             " images"
         )
-
-
-def save_classifier(method: Classifier, settings: FinetuneSettings, classes: tuple[str, ...], path: Path) -> None:
-    """Write the judged network under timm's parameter names, with its classes and settings."""
-    network = method.judged()
-    encoder = network.backbone
-    metadata = {
-        "timm_name": encoder.timm_name,
-        "timm_kwargs": json.dumps({**encoder.timm_kwargs, "num_classes": method.num_classes}),
-        "classes": json.dumps(classes),
-        "settings": json.dumps(tables(settings)),
-        "image_size": str(encoder.image_size),
-        "mean": json.dumps(encoder.mean),
-        "std": json.dumps(encoder.std),
-    }
-    checkpoint.save_weights(path, _classifier_state(network.backbone, network.head), metadata)
-
-
-def _classifier_state(encoder: Backbone, head: torch.nn.Linear) -> dict[str, Tensor]:
-    config = timm.get_pretrained_cfg(encoder.timm_name, allow_unregistered=True) if encoder.timm_name else None
-    name = config.classifier if config is not None and isinstance(config.classifier, str) else "head"
-    return {**encoder.timm_state(), f"{name}.weight": head.weight, f"{name}.bias": head.bias}
-
-
-@torch.no_grad()
-def load_with(method: Classifier, path: Path) -> str | None:
-    """The Python expression by which timm loads the file, if timm's network then gives the same answers.
-
-    It does where timm pools as we do: plain transformers. Others put a norm between pooling and classifier.
-    """
-    network = method.judged()
-    encoder = network.backbone
-    arguments = {**encoder.timm_kwargs, "num_classes": method.num_classes}
-    if network.pool == "cls":
-        arguments["global_pool"] = "token"
-    size = encoder.image_size
-    images = torch.linspace(-1, 1, 2 * 3 * size * size).reshape(2, 3, size, size)
-    try:
-        theirs = timm.create_model(encoder.timm_name, **arguments, checkpoint_path=str(path)).eval()
-        answers = theirs(images)
-    except (RuntimeError, TypeError, ValueError, KeyError):
-        return None
-    was_training, device = network.training, network.head.weight.device
-    own = network.eval().cpu()(images)
-    network.to(device).train(was_training)
-    if encoder.mean != (0.5, 0.5, 0.5) or not torch.allclose(own, answers, atol=1e-4):
-        return None
-    words = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return f"timm.create_model({encoder.timm_name!r}, {words}, checkpoint_path={str(path)!r})"
 
 
 def summary(result: dict[str, Any]) -> str:

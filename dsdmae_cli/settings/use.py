@@ -26,6 +26,16 @@ class UseSettings(BaseModel):
 USE = Schema(UseSettings, {flag: FLAGS[flag] for flag in ("--dataset", "--data-dir", "--strict-data", "--backbone")})
 
 
+# A whole recipe in the environment would name another dataset and backbone than those of the run in hand.
+_ABOUT_TRAINING = ("DSDMAE_CONFIG", "DSDMAE_PRESET")
+
+
+def passed_over() -> list[str]:
+    """A remark on each variable that is set and does not count here."""
+    there = [name for name in _ABOUT_TRAINING if os.environ.get(name)]
+    return [f"{name}={os.environ[name]} is about training and does not count here" for name in there]
+
+
 def given(
     flags: dict[str, Any], assignments: list[str] | None, data_below: tuple[Values, str] | None = None
 ) -> tuple[DataSettings | None, BackboneSettings | None]:
@@ -39,8 +49,7 @@ def given(
     Raises:
         SettingsError, PluginError: as in settings.load.compose.
     """
-    # A configuration file or preset in the environment is about training.
-    environ = {k: v for k, v in os.environ.items() if k not in {"DSDMAE_CONFIG", "DSDMAE_PRESET"}}
+    environ = {k: v for k, v in os.environ.items() if k not in _ABOUT_TRAINING}
     loaded: Loaded[UseSettings] = compose(USE, flags=flags, assignments=assignments, environ=environ, base=data_below)
     said = {dotted.partition(".")[0] for dotted, source in loaded.sources.items() if source != "default"}
     data = loaded.settings.data if "data" in said else None
