@@ -57,6 +57,14 @@ def table(folder: Path) -> list[dict[str, str]]:
         ((*SWEEP, "--workers", "2", "--parallel"), "give one"),
         ((*SWEEP, "--workers", "500", "--device", "cpu"), "would slow each other down"),
         ((*SWEEP, "--seeds", "0"), "--seeds"),
+        ((*SWEEP, "--equal", "flops"), "it takes epochs, compute"),
+        (("--sweep", "train.epochs", "2,3", "--equal", "compute"), "and so does --sweep train.epochs; leave one out"),
+        (("--sweep", "method", "dsdmae,nosuch", "--equal", "compute"), "'nosuch' is not installed"),
+        ((*SWEEP, "--set", "train.knn_every=none"), "--metric knn needs train.knn_every"),
+        (
+            (*SWEEP, "--set", "train.knn_every=none", "--metric", "linear", "--prune"),
+            "--prune goes by the k-NN accuracy",
+        ),
         ((*SWEEP, "--epochs", "x"), "--epochs"),
         ((*SWEEP, "--storage", "nonsense://"), "cannot open the study in nonsense://"),
         (("--sweep", "backbone.embed_dim", "30,32"), "trial backbone.embed_dim 30"),
@@ -92,9 +100,35 @@ def test_dry_run_prices_every_trial_and_writes_nothing(tmp_path: Path, capfd: py
     assert all(t["seconds"] > 0 and t["gflop"] > 0 and t["steps"] == 350 for t in plan["trials"])
     assert plan["total"]["gflop"] == pytest.approx(sum(t["gflop"] for t in plan["trials"]))
     code, out, _ = cli(capfd, *given)
-    assert len(out.splitlines()) == 5
+    assert len(out.splitlines()) == 6
     assert "total: 4 runs to do" in out
+    assert "not included: starting the processes" in out
     assert not (tmp_path / "study").exists()
+
+
+def test_equal_compute_gives_each_trial_its_epochs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    swept = ("--sweep", "method.decoder_depth", "1,2,8", "--equal", "compute", "--dry-run")
+    given = [t for t in assignments("digits", "train.epochs=6") if "decoder_depth" not in t and "knn_every" not in t]
+    code, out, err = cli(capfd, "ablate", *words(given), *swept, "--json", "--out", tmp_path / "study")
+    assert code == 0, err
+    one, two, eight = json.loads(out)["trials"]
+    # The budget is the base's: a decoder of four blocks, as DSdMAE has it, for six epochs.
+    assert one["epochs"] > two["epochs"] > 6 > eight["epochs"]
+    for trial in (one, two, eight):
+        budget = trial["gflop"] / trial["gflop_to_budget"]
+        per_epoch = trial["gflop"] / trial["epochs"]
+        assert abs(trial["gflop"] - budget) <= 0.501 * per_epoch
+        assert trial["steps"] == 175 * trial["epochs"]
+
+
+def test_a_setting_that_is_too_large_for_equal_compute_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    given = [t for t in assignments("digits", "train.epochs=1") if "decoder_depth" not in t and "knn_every" not in t]
+    swept = ("--sweep", "method.decoder_depth", "1,24", "--equal", "compute", "--dry-run")
+    code, out, err = cli(capfd, "ablate", *words(given), *swept)
+    assert code == 0
+    assert "warning: method.decoder_depth 24: one epoch takes" in err
+    assert "decoder_depth 1: one epoch" not in err
+    assert "of the budget" in out
 
 
 def test_help_shows_the_option_of_two_words(capfd: pytest.CaptureFixture[str]) -> None:
@@ -180,6 +214,69 @@ def test_a_sweep_killed_in_the_middle_ends_with_the_same_table(
         assert [row["state"] for row in table(tmp_path / "cut")] == ["done", "stopped"]
     assert cli(capfd, *command("cut"))[0] == 0
     assert table(tmp_path / "cut") == table(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_methods_at_equal_compute_and_a_grid_that_grows(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    given = [t for t in assignments(images, "train.knn_every=1", "train.epochs=4") if not t.startswith("method.")]
+
+    def run(methods: str, *more: str) -> tuple[int, str, str]:
+        swept = ("--sweep", "method", methods, "--equal", "compute", "--out", str(out), "--json", *more)
+        return cli(capfd, "ablate", *words(given), *swept)
+
+    code, printed, err = run("dsdmae,mae")
+    assert code == 0, err
+    before = {s["settings"]["method"]: s for s in json.loads(printed)["settings"]}
+    assert before["dsdmae"]["epochs"] == 4
+    assert before["mae"]["epochs"] > 4
+    for setting in before.values():
+        result = json.loads((out / "trials" / f"method-{setting['settings']['method']}-seed-0/result.json").read_text())
+        assert result["epochs"] == setting["epochs"]
+        assert abs(setting["gflop_to_budget"] - 1) <= 0.5 / setting["epochs"]
+    page = (out / "report.html").read_text()
+    assert "of the budget" in page
+    assert "untrained" in page
+
+    code, _, err = run("dsdmae,mae", "--equal", "epochs")
+    assert code == 2
+    assert "--equal compute, and this command says epochs" in one_line(err)
+    code, printed, err = run("mae,maskfeat,dsdmae")
+    assert code == 0, err
+    after = {s["settings"]["method"]: s for s in json.loads(printed)["settings"]}
+    assert list(after) == ["mae", "maskfeat", "dsdmae"]
+    assert {name: after[name] for name in before} == before  # those were not run again
+    code, _, err = run("dsdmae,mae")
+    assert code == 2
+    assert "say these values too" in one_line(err)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hopeless_trial_is_stopped_early_and_named(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    # Four runs that learn, and one at a rate that destroys the network at once. By the loss: k-NN on twenty images is
+    # too coarse to tell them apart on every machine.
+    swept = ("--sweep", "lr", "1e-3,2e-3,3e-3,4e-3,0.3", "--metric", "loss", "--prune")
+    command = tiny(images, *swept, "--workers", "1", "--set", "train.epochs=16")
+    code, printed, err = cli(capfd, *command, "--out", str(out))
+    assert code == 0, err
+    *good, hopeless = table(out)
+    assert [row["state"] for row in good] == ["done"] * 4
+    assert hopeless["state"] == "pruned"
+    assert hopeless["value"] == ""
+    assert 30 <= 100 * int(hopeless["steps"]) / int(good[0]["steps"]) < 100
+    assert not (out / "trials" / hopeless["run"] / "result.json").exists()
+    for text in (printed, (out / "report.md").read_text(), (out / "report.html").read_text()):
+        assert "1 pruned at " in text
+    code, again, err = cli(capfd, *command, "--out", str(out), "--json")
+    assert code == 0, err
+    assert json.loads(again)["complete"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import math
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ from scipy import stats
 from dsdmae_cli.recipes.ablate import report
 from dsdmae_cli.recipes.ablate.definition import METRICS, Definition
 from dsdmae_cli.recipes.ablate.paper import PAPERS, paper_dataset
+from dsdmae_cli.recipes.ablate.remaining import time_left
 from dsdmae_cli.recipes.ablate.results import Results
 from dsdmae_cli.recipes.ablate.statistics import contrast, summarise
 from dsdmae_cli.recipes.ablate.study import Row
+from dsdmae_cli.recipes.ablate.trial import Job, Slot
 from dsdmae_cli.settings.sweep import Base, grid, parse_axes
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
@@ -58,6 +63,9 @@ def test_contrast_pairs_by_seed_and_knows_when_nothing_can_be_said() -> None:
     assert contrast({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6}, True).larger_than_noise is False
 
 
+FACTS: dict[str, Any] = {"seconds": 61.0, "gflop": 2e6, "run": "x", "epochs": 12, "budget_gflop": None}
+
+
 def made(
     sweeps: list[tuple[str, str]], *, seeds: int = 3, dataset: str = "digits", metric: str = "knn", **more: Any
 ) -> Results:
@@ -67,7 +75,7 @@ def made(
     definition = Definition(base, axes, METRICS[metric], seeds=seeds, **more)
     noise = np.random.default_rng(0).normal(0, 0.004, (len(grid(axes)), seeds))
     rows = [
-        Row(0, point, seed, "done", 0.5 + i / 100 + noise[i, seed], {"seconds": 61.0, "gflop": 2e6, "run": "x"})
+        Row(0, point, seed, "done", 0.5 + i / 100 + noise[i, seed], FACTS | {"knn_untrained": 0.3 + seed / 100})
         for i, point in enumerate(grid(axes))
         for seed in range(seeds)
     ]
@@ -98,6 +106,76 @@ def test_everything_is_written_and_agrees(tmp_path: Path) -> None:
     assert study["failed"] == 1
     with Image.open(tmp_path / "figures" / "ablation.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_equal_compute_shows_what_each_run_takes(tmp_path: Path) -> None:
+    results = made([("method", "dsdmae,mae,mocov3")], equal="compute")
+    for row in results.rows:
+        epochs, gflop = {"dsdmae": (10, 2e6), "mae": (14, 1.9e6), "mocov3": (1, 4e6)}[row.point["method"]]
+        row.facts = row.facts | {"epochs": epochs, "gflop": gflop, "budget_gflop": 2e6}
+    report.write(results, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| each run, % | epochs | work | of the budget | time |" in text
+    assert "| 14 | 1.9 PFLOP | 0.95 | 1 min 01 s |" in text
+    assert "it is 0.95 to 2.00 of that. Not at equal compute, since a single epoch takes more: method mocov3." in text
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert study["equal"] == "compute"
+    assert [s["gflop_to_budget"] for s in study["settings"]] == [1.0, 0.95, 2.0]
+    assert "epochs" not in report.summary(made([("method", "dsdmae,mae")]), tmp_path).splitlines()[0]
+
+
+def test_the_untrained_network_is_the_baseline(tmp_path: Path) -> None:
+    results = made([("mask-ratio", "0.5,0.7")])
+    report.write(results, tmp_path)
+    assert "| untrained | 31.00% ± 2.48 (3 runs) |" in (tmp_path / "report.md").read_text()
+    assert "untrained network" in (tmp_path / "figures" / "ablation.svg").read_text()
+    # Networks of different shape have no common baseline.
+    for row in results.rows:
+        row.facts = row.facts | {"knn_untrained": 0.4 if row.point["mask-ratio"] == "0.5" else 0.2}
+    results = Results(results.definition, results.rows, "/study", "")
+    report.write(results, tmp_path)
+    assert "| untrained | 20.00% to 40.00%, by setting |" in (tmp_path / "report.md").read_text()
+    assert "untrained" not in report.summary(made([("mask-ratio", "0.5,0.7")], metric="linear"), Path("/study"))
+
+
+def test_time_left_has_probes_in_it_once_one_has_shown_its_length(tmp_path: Path) -> None:
+    done = Row(0, {"lambda": "0.2"}, 0, "done", 0.5, {"seconds": 100.0, "gflop": 10.0})
+    rows = [done, Row(1, {"lambda": "0.4"}, 0, "running"), Row(2, {"lambda": "0.6"}, 0, "waiting")]
+
+    def left(*jobs: tuple[Row, Job], judges: bool = True) -> str:
+        return time_left(rows, list(jobs), lambda point: 10.0 if point["lambda"] != "0.6" else 20.0, judges)
+
+    assert left(judges=False) == "5 min 00 s left"
+    assert left() == "5 min 00 s left of pre-training"
+    done.facts = done.facts | {"judged_seconds": 30.0}
+    assert left() == "6 min 00 s left"
+    # A run that is resumed at 40% says nothing of the speed before it has done some more.
+    loaded = Base().load()
+    job = Job(tmp_path, "a", loaded, METRICS["linear"], (), Slot("worker 1", {}), steps=100)
+    job.run.mkdir()
+    metrics = job.run / "metrics.jsonl"
+    metrics.write_text('{"step": 40, "loss": 1.0}\n')
+    job.news()
+    assert (job.share, job.share_here) == (0.4, 0.0)
+    with metrics.open("a") as file:
+        file.write('{"step": 60, "loss": 0.9}\n')
+    job.news()
+    assert (job.share, round(job.share_here, 9)) == (0.6, 0.2)
+    assert [row.state for row in rows].count("running") == 1
+    job.began -= 60  # 20% in 60 s: three times as slow as the first
+    # 24 GFLOP left at (100 + 60) s for (10 + 2) GFLOP, and two probes.
+    with subprocess.Popen([sys.executable, "-c", ""]) as job._child:
+        assert left((rows[1], job)) == "6 min 20 s left"
+
+
+def test_settings_that_are_one_are_named() -> None:
+    results = made([("mask-ratio", "0.5,0.85,0.9")])
+    for row in results.rows:
+        row.facts["loss"] = 0.1 if row.point["mask-ratio"] == "0.5" else 0.2
+    same = [replace(row, value=0.5) if row.point["mask-ratio"] != "0.5" else row for row in results.rows]
+    [said] = [text for text in replace(results, rows=same).caveats() if "one setting" in text]
+    assert said.startswith("mask-ratio 0.85 and mask-ratio 0.9 gave the same runs")
+    assert not any("one setting" in text for text in results.caveats())
 
 
 def test_one_seed_allows_no_judgement() -> None:

@@ -161,6 +161,12 @@ def test_a_living_process_keeps_its_trial(storage: Path | str) -> None:
     ("other", "said"),
     [
         (definition(("mask-ratio", "0.5,0.9")), "--sweep mask-ratio 0.75,0.9"),
+        (definition(("mask-ratio", "0.9")), "say these values too, or choose another --out"),
+        (
+            definition(("mask-ratio", "0.75,0.9"), ("lambda", "0.2,0.6")),
+            "and this command says mask-ratio 0.75,0.9 and",
+        ),
+        (definition(equal="compute"), "--equal epochs, and this command says compute"),
         (Definition(Base(), definition().axes, METRICS["loss"]), "--metric knn"),
         (Definition(Base(flags={"train.epochs": "3"}), definition().axes, METRICS["knn"]), "train.epochs"),
     ],
@@ -170,6 +176,43 @@ def test_another_study_in_the_same_place_is_refused(tmp_path: Path, other: Defin
     with pytest.raises(SettingsError, match="choose another --out") as error:
         Study(other, tmp_path / "j")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "first", "then", "new"),
+    [
+        ("method", "dsdmae,mae", "mae,sdae,dsdmae", ["sdae"]),
+        ("mask-ratio", "0.75..0.95:0.1", "0.65..0.95:0.1", ["0.65"]),
+        ("noise-std", "1,2", "1,2,[0.5,1]", ["[0.5,1]"]),
+    ],
+)
+def test_a_grid_may_grow(key: str, first: str, then: str, new: list[str], tmp_path: Path) -> None:
+    work_off(Study(definition((key, first)), tmp_path / "j"), lambda row: 0.5)
+    grown = Study(definition((key, then)), tmp_path / "j")
+    assert [row.point[key] for row in work_off(grown, lambda row: 0.5)] == new
+    with pytest.raises(SettingsError, match="say these values too"):
+        Study(definition((key, first)), tmp_path / "j")
+
+
+def test_a_worker_takes_and_reports_what_a_later_one_brought(tmp_path: Path) -> None:
+    early = Study(definition(("method", "dsdmae,mae")), tmp_path / "j")
+    early.top_up()
+    late = Study(definition(("method", "mae,dsdmae,sdae")), tmp_path / "j")
+    late.top_up()
+    assert {row.point["method"] for row in work_off(early, lambda row: 0.5)} == {"dsdmae", "mae", "sdae"}
+    assert work_off(late, lambda row: 0.5) == []
+    assert early.definition.axes[0].values == ("mae", "dsdmae", "sdae")
+
+
+def test_a_study_from_before_grids_could_grow_does(tmp_path: Path) -> None:
+    """Optuna was told the words of a grid then, and allows no others beside them."""
+    from optuna.distributions import CategoricalDistribution
+
+    old = Study(definition(("method", "dsdmae,mae")), tmp_path / "j")
+    old._distributions = lambda: {"method": CategoricalDistribution(("dsdmae", "mae"))}  # type: ignore[method-assign]
+    assert len(work_off(old, lambda row: 0.5)) == 2
+    grown = Study(definition(("method", "dsdmae,mae,sdae")), tmp_path / "j")
+    assert [row.point["method"] for row in work_off(grown, lambda row: 0.5)] == ["sdae"]
 
 
 def test_the_device_may_differ_between_machines(tmp_path: Path) -> None:
@@ -219,12 +262,12 @@ def test_hopeless_trials_are_pruned_and_only_if_asked(tmp_path: Path) -> None:
         for _ in range(4):
             row = study.claim()
             assert row is not None
-            assert not any(study.report(row, percent, 0.8) for percent in (10, 50, 100))
+            assert not any(study.report(row, share, 0.8) for share in (0.1, 0.48, 1))
             study.finish(row, 0.8, {})
         last = study.claim()
         assert last is not None
-        assert not study.report(last, 10, 0.1)  # early on every run looks bad
-        assert study.report(last, 50, 0.1) is prune
+        assert not study.report(last, 0.1, 0.1)  # early on every run looks bad
+        assert study.report(last, 0.52, 0.1) is prune  # compared at half of the run, though not at the same step
 
 
 def test_names_of_trials_are_safe_and_different() -> None:

@@ -102,6 +102,14 @@ def test_what_two_places_set_is_refused() -> None:
         parse_axes([("lambda", "0.2,0.4")], Base(assignments=("method.lambda=0.3",)))
 
 
+def test_what_makes_a_trial_stands_above_what_all_share() -> None:
+    base = Base(assignments=("train.seed=5", "train.epochs=7"))
+    axes = parse_axes([("lambda", "0.2,0.4")], base)
+    loaded = base.load(axes, {"lambda": "0.2"}, seed=6, epochs=9)
+    assert (loaded.settings.train.seed, loaded.settings.train.epochs) == (6, 9)
+    assert loaded.sources["train.epochs"] == "--equal compute"
+
+
 def test_a_grid_that_is_too_large_is_refused() -> None:
     with pytest.raises(DsdmaeError, match=f"at most {MOST_TRIALS}"):
         parse_axes([("lambda", "0..1/100"), ("mask-ratio", "0.1..0.9/100")], BASE)
@@ -121,6 +129,22 @@ def test_another_method_brings_its_own_settings() -> None:
     axes = parse_axes([("method", "dsdmae,mae")], BASE)
     both = validate(axes, grid(axes), BASE)
     assert [getattr(s.method, "mask_ratio") for s in both] == [0.9, 0.75]  # noqa: B009
+
+
+def test_what_is_said_of_swept_plugins_holds_for_those_that_have_it() -> None:
+    pairs = [("method", "dsdmae,mae,mocov3")]
+    said = ("method.regressor_depth=3", "method.decoder_depth=2", "method.hidden_dim=64")
+    base = Base(flags={"method.mask_ratio": "0.8"}, assignments=said).sweeping(pairs)
+    axes = parse_axes(pairs, base)
+    validate(axes, grid(axes), base)
+    dsdmae, mae, mocov3 = (base.load(axes, point, 0).settings.method.model_dump() for point in grid(axes))
+    assert (dsdmae["mask_ratio"], dsdmae["decoder_depth"], dsdmae["regressor_depth"]) == (0.8, 2, 3)
+    assert (mae["mask_ratio"], mae["decoder_depth"]) == (0.8, 2)
+    assert mocov3["hidden_dim"] == 64
+    with pytest.raises(DsdmaeError, match=r"unknown setting method\.hiden_dim"):
+        Base(assignments=("method.hiden_dim=64",)).sweeping(pairs).load(axes, {"method": "mocov3"}, 0)
+    with pytest.raises(DsdmaeError, match=r"unknown setting method\.hidden_dim"):  # no method of this sweep has it
+        Base(assignments=said).sweeping([("mask-ratio", "0.5,0.6")]).load()
 
 
 def test_grid_is_every_combination_in_order() -> None:

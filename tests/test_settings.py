@@ -18,7 +18,16 @@ from dsdmae_cli import plugins
 from dsdmae_cli.errors import DsdmaeError, PluginError, SettingsError
 from dsdmae_cli.settings.describe import tables, to_toml
 from dsdmae_cli.settings.flags import FLAGS
-from dsdmae_cli.settings.load import SECTIONS, Loaded, from_tables, load, parse_word, preset_names, resolve
+from dsdmae_cli.settings.load import (
+    SECTIONS,
+    Loaded,
+    from_tables,
+    load,
+    parse_word,
+    preset_names,
+    resolve,
+    resolve_data,
+)
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, OptimSettings, Settings
 
 PAPER = ("cifar10-vit-tiny", "cifar10-vit-small", "cifar100-vit-tiny", "cifar100-vit-small", "stl10-vit-small",
@@ -365,7 +374,7 @@ def test_a_range_runs_from_low_to_high(assignment: str, advice: str) -> None:
         ("backbone.name=vit-tyni", "did you mean vit-tiny?"),
         ("backbone.name=timm:", "timm:NAME"),
         ("method.name=dsdmea", "did you mean dsdmae?"),
-        ("method.name=ÿ☃", "there is dsdmae, mae"),
+        ("method.name=ÿ☃", "there is beit, cae, dsdmae, mae"),
     ],
 )
 def test_a_plugin_that_is_not_there_is_named_with_its_key_and_source(assignment: str, hint: str) -> None:
@@ -664,16 +673,35 @@ def test_warm_up_is_the_papers_share_of_the_run(epochs: int, warmup: float) -> N
     assert resolved(f"train.epochs={epochs}").optim.warmup_epochs == pytest.approx(warmup)
 
 
-def test_augmentation_is_the_datasets() -> None:
-    def augment(*assignments: str) -> tuple[object, ...]:
-        data = resolved(*assignments).data
-        return data.crop_scale, data.flip, data.shift
+def augment(*assignments: str) -> tuple[object, ...]:
+    data = resolved(*assignments).data
+    return data.crop_scale, data.flip, data.shift
 
+
+def test_augmentation_is_the_datasets() -> None:
     assert augment() == (None, False, 1)
     assert augment("data.dataset=cifar10") == ((0.2, 1.0), True, 0)
     plain = ("data.crop_scale=none", "data.flip=false", "data.shift=2")
     assert augment("data.dataset=cifar10", *plain) == (None, False, 2)
     assert augment("data.crop_scale=0.5,1", "data.flip=true", "data.shift=0") == ((0.5, 1.0), True, 0)
+
+
+def test_a_method_has_crops_of_its_own_where_the_dataset_has_any() -> None:
+    moco = "method.name=mocov3"
+    assert augment("data.dataset=cifar10", moco) == ((0.08, 1.0), True, 0)
+    assert augment("data.dataset=cifar10", "method.name=msa") == ((0.2, 1.0), True, 0)
+    assert augment("data.dataset=cifar10", moco, "data.crop_scale=[0.5, 1]") == ((0.5, 1.0), True, 0)
+    assert augment("data.dataset=cifar10", moco, "data.crop_scale=none") == (None, True, 0)
+    # Digits are never cropped unless somebody says so.
+    assert augment(moco) == (None, False, 1)
+    assert augment(moco, "data.crop_scale=[0.4, 1]") == ((0.4, 1.0), False, 1)
+
+
+def test_without_a_method_augmentation_is_the_datasets() -> None:
+    """A probe or fine-tuning learns by no method, whatever pre-trained the network."""
+    asked = loaded("data.dataset=cifar10", "method.name=mocov3").settings
+    assert resolve_data(asked.data).crop_scale == (0.2, 1.0)
+    assert resolve_data(asked.data, asked.method).crop_scale == (0.08, 1.0)
 
 
 @pytest.mark.parametrize(("epochs", "every"), [(500, 50), (100, 10), (5, 1), (1, 1)])
@@ -723,13 +751,15 @@ def test_rules_between_settings_have_an_allowed_side() -> None:
 
 FAMILY = [
     f"{method}-{scale}"
-    for method in ("maskfeat", "mocov3", "msa", "sdae", "tscae")
+    for method in ("beit", "cae", "maskfeat", "mocov3", "msa", "sdae", "tscae")
     for scale in ("cifar10-vit-small", "cifar10-vit-tiny", "imagenet-vit-base", "stl10-vit-small")
 ]
 
 
 def test_the_presets_are_the_papers_the_familys_and_our_own() -> None:
-    assert preset_names() == sorted([*PAPER, *FAMILY, "quick", "quick-ablate", "denoiser"])
+    assert preset_names() == sorted(
+        [*PAPER, *FAMILY, "quick", "quick-ablate", "denoiser", "tokenizer", "tokenizer-quick"]
+    )
 
 
 @pytest.mark.parametrize("preset", PAPER)
@@ -773,8 +803,8 @@ def test_a_preset_names_its_plugins(preset: str) -> None:
     # Else another default would change what a preset means.
     found = loaded(preset=preset)
     for kind, key in (("dataset", "data.dataset"), ("backbone", "backbone.name"), ("method", "method.name")):
-        if (preset, kind) == ("denoiser", "dataset"):
-            continue  # photographs are your own
+        if kind == "dataset" and preset in ("denoiser", "tokenizer"):
+            continue  # the images are your own
         assert found.sources[key] == f"preset {preset}"
         section, _, name = key.partition(".")
         value = getattr(getattr(found.settings, section), name)

@@ -17,6 +17,7 @@ _STUDY = "Study"
 _PAPERS = ("fig3", "fig4", "table3")
 _METRICS = ("knn", "linear", "finetune", "loss")
 _SEARCHES = ("grid", "tpe", "random")
+_EQUALS = ("epochs", "compute")
 _KEYS = [flag.split("/")[0].removeprefix("--") for flag in FLAGS if flag != "--seed"] + ["heads"]
 
 
@@ -115,6 +116,12 @@ Seeds = Annotated[
     int | None,
     _option("--seeds", metavar="N", min=1, help="Runs of each setting, for error bars. Default 1; 3 with --paper"),
 ]
+Equal = Annotated[
+    str,
+    _option("--equal", metavar="NAME", autocompletion=lambda: list(_EQUALS),
+            help="What trials have the same of: epochs (default), or compute: each gets the epochs whose work comes"
+            " nearest to that of the settings they share, without what is swept"),
+]  # fmt: skip
 Search = Annotated[
     str,
     _option("--search", metavar="NAME", autocompletion=lambda: list(_SEARCHES),
@@ -144,6 +151,7 @@ def command(
     metric: MetricName = None,
     metric_options: MetricOptions = None,
     seeds: Seeds = None,
+    equal: Equal = "epochs",
     search: Search = "grid",
     trials: Trials = None,
     prune: Prune = False,
@@ -189,6 +197,7 @@ def command(
             " table3)" + ("" if sweep is None else "; got both, leave one out")
         )
     _one_of("--search", search, _SEARCHES)
+    _one_of("--equal", equal, _EQUALS)
     if (search == "grid") != (trials is None):
         wrong = "--trials is for --search tpe or random; a grid runs all its values" if trials else None
         raise SettingsError(wrong or f"--search {search} needs --trials N: how many settings to draw")
@@ -200,12 +209,15 @@ def command(
         raise SettingsError("--workers N and --parallel both say how many trials run at a time; give one")
 
     definition = _definition(given)
-    from dsdmae_cli.recipes.ablate.recipe import ablate
-    from dsdmae_cli.recipes.ablate.recipe import dry_run as planned
-    from dsdmae_cli.report import print_result
+    from dsdmae_cli.recipes.ablate.dry_run import dry_run as planned
+    from dsdmae_cli.recipes.ablate.recipe import ablate, study_folder
+    from dsdmae_cli.report import Report, print_result
 
     if dry_run:
-        plan, text = planned(definition, out=out, workers=workers, parallel=parallel)
+        folder = study_folder(definition, out)
+        plan, text, warnings = planned(definition, folder, workers=workers, parallel=parallel)
+        for warning in warnings:
+            Report().warn(warning)
         print_result(plan, as_json=json, text=text)
         return
     result, text = ablate(
@@ -249,11 +261,26 @@ def _definition(given: dict[str, Any]) -> Any:
     base = Base(given["preset"], given["config"], o.by_setting(PRETRAIN, given), tuple(given["set_"] or ()))
     pairs = [figure.sweep] if figure else [_pair(text) for text in given["sweep"]]
     seeds = given["seeds"] or (figure.seeds if figure else 1)
+    base = base.sweeping(pairs)
+    axes = parse_axes(pairs, base)
+    swept = next((axis.key for axis in axes if axis.dotted == "train.epochs"), None)
+    if swept and given["equal"] == "compute":
+        raise SettingsError(f"--equal compute gives every trial its epochs, and so does --sweep {swept}; leave one out")
+    if base.load().settings.train.knn_every is None:
+        if name == "knn":
+            raise SettingsError(
+                "--metric knn needs train.knn_every, which is none; leave it out, or choose another metric"
+            )
+        if given["prune"] and name != "loss":
+            raise SettingsError(
+                "--prune goes by the k-NN accuracy on the way, and train.knn_every is none; leave one out"
+            )
     return Definition(
         base=base,
-        axes=parse_axes(pairs, base),
+        axes=axes,
         metric=metric,
         seeds=seeds,
+        equal=given["equal"],
         search=given["search"],
         trials=given["trials"],
         prune=given["prune"],

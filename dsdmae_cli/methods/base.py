@@ -58,10 +58,13 @@ class Method(nn.Module):
     Attributes:
         num_views: how many augmented views of each image a batch holds, each a crop of its own; with more than one,
             images are [b, v, 3, s, s].
+        learns_features: the encoder's features, averaged over an image, are what it is for: their collapse is worth a
+            warning.
         whole_batch: the losses compare the images of a batch, so that the engine must not cut it into micro-batches.
     """
 
     num_views: int = 1
+    learns_features: bool = True
     whole_batch: bool = False
 
     def corrupt(self, images: Float[Tensor, "b *v c h w"], generator: Generator) -> Corruption:

@@ -17,6 +17,7 @@ class ImageTokenizer(Method):
     """
 
     num_codes: int
+    learns_features = False  # but what patches look like
 
     def tokenize(self, images: Float[Tensor, "b 3 s s"]) -> Int64[Tensor, "b t"]:
         """The word of each patch, row by row, from 0 to num_codes - 1."""

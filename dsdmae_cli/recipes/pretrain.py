@@ -203,7 +203,7 @@ class Pretraining(TrainingRun):
         self.log({**record, **self._measured(watched), **spread})
         before = next((Spread(spread=r["spread"], rank=r["rank"]) for r in self.run_dir.metrics() if "rank" in r), None)
         warning = collapse_warning(spread, before)
-        if warning is not None:
+        if warning is not None and self.method.learns_features:
             self.report.warn(f"epoch {record['epoch']:.4g}: {warning}")
 
     @torch.no_grad()

@@ -15,14 +15,14 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.errors import DsdmaeError, SettingsError, nearest
+from dsdmae_cli.errors import DsdmaeError, PluginError, SettingsError, nearest
 from dsdmae_cli.settings.describe import admits, key_of
-from dsdmae_cli.settings.load import PRETRAIN, SECTIONS, Loaded, Schema, compose, resolve
+from dsdmae_cli.settings.load import NAMED, PRETRAIN, SECTIONS, Loaded, Schema, compose, resolve, section_class
 from dsdmae_cli.settings.models import Settings
 
 MOST_TRIALS = 1000
@@ -82,40 +82,110 @@ class Axis:
 
 @dataclass(frozen=True)
 class Base:
-    """What all trials of a sweep share: where settings come from, as the person gave them."""
+    """What all trials of a sweep share: where settings come from, as the person gave them.
+
+    Attributes:
+        plugins: names of the plugins that a sweep goes through, by section. What a flag or --set says of such a section
+            holds for those plugins that have the setting: method.decoder_depth for MAE, not for MoCo v3.
+    """
 
     preset: str | None = None
     config: Path | None = None
     flags: Mapping[str, Any] | None = None
     assignments: tuple[str, ...] = ()
+    plugins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def sweeping(self, pairs: list[tuple[str, str]]) -> Base:
+        """The same, for the two words of every --sweep."""
+        found = {}
+        for section, (key, _, _) in NAMED.items():
+            # A plugin's flag is called after its kind: method, backbone, dataset.
+            flag = next(f.removeprefix("--") for f, dotted in PRETRAIN.flags.items() if dotted == f"{section}.{key}")
+            words = [values for name, values in pairs if name.removeprefix("--") in (flag, f"{section}.{key}")]
+            if words:
+                found[section] = tuple(_split(words[0]))
+        return replace(self, plugins=found)
+
+    def _left_out(self, words: Mapping[str, str]) -> set[str]:
+        """Settings that the plugin of a point does not have and another one of the sweep has."""
+        left: set[str] = set()
+        for section, names in self.plugins.items():
+            key = NAMED[section][0]
+            given = {d for d in [*(self.flags or {}), *map(_assigned, self.assignments)] if d.startswith(f"{section}.")}
+            given.discard(f"{section}.{key}")
+            mine = words.get(f"{section}.{key}") or self._own(section, given)
+            somewhere = set[str]().union(*(_keys(section, name) for name in names))
+            left |= {d for d in given if (k := d.partition(".")[2]) in somewhere and k not in _keys(section, mine)}
+        return left
+
+    def _own(self, section: str, given: set[str]) -> str:
+        """The plugin that is named without the sweep."""
+        loaded = compose(
+            replace(PRETRAIN, default_preset="quick-ablate"),
+            preset=self.preset,
+            config=self.config,
+            flags={k: v for k, v in (self.flags or {}).items() if k not in given},
+            assignments=[a for a in self.assignments if _assigned(a) not in given],
+        )
+        return str(getattr(getattr(loaded.settings, section), NAMED[section][0]))
 
     def load(
-        self, axes: tuple[Axis, ...] = (), point: Point | None = None, seed: int | None = None
+        self,
+        axes: tuple[Axis, ...] = (),
+        point: Point | None = None,
+        seed: int | None = None,
+        epochs: int | None = None,
     ) -> Loaded[Settings]:
         """The settings of a point; without one, those that all trials start from.
+
+        Args:
+            axes: what the point is on.
+            point: a value for each axis.
+            seed: in place of the shared one.
+            epochs: what --equal compute gives this point; None = the shared ones.
 
         Raises:
             SettingsError, PluginError: a value is refused; the message names the --sweep it is from.
         """
         words = {axis.dotted: word for axis in axes if point and (word := axis.word(point[axis.key])) is not None}
         named = {f"--sweep {axis.key}": axis.dotted for axis in axes}
+        if epochs is not None:
+            words["train.epochs"] = str(epochs)
+            named["--equal compute"] = "train.epochs"
         flags = {flag: dotted for flag, dotted in PRETRAIN.flags.items() if dotted not in words}
         if seed is not None:
             words["train.seed"] = str(seed)
         schema: Schema[Settings] = replace(PRETRAIN, default_preset="quick-ablate", flags={**flags, **named})
+        left = self._left_out(words)
         return compose(
             schema,
             preset=self.preset,
             config=self.config,
-            flags={**(self.flags or {}), **words},
-            assignments=list(self.assignments),
+            flags={**{k: v for k, v in (self.flags or {}).items() if k not in left}, **words},
+            # --set stands above flags, but not above what makes this trial differ from the others.
+            assignments=[a for a in self.assignments if _assigned(a) not in {*words, *left}],
         )
 
     def gives(self, dotted: str) -> str | None:
         """The flag that sets this setting for all trials, None if there is none."""
         if (self.flags or {}).get(dotted) is not None:
             return next(flag for flag, name in PRETRAIN.flags.items() if name == dotted)
-        return next((f"--set {a}" for a in self.assignments if a.partition("=")[0].strip() == dotted), None)
+        return next((f"--set {a}" for a in self.assignments if _assigned(a) == dotted), None)
+
+
+def _keys(section: str, name: str) -> set[str]:
+    """The settings of a plugin."""
+    key, _, shared = NAMED[section]
+    try:
+        model = section_class(section, {key: name})
+    except PluginError:
+        model = shared  # validation will say so, and from where the name came
+    return {key_of(n, f) for n, f in model.model_fields.items()}
+
+
+def _assigned(text: str) -> str:
+    """The setting of a --set."""
+    return text.partition("=")[0].strip()
 
 
 def parse_axes(pairs: list[tuple[str, str]], base: Base) -> tuple[Axis, ...]:

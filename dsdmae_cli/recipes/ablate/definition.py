@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings
 from dsdmae_cli.settings.sweep import Axis, Base, Point, grid
 
 Search = Literal["grid", "tpe", "random"]
+Equal = Literal["epochs", "compute"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Definition:
         axes: what differs.
         metric: what they are judged by.
         seeds: runs of each point.
+        equal: what all trials have the same of: epochs, or the work of the base's run (see plans.py).
         search: the grid of all values, or points drawn from their ranges.
         trials: how many points a search draws; None for a grid.
         prune: stop trials that do worse than half of the finished ones did at the same moment.
@@ -79,6 +81,7 @@ class Definition:
     axes: tuple[Axis, ...]
     metric: Metric
     seeds: int = 1
+    equal: Equal = "epochs"
     search: Search = "grid"
     trials: int | None = None
     prune: bool = False
@@ -99,19 +102,21 @@ class Definition:
         first = self.common().train.seed
         return range(first, first + self.seeds)
 
-    def settings(self, point: Point, seed: int) -> Loaded[Settings]:
-        """The settings of one trial."""
-        return self.base.load(self.axes, point, seed)
+    def settings(self, point: Point, seed: int, epochs: int | None = None) -> Loaded[Settings]:
+        """The settings of one trial; `epochs` in place of the shared ones."""
+        return self.base.load(self.axes, point, seed, epochs)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for two commands to work on one study; seeds and trials may grow."""
-        return {
+        """What must be equal for two commands to work on one study; seeds, trials and the values of a grid may grow."""
+        found = {
             "base": tables(self.common()),
             "sweep": {axis.key: list(axis.values) for axis in self.axes},
             "metric": self.metric.name,
             "metric-options": " ".join(self.metric_options),
             "search": self.search,
         }
+        # Left out where it is the default: studies from before there was a choice keep their name.
+        return found if self.equal == "epochs" else found | {"equal": self.equal}
 
     @property
     def name(self) -> str:
@@ -153,17 +158,26 @@ def _clean(text: str) -> str:
 
 
 def check_same(before: dict[str, Any], now: Definition, where: str) -> None:
-    """See that a command goes on with the study that is there.
+    """See that a command goes on with the study that is there; its grid may have grown.
 
     Raises:
         SettingsError: it asks for another one; the message names the first difference.
     """
     after = now.fingerprint()
-    for what in ("sweep", "metric", "metric-options", "search"):
-        if before[what] != after[what]:
+    if now.search == "grid" and _grown(before["sweep"], now.axes):
+        before = before | {"sweep": now.fingerprint()["sweep"]}
+    for what in ("sweep", "metric", "metric-options", "search", "equal"):
+        old, new = (found.get(what, "epochs") for found in (before, after))  # only `equal` may be missing
+        if old != new:
+            # What is missing may have been brought by a later command.
+            keep = (
+                "say these values too, or "
+                if what == "sweep" and now.search == "grid" and old.keys() == new.keys()
+                else ""
+            )
             raise SettingsError(
-                f"{where} holds a study with --{what} {_said(before[what])}, and this command says"
-                f" {_said(after[what])}; choose another --out"
+                f"{where} holds a study with --{what} {_said(old)}, and this command says {_said(new)}; {keep}choose"
+                " another --out"
             )
     if before["base"] != after["base"]:
         changes = changed_settings(from_tables(before["base"], where).settings, now.common())
@@ -171,6 +185,20 @@ def check_same(before: dict[str, Any], now: Definition, where: str) -> None:
             raise SettingsError(
                 f"{where} holds a study with other settings: {'; '.join(changes)}; choose another --out"
             )
+
+
+def _grown(before: dict[str, list[str]], axes: tuple[Axis, ...]) -> bool:
+    """Whether a grid has the axes of the one before and all its values."""
+    after = {axis.key: axis.values for axis in axes}
+    return before.keys() == after.keys() and all(set(before[key]) <= set(after[key]) for key in before)
+
+
+def widened(now: Definition, stored: dict[str, Any]) -> Definition:
+    """The definition with the grid that the study has by now: another worker may have brought more values."""
+    sweep = stored["sweep"]
+    if now.search != "grid" or any(not set(axis.values) <= set(sweep[axis.key]) for axis in now.axes):
+        return now
+    return replace(now, axes=tuple(replace(axis, values=tuple(sweep[axis.key])) for axis in now.axes))
 
 
 def _said(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics as st
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from dsdmae_cli.settings.sweep import Axis
 
 _COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#e08214", "#762a83", "#35978f", "#8c510a", "#4d4d4d")
 _PAPER = "#c07000"
+_UNTRAINED = "#808080"
+_MOST_BELOW = 2  # heights of the range of values, beyond which the untrained network is no longer drawn
+_LETTERS_PER_INCH = 7  # of words along the bottom of a panel; where there are more they are turned
 
 
 def draw(results: Results, folder: Path) -> dict[str, bytes]:
@@ -37,12 +41,14 @@ def draw(results: Results, folder: Path) -> dict[str, bytes]:
             _family(panel, results.settings, axis, results, _COLOURS[0], None)
         else:
             _cloud(panel, results, axis)
+        _untrained(panel, axis, results)
         _scale(panel, axis, results)
         if paired and len(axes) == 1:
             _paper(panel, results, axis)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(frameon=False, fontsize=9)
     left = figure.axes[0]
+    handles, labels = left.get_legend_handles_labels()
+    if handles:  # below the panels, where it hides no point
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
     left.set_ylabel(results.definition.metric.label + (", %" if results.definition.metric.is_share else ""))
     figure.suptitle(results.title, fontsize=11)
     found: dict[str, bytes] = {}
@@ -100,6 +106,24 @@ def _cloud(panel: Any, results: Results, axis: Axis) -> None:
         )  # fmt: skip
 
 
+def _untrained(panel: Any, axis: Axis, results: Results) -> None:
+    """The network before training: one line, or a dash for each setting where they start from different ones."""
+    style = {"color": _UNTRAINED, "linestyle": "--", "linewidth": 1.1, "zorder": 1}
+    if results.baseline is not None:
+        (low, high), y = panel.get_ylim(), 100 * results.baseline.mean
+        if low - _MOST_BELOW * (high - low) < y < high + _MOST_BELOW * (high - low):
+            panel.axhline(y, label="untrained network", **style)
+        else:  # the line would flatten what the figure is about
+            panel.plot([], [], label=f"untrained network: {y:.1f}%, off the axis", **style)
+        return
+    for index, setting in enumerate(results.untrained):
+        x, y = _place(axis, setting), 100 * st.mean(setting.untrained.values())
+        if axis.numbers is None:
+            panel.hlines(y, x - 0.3, x + 0.3, label=None if index else "untrained network", **style)
+        else:
+            panel.plot(x, y, "_", color=_UNTRAINED, markersize=14, label=None if index else "untrained network")
+
+
 def _place(axis: Axis, setting: Setting) -> float:
     value = setting.point[axis.key]
     return float(value) if axis.numbers is not None else float(axis.values.index(value))
@@ -111,7 +135,10 @@ def _scale(panel: Any, axis: Axis, results: Results) -> None:
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", alpha=0.25)
     if numbers is None:
-        panel.set_xticks(range(len(axis.values)), axis.values)
+        inches = panel.figure.get_figwidth() / len(panel.figure.axes)
+        turned = sum(map(len, axis.values)) > _LETTERS_PER_INCH * inches
+        turn = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+        panel.set_xticks(range(len(axis.values)), axis.values, **turn)
         panel.set_xlim(-0.5, len(axis.values) - 0.5)
     else:
         if axis.span is not None and axis.span.log:

@@ -23,14 +23,16 @@ class View:
 
     rows: list[Row]
     jobs: dict[int, Job] = field(default_factory=dict)
-    seconds_left: float | None = None
+    undrawn: int = 0
+    left: str = ""
     note: str = ""
 
     def counts(self) -> str:
-        """ "3 done, 1 running, 2 waiting"."""
+        """ "3 done, 1 running, 2 waiting, 4 to be drawn"."""
         states = [row.state for row in self.rows]
         order = ("done", "running", "waiting", "pruned", "failed", "stopped")
-        return ", ".join(f"{states.count(s)} {s}" for s in order if s in states)
+        known = [f"{states.count(s)} {s}" for s in order if s in states]
+        return ", ".join([*known, f"{self.undrawn} to be drawn"] if self.undrawn else known)
 
 
 class Progress:
@@ -48,6 +50,10 @@ class Progress:
     def note(self, text: str) -> None:
         """A remark."""
 
+    def warn(self, text: str) -> None:
+        """Something that the person should know whatever the format."""
+        print(f"dsdmae: warning: {text}", file=sys.stderr, flush=True)
+
     def stop(self) -> None:
         """The study is over or left."""
 
@@ -61,8 +67,7 @@ class PlainProgress(Progress):
 
     def show(self, view: View) -> None:
         if time.monotonic() - self.said >= _PLAIN_SECONDS:
-            left = f", {duration(view.seconds_left)} left" if view.seconds_left is not None else ""
-            self.note(f"{view.counts()}{left}")
+            self.note(view.counts() + (f", about {view.left}" if view.left else ""))
 
     def event(self, row: Row, text: str) -> None:
         self.note(f"{describe(row.point)}, seed {row.seed}: {text}")
@@ -95,7 +100,7 @@ class RichProgress(Progress):
         from rich.table import Table
 
         keys = list(view.rows[0].point) if view.rows else []
-        left = f"about {duration(view.seconds_left)} left" if view.seconds_left is not None else ""
+        left = f"about {view.left}" if view.left else ""
         caption = "  ".join(text for text in (view.counts(), left, view.note) if text)
         table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
         for title in (*keys, "seed", "state", self.metric.label, "progress"):
@@ -135,6 +140,9 @@ class RichProgress(Progress):
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.note(f"dsdmae: warning: {text}")
 
     def stop(self) -> None:
         self.live.stop()

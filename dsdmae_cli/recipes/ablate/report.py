@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import statistics as st
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.recipes.ablate.figure import draw
 from dsdmae_cli.recipes.ablate.paper import dataset_title, paper_dataset
-from dsdmae_cli.recipes.ablate.results import Results, Setting, interval
+from dsdmae_cli.recipes.ablate.results import Results, Setting, flop, interval
 from dsdmae_cli.report import duration
 from dsdmae_cli.settings.sweep import describe
 
@@ -63,11 +64,14 @@ def _content(results: Results) -> dict[str, Any]:
         "caveats": results.caveats(),
         "keys": [axis.key for axis in definition.axes],
         "metric": definition.metric.label,
-        "table": [_line(results, setting) for setting in results.settings],
+        "runs": ([f"each run{', %' if definition.metric.is_share else ''}"] if _several(results) else []),
+        "costs": _costs(results),
+        "table": _table(results),
         "paper": compared,
         "failures": [(f"{describe(row.point)}, seed {row.seed}", row.reason) for row in results.failed],
         "trials": len(results.rows),
         "done": sum(row.state == "done" for row in results.rows),
+        "pruned": sum(row.state == "pruned" for row in results.rows),
         "seeds": definition.seeds,
         "wall": duration(results.seconds),
         "work": flop(results.gflop),
@@ -77,32 +81,66 @@ def _content(results: Results) -> dict[str, Any]:
     }
 
 
+def _costs(results: Results) -> list[str]:
+    """Titles of the columns that say what a run takes."""
+    return ["epochs", "work", "of the budget", "time"] if results.definition.equal == "compute" else ["work", "time"]
+
+
+def _table(results: Results) -> list[dict[str, Any]]:
+    """The rows of the table of settings, those of a search best first; the network before training stands last."""
+    settings = results.settings
+    if results.definition.search != "grid":
+        settings = [*results.ranked, *(s for s in settings if not s.values)]
+    rows = [_line(results, setting) for setting in settings]
+    return [*rows, _untrained(results)] if results.untrained else rows
+
+
+def _several(results: Results) -> bool:
+    """Whether a setting was run more than once, so that its runs are worth a column."""
+    return any(len(setting.rows) > 1 for setting in results.settings)
+
+
 def _line(results: Results, setting: Setting) -> dict[str, Any]:
-    """A row of the table of settings."""
     seconds, gflop = setting.mean_fact("seconds"), setting.mean_fact("gflop")
+    epochs, share = setting.mean_fact("epochs"), setting.gflop_to_budget
+    shown = [results.definition.metric.show(value).rstrip("%") for value in setting.values]
+    costs = {
+        "epochs": f"{epochs:g}" if epochs is not None else "-",
+        "work": flop(gflop) if gflop is not None else "-",
+        "of the budget": f"{share:.2f}" if share is not None else "-",
+        "time": duration(seconds) if seconds is not None else "-",
+    }
     return {
         "values": list(setting.point.values()),
-        "result": interval(setting, results.definition),
-        "runs": ", ".join(results.definition.metric.show(value) for value in setting.values),
-        "seconds": duration(seconds) if seconds is not None else "-",
-        "work": flop(gflop) if gflop is not None else "-",
+        "result": interval(setting.summary, results.definition.metric),
+        "runs": [", ".join(shown)] if _several(results) else [],
+        "costs": [costs[title] for title in _costs(results)],
         "remark": setting.remark,
-        "best": bool(results.ranked) and setting is results.ranked[0],
+        "kind": "best" if results.ranked and setting is results.ranked[0] else "",
     }
 
 
-def flop(gflop: float) -> str:
-    """12.3 TFLOP, 4.56 PFLOP."""
-    for unit, size in (("EFLOP", 1e9), ("PFLOP", 1e6), ("TFLOP", 1e3)):
-        if gflop >= size:
-            return f"{gflop / size:.3g} {unit}"
-    return f"{gflop:.3g} GFLOP"
+def _untrained(results: Results) -> dict[str, Any]:
+    metric = results.definition.metric
+    means = [st.mean(setting.untrained.values()) for setting in results.untrained]
+    by_setting = f"{metric.show(min(means))} to {metric.show(max(means))}, by setting"
+    return {
+        "values": ["untrained", *[""] * (len(results.definition.axes) - 1)],
+        "result": by_setting if results.baseline is None else interval(results.baseline, metric),
+        "runs": [""] if _several(results) else [],
+        "costs": ["" for _ in _costs(results)],
+        "remark": "",
+        "kind": "untrained",
+    }
 
 
 def _csv(results: Results) -> str:
     """One line a run, with all that is known of it."""
     keys = [axis.key for axis in results.definition.axes]
-    facts = ("run", "knn", "knn_untrained", "loss", "steps", "images", "seconds", "judged_seconds", "gflop")
+    facts = (
+        *("run", "knn", "knn_untrained", "loss", "epochs", "steps", "images", "seconds", "judged_seconds"),
+        *("gflop", "budget_gflop"),
+    )
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*keys, "seed", "state", "value", *facts, "reason"])
@@ -116,11 +154,11 @@ def _csv(results: Results) -> str:
 
 def summary(results: Results, folder: Path) -> str:
     """The lines for people at the end."""
-    rows = [("", *(axis.key for axis in results.definition.axes), results.definition.metric.label, "time", "")]
-    for setting in results.settings:
-        line = _line(results, setting)
-        mark = "*" if line["best"] else ""
-        rows.append((mark, *line["values"], line["result"], line["seconds"], line["remark"]))
+    keys = [axis.key for axis in results.definition.axes]
+    rows = [("", *keys, results.definition.metric.label, *_costs(results), "")]
+    for line in _table(results):
+        mark = "*" if line["kind"] == "best" else ""
+        rows.append((mark, *line["values"], line["result"], *line["costs"], line["remark"]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", results.verdict()]

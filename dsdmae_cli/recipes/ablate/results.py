@@ -12,8 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from dsdmae_cli import __version__
-from dsdmae_cli.recipes.ablate.definition import Definition
+from dsdmae_cli.recipes.ablate.definition import Definition, Metric
 from dsdmae_cli.recipes.ablate.paper import PAPERS, Paper, paper_dataset
+from dsdmae_cli.recipes.ablate.plans import FAR_BEYOND
 from dsdmae_cli.recipes.ablate.run import as_json
 from dsdmae_cli.recipes.ablate.statistics import Contrast, Summary, contrast, summarise
 from dsdmae_cli.recipes.ablate.study import Row
@@ -45,14 +46,28 @@ class Setting:
 
     @property
     def remark(self) -> str:
-        """What did not come to a value: "1 failed, 2 pruned"."""
+        """What did not come to a value: "1 failed, 2 pruned at 30%, 40%"."""
         states = [row.state for row in self.rows if row.state != "done"]
-        return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        pruned = [f"{row.facts['share']:.0%}" for row in self.rows if "share" in row.facts]
+        at = {"pruned": f" at {', '.join(pruned)}" if pruned else ""}
+        return ", ".join(f"{states.count(state)} {state}{at.get(state, '')}" for state in dict.fromkeys(states))
+
+    @property
+    def untrained(self) -> dict[int, float]:
+        """k-NN accuracy of the network before training, by seed."""
+        known = {row.seed: row.facts.get("knn_untrained") for row in self.rows}
+        return {seed: value for seed, value in sorted(known.items()) if value is not None}
 
     def mean_fact(self, name: str) -> float | None:
-        """Mean of a fact over the runs that have it."""
-        known = [row.facts[name] for row in self.rows if row.facts.get(name) is not None]
+        """Mean of a fact over the runs that are done and have it."""
+        known = [row.facts[name] for row in self.rows if row.state == "done" and row.facts.get(name) is not None]
         return st.mean(known) if known else None
+
+    @property
+    def gflop_to_budget(self) -> float | None:
+        """Work of a run as a multiple of what --equal compute allows; None with equal epochs."""
+        work, budget = self.mean_fact("gflop"), self.mean_fact("budget_gflop")
+        return work / budget if work is not None and budget else None
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,31 @@ class Results:
             return None
         best, other = self.ranked[:2]
         return contrast(best.by_seed, other.by_seed, self.definition.metric.higher_is_better)
+
+    @cached_property
+    def untrained(self) -> list[Setting]:
+        """The settings whose network was judged before training by the study's own metric: only k-NN can be."""
+        return [s for s in self.settings if s.untrained] if self.definition.metric.name == "knn" else []
+
+    @cached_property
+    def baseline(self) -> Summary | None:
+        """The untrained network over seeds; None where it is not known, or settings start from different ones."""
+        by_seed: dict[int, float] = {}
+        for setting in self.untrained:
+            for seed, value in setting.untrained.items():
+                if by_seed.setdefault(seed, value) != value:
+                    return None
+        return summarise(list(by_seed.values())) if by_seed else None
+
+    @cached_property
+    def alike(self) -> list[list[Setting]]:
+        """Settings whose runs agree in the last digit of their losses: different words for one computation."""
+        groups: dict[tuple[Any, ...], list[Setting]] = {}
+        for setting in self.settings:
+            runs = sorted((row.seed, row.value, row.facts.get("loss")) for row in setting.rows if row.state == "done")
+            if runs and all(loss is not None for _, _, loss in runs):
+                groups.setdefault(tuple(runs), []).append(setting)
+        return [group for group in groups.values() if len(group) > 1]
 
     @property
     def unfinished(self) -> int:
@@ -132,7 +172,9 @@ class Results:
     @property
     def title(self) -> str:
         """What was done: "mask-ratio on digits"."""
-        what = self.paper.title if self.paper else " and ".join(axis.key for axis in self.definition.axes)
+        *keys, last = [axis.key for axis in self.definition.axes]
+        swept = f"{', '.join(keys)} and {last}" if keys else last
+        what = self.paper.title if self.paper else swept
         return f"{what} on {self.definition.common().data.dataset}"
 
     def verdict(self) -> str:
@@ -140,7 +182,7 @@ class Results:
         if not self.ranked:
             return "No run is done yet." if self.unfinished else "No run came to a value."
         best, metric = self.ranked[0], self.definition.metric
-        text = f"Best: {describe(best.point)}, {metric.label} {interval(best, self.definition)}"
+        text = f"Best: {describe(best.point)}, {metric.label} {interval(best.summary, metric)}"
         if self.contrast is None:
             return f"{text}."
         other, c = self.ranked[1], self.contrast
@@ -162,10 +204,26 @@ class Results:
             found.append(
                 "± is the 95% interval of the mean over seeds (Student's t); it says nothing of other test images."
             )
+        costs = "Epochs, work" if self.definition.equal == "compute" else "Work"
+        found.append(f"{costs} and time are those of pre-training, for one run.")
+        if self.definition.equal == "compute":
+            found.append(self._equal_compute())
+        for group in self.alike:
+            *names, last = [describe(s.point) for s in group]
+            found.append(
+                f"{', '.join(names)} and {last} gave the same runs to the last digit: here they are one setting, as"
+                " where a share of few patches is rounded to whole ones."
+            )
         if metric.name == "loss":
             found.append(
                 "The loss is the training loss of the last logged steps. Settings that change what is computed (λ, mask"
                 " ratio, noise, method) change its meaning: compare it only where they are equal."
+            )
+        if any(row.state == "pruned" for row in self.rows):
+            watched = "training loss" if metric.name == "loss" else "k-NN accuracy"
+            found.append(
+                f"Pruned runs were stopped where their best {watched} so far was worse than the median of the finished"
+                " runs at the same share of the run."
             )
         if self.definition.search != "grid":
             found.append(
@@ -175,6 +233,20 @@ class Results:
         if self.unfinished:
             found.append(f"{self.unfinished} of {len(self.rows)} trials are not done; the same command goes on.")
         return found
+
+    def _equal_compute(self) -> str:
+        common = self.definition.common()
+        text = (
+            f"Equal compute: every setting was given the epochs whose pre-training work, counted in FLOP, comes nearest"
+            f" to that of the shared settings ({common.method.name}, {common.train.epochs} epochs)."
+        )
+        shares = [share for s in self.settings if (share := s.gflop_to_budget) is not None]
+        if shares:
+            text += f" Since epochs are whole, it is {min(shares):.2f} to {max(shares):.2f} of that."
+        beyond = [describe(s.point) for s in self.settings if (s.gflop_to_budget or 0) > FAR_BEYOND]
+        if beyond:
+            text += f" Not at equal compute, since a single epoch takes more: {', '.join(beyond)}."
+        return f"{text} Neither the metric nor a tokenizer that a method needs trained beforehand is in it."
 
     def base_toml(self) -> str:
         """The settings that all trials share."""
@@ -198,12 +270,16 @@ class Results:
                 "mean": mean,
                 "interval": None if half is None else [mean - half, mean + half],
                 "values": s.by_seed,
+                "untrained": s.untrained,
+                **{name: s.mean_fact(name) for name in ("epochs", "gflop", "seconds")},
+                "gflop_to_budget": s.gflop_to_budget,
             }
 
         c = self.contrast
         return {
             "study": self.folder,
             "metric": self.definition.metric.name,
+            "equal": self.definition.equal,
             "complete": self.unfinished == 0,
             "best": row(self.ranked[0]) if self.ranked else None,
             "difference_to_next": c.difference if c else None,
@@ -219,15 +295,22 @@ class Results:
         }
 
 
-def interval(setting: Setting, definition: Definition) -> str:
-    """ "88.30% ± 1.20" of a setting's runs, "88.30%" of a single one."""
-    s, metric = setting.summary, definition.metric
+def interval(s: Summary | None, metric: Metric) -> str:
+    """ "88.30% ± 1.20 (3 runs)", "88.30% (one run)", "-" of none."""
     if s is None:
         return "-"
     if s.half is None:
         return f"{metric.show(s.mean)} (one run)"
     half = f"{100 * s.half:.2f}" if metric.is_share else f"{s.half:.4f}"
     return f"{metric.show(s.mean)} ± {half} ({s.count} runs)"
+
+
+def flop(gflop: float) -> str:
+    """12.3 TFLOP, 4.56 PFLOP."""
+    for unit, size in (("EFLOP", 1e9), ("PFLOP", 1e6), ("TFLOP", 1e3)):
+        if gflop >= size:
+            return f"{gflop / size:.3g} {unit}"
+    return f"{gflop:.3g} GFLOP"
 
 
 def repeat_command() -> str:

@@ -11,54 +11,16 @@ from types import FrameType
 from typing import Any
 
 from dsdmae_cli.errors import DsdmaeError, RunFailed, RunInterrupted
-from dsdmae_cli.recipes.ablate.definition import Definition, trial_name
+from dsdmae_cli.recipes.ablate.definition import trial_name
+from dsdmae_cli.recipes.ablate.plans import Plans
 from dsdmae_cli.recipes.ablate.progress import Progress, View
+from dsdmae_cli.recipes.ablate.remaining import time_left
 from dsdmae_cli.recipes.ablate.study import Row, Study
 from dsdmae_cli.recipes.ablate.trial import Job, Slot
-from dsdmae_cli.recipes.plan import Plan, make_plan
 from dsdmae_cli.report import duration
-from dsdmae_cli.settings.load import resolve
-from dsdmae_cli.settings.sweep import Point, describe
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0  # between looks at the storage, which several processes may share
-
-
-class Plans:
-    """The work of each point, worked out once."""
-
-    def __init__(self, definition: Definition) -> None:
-        self.definition = definition
-        self._plans: dict[str, Plan] = {}
-
-    def of(self, point: Point) -> Plan:
-        """A point's plan; points differ in more than their work, seeds in nothing.
-
-        Raises:
-            DsdmaeError: the network or the data refuse the point's settings.
-        """
-        name = describe(point)
-        if name not in self._plans:
-            settings = resolve(self.definition.settings(point, self.definition.seed_numbers()[0]).settings)
-            try:
-                self._plans[name] = make_plan(settings, timed=False)
-            except DsdmaeError as error:
-                raise type(error)(f"trial {name}: {error}" if name else str(error)) from error
-        return self._plans[name]
-
-    def work_out(self, points: list[Point]) -> None:
-        """The plans of a grid's points; of a search, whose points are not known, the plan of what they start from."""
-        for point in points or [{}]:
-            self.of(point)
-
-    def most_memory(self) -> float:
-        """GiB of the largest plan so far."""
-        return max(plan.memory_gib for plan in self._plans.values())
-
-    def work(self, point: Point) -> float:
-        """GFLOP of a whole run."""
-        plan = self.of(point)
-        return plan.gflop_per_image * plan.steps * plan.effective_batch
 
 
 class Runner:
@@ -112,7 +74,7 @@ class Runner:
             self._look()
         self.study.beat()
         jobs = {number: job for number, (_, job) in self.jobs.items()}
-        self.progress.show(View(self.rows, jobs, self._seconds_left(), self._note()))
+        self.progress.show(View(self.rows, jobs, self._undrawn, self._left(), self._note()))
 
     def _look(self) -> None:
         """At what the others do; take what is free."""
@@ -132,7 +94,7 @@ class Runner:
             self.progress.event(row, f"failed: {error}")
             return
         slot = self.free.pop(0)
-        loaded = self.definition.settings(row.point, row.seed)
+        loaded = self.plans.settings(row.point, row.seed)
         job = Job(
             self.folder,
             trial_name(row.point, row.seed),
@@ -168,8 +130,8 @@ class Runner:
         hopeless = False
         for record in job.news():
             if metric in record and record["step"]:
-                percent = round(100 * record["step"] / job.steps)
-                hopeless = self.study.report(row, percent, record[metric]) or hopeless
+                share = record["step"] / job.steps
+                hopeless = self.study.report(row, share, record[metric]) or hopeless
         return hopeless and job.doing == "pretrain" and job.share < 1
 
     def _prune(self, row: Row, job: Job) -> None:
@@ -177,7 +139,15 @@ class Runner:
         job.stop()
         while job.poll() == "running":
             time.sleep(_POLL_SECONDS)
-        facts = {"run": job.name, "knn": job.shown.get("knn"), "loss": job.shown.get("loss"), "steps": job.step}
+        facts = {
+            "run": job.name,
+            "knn": job.shown.get("knn"),
+            "loss": job.shown.get("loss"),
+            "steps": job.step,
+            "seconds": round(time.monotonic() - job.began, 1),
+            "gflop": job.share * self.plans.work(row.point),
+            "share": job.share,
+        }
         reason = f"pruned at {job.share:.0%}: worse than the median there"
         self.study.prune(row, facts, reason)
         self.progress.event(row, reason)
@@ -189,7 +159,8 @@ class Runner:
             self.study.fail(row, reason)
             self.progress.event(row, f"failed: {reason}")
             return
-        facts["gflop"] = self.plans.work(row.point)
+        facts["gflop"] = self.plans.of(row.point).gflop_per_image * facts["images"]
+        facts["budget_gflop"] = self.plans.budget
         facts["host"] = self.study.owner["host"]
         self.study.finish(row, value, facts)
         metric = self.definition.metric
@@ -218,23 +189,15 @@ class Runner:
         self.rows = self.study.rows()
         raise RunInterrupted("stopped", signals[0])
 
-    def _seconds_left(self) -> float | None:
-        """By the speed of the runs so far, each weighed by its work; None while nothing is known."""
-        done = [row for row in self.rows if "seconds" in row.facts and row.state == "done"]
-        seconds = sum(row.facts["seconds"] + (row.facts.get("judged_seconds") or 0) for row in done)
-        work = sum(row.facts["gflop"] for row in done)
-        for row, job in self.jobs.values():
-            if job.share > 0.05 and not job.waits:
-                seconds += time.monotonic() - job.began
-                work += job.share * self.plans.work(row.point)
-        if not work or self.definition.search != "grid":
-            return None
-        left = sum(self.plans.work(row.point) for row in self.rows if row.state in ("waiting", "running"))
-        left -= sum(job.share * self.plans.work(row.point) for row, job in self.jobs.values())
-        if left <= 0:
-            return None  # what is left is probing or fine-tuning, of which no speed is known
-        running = sum(row.state == "running" for row in self.rows)
-        return left * seconds / work / max(1, running)
+    @property
+    def _undrawn(self) -> int:
+        """Trials of a search whose points are not drawn yet."""
+        return max(0, (self.definition.trials or 0) * self.definition.seeds - len(self.rows))
+
+    def _left(self) -> str:
+        rows = self.rows + [Row(-1, {}, 0, "waiting")] * self._undrawn
+        jobs = list(self.jobs.values())
+        return time_left(rows, jobs, self.plans.likely_work, judges=bool(self.definition.metric.command))
 
     def _note(self) -> str:
         if self.jobs or not any(row.state == "running" for row in self.rows):

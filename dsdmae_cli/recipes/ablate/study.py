@@ -5,6 +5,7 @@ What makes that safe:
 
 - Optuna lets a waiting trial be claimed once, and a trial be ended once; both are atomic in every storage.
 - Of two trials of the same point and seed only the older counts; the other is dropped when it is claimed.
+- A grid may grow while others work on it (`--sweep` with more values): they take its trials too, and report them.
 - A running trial says who runs it, and beats. One whose process is gone (same host) or that has not beaten for
   `_SILENT_SECONDS` is ended as "lost" and queued again; its run directory is resumed.
 """
@@ -28,13 +29,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dsdmae_cli.errors import RunFailed, SettingsError
-from dsdmae_cli.recipes.ablate.definition import Definition, check_same
+from dsdmae_cli.recipes.ablate.definition import Definition, check_same, widened
 from dsdmae_cli.settings.sweep import Axis, Point
 
 _BEAT_SECONDS = 20.0
 _SILENT_SECONDS = 120.0
 # Why a trial ended without a result: only the first is an outcome, the others are book-keeping.
 _FAILED, _LOST, _STOPPED, _SURPLUS = "failed", "lost", "stopped", "surplus"
+_PRUNE_FROM = 0.3  # share of a run: before that, every run looks bad
 _MOST_REPEATS = 50  # draws in a row that were there already, before a search space counts as used up
 
 Identity = tuple[str, int]
@@ -94,7 +96,7 @@ class Study:
             study = optuna.create_study(
                 storage=_storage(storage),
                 sampler=None,
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=30),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
                 study_name=definition.name if isinstance(storage, str) else "ablation",
                 direction="maximize" if definition.metric.higher_is_better else "minimize",
                 load_if_exists=True,
@@ -187,11 +189,13 @@ class Study:
 
     def claim(self) -> Row | None:
         """Take the next trial for this process; None if there is none to take now."""
+        self.definition = widened(self.definition, self._study.user_attrs["definition"])
         while True:
             waiting = any(t.state is TrialState.WAITING for t in self._study.get_trials(deepcopy=False))
             if not waiting and not self._may_draw():
                 return None
-            trial = self._study.ask(self._distributions())
+            with _quiet():
+                trial = self._study.ask(self._distributions())
             if "point" not in trial.user_attrs:
                 if waiting and not self._may_draw():  # somebody else was quicker; Optuna then drew a new one
                     self._end(trial, _SURPLUS)
@@ -200,7 +204,9 @@ class Study:
                 trial.set_user_attr("point", {a.key: _label(a, trial.params[a.key]) for a in self.definition.axes})
             mine = trial.number
             point, seed = trial.user_attrs["point"], trial.user_attrs["seed"]
-            if self._standing()[_identity(point, seed)].number != mine or point not in self._points():
+            # Of a grid every point is wanted by someone: by this process, or by one that brought more values.
+            beyond = self.definition.search != "grid" and point not in self._points()
+            if beyond or self._standing()[_identity(point, seed)].number != mine:
                 self._end(trial, _SURPLUS)
                 self._repeats += not waiting
                 continue
@@ -222,12 +228,15 @@ class Study:
         return self._repeats >= _MOST_REPEATS
 
     def _distributions(self) -> dict[str, BaseDistribution]:
-        return {axis.key: _distribution(axis, self.definition.search == "grid") for axis in self.definition.axes}
+        grid = self.definition.search == "grid"
+        found = {axis.key: _distribution(axis, grid) for axis in self.definition.axes}
+        return {key: distribution for key, distribution in found.items() if distribution is not None}
 
     def _params(self, point: Point) -> dict[str, Any]:
         found = self._distributions()
+        numbers = {key: d for key, d in found.items() if not isinstance(d, CategoricalDistribution)}
         return {
-            key: value if isinstance(found[key], CategoricalDistribution) else found[key].to_external_repr(float(value))
+            key: numbers[key].to_external_repr(float(value)) if key in numbers else value
             for key, value in point.items()
         }
 
@@ -262,12 +271,16 @@ class Study:
             return False
         return time.monotonic() - since > _SILENT_SECONDS
 
-    def report(self, row: Row, percent: int, value: float) -> bool:
-        """Note a value on the way; whether the trial is hopeless and should be pruned."""
+    def report(self, row: Row, share: float, value: float) -> bool:
+        """Note a value on the way; whether the trial is hopeless and should be pruned.
+
+        Optuna compares values of the same moment: that is the nearest tenth of a run, since runs of different lengths
+        are judged at different shares. The first value of a moment counts.
+        """
         trial = self._mine[row.number]
         with _quiet():
-            trial.report(value, percent)
-            return self.definition.prune and bool(trial.should_prune())
+            trial.report(value, 10 * round(10 * share))
+            return self.definition.prune and share >= _PRUNE_FROM and bool(trial.should_prune())
 
     def finish(self, row: Row, value: float, facts: dict[str, Any]) -> None:
         """The trial is done."""
@@ -327,14 +340,16 @@ def _storage(storage: str | Path) -> Any:
         raise RunFailed(f"cannot write {storage}: {error.strerror or error}") from error
 
 
-def _distribution(axis: Axis, grid: bool) -> BaseDistribution:
+def _distribution(axis: Axis, grid: bool) -> BaseDistribution | None:
+    """What a search draws from; of a grid, what Optuna's own plots take for a scale. None for a grid's words: Optuna
+    lets no choices be added to a study, and a grid may grow."""
     numbers, span = axis.numbers, axis.span
     if not grid and span is not None:
         if span.whole:
             return IntDistribution(int(span.low), int(span.high), log=span.log, step=int(span.step or 1))
         return FloatDistribution(span.low, span.high, log=span.log, step=span.step)
-    if grid and numbers is not None:
-        return FloatDistribution(min(numbers), max(numbers))  # so that Optuna's own plots have a scale
+    if grid:
+        return None if numbers is None else FloatDistribution(min(numbers), max(numbers))
     return CategoricalDistribution(axis.values)
 
 
@@ -366,7 +381,7 @@ def _alive(pid: int, started: float) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna warns of what is meant here: a value on the way that was told twice after a resumption."""
+    """Optuna warns of what is meant here: a value on the way that is told twice, a point that is new to a grid."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -48,6 +48,11 @@ class Slot:
     environ: dict[str, str]
 
 
+def judged_folder(run: Path, metric: Metric) -> Path:
+    """Where the probe or fine-tuning of a trial's run is."""
+    return run.with_name(f"{run.name}-{metric.name}")
+
+
 class Tail:
     """The records of a growing metrics.jsonl, each read once."""
 
@@ -103,9 +108,11 @@ class Job:
         self.log = folder / "logs" / f"{name}.log"
         self.began = time.monotonic()
         self.step = 0
+        self._first_step: int | None = None  # what an earlier process had done of it
         self.shown: dict[str, float] = {}
         self.reason = ""
         self._tail = Tail(self.run / METRICS)
+        self.judged_since: float | None = None
         self._phases = [("pretrain",)] + ([(*metric.command, *options)] if metric.command else [])
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -122,6 +129,7 @@ class Job:
             if state != "done":
                 return state
             self._phases.pop(0)
+            self.judged_since = time.monotonic() if self._phases else None
         return "done"
 
     def _poll_phase(self, phase: tuple[str, ...]) -> State:
@@ -146,7 +154,7 @@ class Job:
         return "failed"
 
     def _folder(self, phase: tuple[str, ...]) -> Path:
-        return self.run if phase[0] == "pretrain" else self.run.with_name(f"{self.name}-{self.metric.name}")
+        return self.run if phase[0] == "pretrain" else judged_folder(self.run, self.metric)
 
     def _start(self, phase: tuple[str, ...], folder: Path) -> None:
         if phase[0] != "pretrain" and not self.metric.resumes:
@@ -188,6 +196,8 @@ class Job:
         for record in records:
             self.step = int(record["step"])
             self.shown |= {k: v for k, v in record.items() if k in ("loss", "knn")}
+        if self._first_step is None:
+            self._first_step = self.step
         return records
 
     @property
@@ -205,12 +215,18 @@ class Job:
         """Share of pre-training that is done."""
         return min(1.0, self.step / max(1, self.steps))
 
+    @property
+    def share_here(self) -> float:
+        """Share of pre-training that was done since `began`; the rest a run that is resumed brought with it."""
+        return max(0.0, self.share - (self._first_step or 0) / max(1, self.steps))
+
     def outcome(self) -> tuple[float | None, dict[str, Any]]:
         """(the metric, facts for tables) of a trial that is done; the metric is None where the run has none."""
         result = json.loads((self.run / RESULT).read_text(encoding="utf-8"))
         facts = {
             "run": self.name,
             "seconds": result["seconds"],
+            "epochs": result["epochs"],
             "steps": result["steps"],
             "images": result["images_seen"],
             "loss": result["final"].get("loss"),
