@@ -105,7 +105,7 @@ def test_its_pictures() -> None:
     clean = images(2)
     corruption = method.corrupt(clean, seeded(CPU, 1))
     shown = method.show(clean, corruption)
-    assert list(shown) == ["given", "predicted words", "true words"]
+    assert list(shown) == ["given", "predicted", "true words"]
     torch.testing.assert_close(shown["true words"], method.tokenizer.decode(method.tokenizer(clean)))
     assert (shown["given"] == 0).all(dim=1).sum() == 2 * len(corruption.ids_masked[0]) * 16
 

@@ -32,6 +32,6 @@ def word_pictures(
     predicted = true.scatter(1, ids_masked, logits.argmax(dim=-1))
     return {
         "given": hide(images, ids_masked, net.patch_shape, net.grid),
-        "predicted words": tokenizer.decode(predicted),
+        "predicted": tokenizer.decode(predicted),
         "true words": tokenizer.decode(true),
     }
