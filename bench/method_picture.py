@@ -20,6 +20,7 @@ from dsdmae_cli.data.resident import decode_square, to_tensor
 from dsdmae_cli.data.source import Unreadable, seeded
 from dsdmae_cli.figures import sheet
 from dsdmae_cli.recipes.build import build_method
+from dsdmae_cli.rundir import TOKENIZER
 from dsdmae_cli.settings.load import from_tables, read_toml, resolve
 
 TILE = 128
@@ -39,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     settings = resolve(from_tables(read_toml(arguments.run / "settings.toml"), "settings.toml").settings)
-    method = build_method(settings)
+    method = build_method(settings, arguments.run / TOKENIZER)
     saved, _ = checkpoint.load_newest(arguments.run / "checkpoints")
     assert saved is not None, f"{arguments.run} has no checkpoint"
     checkpoint.load_into(method, saved.model, str(arguments.run))

@@ -6,7 +6,7 @@ Without torchrun every function here answers for a group of one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import DsdmaeError, SettingsError
 
 T = TypeVar("T")
 # Long enough for rank 0 to decode a dataset while the others wait, short enough to notice a dead one.
@@ -68,9 +68,11 @@ def main_first() -> Iterator[None]:
     """Rank 0 goes through the block before all others: what it downloads, they find."""
     if world_size() > 1 and rank() != 0:
         dist.barrier()
-    yield
-    if world_size() > 1 and rank() == 0:
-        dist.barrier()
+    try:
+        yield
+    finally:  # an error of rank 0 must not leave the others waiting
+        if world_size() > 1 and rank() == 0:
+            dist.barrier()
 
 
 def from_main(value: T) -> T:
@@ -80,6 +82,20 @@ def from_main(value: T) -> T:
     box: list[T] = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def main_says(ask: Callable[[], T]) -> T:
+    """What rank 0 answers, in every process; an error for people is raised in all of them."""
+    answer: tuple[T | None, DsdmaeError | None] = (None, None)
+    if rank() == 0:
+        try:
+            answer = ask(), None
+        except DsdmaeError as error:
+            answer = None, error
+    value, problem = from_main(answer)
+    if problem is not None:
+        raise problem
+    return value  # type: ignore[return-value]
 
 
 def highest(value: int) -> int:

@@ -27,6 +27,7 @@ SETTINGS = "settings.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 RUN = "run.json"
+TOKENIZER = "tokenizer.toml"  # settings of the tokenizer whose words a run learned; its weights are in the checkpoints
 ENCODER = "encoder.safetensors"
 CLASSIFIER = "classifier.safetensors"
 _LOCK = ".lock"
@@ -148,7 +149,7 @@ class RunDir:
 
     def abandon(self) -> None:
         """Take back what create() made, as long as nothing else came to be there: the run could not begin."""
-        ours = (SETTINGS, RUN, _LOCK)
+        ours = (SETTINGS, RUN, TOKENIZER, _LOCK)
         if any(path.name not in ours for path in self.path.iterdir()):
             return  # figures, metrics or a checkpoint: it began, and can be resumed
         for name in ours:
@@ -162,6 +163,11 @@ class RunDir:
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
         self._write(name, json.dumps(value, indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file that write_json left; empty where there is none."""
+        path = self.path / name
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl.

@@ -32,7 +32,10 @@ from dsdmae_cli.settings.load import resolve
 METHODS = [plugin.name for plugin in discover("method") if not isinstance(plugin, BrokenPlugin)]
 CPU = torch.device("cpu")
 # Twelve epochs of four steps, with all the rates a run of this size can bear.
-RUN = ("train.epochs=12", "train.checkpoint_every=6", "optim.lr=3e-3", "optim.warmup_epochs=1", "data.shift=1")
+RUN = (
+    *("train.epochs=12", "train.checkpoint_every=6", "optim.lr=3e-3", "optim.warmup_epochs=1"),
+    *("data.shift=1", "data.crop_scale=[0.2,1.0]"),  # the same for all, also for those that want smaller crops
+)
 
 pytestmark = pytest.mark.parametrize("name", METHODS)
 

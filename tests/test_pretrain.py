@@ -158,6 +158,7 @@ def test_the_result_of_a_run(resident: Path, digits: Path) -> None:
         "final": {k: v for k, v in last.items() if k not in ("step", "epoch")},
         "knn_accuracy": scores[-1],
         "knn_accuracy_untrained": scores[0],
+        "measured": {},
         "feature_spread": last_scored["spread"],
         "feature_rank": last_scored["rank"],
         "skipped_steps": 0,

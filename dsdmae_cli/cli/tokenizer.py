@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from dsdmae_cli.cli import options as o
 from dsdmae_cli.errors import SettingsError
 
@@ -36,11 +38,15 @@ def command(
     named.
     """
     from dsdmae_cli.cli import pretrain
+    from dsdmae_cli.rundir import RunDir
 
-    if not resume and preset is None and config is None:
-        named = dataset is not None or any(text.strip().startswith("data.dataset") for text in set_ or [])
-        preset = "tokenizer" if named else "tokenizer-quick"
     own = None if resume else "tokenizer"
+    if not resume and preset is None and not os.environ.get("DSDMAE_PRESET"):
+        somewhere = config or os.environ.get("DSDMAE_CONFIG") or os.environ.get("DSDMAE_DATA_DATASET")
+        named = dataset or somewhere or any(text.strip().startswith("data.dataset") for text in set_ or [])
+        preset = "tokenizer" if named else "tokenizer-quick"
+    if resume and out is not None and (found := RunDir(out).settings().settings.method.name) != "tokenizer":
+        raise SettingsError(f"{out} holds a run of {found}; go on with it by: dsdmae pretrain --resume --out {out}")
     if any(text.strip().startswith("method.name") for text in set_ or []):
         raise SettingsError("--set method.name is for `dsdmae pretrain`; this command trains the method tokenizer")
     pretrain.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,13 +32,14 @@ def build_backbone(settings: BackboneSettings, image_size: int, seed: int) -> Ba
     return backbone
 
 
-def build_method(settings: Settings) -> Method:
+def build_method(settings: Settings, words: Path | None = None) -> Method:
     """The method around its backbone, on the CPU, with first weights drawn from the seed.
 
     A tokenizer inside is untrained; a run that goes by it gives it its weights (recipes/pretrain.py).
 
     Args:
         settings: resolved.
+        words: the copy of its tokenizer's settings that a run keeps, if there is one.
 
     Raises:
         SettingsError: the backbone or method refuses its settings.
@@ -45,27 +47,30 @@ def build_method(settings: Settings) -> Method:
     """
     method_spec = plugins.find("method", settings.method.name).spec
     assert not isinstance(settings.data.image_size, str)
-    tokenizer = (build_tokenizer(settings),) if needs_tokenizer(settings) else ()
+    tokenizer = (build_tokenizer(settings, words),) if needs_tokenizer(settings) else ()
     # The method's own parts are drawn from where the backbone left off.
     backbone = build_backbone(settings.backbone, settings.data.image_size, settings.train.seed)
-    for words in (part.encoder() for part in tokenizer):
-        if (words.grid, words.image_size) != (backbone.grid, backbone.image_size):
+    for net in (part.encoder() for part in tokenizer):
+        if (net.grid, net.image_size) != (backbone.grid, backbone.image_size):
             raise SettingsError(
-                f"the tokenizer makes {_tokens(words)}, and the backbone {_tokens(backbone)}; choose"
+                f"the tokenizer makes {_tokens(net)}, and the backbone {_tokens(backbone)}; choose"
                 " backbone.patch_size and data.image_size as they are there, or another method.tokenizer"
             )
     method: Method = plugins.load(method_spec.build)(settings.method, backbone, *tokenizer)
     return method
 
 
-def build_tokenizer(settings: Settings) -> ImageTokenizer:
+def build_tokenizer(settings: Settings, kept: Path | None = None) -> ImageTokenizer:
     """The tokenizer of a run whose method needs one, untrained.
 
     Raises:
         SettingsError: what method.tokenizer names makes no visual words.
     """
-    loaded = tokenizer_settings(settings)
-    tokenizer = build_method(resolve(loaded.settings))
+    loaded = tokenizer_settings(settings, kept=kept)
+    own = resolve(loaded.settings)
+    own = own.model_copy(update={"backbone": own.backbone.without_weights()})
+    # A method that needs a tokenizer is none, and may name itself.
+    tokenizer = None if needs_tokenizer(own) else build_method(own)
     if not isinstance(tokenizer, ImageTokenizer):
         raise SettingsError(
             f"method.tokenizer is a run of {loaded.settings.method.name}, which makes no visual words;"

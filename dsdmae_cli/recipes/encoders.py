@@ -27,7 +27,7 @@ from dsdmae_cli.files import RESUME
 from dsdmae_cli.recipes.build import build_backbone, build_method
 from dsdmae_cli.recipes.classifiers import Tuned, read_head
 from dsdmae_cli.recipes.plan import measure_work
-from dsdmae_cli.rundir import CLASSIFIER, ENCODER, RESULT, RUN, SETTINGS, RunDir
+from dsdmae_cli.rundir import CLASSIFIER, ENCODER, RESULT, RUN, SETTINGS, TOKENIZER, RunDir
 from dsdmae_cli.settings.describe import tables
 from dsdmae_cli.settings.load import FINETUNE, from_tables, resolve, resolve_backbone, resolve_data, schema_of, written
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, Settings
@@ -195,7 +195,7 @@ def _open_unfinished(folder: Path, request: _Request) -> Opened:
         why = complaints[0] if complaints else "it has no checkpoint yet"
         raise CheckpointError(f"no encoder in {folder}: {why}; let the run go on first")
     offline = settings.model_copy(update={"backbone": _reconciled(settings.backbone, request).without_weights()})
-    method = build_method(offline)
+    method = build_method(offline, folder / TOKENIZER)
     checkpoint.load_into(method, found.model, str(folder / "checkpoints"))
     work = measure_work(method)[0]  # before the encoder is set to another image size
     epochs = _epochs_at(RunDir(folder), found.step)
@@ -254,7 +254,7 @@ def _open_file(request: _Request) -> Opened:
         settings=tables(settings),
         epochs=settings.train.epochs,
         images_seen=images_seen,
-        flops=_flops(settings, images_seen),
+        flops=_flops(settings, images_seen, path.parent),
         seconds=result.get("seconds"),
         knn_accuracy=result.get("knn_accuracy"),
         device_name=device_beside(path),
@@ -321,12 +321,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _flops(settings: Settings, images_seen: int | None) -> float | None:
+def _flops(settings: Settings, images_seen: int | None, folder: Path) -> float | None:
     if images_seen is None:
         return None
     try:
-        method = build_method(settings.model_copy(update={"backbone": settings.backbone.without_weights()}))
-    except PluginError:  # an encoder is of use without the plugin of the method that trained it
+        offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
+        method = build_method(offline, folder / TOKENIZER)
+    except (PluginError, SettingsError):  # an encoder is of use without the plugin or the tokenizer that trained it
         return None
     return measure_work(method)[0] * images_seen
 

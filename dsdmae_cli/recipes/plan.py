@@ -136,7 +136,8 @@ def _tokenizer(settings: Settings) -> str | None:
     if not needs_tokenizer(settings):
         return None
     try:
-        folder, loaded = tokenizer_folder(settings)
+        data = settings.data.model_copy(update={"download": False})
+        folder, loaded = tokenizer_folder(settings.model_copy(update={"data": data}))
     except DataError:
         return "trained first, not counted above"
     if is_trained(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,18 @@ from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import Labelled, choose, labelled_images, open_dataset, open_source
 from dsdmae_cli.data.resident import decode_square, to_tensor
 from dsdmae_cli.data.source import Source, Unreadable, seeded
-from dsdmae_cli.errors import RunInterrupted
+from dsdmae_cli.errors import DsdmaeError, RunInterrupted, SettingsError
 from dsdmae_cli.evaluation import knn_accuracy, mean_features
 from dsdmae_cli.evaluation.collapse import Spread, collapse_warning, feature_spread
 from dsdmae_cli.figures import RestorationRecord, curves
+from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.recipes.build import build_method
 from dsdmae_cli.recipes.encoders import load_with, save_encoder
-from dsdmae_cli.recipes.tokenizer import give_tokenizer, is_trained, needs_tokenizer, tokenizer_folder
+from dsdmae_cli.recipes.tokenizer import frozen_tokenizer, give_tokenizer, is_trained, needs_tokenizer, tokenizer_folder
 from dsdmae_cli.recipes.training import TrainingRun, conduct
 from dsdmae_cli.report import Report, duration
-from dsdmae_cli.rundir import ENCODER, SETTINGS, RunDir
+from dsdmae_cli.rundir import ENCODER, RUN, SETTINGS, TOKENIZER, RunDir
 from dsdmae_cli.settings.describe import tables
 from dsdmae_cli.settings.load import Loaded
 from dsdmae_cli.settings.models import Settings
@@ -70,16 +72,23 @@ class Pretraining(TrainingRun):
     def __init__(self, run: RunDir, settings: Settings, report: Report, resume: bool) -> None:
         super().__init__(run, settings, report, resume)
         self.pictures = RestorationRecord(run.figures)
-        self.tokenizer: Path | None = None
+        self.tokenizer: str | None = None
 
     def build(self) -> Method:
         settings = self.settings
         resumed = self.resume and bool(checkpoint.newest_first(self.run_dir.checkpoints))  # it brings its own weights
         if resumed:
             settings = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
-        method = build_method(settings)
+        kept = self.run_dir.path / TOKENIZER
+        method = build_method(settings, kept if resumed else None)
         if needs_tokenizer(self.settings) and not resumed:
-            give_tokenizer(method, self._tokenizer())
+            folder = self._tokenizer()
+            give_tokenizer(method, folder)
+            self.tokenizer = str(folder)
+            if self.main:
+                write_bytes(kept, (folder / SETTINGS).read_bytes())
+        elif resumed:
+            self.tokenizer = self.run_dir.read_json(RUN).get("tokenizer")
         return method
 
     def _tokenizer(self) -> Path:
@@ -87,18 +96,26 @@ class Pretraining(TrainingRun):
 
         Raises:
             RunInterrupted: a signal asked to stop; what the tokenizer has learned is saved.
+            SettingsError, DataError, RunFailed: it cannot be trained.
         """
-        with distributed.main_first():
-            folder, loaded = tokenizer_folder(self.settings)
+        folder, loaded = distributed.main_says(lambda: tokenizer_folder(self.settings))
         lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+        told = False
         try:
-            while (state := distributed.from_main(_claim(folder, lock) if self.main else "")) == "wait":
+            while (state := distributed.main_says(lambda: _claim(folder, lock))) == "wait":
+                if not told:
+                    self.report.note(f"waiting for another run that trains the tokenizer {folder}")
+                told = True
                 time.sleep(_PATIENCE)
             if state == "train":
                 self.report.note(f"training the tokenizer first: {folder}")
                 begun = distributed.from_main((folder / SETTINGS).is_file())
                 quiet = type(self.report) is Report
-                conduct(Pretraining, loaded, "", out=folder, resume=begun, overridden=False, as_json=quiet)
+                # What may differ from its first part is this run's: another device, another place of the images.
+                conduct(Pretraining, loaded, "", out=folder, resume=begun, overridden=begun, as_json=quiet)
+                gc.collect()  # images and optimiser state of that run, before this one looks for room
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
             else:
                 self.report.note(f"tokenizer {folder}")
         except RunInterrupted as stopped:
@@ -108,13 +125,17 @@ class Pretraining(TrainingRun):
                 f" go on with: dsdmae {self.command} --resume --out {self.run_dir.path}",
                 number,
             ) from None
+        except DsdmaeError as error:
+            raise type(error)(
+                f"while training the tokenizer {folder}: {error}; or train one by `dsdmae tokenizer` and name it as"
+                " method.tokenizer"
+            ) from error
         finally:
             lock.release()
-        self.tokenizer = folder
         return folder
 
     def summary_of(self) -> dict[str, Any]:
-        return {"tokenizer": str(self.tokenizer)} if self.tokenizer else {}
+        return {"tokenizer": self.tokenizer} if self.tokenizer else {}
 
     def sentence(self) -> str:
         s = self.settings
@@ -158,6 +179,7 @@ class Pretraining(TrainingRun):
         return to_tensor(arrays, self.runtime.device)
 
     def ready(self) -> None:
+        assert not needs_tokenizer(self.settings) or frozen_tokenizer(self.method).trained
         total = self.trainer.total_steps
         self.moments = {round(total * i / _MOMENTS) for i in range(1, _MOMENTS + 1)}
         if self.trainer.step == 0:
@@ -256,11 +278,16 @@ def _claim(folder: Path, lock: FileLock) -> Literal["there", "train", "wait"]:
     """Whether a tokenizer is there, is ours to train (the lock is then held), or is being trained by another run."""
     if is_trained(folder):
         return "there"
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         return "wait"
+    except OSError as error:
+        raise SettingsError(
+            f"cannot write to {folder.parent}, where tokenizers are kept: {error.strerror or error}; set XDG_DATA_HOME"
+            " to a directory that can be written, or name a tokenizer as method.tokenizer"
+        ) from error
     return "there" if is_trained(folder) else "train"
 
 

@@ -21,16 +21,11 @@ from dsdmae_cli.methods.base import Method
 from dsdmae_cli.methods.tokens import FrozenTokenizer
 from dsdmae_cli.rundir import RESULT, RunDir
 from dsdmae_cli.settings.describe import tables
-from dsdmae_cli.settings.load import PRETRAIN, Loaded, compose
-from dsdmae_cli.settings.models import Settings, TokenSettings
+from dsdmae_cli.settings.load import PRETRAIN, Loaded, compose, from_tables, read_toml
+from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings, TokenSettings
 
-# Steps that "auto" gives a tokenizer at least; what fewer do to its reconstructions is in docs/methods/beit.md.
+# Steps that "auto" gives a tokenizer at least.
 _LEAST_STEPS = 1000
-# Settings of a run that change nothing of what its tokenizer becomes.
-_OF_THE_MACHINE = {
-    "data": ("data_dir", "download", "placement", "workers", "strict", "max_unreadable"),
-    "train": ("device", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "knn_every", "knn_images"),
-}
 
 
 def needs_tokenizer(settings: Settings) -> bool:
@@ -38,17 +33,22 @@ def needs_tokenizer(settings: Settings) -> bool:
     return bool(plugins.find("method", settings.method.name).spec.needs_tokenizer)
 
 
-def tokenizer_settings(settings: Settings, train_images: int | None = None) -> Loaded[Settings]:
+def tokenizer_settings(
+    settings: Settings, train_images: int | None = None, kept: Path | None = None
+) -> Loaded[Settings]:
     """The settings of a run's tokenizer: those of the run that is named, or those that "auto" stands for.
 
     Args:
         settings: of the run that needs it, resolved.
         train_images: number of training images, which "auto" epochs depend on; None where epochs do not matter.
+        kept: the copy of its tokenizer's settings that a run keeps; the tokenizer's own directory may be gone.
 
     Raises:
         SettingsError: method.tokenizer names no run of a tokenizer.
     """
     wanted = _wanted(settings)
+    if kept is not None and kept.is_file():
+        return from_tables(read_toml(kept), str(kept))
     if wanted.tokenizer != "auto":
         return _named(Path(wanted.tokenizer))
     data, train, patch = tables(settings)["data"], settings.train, settings.backbone.patch_size
@@ -65,6 +65,7 @@ def tokenizer_settings(settings: Settings, train_images: int | None = None) -> L
             "device": train.device,
             "precision": train.precision,
             "compile": train.compile,
+            "micro_batch": train.micro_batch,
             # A few images at the end say what its words keep.
             "knn_every": 1_000_000,
             "knn_images": 512,
@@ -78,8 +79,9 @@ def tokenizer_settings(settings: Settings, train_images: int | None = None) -> L
 def _fitted(loaded: Loaded[Settings], wanted: TokenSettings, epochs: int, train_images: int) -> Loaded[Settings]:
     """Batch and epochs for a number of images."""
     settings = loaded.settings
-    batch = min(settings.train.batch_size, train_images)
-    batch -= batch % distributed.world_size()
+    world = distributed.world_size()
+    batch = min(settings.train.batch_size, max(world, train_images // 2))  # some images may turn out unreadable
+    batch -= batch % world
     least = -(-_LEAST_STEPS // max(1, train_images // max(1, batch)))
     own = max(round(epochs / 10), least) if wanted.tokenizer_epochs == "auto" else wanted.tokenizer_epochs
     train = settings.train.model_copy(update={"batch_size": batch, "epochs": own})
@@ -126,9 +128,9 @@ def tokenizer_folder(settings: Settings) -> tuple[Path, Loaded[Settings]]:
     dataset = open_dataset(settings.data, "train")
     loaded = tokenizer_settings(settings, len(dataset))
     found = tables(loaded.settings)
-    for section, keys in _OF_THE_MACHINE.items():
-        for key in keys:
-            found[section].pop(key, None)
+    for dotted in MAY_CHANGE_ON_RESUME:
+        section, _, key = dotted.partition(".")
+        found[section].pop(key, None)
     text = json.dumps([found, dataset.fingerprint()], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     name = settings.data.dataset.rstrip("/").rsplit("/", 1)[-1]
@@ -148,10 +150,18 @@ def give_tokenizer(method: Method, folder: Path) -> None:
         CheckpointError: no checkpoint of it is whole.
     """
     found, complaints = checkpoint.load_newest(folder / "checkpoints")
-    if found is None:
+    # A checkpoint before the last would do, but be another tokenizer than the one that other runs learned from.
+    if found is None or complaints:
         why = complaints[0] if complaints else "it has no checkpoint"
-        raise CheckpointError(f"the tokenizer {folder} cannot be read: {why}; make it anew, or name another one")
-    frozen_tokenizer(method).give(found.model)
+        raise CheckpointError(
+            f"the tokenizer {folder} cannot be read: {why}; delete that directory and make it anew, or name another one"
+            " as method.tokenizer"
+        )
+    frozen = frozen_tokenizer(method)
+    checkpoint.check_fit(frozen.module.state_dict(), found.model, str(folder))
+    if not all(bool(tensor.isfinite().all()) for tensor in found.model.values()):
+        raise CheckpointError(f"the tokenizer {folder} has weights that are not finite; delete it and make it anew")
+    frozen.give(found.model)
 
 
 def frozen_tokenizer(method: Method) -> FrozenTokenizer:

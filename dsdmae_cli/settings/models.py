@@ -37,7 +37,8 @@ def _a_vocabulary(levels: tuple[int, ...]) -> tuple[int, ...]:
     return levels
 
 
-Levels = Annotated[tuple[Annotated[int, Field(ge=2)], ...], AfterValidator(_a_vocabulary)]
+# Two levels would halve a channel far from where its values lie: nearly all would fall to one side.
+Levels = Annotated[tuple[Annotated[int, Field(ge=3)], ...], AfterValidator(_a_vocabulary)]
 
 
 class Section(BaseModel):
@@ -135,7 +136,7 @@ class TokenSettings(MethodSettings):
         " is none yet",
     )
     tokenizer_epochs: PositiveInt | Auto = Field(
-        "auto", description="epochs that auto trains one for; auto = a tenth of the run's"
+        "auto", description="epochs that auto trains one for; auto = a tenth of the run's, and 1000 steps at least"
     )
     levels: Levels = Field(
         (8, 5, 5, 5), description="values of each channel of auto's quantiser; their product is the vocabulary"

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from dsdmae_builtin.methods.specs import TokenizerSettings
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.corruption import patchify, unpatchify
-from dsdmae_cli.methods.base import Losses, Restoration
+from dsdmae_cli.methods.base import Losses, Restoration, StepInfo
 from dsdmae_cli.methods.heads import TokenTransformer, init_weights
 from dsdmae_cli.methods.losses import pixel_loss
 from dsdmae_cli.methods.tokens import ImageTokenizer
@@ -30,7 +30,8 @@ class Nothing(NamedTuple):
 
 
 class ScalarQuantizer(nn.Module):
-    """Finite scalar quantisation: each channel takes one of `levels[i]` values, evenly spaced in [-1, 1).
+    """Finite scalar quantisation: each channel takes one of `levels[i]` values, evenly spaced in [-1, 1], without 1
+    itself where their number is even.
 
     Args:
         levels: values of each channel, two or more.
@@ -82,6 +83,8 @@ class Tokenizer(ImageTokenizer):
         self.narrow = nn.Linear(backbone.width, len(settings.levels))
         # Without it all tokens drift to one side, where tanh is flat, and a handful of words is left (docs/log.md).
         self.norm = nn.BatchNorm1d(len(settings.levels), affine=False)
+        self.kept: Tensor
+        self.register_buffer("kept", torch.stack(self._statistics()))
         self.quantizer = ScalarQuantizer(settings.levels)
         self.widen = nn.Linear(len(settings.levels), backbone.width)
         self.decoder = TokenTransformer(backbone.grid, backbone.width, settings.decoder_depth, 3 * ph * pw)
@@ -99,6 +102,19 @@ class Tokenizer(ImageTokenizer):
         patches = self._patches(self._values(images))
         loss = pixel_loss(patches, patchify(images, self.backbone.patch_shape))
         return {"loss": loss, "pixel": loss.detach()}
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        mean, var = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert var is not None
+        return mean, var
+
+    @torch.no_grad()
+    def after_step(self, info: StepInfo) -> None:
+        """A batch that was not finite must not stay in the batch norm's statistics: they decide all later words."""
+        for now, before in zip(self._statistics(), self.kept, strict=True):
+            now.copy_(torch.where(now.isfinite(), now, before))
+            before.copy_(now)
 
     def _values(self, images: Tensor) -> Tensor:
         z = self.narrow(self.backbone(images)).float()
