@@ -65,7 +65,7 @@ def bm3d(picture: Rgb, sigma: int) -> Rgb:
 
 @cache
 def network(kind: str, where: str) -> object:
-    from dsdmae_cli.recipes.denoiser import load_denoiser
+    from dsdmae_cli.artifacts.denoiser import load_denoiser
 
     if kind == "shipped":
         return load_denoiser()
@@ -75,9 +75,9 @@ def network(kind: str, where: str) -> object:
 def ours(kind: str, where: str, passes: int, precision: str) -> Denoise:
     import torch
 
-    from dsdmae_cli.data.picture import Picture
     from dsdmae_cli.engine import choose_precision, keep_freed_memory
-    from dsdmae_cli.recipes.restore import Restorer
+    from dsdmae_cli.pictures.picture import Picture
+    from dsdmae_cli.pictures.restore import Restorer
 
     keep_freed_memory()
     device = torch.device("cpu")

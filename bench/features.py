@@ -19,11 +19,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dsdmae_cli import checkpoint
+from dsdmae_cli.build import build_method
+from dsdmae_cli.config.load import from_tables, read_toml, resolve
 from dsdmae_cli.data.open import Labelled, labelled_images, open_dataset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.evaluation import knn_accuracy, mean_features
-from dsdmae_cli.recipes.build import build_method
-from dsdmae_cli.settings.load import from_tables, read_toml, resolve
 
 
 def score(bank: torch.Tensor, train: Labelled, queries: torch.Tensor, test: Labelled) -> dict[str, float]:

@@ -31,7 +31,7 @@ jaxtyping.install_import_hook(
 )
 
 # A distribution of its own with tests of its own; test_third_party.py installs it and runs them.
-collect_ignore = ["example_plugin"]
+collect_ignore = ["plugins/example_plugin"]
 
 TEST_DATA = "DSDMAE_TEST_DATA"
 

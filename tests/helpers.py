@@ -17,8 +17,8 @@ from PIL import Image
 
 from dsdmae_cli import plugins
 from dsdmae_cli.__main__ import main
+from dsdmae_cli.config.load import Loaded, load
 from dsdmae_cli.recipes.pretrain import pretrain
-from dsdmae_cli.settings.load import Loaded, load
 
 # One block of width 32 on 16 tokens, on this machine's CPU and in float32 alike everywhere.
 _SMALL = (

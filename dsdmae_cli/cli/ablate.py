@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperCommand
 
 from dsdmae_cli.cli import options as o
+from dsdmae_cli.config.flags import FLAGS
 from dsdmae_cli.errors import SettingsError, nearest
-from dsdmae_cli.settings.flags import FLAGS
 
 _STUDY = "Study"
 _PAPERS = ("fig3", "fig4", "table3")
@@ -57,8 +57,8 @@ class SweepCommand(TyperCommand):
 
 
 def _complete_keys(incomplete: str) -> list[str]:
-    from dsdmae_cli.settings.describe import key_of
-    from dsdmae_cli.settings.load import SECTIONS, section_class
+    from dsdmae_cli.config.describe import key_of
+    from dsdmae_cli.config.load import SECTIONS, section_class
 
     if "." not in incomplete:
         return [key for key in [*_KEYS, *(f"{s}." for s in SECTIONS)] if key.startswith(incomplete)]
@@ -209,8 +209,8 @@ def command(
         raise SettingsError("--workers N and --parallel both say how many trials run at a time; give one")
 
     definition = _definition(given)
-    from dsdmae_cli.recipes.ablate.dry_run import dry_run as planned
-    from dsdmae_cli.recipes.ablate.recipe import ablate, study_folder
+    from dsdmae_cli.ablation.dry_run import dry_run as planned
+    from dsdmae_cli.recipes.ablate import ablate, study_folder
     from dsdmae_cli.report import Report, print_result
 
     if dry_run:
@@ -239,10 +239,10 @@ def _one_of(flag: str, word: str, known: tuple[str, ...]) -> None:
 
 def _definition(given: dict[str, Any]) -> Any:
     """The study that the flags ask for."""
-    from dsdmae_cli.recipes.ablate.definition import METRICS, Definition
-    from dsdmae_cli.recipes.ablate.paper import PAPERS
-    from dsdmae_cli.settings.load import PRETRAIN
-    from dsdmae_cli.settings.sweep import Base, parse_axes
+    from dsdmae_cli.ablation.definition import METRICS, Definition
+    from dsdmae_cli.ablation.paper import PAPERS
+    from dsdmae_cli.ablation.sweep import Base, parse_axes
+    from dsdmae_cli.config.load import PRETRAIN
 
     figure = PAPERS[given["paper"]] if given["paper"] else None
     name = given["metric"] or (figure.metric if figure else "knn")

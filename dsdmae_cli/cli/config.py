@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from dsdmae_cli.cli import options as o
-from dsdmae_cli.errors import SettingsError, nearest
-from dsdmae_cli.settings.describe import key_of, reference, tables, to_toml
-from dsdmae_cli.settings.load import (
+from dsdmae_cli.config.describe import key_of, reference, tables, to_toml
+from dsdmae_cli.config.load import (
     ALL_SECTIONS,
     FINETUNE,
     NAMED,
@@ -27,6 +26,7 @@ from dsdmae_cli.settings.load import (
     schema_of,
     section_class,
 )
+from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.settings.models import MethodSettings
 
 app = typer.Typer(help="Show, check and explain settings.", no_args_is_help=True)

@@ -114,7 +114,7 @@ def command(
     if run is not None and weights is not None:
         raise SettingsError("--run and --weights both name a network; give one")
     _check(out, sheet, force, reference, corrupt, noise_std, seed, json)
-    from dsdmae_cli.recipes import pictures
+    from dsdmae_cli.pictures import paths as pictures
 
     sources, failed = pictures.find(inputs or [])
     if not sources:
@@ -124,8 +124,8 @@ def command(
     targets = pictures.targets(sources, out, "triptych" if corrupt is not None else "denoised")
     _check_stdout(targets[0].path, json)
 
+    from dsdmae_cli.pictures.restore import Corruption
     from dsdmae_cli.recipes import denoise as recipe
-    from dsdmae_cli.recipes.restore import Corruption
     from dsdmae_cli.report import print_result
 
     began = time.monotonic()
@@ -161,7 +161,7 @@ def _check(
     json: bool,
 ) -> None:
     """Flags that do not go together, before anything is read."""
-    from dsdmae_cli.data.picture import WRITERS
+    from dsdmae_cli.pictures.picture import WRITERS
 
     if corrupt is None and (noise_std is not None or seed is not None):
         raise SettingsError("--noise-std and --seed are of the noise that --corrupt adds; give --corrupt RATIO too")

@@ -78,7 +78,7 @@ def command(
 
     Of a run of `dsdmae finetune` it writes the classifier, with its head and the names of its classes.
     """
-    from dsdmae_cli.settings.use import given, passed_over
+    from dsdmae_cli.config.use import given, passed_over
 
     chosen = given({"backbone.name": backbone}, set_)[1]
 

@@ -49,7 +49,7 @@ def command(
     overridden = any(value is not None for value in (start, preset, config, set_, like, *flags.values()))
     if resume and out is None:
         raise SettingsError("--resume needs the run's directory; add --out DIR")
-    from dsdmae_cli.settings.load import FINETUNE, resolve
+    from dsdmae_cli.config.load import FINETUNE, resolve
 
     loaded = o.load_judging(FINETUNE, "finetune", start, like, preset, config, set_, flags, out if resume else None)
 
@@ -57,10 +57,10 @@ def command(
 
     if dry_run:
         from dsdmae_cli import plugins
+        from dsdmae_cli.evaluation.judging import open_judged
         from dsdmae_cli.recipes.finetune import build_classifier
-        from dsdmae_cli.recipes.judging import open_judged
-        from dsdmae_cli.recipes.plan import make_plan
-        from dsdmae_cli.rundir import RunDir
+        from dsdmae_cli.runs.plan import make_plan
+        from dsdmae_cli.runs.rundir import RunDir
 
         if out is not None and not resume:
             RunDir(out).check_free()

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from dsdmae_cli.config.describe import help_text
+from dsdmae_cli.config.flags import FLAGS
+from dsdmae_cli.config.load import FINETUNE, PRETRAIN, PROBE, Loaded, Schema, compose, load, section_class
 from dsdmae_cli.errors import PluginError, SettingsError
-from dsdmae_cli.settings.describe import help_text
-from dsdmae_cli.settings.flags import FLAGS
-from dsdmae_cli.settings.load import FINETUNE, PRETRAIN, PROBE, Loaded, Schema, compose, load, section_class
 from dsdmae_cli.settings.models import Settings
 
 _SOURCES, _DATA, _METHOD, _TRAINING, _RUN = "Where settings come from", "Data", "Method", "Training", "Run"
@@ -150,8 +150,8 @@ def load_judging(
     """
     dotted = by_setting(schema, flags)
     if resume is not None:
-        from dsdmae_cli.rundir import RunDir
-        from dsdmae_cli.settings.describe import tables
+        from dsdmae_cli.config.describe import tables
+        from dsdmae_cli.runs.rundir import RunDir
 
         before = tables(RunDir(resume).settings().settings)
         if section not in before:
@@ -163,7 +163,7 @@ def load_judging(
             schema, preset=preset, config=config, flags=dotted, assignments=[*given, *(assignments or [])],
             base=(before, "the run"), use_default_preset=False,
         )  # fmt: skip
-    from dsdmae_cli.settings.subject import taken_over
+    from dsdmae_cli.artifacts.subject import taken_over
 
     if start is None:
         raise SettingsError(

@@ -47,7 +47,7 @@ def command(
     overridden = any(value is not None for value in (preset, config, set_, *flags.values()))
     if resume and out is None:
         raise SettingsError("--resume needs the run's directory; add --out DIR")
-    from dsdmae_cli.rundir import RunDir
+    from dsdmae_cli.runs.rundir import RunDir
 
     base = RunDir(out).settings().settings if resume and out is not None else None
     loaded = o.load_settings(preset, config, set_, flags, base)
@@ -55,8 +55,8 @@ def command(
     from dsdmae_cli.report import print_result
 
     if dry_run:
-        from dsdmae_cli.recipes.plan import make_plan
-        from dsdmae_cli.settings.load import resolve
+        from dsdmae_cli.config.load import resolve
+        from dsdmae_cli.runs.plan import make_plan
 
         if out is not None and not resume:
             RunDir(out).check_free()

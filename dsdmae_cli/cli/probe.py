@@ -42,7 +42,7 @@ def command(
         for name, value in locals().items()
         if name not in {"start", "config", "set_", "like", "out", "dry_run", "json", "debug"}
     }
-    from dsdmae_cli.settings.load import PROBE, resolve
+    from dsdmae_cli.config.load import PROBE, resolve
 
     loaded = o.load_judging(PROBE, "probe", start, like, None, config, set_, flags, None)
 
@@ -50,7 +50,7 @@ def command(
 
     if dry_run:
         from dsdmae_cli.recipes.probe import plan_text
-        from dsdmae_cli.rundir import RunDir
+        from dsdmae_cli.runs.rundir import RunDir
 
         if out is not None:
             RunDir(out).check_free()

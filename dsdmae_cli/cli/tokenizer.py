@@ -38,7 +38,7 @@ def command(
     named.
     """
     from dsdmae_cli.cli import pretrain
-    from dsdmae_cli.rundir import RunDir
+    from dsdmae_cli.runs.rundir import RunDir
 
     own = None if resume else "tokenizer"
     if not resume and preset is None and not os.environ.get("DSDMAE_PRESET"):

@@ -1,5 +1,5 @@
-"""How near restored pixels are to the original ones: dsdmae_cli.quality has it, which also judges whole pictures."""
+"""How near restored pixels are to the original ones: dsdmae_cli.pictures.quality has it, which also judges whole pictures."""
 
-from dsdmae_cli.quality import psnr, ssim
+from dsdmae_cli.pictures.quality import psnr, ssim
 
 __all__ = ["psnr", "ssim"]

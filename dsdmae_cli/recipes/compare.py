@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import SettingsError, nearest
-from dsdmae_cli.recipes.results import Row, read_result
 from dsdmae_cli.report import duration
+from dsdmae_cli.runs.results import Row, read_result
 
 # Always beside a result of theirs: what the paper proposes, and what it is measured against.
 _ALWAYS = ("scratch", "dsdmae")

@@ -17,19 +17,19 @@ from typing import Any, BinaryIO
 import torch
 from PIL import Image
 
-from dsdmae_cli.contact_sheet import Panel, draw
-from dsdmae_cli.data import picture as pictures
+from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import MAX_PIXELS, Refused
-from dsdmae_cli.data.picture import Picture
 from dsdmae_cli.engine import choose_device, choose_precision, keep_freed_memory
 from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed, RunInterrupted
 from dsdmae_cli.files import aside
-from dsdmae_cli.noise_level import noise_level
-from dsdmae_cli.quality import Likeness, compare
-from dsdmae_cli.recipes.denoiser import Denoiser, load_denoiser
-from dsdmae_cli.recipes.pictures import Failure, Source, Target, reference_of
-from dsdmae_cli.recipes.restore import Corruption, Restorer, corrupted
+from dsdmae_cli.pictures import picture as pictures
+from dsdmae_cli.pictures.contact_sheet import Panel, draw
+from dsdmae_cli.pictures.noise_level import noise_level
+from dsdmae_cli.pictures.paths import Failure, Source, Target, reference_of
+from dsdmae_cli.pictures.picture import Picture
+from dsdmae_cli.pictures.quality import Likeness, compare
+from dsdmae_cli.pictures.restore import Corruption, Restorer, corrupted
 from dsdmae_cli.report import Counted
 
 # What the network takes from a photograph that carries no noise, root mean square, of 255 (docs/denoise.md).

@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsdmae_cli import files
+from dsdmae_cli.artifacts.open import Opened, open_encoder
+from dsdmae_cli.config.use import given, passed_over
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.engine import choose_device, choose_precision
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.evaluation.dataset_features import dataset_features
 from dsdmae_cli.evaluation.features import Cached, Features, Pool, check_pools
-from dsdmae_cli.recipes.encoders import Opened, open_encoder
-from dsdmae_cli.recipes.features import dataset_features
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
-from dsdmae_cli.settings.use import given, passed_over
 
 Split = Literal["train", "test", "labelled", "all"]
 _ADVICE = "make room or choose another --out"

@@ -21,14 +21,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsdmae_cli import files
+from dsdmae_cli.artifacts.card import found_results, model_card, short_list
+from dsdmae_cli.artifacts.classifier import Tuned, save_classifier, timm_arguments
+from dsdmae_cli.artifacts.denoiser import anonymous, load_denoiser, save_denoiser
+from dsdmae_cli.artifacts.open import EXPORTED, Opened, open_encoder, save_encoder
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.resident import to_square
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.recipes.card import found_results, model_card, short_list
-from dsdmae_cli.recipes.classifiers import Tuned, save_classifier, timm_arguments
-from dsdmae_cli.recipes.denoiser import anonymous, load_denoiser, save_denoiser
-from dsdmae_cli.recipes.encoders import EXPORTED, Opened, open_encoder, save_encoder
-from dsdmae_cli.rundir import CLASSIFIER, SETTINGS
+from dsdmae_cli.runs.rundir import CLASSIFIER, SETTINGS
 from dsdmae_cli.settings.models import BackboneSettings
 
 Form = Literal["timm", "hf", "onnx", "denoiser"]

@@ -10,6 +10,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, distributed
+from dsdmae_cli.artifacts.classifier import load_with, save_classifier
+from dsdmae_cli.artifacts.open import PIXELS, Opened, open_encoder
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.load import Loaded
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import open_source
@@ -17,21 +21,17 @@ from dsdmae_cli.data.source import Source, Unreadable, derive_seed
 from dsdmae_cli.engine import AUTOCAST
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.evaluation.features import square_batches
+from dsdmae_cli.evaluation.judging import Judged, base_result, draw, open_judged
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.split import hold_out
 from dsdmae_cli.figures import curves
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.methods.classifier import Classifier
-from dsdmae_cli.recipes.classifiers import load_with, save_classifier
-from dsdmae_cli.recipes.encoders import PIXELS, Opened, open_encoder
-from dsdmae_cli.recipes.judging import Judged, base_result, draw, open_judged
-from dsdmae_cli.recipes.plan import encoder_flops, measure_work
-from dsdmae_cli.recipes.training import TrainingRun, conduct
 from dsdmae_cli.report import Report, duration
-from dsdmae_cli.rundir import CLASSIFIER, RunDir
-from dsdmae_cli.settings.describe import tables
+from dsdmae_cli.runs.plan import encoder_flops, measure_work
+from dsdmae_cli.runs.run import TrainingRun, conduct
+from dsdmae_cli.runs.rundir import CLASSIFIER, RunDir
 from dsdmae_cli.settings.judge import FinetuneSettings
-from dsdmae_cli.settings.load import Loaded
+from dsdmae_cli.tasks.classifier import Classifier
 
 _BEST = "best.safetensors"
 _BATCH = 256
@@ -48,7 +48,7 @@ class Answers(NamedTuple):
 def finetune(
     loaded: Loaded[FinetuneSettings], *, out: Path | None, resume: bool, overridden: bool, as_json: bool
 ) -> dict[str, Any]:
-    """Run fine-tuning; arguments, result and errors are those of recipes.training.conduct."""
+    """Run fine-tuning; arguments, result and errors are those of runs.run.conduct."""
     return conduct(Finetuning, loaded, "finetune", out=out, resume=resume, overridden=overridden, as_json=as_json)
 
 

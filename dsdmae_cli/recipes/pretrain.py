@@ -14,6 +14,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, distributed, plugins
+from dsdmae_cli.artifacts.open import load_with, save_encoder
+from dsdmae_cli.build import build_method
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.load import Loaded
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import Labelled, choose, labelled_images, open_dataset, open_source
@@ -25,14 +29,10 @@ from dsdmae_cli.evaluation.collapse import Spread, collapse_warning, feature_spr
 from dsdmae_cli.figures import RestorationRecord, curves
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.recipes.build import build_method
-from dsdmae_cli.recipes.encoders import load_with, save_encoder
-from dsdmae_cli.recipes.tokenizer import frozen_tokenizer, give_tokenizer, is_trained, needs_tokenizer, tokenizer_folder
-from dsdmae_cli.recipes.training import TrainingRun, conduct
 from dsdmae_cli.report import Report, duration
-from dsdmae_cli.rundir import ENCODER, RUN, SETTINGS, TOKENIZER, RunDir
-from dsdmae_cli.settings.describe import tables
-from dsdmae_cli.settings.load import Loaded
+from dsdmae_cli.runs.run import TrainingRun, conduct
+from dsdmae_cli.runs.rundir import ENCODER, RUN, SETTINGS, TOKENIZER, RunDir
+from dsdmae_cli.runs.tokenizer import frozen_tokenizer, give_tokenizer, is_trained, needs_tokenizer, tokenizer_folder
 from dsdmae_cli.settings.models import Settings
 
 _PICTURES = 8
@@ -58,7 +58,7 @@ class Held:
 def pretrain(
     loaded: Loaded[Settings], *, out: Path | None, resume: bool, overridden: bool, as_json: bool
 ) -> dict[str, Any]:
-    """Run pre-training; arguments, result and errors are those of recipes.training.conduct."""
+    """Run pre-training; arguments, result and errors are those of runs.run.conduct."""
     name = loaded.settings.method.name
     return conduct(Pretraining, loaded, name, out=out, resume=resume, overridden=overridden, as_json=as_json)
 

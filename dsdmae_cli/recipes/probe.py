@@ -15,25 +15,25 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.load import Loaded, resolve
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.engine import choose_device, choose_precision
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation import linear, logistic
+from dsdmae_cli.evaluation.attentive import attentive_logits
+from dsdmae_cli.evaluation.dataset_features import dataset_features
 from dsdmae_cli.evaluation.features import check_pools
+from dsdmae_cli.evaluation.judging import base_result, draw, open_judged
 from dsdmae_cli.evaluation.knn import knn_probabilities
 from dsdmae_cli.evaluation.metrics import Scores, score, spread
 from dsdmae_cli.evaluation.split import HeldOut, few_shot, hold_out
 from dsdmae_cli.figures import scores as figures
-from dsdmae_cli.recipes.attentive import attentive_logits
-from dsdmae_cli.recipes.encoders import open_encoder
-from dsdmae_cli.recipes.features import dataset_features
-from dsdmae_cli.recipes.judging import base_result, draw, open_judged
-from dsdmae_cli.recipes.plan import encoder_flops
 from dsdmae_cli.report import Report, duration, make_report
-from dsdmae_cli.rundir import RESULT, RunDir, default_path, environment
-from dsdmae_cli.settings.describe import tables
+from dsdmae_cli.runs.plan import encoder_flops
+from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path, environment
 from dsdmae_cli.settings.judge import ProbeSettings
-from dsdmae_cli.settings.load import Loaded, resolve
 
 
 @dataclass(frozen=True)

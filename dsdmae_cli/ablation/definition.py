@@ -1,0 +1,207 @@
+"""What a study is: which settings, how often, judged by what. No torch here, and nothing is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_data_path
+
+from dsdmae_cli.ablation.sweep import Axis, Base, Point, grid
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.load import Loaded, from_tables
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.runs.rundir import changed_settings
+from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings
+
+Search = Literal["grid", "tpe", "random"]
+Equal = Literal["epochs", "compute"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What trials are judged by.
+
+    Attributes:
+        name: its word on the command line.
+        label: its name in tables and figures.
+        higher_is_better: otherwise the lowest wins.
+        command: words of the `dsdmae` command that measures it on a finished run; empty = the run does itself.
+        resumes: whether that command goes on with --resume; if not, it begins anew.
+    """
+
+    name: str
+    label: str
+    higher_is_better: bool = True
+    command: tuple[str, ...] = ()
+    resumes: bool = True
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is an accuracy, shown in percent."""
+        return self.name != "loss"
+
+    def show(self, value: float) -> str:
+        """A value as people read it."""
+        return f"{100 * value:.2f}%" if self.is_share else f"{value:.4f}"
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("knn", "k-NN accuracy"),
+        Metric("linear", "linear-probe accuracy", command=("probe", "--kind", "linear"), resumes=False),
+        Metric("finetune", "fine-tuned accuracy", command=("finetune",)),
+        Metric("loss", "pre-training loss", higher_is_better=False),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A study as it was asked for.
+
+    Attributes:
+        base: what all trials share.
+        axes: what differs.
+        metric: what they are judged by.
+        seeds: runs of each point.
+        equal: what all trials have the same of: epochs, or the work of the base's run (see plans.py).
+        search: the grid of all values, or points drawn from their ranges.
+        trials: how many points a search draws; None for a grid.
+        prune: stop trials that do worse than half of the finished ones did at the same moment.
+        paper: the preset of the paper that this is, if any.
+        metric_options: further words for the metric's command ("--epochs", "20").
+    """
+
+    base: Base
+    axes: tuple[Axis, ...]
+    metric: Metric
+    seeds: int = 1
+    equal: Equal = "epochs"
+    search: Search = "grid"
+    trials: int | None = None
+    prune: bool = False
+    paper: str | None = None
+    metric_options: tuple[str, ...] = ()
+
+    @property
+    def points(self) -> list[Point]:
+        """All points of a grid; none are known of a search."""
+        return grid(self.axes) if self.search == "grid" else []
+
+    def common(self) -> Settings:
+        """The settings that all trials start from."""
+        return self.base.load().settings
+
+    def seed_numbers(self) -> range:
+        """The seeds of every point."""
+        first = self.common().train.seed
+        return range(first, first + self.seeds)
+
+    def settings(self, point: Point, seed: int, epochs: int | None = None) -> Loaded[Settings]:
+        """The settings of one trial; `epochs` in place of the shared ones."""
+        return self.base.load(self.axes, point, seed, epochs)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for two commands to work on one study; seeds, trials and the values of a grid may grow."""
+        found = {
+            "base": tables(self.common()),
+            "sweep": {axis.key: list(axis.values) for axis in self.axes},
+            "metric": self.metric.name,
+            "metric-options": " ".join(self.metric_options),
+            "search": self.search,
+        }
+        # Left out where it is the default: studies from before there was a choice keep their name.
+        return found if self.equal == "epochs" else found | {"equal": self.equal}
+
+    @property
+    def name(self) -> str:
+        """The study's name, the same for the same command: "mask-ratio-digits-3f2a9c1b"."""
+        found = self.fingerprint()
+        for dotted in MAY_CHANGE_ON_RESUME:
+            section, _, key = dotted.partition(".")
+            found["base"][section].pop(key, None)
+        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
+        dataset = self.common().data.dataset.rstrip("/").rsplit("/", 1)[-1]
+        return _clean("-".join([*(axis.key for axis in self.axes), dataset, digest]))
+
+    def default_path(self) -> Path:
+        """The same command finds its study again: the directory is named after what it does, not after the time."""
+        return user_data_path("dsdmae") / "ablations" / self.name
+
+    def json(self) -> dict[str, Any]:
+        """For study.json, which report and other tools read."""
+        return self.fingerprint() | {
+            "keys": [asdict(axis) for axis in self.axes],
+            "seeds": self.seeds,
+            "trials": self.trials,
+            "prune": self.prune,
+            "paper": self.paper,
+        }
+
+
+def trial_name(point: Point, seed: int) -> str:
+    """A trial's directory: "mask-ratio-0.75-seed-0"."""
+    plain = "-".join(f"{key}-{value}" for key, value in point.items())
+    name = _clean(plain)
+    if name != plain or len(name) > 100:  # what was lost may be all that told two trials apart
+        name = f"{name[:100]}-{hashlib.sha256(json.dumps(point).encode()).hexdigest()[:6]}"
+    return f"{name}-seed-{seed}"
+
+
+def _clean(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)
+
+
+def check_same(before: dict[str, Any], now: Definition, where: str) -> None:
+    """See that a command goes on with the study that is there; its grid may have grown.
+
+    Raises:
+        SettingsError: it asks for another one; the message names the first difference.
+    """
+    after = now.fingerprint()
+    if now.search == "grid" and _grown(before["sweep"], now.axes):
+        before = before | {"sweep": now.fingerprint()["sweep"]}
+    for what in ("sweep", "metric", "metric-options", "search", "equal"):
+        old, new = (found.get(what, "epochs") for found in (before, after))  # only `equal` may be missing
+        if old != new:
+            # What is missing may have been brought by a later command.
+            keep = (
+                "say these values too, or "
+                if what == "sweep" and now.search == "grid" and old.keys() == new.keys()
+                else ""
+            )
+            raise SettingsError(
+                f"{where} holds a study with --{what} {_said(old)}, and this command says {_said(new)}; {keep}choose"
+                " another --out"
+            )
+    if before["base"] != after["base"]:
+        changes = changed_settings(from_tables(before["base"], where).settings, now.common())
+        if changes:
+            raise SettingsError(
+                f"{where} holds a study with other settings: {'; '.join(changes)}; choose another --out"
+            )
+
+
+def _grown(before: dict[str, list[str]], axes: tuple[Axis, ...]) -> bool:
+    """Whether a grid has the axes of the one before and all its values."""
+    after = {axis.key: axis.values for axis in axes}
+    return before.keys() == after.keys() and all(set(before[key]) <= set(after[key]) for key in before)
+
+
+def widened(now: Definition, stored: dict[str, Any]) -> Definition:
+    """The definition with the grid that the study has by now: another worker may have brought more values."""
+    sweep = stored["sweep"]
+    if now.search != "grid" or any(not set(axis.values) <= set(sweep[axis.key]) for axis in now.axes):
+        return now
+    return replace(now, axes=tuple(replace(axis, values=tuple(sweep[axis.key])) for axis in now.axes))
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return " and ".join(f"{key} {','.join(values)}" for key, values in value.items())
+    return str(value)

@@ -1,0 +1,103 @@
+"""--dry-run: what a study would run and take; nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsdmae_cli.ablation.definition import Definition, Metric, trial_name
+from dsdmae_cli.ablation.plans import Plans
+from dsdmae_cli.ablation.results import flop
+from dsdmae_cli.ablation.sweep import Point, describe, validate
+from dsdmae_cli.ablation.trial import judged_folder
+from dsdmae_cli.ablation.workers import make_slots
+from dsdmae_cli.report import duration
+from dsdmae_cli.runs.rundir import RESULT
+
+
+def dry_run(
+    definition: Definition, folder: Path, *, workers: int | None, parallel: bool
+) -> tuple[dict[str, Any], str, list[str]]:
+    """(For scripts, for people, warnings) of a study in a directory that is free for it."""
+    points = definition.points
+    validate(definition.axes, points, definition.base)
+    count = (len(points) or definition.trials or 0) * definition.seeds
+    plans = Plans(definition)
+    plans.work_out(points)
+    slots = make_slots(workers, parallel, definition.common().train.device, count, plans.most_memory())
+    torch.set_num_threads(int(slots[0].environ["OMP_NUM_THREADS"]))  # so that times are those of one worker
+    plans = Plans(definition, timed=True)
+    drawn_later: list[Point] = [{}]
+    rows = [
+        _row(definition, plans, point, seed, folder)
+        for point in points or drawn_later
+        for seed in (definition.seed_numbers() if point else range(count))
+    ]
+    left = [row for row in rows if not row["done"]]
+    known = all(row["seconds"] is not None for row in left)
+    total = {
+        "trials": len(rows),
+        "done": len(rows) - len(left),
+        "workers": len(slots),
+        "gflop": sum(row["gflop"] for row in left),
+        "seconds": sum(row["seconds"] for row in left) / len(slots) if known else None,
+        "not_included": _not_included(definition.metric, len(left)),
+    }
+    plan = {"study": str(folder), "equal": definition.equal, "trials": rows, "total": total}
+    return plan, _text(definition, rows, total), plans.warnings()
+
+
+def _row(definition: Definition, plans: Plans, point: Point, seed: int, folder: Path) -> dict[str, Any]:
+    """A trial; of a search, whose points are drawn later, the base in its place."""
+    plan, name = plans.of(point), trial_name(point, seed) if point else None
+    return {
+        "settings": point or None,
+        "seed": seed if point else None,
+        "run": name,
+        "done": name is not None and _is_done(folder / "trials" / name, definition.metric),
+        "epochs": plan.epochs,
+        "steps": plan.steps,
+        "gflop": plans.work(point),
+        "gflop_to_budget": plans.work(point) / plans.budget if plans.budget else None,
+        "seconds": plan.estimated_seconds,
+        "memory_gib": plan.memory_gib,
+    }
+
+
+def _is_done(run: Path, metric: Metric) -> bool:
+    last = judged_folder(run, metric) if metric.command else run
+    return (last / RESULT).exists()
+
+
+def _not_included(metric: Metric, left: int) -> list[str]:
+    """What the total leaves out, in words."""
+    judged = [f"`dsdmae {' '.join(metric.command)}` of each ({left} times)"] if metric.command else []
+    return [*judged, "starting the processes, reading images, k-NN scores on the way"]
+
+
+def _text(definition: Definition, rows: list[dict[str, Any]], total: dict[str, Any]) -> str:
+    shown = rows if definition.points else rows[:1]
+    names = [
+        f"{describe(r['settings'])}, seed {r['seed']}" if r["settings"] else "drawn when its turn comes" for r in shown
+    ]
+    width = max(map(len, names))
+
+    def line(name: str, row: dict[str, Any]) -> str:
+        share = "" if row["gflop_to_budget"] is None else f" ({row['gflop_to_budget']:.2f} of the budget)"
+        epochs = f"{row['epochs']} epoch{'s' if row['epochs'] > 1 else ''}"
+        cost = f"{epochs}, {row['steps']} steps  {flop(row['gflop'])}{share}"
+        seconds = "" if row["seconds"] is None else f"  about {duration(row['seconds'])}"
+        return f"{name:<{width}}  {cost}{seconds}{'  done already' if row['done'] else ''}"
+
+    at_once = f", {total['workers']} at a time" if total["workers"] > 1 else ""
+    when = f"about {duration(total['seconds'])}" if total["seconds"] is not None else "a time unknown until it runs"
+    left = total["trials"] - total["done"]
+    return "\n".join(
+        [
+            *map(line, names, shown),
+            f"total: {left} runs to do{at_once}, {flop(total['gflop'])}, {when} of pre-training",
+            f"not included: {'; '.join(total['not_included'])}",
+        ]
+    )

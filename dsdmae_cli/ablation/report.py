@@ -1,0 +1,169 @@
+"""report.md, report.html, table.csv and study.json of a study, and its lines for people."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import statistics as st
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dsdmae_cli.ablation.figure import draw
+from dsdmae_cli.ablation.paper import dataset_title, paper_dataset
+from dsdmae_cli.ablation.results import Results, Setting, flop, interval
+from dsdmae_cli.ablation.sweep import describe
+from dsdmae_cli.files import write_bytes
+from dsdmae_cli.report import duration
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write everything that a study leaves beside its runs; each file whole or not at all."""
+    drawn = draw(results, folder / "figures")
+    content = _content(results)
+    templates = Environment(
+        loader=PackageLoader("dsdmae_cli.ablation"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=lambda name: bool(name and name.endswith(".html")),
+    )
+    image = base64.b64encode(drawn["svg"]).decode() if drawn else None
+    for name in ("report.md", "report.html"):
+        text = templates.get_template(name).render(**content, image=image)
+        write_bytes(folder / name, text.encode())
+    write_bytes(folder / "table.csv", _csv(results).encode())
+    write_bytes(
+        folder / "study.json", (json.dumps(results.definition.json() | results.json(), indent=2) + "\n").encode()
+    )
+
+
+def _content(results: Results) -> dict[str, Any]:
+    """What both templates show."""
+    definition = results.definition
+    paper = results.paper
+    dataset = paper_dataset(definition.common())
+    compared = None
+    if paper is not None:
+        points = {value: f"{100 * share:.2f}%" for value, share in results.paper_points.items()}
+        compared = {
+            "title": paper.title,
+            "says": paper.says,
+            "points": points,
+            "dataset": dataset_title(dataset) if dataset else None,
+            "source": paper.source,
+            "same_metric": paper.points_metric in (None, definition.metric.name),
+        }
+    return {
+        "title": results.title,
+        "verdict": results.verdict(),
+        "caveats": results.caveats(),
+        "keys": [axis.key for axis in definition.axes],
+        "metric": definition.metric.label,
+        "runs": ([f"each run{', %' if definition.metric.is_share else ''}"] if _several(results) else []),
+        "costs": _costs(results),
+        "table": _table(results),
+        "paper": compared,
+        "failures": [(f"{describe(row.point)}, seed {row.seed}", row.reason) for row in results.failed],
+        "trials": len(results.rows),
+        "done": sum(row.state == "done" for row in results.rows),
+        "pruned": sum(row.state == "pruned" for row in results.rows),
+        "seeds": definition.seeds,
+        "wall": duration(results.seconds),
+        "work": flop(results.gflop),
+        "command": results.command,
+        "machine": results.machine(),
+        "base": results.base_toml().rstrip(),
+    }
+
+
+def _costs(results: Results) -> list[str]:
+    """Titles of the columns that say what a run takes."""
+    return ["epochs", "work", "of the budget", "time"] if results.definition.equal == "compute" else ["work", "time"]
+
+
+def _table(results: Results) -> list[dict[str, Any]]:
+    """The rows of the table of settings, those of a search best first; the network before training stands last."""
+    settings = results.settings
+    if results.definition.search != "grid":
+        settings = [*results.ranked, *(s for s in settings if not s.values)]
+    rows = [_line(results, setting) for setting in settings]
+    return [*rows, _untrained(results)] if results.untrained else rows
+
+
+def _several(results: Results) -> bool:
+    """Whether a setting was run more than once, so that its runs are worth a column."""
+    return any(len(setting.rows) > 1 for setting in results.settings)
+
+
+def _line(results: Results, setting: Setting) -> dict[str, Any]:
+    seconds, gflop = setting.mean_fact("seconds"), setting.mean_fact("gflop")
+    epochs, share = setting.mean_fact("epochs"), setting.gflop_to_budget
+    shown = [results.definition.metric.show(value).rstrip("%") for value in setting.values]
+    costs = {
+        "epochs": f"{epochs:g}" if epochs is not None else "-",
+        "work": flop(gflop) if gflop is not None else "-",
+        "of the budget": f"{share:.2f}" if share is not None else "-",
+        "time": duration(seconds) if seconds is not None else "-",
+    }
+    return {
+        "values": list(setting.point.values()),
+        "result": interval(setting.summary, results.definition.metric),
+        "runs": [", ".join(shown)] if _several(results) else [],
+        "costs": [costs[title] for title in _costs(results)],
+        "remark": setting.remark,
+        "kind": "best" if results.ranked and setting is results.ranked[0] else "",
+    }
+
+
+def _untrained(results: Results) -> dict[str, Any]:
+    metric = results.definition.metric
+    means = [st.mean(setting.untrained.values()) for setting in results.untrained]
+    by_setting = f"{metric.show(min(means))} to {metric.show(max(means))}, by setting"
+    return {
+        "values": ["untrained", *[""] * (len(results.definition.axes) - 1)],
+        "result": by_setting if results.baseline is None else interval(results.baseline, metric),
+        "runs": [""] if _several(results) else [],
+        "costs": ["" for _ in _costs(results)],
+        "remark": "",
+        "kind": "untrained",
+    }
+
+
+def _csv(results: Results) -> str:
+    """One line a run, with all that is known of it."""
+    keys = [axis.key for axis in results.definition.axes]
+    facts = (
+        *("run", "knn", "knn_untrained", "loss", "epochs", "steps", "images", "seconds", "judged_seconds"),
+        *("gflop", "budget_gflop"),
+    )
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*keys, "seed", "state", "value", *facts, "reason"])
+    for setting in results.settings:
+        for row in sorted(setting.rows, key=lambda row: row.seed):
+            known = ["" if row.facts.get(name) is None else row.facts[name] for name in facts]
+            value = "" if row.value is None else row.value
+            table.writerow([*row.point.values(), row.seed, row.state, value, *known, row.reason or ""])
+    return text.getvalue()
+
+
+def summary(results: Results, folder: Path) -> str:
+    """The lines for people at the end."""
+    keys = [axis.key for axis in results.definition.axes]
+    rows = [("", *keys, results.definition.metric.label, *_costs(results), "")]
+    for line in _table(results):
+        mark = "*" if line["kind"] == "best" else ""
+        rows.append((mark, *line["values"], line["result"], *line["costs"], line["remark"]))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["", results.verdict()]
+    lines += [f"failed  {describe(row.point)}, seed {row.seed}: {row.reason}" for row in results.failed]
+    if results.failed:
+        lines.append("run the failed ones again with --retry-failed")
+    lines.append(f"report  {folder / 'report.html'}")
+    return "\n".join(lines)

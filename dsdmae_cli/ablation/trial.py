@@ -1,0 +1,261 @@
+"""One trial: `dsdmae pretrain`, then what measures it, each in a process of its own.
+
+A crash, a kill or an empty memory then takes down one run and not the study, and every run is made by the very command
+that a person would type. What a trial leaves below the study's directory:
+
+    settings/NAME.toml      its settings, usable as --config
+    trials/NAME/            the run
+    trials/NAME-METRIC/     the probe or fine-tuning of it, where the metric needs one
+    logs/NAME.log           what the commands said
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from dsdmae_cli.ablation.definition import Metric
+from dsdmae_cli.config.describe import tables, to_toml
+from dsdmae_cli.config.load import Loaded
+from dsdmae_cli.files import write_bytes
+from dsdmae_cli.runs.rundir import METRICS, RESULT, SETTINGS
+from dsdmae_cli.settings.models import Settings
+
+State = Literal["running", "done", "failed", "stopped"]
+_LOCK = ".lock"  # of a run directory, see runs/rundir.py
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where trials run.
+
+    Attributes:
+        name: for tables: "cpu 1", "gpu 0".
+        environ: what a child's environment has beside the program's own.
+    """
+
+    name: str
+    environ: dict[str, str]
+
+
+def judged_folder(run: Path, metric: Metric) -> Path:
+    """Where the probe or fine-tuning of a trial's run is."""
+    return run.with_name(f"{run.name}-{metric.name}")
+
+
+class Tail:
+    """The records of a growing metrics.jsonl, each read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Records since the last call; a line that is still being written waits for the next."""
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:
+                    self._offset = 0  # a resumed run cut off what it will write again
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+class Job:
+    """A trial at work. `poll` moves it on; nothing here waits.
+
+    Args:
+        folder: the study's directory.
+        name: the trial's.
+        loaded: its settings.
+        metric: what is measured.
+        options: further words for the metric's command.
+        slot: where it runs.
+        steps: optimiser steps of the whole run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        loaded: Loaded[Settings],
+        metric: Metric,
+        options: tuple[str, ...],
+        slot: Slot,
+        steps: int,
+    ) -> None:
+        self.name = name
+        self.loaded = loaded
+        self.metric = metric
+        self.slot = slot
+        self.steps = steps
+        self.run = folder / "trials" / name
+        self.config = folder / "settings" / f"{name}.toml"
+        self.log = folder / "logs" / f"{name}.log"
+        self.began = time.monotonic()
+        self.step = 0
+        self._first_step: int | None = None  # what an earlier process had done of it
+        self.shown: dict[str, float] = {}
+        self.reason = ""
+        self._tail = Tail(self.run / METRICS)
+        self.judged_since: float | None = None
+        self._phases = [("pretrain",)] + ([(*metric.command, *options)] if metric.command else [])
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        for path in (self.run, self.config, self.log):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.config, to_toml(tables(loaded.settings)).encode())
+
+    # -- moving on
+
+    def poll(self) -> State:
+        """Look at the process that runs, start the next one when it is done."""
+        while self._phases:
+            state = self._poll_phase(self._phases[0])
+            if state != "done":
+                return state
+            self._phases.pop(0)
+            self.judged_since = time.monotonic() if self._phases else None
+        return "done"
+
+    def _poll_phase(self, phase: tuple[str, ...]) -> State:
+        folder = self._folder(phase)
+        if self._child is None:
+            if (folder / RESULT).exists():
+                return "done"  # before a crash, or by the process of a worker that is gone
+            if self._stopping:
+                return "stopped"
+            if not _busy(folder):  # else a lost worker's run is still at it: wait, and take what it leaves
+                self._start(phase, folder)
+            return "running"
+        code = self._child.poll()
+        if code is None:
+            return "running"
+        self._child = None
+        if code == 0:
+            return "done"
+        if self._stopping:
+            return "stopped"
+        self.reason = _reason(code, self.log)
+        return "failed"
+
+    def _folder(self, phase: tuple[str, ...]) -> Path:
+        return self.run if phase[0] == "pretrain" else judged_folder(self.run, self.metric)
+
+    def _start(self, phase: tuple[str, ...], folder: Path) -> None:
+        if phase[0] != "pretrain" and not self.metric.resumes:
+            shutil.rmtree(folder, ignore_errors=True)  # half of it, left by a process that was stopped
+        if (folder / SETTINGS).exists():
+            words = [phase[0], "--resume"]
+        elif phase[0] == "pretrain":
+            words = ["pretrain", "--config", str(self.config)]
+        else:
+            train = self.loaded.settings.train
+            same = ["--seed", str(train.seed), "--device", train.device, "--precision", train.precision]
+            words = [phase[0], str(self.run), *same, *phase[1:]]
+        command = [sys.executable, "-m", "dsdmae_cli", *words, "--out", str(folder)]
+        # The settings file says all; a variable would stand above it.
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("DSDMAE_")} | self.slot.environ
+        with self.log.open("ab") as log:
+            # Out of the terminal's reach: Ctrl-C is for the study, which then stops its trials in order.
+            self._child = subprocess.Popen(
+                command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def stop(self) -> None:
+        """Ask the process to save and end."""
+        if not self._stopping and self._child is not None:
+            self._child.send_signal(signal.SIGTERM)
+        self._stopping = True
+
+    def kill(self) -> None:
+        """End the process at once; its files are whole, what it did since its last checkpoint is lost."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    # -- what it has come to
+
+    def news(self) -> list[dict[str, Any]]:
+        """Records of metrics since the last call."""
+        records = self._tail.new()
+        for record in records:
+            self.step = int(record["step"])
+            self.shown |= {k: v for k, v in record.items() if k in ("loss", "knn")}
+        if self._first_step is None:
+            self._first_step = self.step
+        return records
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for the run that a lost worker left at work."""
+        return self._child is None
+
+    @property
+    def doing(self) -> str:
+        """A word for tables: "pretrain", "probe"."""
+        return self._phases[0][0] if self._phases else "done"
+
+    @property
+    def share(self) -> float:
+        """Share of pre-training that is done."""
+        return min(1.0, self.step / max(1, self.steps))
+
+    @property
+    def share_here(self) -> float:
+        """Share of pre-training that was done since `began`; the rest a run that is resumed brought with it."""
+        return max(0.0, self.share - (self._first_step or 0) / max(1, self.steps))
+
+    def outcome(self) -> tuple[float | None, dict[str, Any]]:
+        """(the metric, facts for tables) of a trial that is done; the metric is None where the run has none."""
+        result = json.loads((self.run / RESULT).read_text(encoding="utf-8"))
+        facts = {
+            "run": self.name,
+            "seconds": result["seconds"],
+            "epochs": result["epochs"],
+            "steps": result["steps"],
+            "images": result["images_seen"],
+            "loss": result["final"].get("loss"),
+            "knn": result["knn_accuracy"],
+            "knn_untrained": result["knn_accuracy_untrained"],
+        }
+        if not self.metric.command:
+            return facts[self.metric.name], facts
+        judged = json.loads((self._folder(self.metric.command) / RESULT).read_text(encoding="utf-8"))
+        facts["judged_seconds"] = judged.get("seconds")
+        return judged["top1"], facts
+
+
+def _busy(folder: Path) -> bool:
+    """Whether a process works in a run directory."""
+    if not (folder / _LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / _LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _reason(code: int, log: Path) -> str:
+    """Why a command failed, in its own last words."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    last = lines[-1].removeprefix("dsdmae: error: ").removeprefix("dsdmae: ") if lines else "it said nothing"
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "") + f"; last said: {last}"
+    return last

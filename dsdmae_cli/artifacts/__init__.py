@@ -1,0 +1,1 @@
+"""What training leaves and people pass on: encoders, classifiers, denoisers and their files."""

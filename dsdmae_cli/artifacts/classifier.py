@@ -1,0 +1,164 @@
+"""Fine-tuned networks as files: what `dsdmae finetune` writes and `dsdmae export` reads, under timm's parameter names.
+
+Opening one starts in encoders.py, which reads the backbone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from dsdmae_cli import checkpoint
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.files import RESUME
+from dsdmae_cli.tasks.classifier import Network
+
+# How timm can be told to pool as we do. It is tried in this order, since what an architecture understands is its own.
+_POOLING: dict[str, tuple[dict[str, Any], ...]] = {
+    "mean": ({}, {"global_pool": "avg"}, {"global_pool": "avg", "fc_norm": False}),
+    "cls": ({"global_pool": "token"}, {}),
+}
+# Largest difference of logits that is rounding, for logits whose scale is 1 or below; relative to it above.
+_SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a fine-tuned network has beyond its backbone.
+
+    Attributes:
+        network: backbone, pooling and head, on the CPU.
+        classes: names, by index of the logits.
+        settings: all tables of its fine-tuning, resolved.
+        sha256: of its weights before any resampling of positions: `classifier_sha256` of the run's result.
+        path: the file.
+        result: of the run, where it lies beside the file and judged these weights; else empty.
+    """
+
+    network: Network
+    classes: tuple[str, ...]
+    settings: dict[str, dict[str, Any]]
+    sha256: str
+    path: Path
+    result: dict[str, Any]
+
+
+def read_head(
+    encoder: Backbone,
+    head: dict[str, Tensor],
+    settings: dict[str, dict[str, Any]],
+    metadata: dict[str, str],
+    path: Path,
+    beside: dict[str, Any],
+) -> Tuned:
+    """A fine-tuned network from its backbone, loaded before, and what else is in its file.
+
+    Args:
+        head: the weights that are no part of the backbone.
+        settings: tables of its fine-tuning, resolved.
+        beside: result.json of the file's directory.
+
+    Raises:
+        CheckpointError: the head does not fit the backbone or the names of the classes.
+    """
+    try:
+        classes = tuple(str(name) for name in json.loads(metadata["classes"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"the names of the classes in {path} are damaged: {error!r}") from error
+    finetune = settings["finetune"]
+    network = Network(encoder, len(classes), finetune["pool"], finetune["head_std"])
+    name = _head_name(encoder)
+    own = {f"{name}.{key}": tensor for key, tensor in network.head.state_dict().items()}
+    checkpoint.check_fit(own, head, str(path))
+    network.head.load_state_dict({key.rpartition(".")[2]: tensor for key, tensor in head.items()})
+    sha256 = checkpoint.weights_sha256(network.state_dict())
+    result = beside if beside.get("classifier_sha256") == sha256 else {}
+    return Tuned(network, classes, settings, sha256, path, result)
+
+
+def save_classifier(
+    network: Network,
+    settings: dict[str, dict[str, Any]],
+    classes: tuple[str, ...],
+    path: Path,
+    advice: str = RESUME,
+) -> None:
+    """Write a fine-tuned network under timm's parameter names, with its classes and settings.
+
+    Args:
+        settings: tables of its fine-tuning, resolved.
+        advice: what to do where it cannot be written.
+
+    Raises:
+        RunFailed: it cannot be written.
+    """
+    encoder = network.backbone
+    metadata = {
+        "timm_name": encoder.timm_name,
+        "timm_kwargs": json.dumps({**encoder.timm_kwargs, "num_classes": len(classes)}),
+        "classes": json.dumps(classes),
+        "settings": json.dumps(settings),
+        "image_size": str(encoder.image_size),
+        "mean": json.dumps(encoder.mean),
+        "std": json.dumps(encoder.std),
+    }
+    checkpoint.save_weights(path, _timm_state(network), metadata, advice)
+
+
+def _head_name(encoder: Backbone) -> str:
+    config = timm.get_pretrained_cfg(encoder.timm_name, allow_unregistered=True) if encoder.timm_name else None
+    return config.classifier if config is not None and isinstance(config.classifier, str) else "head"
+
+
+def _timm_state(network: Network) -> dict[str, Tensor]:
+    name, head = _head_name(network.backbone), network.head
+    return {**network.backbone.timm_state(), f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+
+
+@torch.no_grad()
+def timm_arguments(network: Network) -> dict[str, Any] | None:
+    """Arguments with which timm's network of this name gives the same answers; None if there are none.
+
+    There are where timm pools as we do: transformers. Most others put a norm between pooling and classifier.
+    """
+    encoder = network.backbone
+    if not encoder.timm_name:
+        return None
+    was_training, device = network.training, network.head.weight.device
+    network.eval().cpu()
+    size = encoder.image_size
+    images = torch.linspace(-1, 1, 2 * 3 * size * size).reshape(2, 3, size, size)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
+    expected, state = network(images), _timm_state(network)
+    allowed = _SAME * max(1.0, float(expected.abs().max()))
+    found = None
+    for pooling in _POOLING[network.pool]:
+        arguments = {**encoder.timm_kwargs, **pooling, "num_classes": len(expected[0])}
+        try:
+            theirs = timm.create_model(encoder.timm_name, **arguments).eval()
+            theirs.load_state_dict(state)
+            answers = theirs(((images + 1) / 2 - mean) / std)
+        except Exception:  # each of timm's architectures refuses arguments in its own way
+            continue
+        if float((answers - expected).abs().max()) <= allowed:
+            found = arguments
+            break
+    network.to(device).train(was_training)
+    return found
+
+
+def load_with(network: Network, path: Path) -> str | None:
+    """The Python expression by which timm loads a file of save_classifier, if its answers to [-1, 1] are then ours."""
+    encoder = network.backbone
+    arguments = timm_arguments(network) if encoder.mean == encoder.std == (0.5, 0.5, 0.5) else None
+    if arguments is None:
+        return None
+    words = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return f"timm.create_model({encoder.timm_name!r}, {words}, checkpoint_path={str(path)!r})"

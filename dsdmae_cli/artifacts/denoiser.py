@@ -1,0 +1,180 @@
+"""A denoiser: the part of a trained method that restores images, as a file of its own and ready for work.
+
+A run's checkpoint holds everything that training needs. A denoiser file holds only the networks that
+`Method.denoise` calls (for DSdMAE encoder and decoder, no teacher, no regressor), with the settings that build them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsdmae_cli import checkpoint
+from dsdmae_cli.build import build_method
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.load import from_tables, resolve
+from dsdmae_cli.errors import CheckpointError, SettingsError
+from dsdmae_cli.methods.base import Method
+from dsdmae_cli.runs.rundir import RunDir
+from dsdmae_cli.settings.models import Settings
+
+PACKAGED = "denoiser.safetensors"
+_OTHERS = "give --run DIR or --weights FILE"
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network that takes noise away, on the CPU, in eval mode.
+
+    Attributes:
+        network: called by its `denoise`: [b, 3, s, s] in [-1, 1] to the same.
+        settings: of its training, every "auto" resolved.
+        sha256: of the tensors that are used, by name, as stored; names the weights in records.
+        origin: where they came from, for messages.
+    """
+
+    network: Method
+    settings: Settings
+    sha256: str
+    origin: str
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the network takes."""
+        return self.network.encoder().image_size
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """(height, width) of a patch, in pixels."""
+        return self.network.encoder().patch_shape
+
+    def __call__(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+        restored = self.network.denoise(images)
+        assert restored is not None  # _parts looked
+        return restored.float()
+
+
+def save_denoiser(
+    method: Method,
+    settings: Settings,
+    path: Path,
+    extra_metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write what `method.denoise` needs, whole or not at all.
+
+    A path in the settings (the images it learned from) keeps its last part only: weights travel, and so should no
+    directory of the machine that trained them.
+
+    Args:
+        settings: of the training, every "auto" resolved.
+        extra_metadata: more to say beside "settings".
+        dtype: of the stored weights; half precision costs about 0.001 dB.
+
+    Raises:
+        SettingsError: the method has no denoiser.
+        RunFailed: the file cannot be written.
+    """
+    state = {name: tensor.to(dtype) for name, tensor in _parts(method, settings.method.name).state_dict().items()}
+    metadata = {"settings": json.dumps(anonymous(tables(settings))), **(extra_metadata or {})}
+    checkpoint.save_weights(path, state, metadata)
+
+
+def load_denoiser(run: Path | None = None, weights: Path | None = None) -> Denoiser:
+    """The denoiser of a run (its newest whole checkpoint), of a file, or by default the one that is packaged.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or does not fit its own settings.
+        SettingsError: the method restores no pixels.
+    """
+    if run is not None:
+        return _from_run(run)
+    if weights is not None:
+        return _from_file(weights, str(weights))
+    packaged = files("dsdmae_cli") / "weights" / PACKAGED
+    if not packaged.is_file():
+        raise CheckpointError(f"this installation has no packaged denoiser; {_OTHERS}, or install dsdmae again")
+    with as_file(packaged) as path:
+        return _from_file(path, "the packaged denoiser")
+
+
+def _from_run(folder: Path) -> Denoiser:
+    settings = _resolved(tables(RunDir(folder).settings().settings), str(folder))
+    found, complaints = checkpoint.load_newest(folder / "checkpoints")
+    if found is None:
+        why = complaints[0] if complaints else "it has no checkpoint yet"
+        raise CheckpointError(f"no denoiser in {folder}: {why}; let the run go on first")
+    method = build_method(settings)
+    checkpoint.load_into(method, found.model, str(folder / "checkpoints"))
+    parts = _parts(method, settings.method.name)
+    return _ready(method, settings, parts.state_dict(), str(folder))
+
+
+def _from_file(path: Path, origin: str) -> Denoiser:
+    metadata = checkpoint.read_metadata(path)
+    if "settings" not in metadata:
+        raise CheckpointError(
+            f"{origin} does not say which network it belongs to; it is no denoiser of dsdmae, {_OTHERS}"
+        )
+    try:
+        values = json.loads(metadata["settings"])
+        settings = _resolved(values, origin)
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"the settings in {origin} are damaged: {error}") from error
+    method = build_method(settings)
+    state = checkpoint.load_weights(path)
+    parts = _parts(method, settings.method.name)
+    if "patch_embed.proj.weight" in state or not any(name in parts.state_dict() for name in state):
+        raise CheckpointError(
+            f"{origin} holds an encoder alone, without the decoder that restores pixels; give the run with --run DIR"
+        )
+    checkpoint.load_into(parts, state, origin)
+    return _ready(method, settings, state, origin)
+
+
+def _resolved(values: dict[str, dict[str, Any]], origin: str) -> Settings:
+    settings = resolve(from_tables(values, origin).settings)
+    return settings.model_copy(update={"backbone": settings.backbone.without_weights()})
+
+
+def _ready(method: Method, settings: Settings, state: Mapping[str, Tensor], origin: str) -> Denoiser:
+    method.eval().requires_grad_(False)
+    return Denoiser(method, settings, checkpoint.weights_sha256(state), origin)
+
+
+def _parts(method: Method, name: str) -> nn.ModuleDict:
+    """The direct children of a method that `denoise` calls, under their own names: found by calling it once."""
+    called: set[nn.Module] = set()
+    hooks = [
+        module.register_forward_hook(lambda part, given, out: called.add(part))
+        for module in method.modules()
+        if module is not method
+    ]
+    side = method.encoder().image_size
+    with torch.inference_mode():
+        restored = method.eval().denoise(torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    if restored is None:
+        raise SettingsError(f"method {name!r} was trained without a decoder of pixels and cannot denoise; {_OTHERS}")
+    return nn.ModuleDict(
+        {child: part for child, part in method.named_children() if not called.isdisjoint(part.modules())}
+    )
+
+
+def anonymous(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings without the directories of the machine that they were used on."""
+    plugin, colon, argument = values["data"]["dataset"].partition(":")
+    dataset = f"{plugin}{colon}{PurePath(argument).name}"
+    known = {**values, "data": {**values["data"], "dataset": dataset, "data_dir": "none"}}
+    if "finetune" in values:
+        known["finetune"] = {**values["finetune"], "start": PurePath(values["finetune"]["start"]).name}
+    return known

@@ -1,0 +1,1 @@
+"""Settings gathered from presets, files, the environment and flags; checked, resolved and described."""

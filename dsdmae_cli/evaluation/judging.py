@@ -1,0 +1,176 @@
+"""What probe and finetune share: labelled data that is checked before anything is computed, and what they leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsdmae_cli import plugins
+from dsdmae_cli.artifacts.open import Opened
+from dsdmae_cli.data.base import ImageDataset, Subset
+from dsdmae_cli.data.open import choose, open_dataset
+from dsdmae_cli.data.resident import decode_square
+from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.errors import DataError
+from dsdmae_cli.evaluation.metrics import Scores
+from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne
+from dsdmae_cli.figures import scores as figures
+from dsdmae_cli.settings.models import DataSettings
+
+_MISTAKES = 32
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labelled training and test images of one dataset with the same classes.
+
+    Images without a label are left out of both.
+    """
+
+    train: ImageDataset
+    test: ImageDataset
+    classes: tuple[str, ...]
+
+    @property
+    def train_labels(self) -> NDArray[np.int64]:
+        """[n] of the training images."""
+        assert self.train.labels is not None
+        return self.train.labels
+
+    @property
+    def test_labels(self) -> NDArray[np.int64]:
+        """[m] of the test images."""
+        assert self.test.labels is not None
+        return self.test.labels
+
+
+def open_judged(settings: DataSettings) -> Judged:
+    """The labelled splits of a dataset.
+
+    Raises:
+        DataError: there are no labels, fewer than two classes, a class without training images, or classes that are
+            not the same in both splits.
+    """
+    spec = plugins.find("dataset", settings.dataset).spec
+    train = _labelled(open_dataset(settings, spec.labelled_split), settings.dataset, "training")
+    test = _labelled(open_dataset(settings, "test"), settings.dataset, "test")
+    assert train.labels is not None
+    assert test.labels is not None
+    assert train.classes is not None
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes).symmetric_difference(test.classes or ()))
+        raise DataError(
+            f"training and test images of {settings.dataset} do not have the same classes ({len(train.classes)} and"
+            f" {len(test.classes or ())}; in one only: {', '.join(odd[:4]) or 'another order'}); give both the same"
+            " folders"
+        )
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    empty = [name for name, count in zip(train.classes, counts, strict=True) if not count]
+    if empty or len(train.classes) < 2:
+        reason = f"no training image of {', '.join(empty[:4])}" if empty else f"only the class {train.classes[0]}"
+        raise DataError(f"{settings.dataset} has {reason}; a classifier needs images of two classes or more, each")
+    return Judged(train, test, train.classes)
+
+
+def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:
+    if dataset.labels is None or dataset.classes is None or not (dataset.labels >= 0).any():
+        raise DataError(
+            f"the {split} images of {name} have no labels; put each class into a folder of its own, or name a labelled"
+            " dataset"
+        )
+    known = np.flatnonzero(dataset.labels >= 0)
+    return dataset if len(known) == len(dataset) else Subset(dataset, known)
+
+
+def base_result(
+    kind: str, protocol: str, opened: Opened, settings: Any, judged: Judged, scores: Scores
+) -> dict[str, Any]:
+    """The entries of result.json that probe and finetune have in common."""
+    return {
+        "kind": kind,
+        "protocol": protocol,
+        "subject": opened.name,
+        "method": opened.method or opened.kind,
+        "backbone": opened.backbone.name,
+        "dataset": settings.data.dataset,
+        "image_size": opened.encoder.image_size,
+        **scores.as_dict(),
+        "classes": list(judged.classes),
+        "train_images": len(judged.train),
+        "weights_sha256": opened.weights_sha256,
+        "pretrain_dataset": opened.dataset,
+        "pretrain_epochs": opened.epochs,
+        "pretrain_seconds": opened.seconds,
+        "pretrain_flops": opened.flops,
+        "seed": settings.train.seed,
+    }
+
+
+def draw(
+    folder: Path,
+    judged: Judged,
+    scores: Scores,
+    logits: Float[Tensor, "m k"],
+    labels: Int64[Tensor, " m"],
+    indices: Int64[Tensor, " m"],
+    features: Float[Tensor, "m d"] | None,
+    data: DataSettings,
+) -> None:
+    """Figures of one set of answers: confusion, classes, the most confident mistakes, a map of the features.
+
+    Args:
+        logits, labels, indices: of the test images that could be read; which of the test set they are.
+        features: of the same images; None = no map.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures.confusion(scores.confusion, judged.classes, folder / "confusion.png")
+    figures.per_class(scores.per_class, judged.classes, folder / "classes.png")
+    _draw_mistakes(folder / "mistakes.png", judged, logits, labels, indices, data)
+    if features is not None:
+        _draw_map(folder, judged, features, labels)
+
+
+def _draw_mistakes(
+    path: Path, judged: Judged, logits: Tensor, labels: Tensor, indices: Tensor, data: DataSettings
+) -> None:
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    wrong = torch.nonzero(predicted != labels)[:, 0]
+    if not len(wrong):
+        return
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_MISTAKES]
+    size = data.image_size
+    assert not isinstance(size, str)
+    images, _ = decode_square(judged.test, indices[worst].tolist(), max(size, 64), Unreadable(len(judged.test), data))
+    names = judged.classes
+    figures.mistakes(
+        images.transpose(0, 3, 1, 2),
+        [names[i] for i in labels[worst].tolist()],
+        [names[i] for i in predicted[worst].tolist()],
+        confidence[worst].tolist(),
+        path,
+    )
+
+
+def _draw_map(folder: Path, judged: Judged, features: Tensor, labels: Tensor) -> None:
+    shown = torch.tensor(choose(len(features), MOST_TSNE_POINTS, 0, "map"))
+    chosen, truth = features[shown].float(), labels[shown].numpy()
+    points, shares = pca(chosen)
+    title = f"first two principal components of {len(shown)} test images ({sum(shares):.0%} of the variance)"
+    figures.scatter(points.numpy(), truth, judged.classes, title, folder / "pca.png")
+    if len(shown) >= 20:
+        figures.scatter(
+            tsne(chosen).numpy(), truth, judged.classes, f"t-SNE of {len(shown)} test images", folder / "tsne.png"
+        )
+
+
+def percent(scores: Scores) -> str:
+    """The main figure in words: "43.6% (42.6, 44.5)"."""
+    low, high = scores.top1_interval
+    return f"{scores.top1:.1%} (95% interval {low:.1%} to {high:.1%})"

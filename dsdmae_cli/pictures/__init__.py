@@ -1,0 +1,1 @@
+"""Pictures of any size and depth: read, cut into tiles, restored, compared, written."""

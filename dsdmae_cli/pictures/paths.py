@@ -1,0 +1,185 @@
+"""Which pictures a command line means, and where each result goes. No torch here: a mistyped name is told at once."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsdmae_cli.data.decode import IMAGE_SUFFIXES
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.pictures.picture import WRITERS, Picture
+
+STDIN = "-"
+_WRITTEN = ", ".join(WRITERS)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to read.
+
+    Attributes:
+        path: its file; None = standard input.
+        inside: its place below the folder that was named, which a folder of results repeats.
+    """
+
+    path: Path | None
+    inside: Path = Path()
+
+    def __str__(self) -> str:
+        return "standard input" if self.path is None else str(self.path)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be done, and why, in a few words."""
+
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a result goes.
+
+    Attributes:
+        path: the file; None = standard output.
+        open_ended: the format is not chosen yet and its suffix comes last.
+    """
+
+    path: Path | None
+    open_ended: bool = False
+
+    def file(self, picture: Picture) -> Path | None:
+        """The file for this picture."""
+        if self.path is None or not self.open_ended:
+            return self.path
+        return self.path.with_name(self.path.name + picture.suffix)
+
+
+def find(named: list[str]) -> tuple[list[Source], list[Failure]]:
+    """The pictures that files, folders, globs and `-` stand for, each once, and what stands for none.
+
+    In folders those with an image's suffix count, at any depth, but neither hidden ones nor results of this program.
+
+    Raises:
+        SettingsError: nothing was named, or standard input is not alone.
+    """
+    if not named:
+        raise SettingsError("nothing to denoise: name pictures, folders or globs, or - for standard input")
+    if STDIN in named:
+        if len(named) > 1:
+            raise SettingsError("- (standard input) is one picture and stands alone; name files in another call")
+        return [Source(None)], []
+    found: dict[Path, Source] = {}
+    failures: list[Failure] = []
+    for name in named:
+        for item in _expand(name):
+            if isinstance(item, Failure):
+                failures.append(item)
+            else:
+                assert item.path is not None
+                found.setdefault(item.path.resolve(), item)
+    return list(found.values()), failures
+
+
+def _expand(name: str) -> Iterator[Source | Failure]:
+    path = Path(name)
+    if path.is_dir():
+        yield from _in_folder(path)
+    elif path.exists() or not glob.has_magic(name):
+        # A file that is not there is one that cannot be read: the others are still done.
+        yield Source(path, Path(path.name)) if path.exists() else Failure(name, "no such file or folder")
+    else:
+        matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute pattern)
+        if not matches:
+            yield Failure(name, "nothing matches")
+        for match in matches:
+            yield from _expand(glob.escape(match) if not Path(match).exists() else match)
+
+
+def _in_folder(folder: Path) -> Iterator[Source | Failure]:
+    refused: list[OSError] = []
+    num_found = 0
+    for place, folders, names in os.walk(folder, onerror=refused.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and not _is_result(path):
+                num_found += 1
+                yield Source(path, path.relative_to(folder))
+    for error in refused:
+        yield Failure(str(error.filename), (error.strerror or str(error)).lower())
+    if not num_found and not refused:
+        yield Failure(str(folder), "a folder without images")
+
+
+def _is_result(path: Path) -> bool:
+    return Path(path.stem).suffix in {".denoised", ".triptych"}
+
+
+def targets(sources: list[Source], out: str | None, kind: str) -> list[Target]:
+    """Where each result goes: beside its source as NAME.<kind>.png by default.
+
+    Two sources of one name (a.jpg, a.png) keep their suffixes: a.jpg.denoised.png.
+
+    Args:
+        out: a file, a folder, or `-` for standard output.
+        kind: "denoised" or "triptych".
+
+    Raises:
+        SettingsError: one file for several pictures, or a format that is not written.
+    """
+    if out == STDIN or (out is None and sources[0].path is None):
+        if len(sources) > 1:
+            raise SettingsError(f"--out - takes one picture, there are {len(sources)}; name a folder")
+        return [Target(None)]
+    if out is not None and not _means_folder(out):
+        path = Path(out)
+        if path.suffix.lower() not in WRITERS:
+            raise SettingsError(f"--out {out}: it must end in {_WRITTEN}, or in / to be a folder")
+        if len(sources) > 1:
+            raise SettingsError(f"--out {out} is one file and there are {len(sources)} pictures; name a folder")
+        return [Target(path)]
+    bases = [_place(source, out) for source in sources]
+    counts = Counter(base.with_suffix("") for base in bases)
+    return [
+        Target((base if counts[base.with_suffix("")] > 1 else base.with_suffix("")).with_name(name), open_ended=True)
+        for base in bases
+        for name in [f"{base.name if counts[base.with_suffix('')] > 1 else base.stem}.{kind}"]
+    ]
+
+
+def _means_folder(out: str) -> bool:
+    return Path(out).is_dir() or out.endswith(("/", os.sep)) or not Path(out).suffix
+
+
+def _place(source: Source, out: str | None) -> Path:
+    if source.path is None:
+        assert out is not None
+        return Path(out) / "stdin.png"
+    return source.path if out is None else Path(out) / source.inside
+
+
+def reference_of(source: Source, reference: Path) -> Path:
+    """The clean picture of a noisy one: `reference` itself, or in that folder the file of the same name.
+
+    Another suffix will do, since the one may be a JPEG and the other a PNG.
+
+    Raises:
+        SettingsError: the folder has none.
+    """
+    if not reference.is_dir():
+        return reference
+    inside = source.inside
+    choices = [reference / inside, *(reference / inside.with_suffix(s) for s in sorted(IMAGE_SUFFIXES))]
+    for choice in choices:
+        if choice.is_file():
+            return choice
+    raise SettingsError(f"--reference {reference} has no picture named {inside.with_suffix('')}")

@@ -1,0 +1,104 @@
+"""The recipe of `dsdmae ablate`: from a definition to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dsdmae_cli import distributed
+from dsdmae_cli.ablation import report
+from dsdmae_cli.ablation.definition import Definition
+from dsdmae_cli.ablation.plans import Plans
+from dsdmae_cli.ablation.progress import make_progress
+from dsdmae_cli.ablation.results import Results, repeat_command
+from dsdmae_cli.ablation.run import Runner, total_failure
+from dsdmae_cli.ablation.study import Study
+from dsdmae_cli.ablation.sweep import validate
+from dsdmae_cli.ablation.workers import make_slots
+from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
+
+_JOURNAL = "study.journal"
+
+
+def ablate(
+    definition: Definition,
+    *,
+    out: Path | None,
+    storage: str | None,
+    workers: int | None,
+    parallel: bool,
+    retry_failed: bool,
+    as_json: bool,
+) -> tuple[dict[str, Any], str]:
+    """Run a study, or go on with it.
+
+    Args:
+        definition: what is asked for.
+        out: the study's directory; None = one named after the definition, under the user's data directory.
+        storage: URL of a database that several machines share; None = a journal in the directory.
+        workers: trials at a time.
+        parallel: a worker for each GPU, or each core of a CPU.
+        retry_failed: run failed trials once more.
+        as_json: nothing on stderr.
+
+    Returns:
+        (the result for scripts, the lines for people).
+
+    Raises:
+        RunInterrupted: a signal asked to stop; the same command goes on.
+        RunFailed: no trial came to a value.
+        SettingsError, PluginError, DataError: a trial could not run; nothing was.
+    """
+    if distributed.launched_by_torchrun():
+        raise SettingsError("dsdmae ablate starts its own processes; run it without torchrun, and see --parallel")
+    folder = study_folder(definition, out)
+    progress = make_progress(definition.metric, as_json)
+    try:
+        plans = Plans(definition)
+        validate(definition.axes, definition.points, definition.base)
+        points = definition.points
+        progress.note("working out what the trials take")
+        plans.work_out(points)
+        for warning in plans.warnings():
+            progress.warn(warning)
+        count = len(points) * definition.seeds if points else (definition.trials or 1) * definition.seeds
+        slots = make_slots(workers, parallel, definition.common().train.device, count, plans.most_memory())
+        study = Study(definition, storage or folder / _JOURNAL, retry_failed)
+        progress.note(f"{count} trials, {len(slots)} at a time, in {folder}")
+        runner = Runner(study, folder, slots, plans, progress)
+        try:
+            runner.run()
+        except RunInterrupted as stopped:
+            results = Results(study.definition, study.rows(), str(folder), repeat_command())
+            report.write(results, folder)
+            done = sum(row.state == "done" for row in results.rows)
+            raise RunInterrupted(
+                f"stopped by signal {stopped.exit_code - 128} with {done} of {max(count, len(results.rows))} trials"
+                f" done; the runs were saved, and the same command goes on: {repeat_command()}",
+                stopped.exit_code - 128,
+            ) from None
+        if study.used_up:
+            progress.note("the search ended early: its space holds no more different settings")
+    finally:
+        progress.stop()
+    results = Results(study.definition, study.rows(), str(folder), repeat_command())
+    report.write(results, folder)
+    if error := total_failure(results.rows):
+        raise RunFailed(f"{error}; what they said is in {folder / 'logs'}")
+    return results.json(), report.summary(results, folder)
+
+
+def study_folder(definition: Definition, out: Path | None) -> Path:
+    """Where a study is kept.
+
+    Raises:
+        SettingsError: the directory holds something else, or cannot be read.
+    """
+    folder = (out or definition.default_path()).absolute()
+    try:
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
+    if names and not {_JOURNAL, "trials"} & set(names):
+        raise SettingsError(f"--out {folder} holds no study but other things ({names[0]}); choose another one")
+    return folder

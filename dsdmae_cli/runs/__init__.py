@@ -1,0 +1,1 @@
+"""A run: its directory, its loop, its plan and its results."""

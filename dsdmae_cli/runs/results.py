@@ -1,0 +1,126 @@
+"""What runs left behind: result.json of `dsdmae pretrain`, `probe` and `finetune` as rows that can be compared.
+
+No torch here: comparing runs should not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.runs.rundir import RESULT
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result.
+
+    Attributes:
+        name: the run's directory, in one word.
+        kind: "pretrain" (its k-NN score), "probe" or "finetune".
+        dataset, method, backbone: by the names of their plugins.
+        top1, top5: shares of images, from 0 to 1.
+        top1_interval: of top1, low and high.
+        epochs: of the probe or fine-tuning; of pre-training itself for kind "pretrain".
+        flops, seconds: as epochs.
+        pretrain_epochs, pretrain_flops: what the judged encoder had cost before.
+        protocol: a sentence.
+        subject: what was judged.
+        weights_sha256: which weights.
+        path: the file; empty for the paper's.
+        of_paper: it is a row of the paper's table, not a run.
+    """
+
+    name: str
+    kind: str
+    dataset: str
+    method: str | None = None
+    backbone: str | None = None
+    top1: float | None = None
+    top1_interval: tuple[float, float] | None = None
+    top5: float | None = None
+    epochs: float | None = None
+    pretrain_epochs: float | None = None
+    pretrain_flops: float | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    protocol: str | None = None
+    subject: str | None = None
+    weights_sha256: str | None = None
+    path: str = ""
+    of_paper: bool = False
+
+    def top1_words(self) -> str:
+        """75.1% (74.3 to 75.9)."""
+        if self.top1 is None:
+            return "none"
+        interval = self.top1_interval
+        return f"{self.top1:.1%}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
+
+    def overlaps(self, other: Row) -> bool | None:
+        """Whether the intervals of two results overlap; None where one has none."""
+        a, b = self.top1_interval, other.top1_interval
+        return None if a is None or b is None else a[0] <= b[1] and b[0] <= a[1]
+
+
+def read_result(path: Path) -> Row:
+    """The result in a run's directory, or in a result.json by whatever name.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or no result of this program's.
+    """
+    file = path / RESULT if path.is_dir() else path
+    if not file.is_file():
+        missing = (
+            f"{path} has no {RESULT}: the run has not ended, or is none" if path.is_dir() else f"there is no {path}"
+        )
+        raise CheckpointError(f"{missing}; give the directories or result files of finished runs")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or f"no JSON: {error}"
+        raise CheckpointError(f"cannot read {file}: {reason}") from error
+    return _row(content, file)
+
+
+def _row(content: Any, file: Path) -> Row:
+    known = isinstance(content, dict) and isinstance(content.get("dataset"), str)
+    if known and "kind" not in content and "knn_accuracy" in content:
+        content = {**content, "kind": "pretrain"}
+    if not known or content.get("kind") not in {"pretrain", "probe", "finetune"}:
+        raise CheckpointError(f"{file} is no result of dsdmae's pretrain, probe or finetune")
+    pretrain = content["kind"] == "pretrain"
+    top1 = "knn_accuracy" if pretrain else "top1"
+    interval = content.get("top1_interval")
+    if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
+        raise CheckpointError(f"{file} is damaged: top1_interval is {interval!r}, not a pair")
+    low, high = (_number(file, "top1_interval", end) for end in interval) if interval else (None, None)
+    numbers = ("top5", "epochs", "pretrain_epochs", "pretrain_flops", "flops", "seconds")
+    further: dict[str, Any] = {key: _number(file, key, content.get(key)) for key in numbers}
+    further |= {key: _text(content.get(key)) for key in ("method", "backbone", "subject", "weights_sha256")}
+    return Row(
+        name=file.resolve().parent.name if file.name == RESULT else file.stem,
+        kind=content["kind"],
+        dataset=content["dataset"],
+        top1=_number(file, top1, content.get(top1)),
+        top1_interval=(low, high) if low is not None and high is not None else None,
+        protocol="k-NN at the end of pre-training" if pretrain else _text(content.get("protocol")),
+        path=str(file),
+        **further,
+    )
+
+
+def _number(file: Path, key: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CheckpointError(f"{file} is damaged: {key} is {value!r}, not a number")
+    return value
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

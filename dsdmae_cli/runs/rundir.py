@@ -1,0 +1,232 @@
+"""The run directory: made, locked, resumed, and what is written there that is no tensor. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+from filelock import FileLock, Timeout
+from platformdirs import user_data_path
+from pydantic import BaseModel
+
+from dsdmae_cli.config.describe import tables, to_toml
+from dsdmae_cli.config.load import Loaded, read_toml, schema_of, written
+from dsdmae_cli.errors import CheckpointError, SettingsError
+from dsdmae_cli.files import explained, write_bytes
+from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
+
+SETTINGS = "settings.toml"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+RUN = "run.json"
+TOKENIZER = "tokenizer.toml"  # settings of the tokenizer whose words a run learned; its weights are in the checkpoints
+ENCODER = "encoder.safetensors"
+CLASSIFIER = "classifier.safetensors"
+_LOCK = ".lock"
+_PACKAGES = (
+    "dsdmae",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "pydantic",
+    "safetensors",
+    "scikit-learn",
+)
+
+
+def default_path(now: datetime, what: str, backbone: str, data: DataSettings) -> Path:
+    """A new, readable path under the user's data directory: date, time, what is done, backbone, dataset."""
+    name = "-".join([now.strftime("%Y-%m-%d-%H%M%S"), what, backbone, data.dataset.rstrip("/").rsplit("/", 1)[-1]])
+    clean = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+    folder = user_data_path("dsdmae") / "runs"
+    path, number = folder / clean, 2
+    while path.exists():
+        path, number = folder / f"{clean}-{number}", number + 1
+    return path
+
+
+class RunDir:
+    """A run's directory, held by one process at a time.
+
+    The lock is the operating system's and ends with the process that holds it, however it ends: a stale one cannot be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+        self._lock = FileLock(path / _LOCK, timeout=0)
+        self._metrics: TextIO | None = None
+
+    def check_free(self) -> None:
+        """See that the directory is new or empty; nothing is written.
+
+        Raises:
+            SettingsError: it holds something, belongs to another run, or cannot be read.
+        """
+        try:
+            busy = (self.path / SETTINGS).exists()
+            strangers = [p.name for p in self.path.iterdir() if p.name != _LOCK] if self.path.exists() else []
+        except OSError as error:
+            raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
+        if busy:
+            raise SettingsError(
+                f"--out {self.path} holds a run already; go on with it by --resume, or choose another directory"
+            )
+        if strangers:
+            raise SettingsError(f"--out {self.path} is not empty (it holds {sorted(strangers)[0]}); choose another one")
+
+    def create(self, settings: BaseModel) -> None:
+        """Take a new or empty directory.
+
+        Raises:
+            SettingsError: it is not free (see check_free), or cannot be made.
+        """
+        self.check_free()  # before the lock is taken, so that a refusal leaves no lock file in somebody's folder
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"cannot make --out {self.path}: {error.strerror or error}") from error
+        self._acquire()
+        self.check_free()  # another process may have been quicker
+        self._write(SETTINGS, to_toml(tables(settings)))
+
+    def settings(self) -> Loaded[Any]:
+        """The settings of the run that the directory holds.
+
+        Raises:
+            CheckpointError: there is no run.
+            SettingsError: its settings.toml is damaged.
+        """
+        if not (self.path / SETTINGS).is_file():
+            raise CheckpointError(f"nothing to resume in {self.path}: it has no {SETTINGS}; check --out")
+        values = read_toml(self.path / SETTINGS)
+        return written(schema_of(values), values, str(self.path / SETTINGS))
+
+    def resume(self) -> Loaded[Any]:
+        """Take the directory of an earlier run; its settings.
+
+        Raises:
+            CheckpointError, SettingsError: see settings(); or another process is at it.
+        """
+        self.settings()  # before the lock, so that a wrong --out gets no lock file
+        self._acquire()
+        return self.settings()
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise SettingsError(
+                f"another process is running in {self.path}; wait for it, stop it, or choose another --out"
+            ) from error
+        except OSError as error:
+            raise SettingsError(f"cannot lock {self.path}: {error.strerror or error}") from error
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has the directory."""
+        return bool(self._lock.is_locked)
+
+    def release(self) -> None:
+        """Let go of the directory."""
+        if self._metrics is not None:
+            with suppress(OSError):  # a disk that was full is still full; that has been said already
+                self._metrics.close()
+            self._metrics = None
+        if self._lock.is_locked:
+            self._lock.release()
+
+    def abandon(self) -> None:
+        """Take back what create() made, as long as nothing else came to be there: the run could not begin."""
+        ours = (SETTINGS, RUN, TOKENIZER, _LOCK)
+        if any(path.name not in ours for path in self.path.iterdir()):
+            return  # figures, metrics or a checkpoint: it began, and can be resumed
+        for name in ours:
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it was there before, or holds something
+            self.path.rmdir()
+
+    def _write(self, name: str, text: str) -> None:
+        write_bytes(self.path / name, text.encode())
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        self._write(name, json.dumps(value, indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file that write_json left; empty where there is none."""
+        path = self.path / name
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl.
+
+        Raises:
+            RunFailed: no space.
+        """
+        with explained(self.path / METRICS):
+            if self._metrics is None:
+                self._metrics = (self.path / METRICS).open("a", encoding="utf-8", buffering=1)
+            self._metrics.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that a resumed run will write again."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        self._write(METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl; a last line torn by a crash is dropped."""
+        path = self.path / METRICS
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+
+def changed_settings(before: BaseModel, after: BaseModel) -> list[str]:
+    """The settings that differ and may not: "train.epochs: 5, now 10"."""
+    old, new = tables(before), tables(after)
+    keys = [(s, k) for s in old for k in {**old[s], **new[s]} if f"{s}.{k}" not in MAY_CHANGE_ON_RESUME]
+    return [f"{s}.{k}: {old[s].get(k)!r}, now {new[s].get(k)!r}" for s, k in keys if old[s].get(k) != new[s].get(k)]
+
+
+def environment() -> dict[str, Any]:
+    """What run.json says of the machine and the program, torch's view of the hardware excepted."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "cpu_count": os.cpu_count(),
+        "git": _git_state(Path(__file__).parent),
+    }
+
+
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and cleanliness of the program's own source, None when it was installed from a wheel."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if git("ls-files", "--error-unmatch", "runs/rundir.py") != "runs/rundir.py":
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

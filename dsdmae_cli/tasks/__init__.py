@@ -1,0 +1,1 @@
+"""What the program itself trains from labels."""

@@ -1,0 +1,240 @@
+"""What is said of a study's values: intervals, tests, tables and pages. The values are the tests' own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+
+from dsdmae_cli.ablation import report
+from dsdmae_cli.ablation.definition import METRICS, Definition
+from dsdmae_cli.ablation.paper import PAPERS, paper_dataset
+from dsdmae_cli.ablation.remaining import time_left
+from dsdmae_cli.ablation.results import Results
+from dsdmae_cli.ablation.statistics import contrast, summarise
+from dsdmae_cli.ablation.study import Row
+from dsdmae_cli.ablation.sweep import Base, grid, parse_axes
+from dsdmae_cli.ablation.trial import Job, Slot
+
+VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
+
+
+@given(VALUES)
+def test_interval_is_scipys(values: list[float]) -> None:
+    found = summarise(values)
+    assert found.half is not None
+    with np.errstate(all="ignore"):
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    if not math.isnan(low):
+        assert (found.mean - found.half, found.mean + found.half) == (pytest.approx(low), pytest.approx(high))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8))
+def test_contrast_is_scipys_paired_test(pairs: list[tuple[float, float]]) -> None:
+    one, two = ([pair[i] for pair in pairs] for i in range(2))
+    if np.ptp(np.subtract(one, two)) < 1e-9:
+        return
+    found = contrast(dict(enumerate(one)), dict(reversed(list(enumerate(two)))), higher_is_better=True)
+    reference = stats.ttest_rel(one, two)
+    assert found.p == pytest.approx(reference.pvalue, abs=1e-9)
+    assert found.difference == pytest.approx(np.mean(one) - np.mean(two), abs=1e-12)
+    assert found.larger_than_noise == (reference.pvalue < 0.05)
+
+
+def test_contrast_pairs_by_seed_and_knows_when_nothing_can_be_said() -> None:
+    assert contrast({0: 0.5}, {0: 0.4}, True).p is None
+    assert contrast({0: 0.5, 1: 0.6}, {2: 0.4, 3: 0.3}, True).larger_than_noise is None
+    assert contrast({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5}, higher_is_better=False).difference == 0.5
+    assert contrast({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5, 7: 9.0}, True).difference == pytest.approx(0.1)
+    assert contrast({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6}, True).larger_than_noise is False
+
+
+FACTS: dict[str, Any] = {"seconds": 61.0, "gflop": 2e6, "run": "x", "epochs": 12, "budget_gflop": None}
+
+
+def made(
+    sweeps: list[tuple[str, str]], *, seeds: int = 3, dataset: str = "digits", metric: str = "knn", **more: Any
+) -> Results:
+    """A study in which every run of the i-th point came to about 0.5 + i/100."""
+    base = Base(flags={"data.dataset": dataset})
+    axes = parse_axes(sweeps, base)
+    definition = Definition(base, axes, METRICS[metric], seeds=seeds, **more)
+    noise = np.random.default_rng(0).normal(0, 0.004, (len(grid(axes)), seeds))
+    rows = [
+        Row(0, point, seed, "done", 0.5 + i / 100 + noise[i, seed], FACTS | {"knn_untrained": 0.3 + seed / 100})
+        for i, point in enumerate(grid(axes))
+        for seed in range(seeds)
+    ]
+    return Results(definition, rows, "/study", "dsdmae ablate --sweep ...")
+
+
+def test_everything_is_written_and_agrees(tmp_path: Path) -> None:
+    results = made([("mask-ratio", "0.5,0.7,0.9")])
+    results.rows[0].state, results.rows[0].value, results.rows[0].reason = "failed", None, "<b>out | of memory</b>"
+    report.write(results, tmp_path)
+    names = {p.name for p in tmp_path.rglob("*") if p.is_file()}
+    assert names == {"report.md", "report.html", "table.csv", "study.json", "ablation.png", "ablation.svg"}
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    best = np.mean([row.value for row in results.rows if row.point == {"mask-ratio": "0.9"}])
+    for content in (page, text):
+        assert f"{100 * best:.2f}%" in content
+        assert "larger than the noise between seeds" in content
+        assert "1 failed" in content
+        assert "1 min 01 s" in content
+    assert "&lt;b&gt;out | of memory" in page
+    assert 'src="http' not in page
+    assert "href=" not in page
+    table = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert [row["state"] for row in table].count("done") == 8
+    assert [row["value"] for row in table if row["state"] == "done"] == [str(r.value) for r in results.rows[1:]]
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert study["best"]["settings"] == {"mask-ratio": "0.9"}
+    assert study["failed"] == 1
+    with Image.open(tmp_path / "figures" / "ablation.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_equal_compute_shows_what_each_run_takes(tmp_path: Path) -> None:
+    results = made([("method", "dsdmae,mae,mocov3")], equal="compute")
+    for row in results.rows:
+        epochs, gflop = {"dsdmae": (10, 2e6), "mae": (14, 1.9e6), "mocov3": (1, 4e6)}[row.point["method"]]
+        row.facts = row.facts | {"epochs": epochs, "gflop": gflop, "budget_gflop": 2e6}
+    report.write(results, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| each run, % | epochs | work | of the budget | time |" in text
+    assert "| 14 | 1.9 PFLOP | 0.95 | 1 min 01 s |" in text
+    assert "it is 0.95 to 2.00 of that. Not at equal compute, since a single epoch takes more: method mocov3." in text
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert study["equal"] == "compute"
+    assert [s["gflop_to_budget"] for s in study["settings"]] == [1.0, 0.95, 2.0]
+    assert "epochs" not in report.summary(made([("method", "dsdmae,mae")]), tmp_path).splitlines()[0]
+
+
+def test_the_untrained_network_is_the_baseline(tmp_path: Path) -> None:
+    results = made([("mask-ratio", "0.5,0.7")])
+    report.write(results, tmp_path)
+    assert "| untrained | 31.00% ± 2.48 (3 runs) |" in (tmp_path / "report.md").read_text()
+    assert "untrained network" in (tmp_path / "figures" / "ablation.svg").read_text()
+    # Networks of different shape have no common baseline.
+    for row in results.rows:
+        row.facts = row.facts | {"knn_untrained": 0.4 if row.point["mask-ratio"] == "0.5" else 0.2}
+    results = Results(results.definition, results.rows, "/study", "")
+    report.write(results, tmp_path)
+    assert "| untrained | 20.00% to 40.00%, by setting |" in (tmp_path / "report.md").read_text()
+    assert "untrained" not in report.summary(made([("mask-ratio", "0.5,0.7")], metric="linear"), Path("/study"))
+
+
+def test_time_left_has_probes_in_it_once_one_has_shown_its_length(tmp_path: Path) -> None:
+    done = Row(0, {"lambda": "0.2"}, 0, "done", 0.5, {"seconds": 100.0, "gflop": 10.0})
+    rows = [done, Row(1, {"lambda": "0.4"}, 0, "running"), Row(2, {"lambda": "0.6"}, 0, "waiting")]
+
+    def left(*jobs: tuple[Row, Job], judges: bool = True) -> str:
+        return time_left(rows, list(jobs), lambda point: 10.0 if point["lambda"] != "0.6" else 20.0, judges)
+
+    assert left(judges=False) == "5 min 00 s left"
+    assert left() == "5 min 00 s left of pre-training"
+    done.facts = done.facts | {"judged_seconds": 30.0}
+    assert left() == "6 min 00 s left"
+    # A run that is resumed at 40% says nothing of the speed before it has done some more.
+    loaded = Base().load()
+    job = Job(tmp_path, "a", loaded, METRICS["linear"], (), Slot("worker 1", {}), steps=100)
+    job.run.mkdir()
+    metrics = job.run / "metrics.jsonl"
+    metrics.write_text('{"step": 40, "loss": 1.0}\n')
+    job.news()
+    assert (job.share, job.share_here) == (0.4, 0.0)
+    with metrics.open("a") as file:
+        file.write('{"step": 60, "loss": 0.9}\n')
+    job.news()
+    assert (job.share, round(job.share_here, 9)) == (0.6, 0.2)
+    assert [row.state for row in rows].count("running") == 1
+    job.began -= 60  # 20% in 60 s: three times as slow as the first
+    # 24 GFLOP left at (100 + 60) s for (10 + 2) GFLOP, and two probes.
+    with subprocess.Popen([sys.executable, "-c", ""]) as job._child:
+        assert left((rows[1], job)) == "6 min 20 s left"
+
+
+def test_settings_that_are_one_are_named() -> None:
+    results = made([("mask-ratio", "0.5,0.85,0.9")])
+    for row in results.rows:
+        row.facts["loss"] = 0.1 if row.point["mask-ratio"] == "0.5" else 0.2
+    same = [replace(row, value=0.5) if row.point["mask-ratio"] != "0.5" else row for row in results.rows]
+    [said] = [text for text in replace(results, rows=same).caveats() if "one setting" in text]
+    assert said.startswith("mask-ratio 0.85 and mask-ratio 0.9 gave the same runs")
+    assert not any("one setting" in text for text in results.caveats())
+
+
+def test_one_seed_allows_no_judgement() -> None:
+    assert "nothing can be said of the noise" in made([("mask-ratio", "0.5,0.7")], seeds=1).verdict()
+
+
+def test_the_lowest_loss_is_best() -> None:
+    results = made([("mask-ratio", "0.5,0.7,0.9")], metric="loss")
+    assert results.ranked[0].point == {"mask-ratio": "0.5"}
+    assert results.verdict().startswith("Best: mask-ratio 0.5, pre-training loss 0.50")
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "more"),
+    [
+        ([("heads", "both,decoder,regressor")], {}),
+        ([("method", "dsdmae,mae"), ("mask-ratio", "0.5,0.9")], {}),
+        ([("lambda", "0.2,0.8"), ("mask-ratio", "0.5,0.9"), ("noise-std", "1,2")], {"seeds": 1}),
+        ([("lr", "1e-4..1e-2/5log")], {"seeds": 1, "search": "tpe", "trials": 5}),
+        ([("noise-std", "[0.5,1],1")], {}),
+    ],
+)
+def test_every_shape_of_study_is_drawn(sweeps: list[tuple[str, str]], more: dict[str, Any], tmp_path: Path) -> None:
+    report.write(made(sweeps, **more), tmp_path)
+    assert (tmp_path / "figures" / "ablation.svg").stat().st_size > 5000
+
+
+def test_a_study_without_values_has_a_report_too(tmp_path: Path) -> None:
+    results = made([("mask-ratio", "0.5,0.7")])
+    for row in results.rows:
+        row.state, row.value, row.facts = "waiting", None, {}
+    report.write(results, tmp_path)
+    assert "No run is done yet." in (tmp_path / "report.html").read_text()
+    assert "6 of 6 trials are not done" in (tmp_path / "report.md").read_text()
+
+
+def test_the_papers_points_stand_beside_ours_where_they_belong(tmp_path: Path) -> None:
+    def drawn(paper: str, dataset: str, metric: str) -> tuple[bool, str]:
+        sweep = [PAPERS[paper].sweep]
+        results = made(sweep, dataset=dataset, metric=metric, paper=paper)
+        report.write(results, tmp_path)
+        return results.draws_paper, (tmp_path / "report.md").read_text()
+
+    assert drawn("table3", "cifar10", "linear")[0]
+    assert "both 76.98%, decoder 74.20%, regressor 68.93%" in drawn("table3", "cifar10", "linear")[1]
+    shown, text = drawn("table3", "cifar10", "knn")
+    assert not shown
+    assert "another metric than ours" in text
+    shown, text = drawn("table3", "digits", "linear")
+    assert not shown
+    assert "76.98" not in text
+    assert drawn("fig3", "stl10", "knn")[0]
+    assert drawn("fig4", "cifar100", "finetune")[0]
+    assert "best at λ = 0.6" in drawn("fig4", "digits", "knn")[1]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("cifar10", "cifar10"), ("folder:/x/CIFAR-10/", "cifar10"), ("folder:stl10", "stl10"), ("folder:/x/cats", None)],
+)
+def test_which_of_the_papers_datasets(dataset: str, name: str | None) -> None:
+    assert paper_dataset(Base(flags={"data.dataset": dataset}).load().settings) == name

@@ -1,0 +1,76 @@
+"""Every command in README.md and docs/ runs: what trains as --dry-run, the rest as it stands. Links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsdmae_cli.__main__ import _run
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Installs, downloads or starts other programs; .ci/run and the tests of those parts run them.
+_ELSEWHERE = ("pip ", "pipx ", "uv ", "torchrun ", "python ", "pytest", "cd ", "export ", "tar ", "git ")
+
+
+def commands() -> list[str]:
+    found: list[str] = []
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [line.strip() for line in lines if line.strip() and not line.startswith(("#", *_ELSEWHERE))]
+    return sorted(set(found))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for index in range(600):
+        pixels = noise.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png", compress_level=0)
+    return folder
+
+
+@pytest.mark.parametrize("command", commands())
+def test_documented_command(
+    command: str,
+    images: Path,
+    encoder_run: Path,
+    tuned_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = shlex.split(command, comments=True)
+    assert words[0] == "dsdmae", f"a documented command that no test runs: {command}"
+    arguments = [re.sub(r"^folder:\S+$", f"folder:{images}", word) for word in words[1:]]
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] in ("pretrain", "tokenizer", "ablate"):
+        if "--resume" in arguments:
+            return  # test_pretrain.py resumes a real run
+        arguments = [a for a in arguments if a != "--dry-run"] + ["--dry-run"]
+    if arguments[0] == "denoise":
+        for name in ("photo.png", "noisy.png", "clean.png"):
+            (tmp_path / name).write_bytes((images / "0.png").read_bytes())
+    if arguments[0] in ("compare", "embed", "export", "probe", "finetune"):
+        (tmp_path / "RUN").symlink_to(encoder_run)
+        (tmp_path / "FINETUNE_RUN").symlink_to(tuned_run)
+    if arguments[0] in ("probe", "finetune"):
+        arguments += ["--dry-run", "--batch-size", "8"]
+    if arguments[:2] == ["config", "check"]:
+        assert _run(["config", "show"]) == 0
+        Path(arguments[2]).write_text(capsys.readouterr().out)
+    assert _run(arguments) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing

@@ -1,0 +1,428 @@
+"""DSdMAE and MAE against a second implementation in float64, and the promises of each of their settings."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers import cli, digit_folder, one_line, records, settings, train
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dsdmae_builtin.methods.dsdmae import DSdMAE
+from dsdmae_builtin.methods.mae import MAE
+from dsdmae_cli import checkpoint
+from dsdmae_cli.build import build_method
+from dsdmae_cli.config.load import resolve
+from dsdmae_cli.data.source import seeded
+from dsdmae_cli.methods.base import Method, StepInfo
+
+CPU = torch.device("cpu")
+SWIN = ("backbone.name=timm:swin_tiny_patch4_window7_224", "backbone.patch_size=2",
+        "backbone.options={embed_dim=24, depths=[1, 1], num_heads=[1, 2], window_size=4}")  # fmt: skip
+CONVNEXT = ("backbone.name=timm:test_convnext", "backbone.patch_size=1",
+            "backbone.options={depths=[1, 1, 1, 1], dims=[16, 16, 24, 32]}")  # fmt: skip
+
+
+def images(count: int = 4, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=seeded(CPU, seed)) * 2 - 1
+
+
+def tiny(*more: str, name: str = "dsdmae", seed: int = 0) -> Any:
+    """A tiny method whose weights are all away from their first values, biases and norms too."""
+    method = build_method(resolve(settings("digits", *more, method=name).settings))
+    generator = seeded(CPU, seed)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return method.eval()
+
+
+# -- the second implementation: float64, one image at a time, from docs and papers
+
+
+def cut(image: Tensor, patch: int = 4) -> Tensor:
+    """[3, h, w] -> [T, patch*patch*3], row by row, each patch as (row, column, channel)."""
+    corners = [(y, x) for y in range(0, image.shape[1], patch) for x in range(0, image.shape[2], patch)]
+    return torch.stack([image[:, y : y + patch, x : x + patch].permute(1, 2, 0).reshape(-1) for y, x in corners])
+
+
+def layer_norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
+    scale = (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+    return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def linear(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def blocks(x: Tensor, w: dict[str, Tensor], prefix: str, heads: int) -> Tensor:
+    """Pre-norm transformer blocks and the last norm over the tokens [T, d] of one image."""
+    depth = len({name.split(".")[len(prefix.split("."))] for name in w if name.startswith(f"{prefix}.blocks.")})
+    assert depth == 1
+    for i in range(depth):
+        at = f"{prefix}.blocks.{i}"
+        q, k, v = linear(layer_norm(x, w, f"{at}.norm1"), w, f"{at}.attn.qkv").chunk(3, dim=-1)
+        size = x.shape[1] // heads
+        mixed = []
+        for h in range(heads):
+            part = slice(h * size, (h + 1) * size)
+            scores = (q[:, part] @ k[:, part].T / math.sqrt(size)).exp()
+            mixed.append(scores / scores.sum(dim=1, keepdim=True) @ v[:, part])
+        x = x + linear(torch.cat(mixed, dim=1), w, f"{at}.attn.proj")
+        hidden = linear(layer_norm(x, w, f"{at}.norm2"), w, f"{at}.mlp.fc1")
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        x = x + linear(hidden, w, f"{at}.mlp.fc2")
+    return layer_norm(x, w, f"{prefix}.norm")
+
+
+def positions(grid: int, width: int) -> Tensor:
+    """MAE's 2-D sine-cosine table: columns in the first half of the features, rows in the second."""
+    table = torch.zeros(grid * grid, width, dtype=torch.float64)
+    quarter = width // 4
+    for token in range(grid * grid):
+        row, column = divmod(token, grid)
+        for i in range(quarter):
+            rate = 10000 ** (-i / quarter)
+            for half, place in enumerate((column, row)):
+                table[token, 2 * half * quarter + i] = math.sin(place * rate)
+                table[token, (2 * half + 1) * quarter + i] = math.cos(place * rate)
+    return table
+
+
+def embed(image: Tensor, w: dict[str, Tensor], prefix: str) -> Tensor:
+    kernel = w[f"{prefix}.patch_embed.proj.weight"].permute(0, 2, 3, 1).flatten(1)
+    return cut(image) @ kernel.T + w[f"{prefix}.patch_embed.proj.bias"] + w[f"{prefix}.pos_embed"][0]
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum() / (a.pow(2).sum() * b.pow(2).sum()).sqrt()
+
+
+def normalised(patches: Tensor) -> Tensor:
+    spread = (patches - patches.mean(dim=1, keepdim=True)).pow(2).sum(dim=1, keepdim=True) / (patches.shape[1] - 1)
+    return (patches - patches.mean(dim=1, keepdim=True)) / (spread + 1e-6).sqrt()
+
+
+def standardised(tokens: Tensor) -> Tensor:
+    """SdAE's (x - mean) / sqrt(var + 1e-6), with torch's (unbiased) variance as its code has it."""
+    spread = (tokens - tokens.mean(dim=1, keepdim=True)).pow(2).sum(dim=1, keepdim=True) / (tokens.shape[1] - 1)
+    return (tokens - tokens.mean(dim=1, keepdim=True)) / (spread + 1e-6).sqrt()
+
+
+def dsdmae_reference(method: DSdMAE, clean: Tensor, noisy: Tensor, ids: Tensor) -> dict[str, float]:
+    w = {name: tensor.double() for name, tensor in method.state_dict().items()}
+    s = method.settings
+    pixel, feature = [], []
+    for image, corrupted, chosen in zip(clean.double(), noisy.double(), ids, strict=True):
+        latents = blocks(embed(corrupted, w, "student.vit"), w, "student.vit", heads=2)[chosen]
+        at = latents + positions(4, 32)[chosen]
+        if s.lambda_ > 0:
+            decoded = linear(blocks(at, w, "decoder", heads=1), w, "decoder.project")
+            target = normalised(cut(image)) if s.norm_pix_loss else cut(image)
+            pixel.append((decoded - target[chosen]).pow(2).mean())
+        if s.lambda_ < 1:
+            told = blocks(embed(image, w, "teacher.module.vit"), w, "teacher.module.vit", heads=2)[chosen]
+            if s.target_norm == "token":
+                told = standardised(told)
+            guess = blocks(at, w, "regressor", heads=1)
+            pairs = {
+                "token": list(zip(guess, told, strict=True)),
+                "channel": list(zip(guess.T, told.T, strict=True)),
+                "global": [(guess, told)],
+            }[s.cosine]
+            feature.append(1 - sum(cosine(a, b) for a, b in pairs) / len(pairs))
+    parts = {name: float(sum(v) / len(v)) for name, v in (("pixel", pixel), ("feature", feature)) if v}  # type: ignore[arg-type]
+    return parts | {"loss": s.lambda_ * parts.get("pixel", 0) + (1 - s.lambda_) * parts.get("feature", 0)}
+
+
+def mae_reference(method: MAE, clean: Tensor, kept: Tensor, masked: Tensor) -> float:
+    w = {name: tensor.double() for name, tensor in method.state_dict().items()}
+    width = w["decoder.mask_token"].shape[-1]
+    per_image = []
+    for image, keep, drop in zip(clean.double(), kept, masked, strict=True):
+        assert sorted([*keep.tolist(), *drop.tolist()]) == list(range(16))
+        latents = blocks(embed(image, w, "backbone.vit")[keep], w, "backbone.vit", heads=2)
+        tokens = w["decoder.mask_token"][0].repeat(16, 1)
+        tokens[keep] = linear(latents, w, "decoder.embed")
+        decoded = blocks(tokens + positions(4, width), w, "decoder.transformer", heads=1)
+        decoded = linear(decoded, w, "decoder.transformer.project")
+        target = normalised(cut(image)) if method.settings.norm_pix_loss else cut(image)
+        per_image.append((decoded - target)[drop].pow(2).mean(dim=1).mean())
+    return float(sum(per_image) / len(per_image))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("method.mask_ratio=0.5", "method.lambda=0.25"),
+        ("method.lambda=1",),
+        ("method.lambda=0",),
+        ("method.cosine=global",),
+        ("method.cosine=channel", "method.target_norm=token"),
+        ("method.target_norm=token", "method.norm_pix_loss=true"),
+        ("method.noise=replace", "method.noise_std=[0.5, 2]"),
+        ("method.noise=mix", "method.noise_std=0.7", "method.mask_ratio=1"),
+    ],
+    ids=" ".join,
+)
+def test_dsdmae_is_its_formulas(more: tuple[str, ...]) -> None:
+    method = tiny(*more)
+    clean = images()
+    corruption = method.corrupt(clean, seeded(CPU, 1))
+    expected = dsdmae_reference(method, clean, corruption.images, corruption.ids_noisy)
+    assert_losses(method, clean, corruption, expected)
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("method.mask_ratio=0.3",), ("method.norm_pix_loss=true", "method.decoder_dim=16")], ids=" ".join
+)
+def test_mae_is_its_formulas(more: tuple[str, ...]) -> None:
+    method = tiny(*more, name="mae")
+    clean = images()
+    corruption = method.corrupt(clean, seeded(CPU, 1))
+    loss = mae_reference(method, clean, corruption.ids_keep, corruption.ids_masked)
+    assert_losses(method, clean, corruption, {"loss": loss, "pixel": loss})
+
+
+def assert_losses(method: Method, clean: Tensor, corruption: Any, expected: dict[str, float]) -> None:
+    exact = copy.deepcopy(method).double()
+    wide = type(corruption)(*(t.double() if t.is_floating_point() else t for t in corruption))
+    # In float64 but for the loss itself, which the program computes in float32.
+    for losses, tolerance in ((exact(clean.double(), wide), 1e-6), (method(clean, corruption), 2e-5)):
+        assert losses.keys() == expected.keys()
+        for name, value in losses.items():
+            assert value.item() == pytest.approx(expected[name], rel=tolerance, abs=tolerance), name
+            assert value.requires_grad == (name == "loss")
+
+
+# -- the teacher and the heads
+
+
+def test_the_teacher_gets_no_gradient() -> None:
+    method = tiny().train()
+    assert not method.teacher.training
+    clean = images()
+    losses = method(clean, method.corrupt(clean, seeded(CPU, 1)))
+    losses["loss"].backward()
+    teacher, rest = [], []
+    for name, parameter in method.named_parameters():
+        (teacher if name.startswith("teacher.") else rest).append((name, parameter))
+    assert teacher
+    assert all(not p.requires_grad and p.grad is None for _, p in teacher)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in rest if p.requires_grad)
+    # Fixed positions apart, all of the rest is trained.
+    assert [name for name, p in rest if not p.requires_grad] == ["student.vit.pos_embed"]
+
+
+@pytest.mark.parametrize(("weight", "absent"), [("1", {"teacher", "regressor"}), ("0", {"decoder"}), ("0.5", set())])
+def test_lambda_switches_heads_off(weight: str, absent: set[str]) -> None:
+    method = tiny(f"method.lambda={weight}").train()
+    built = {name.split(".")[0] for name in method.state_dict()}
+    assert built == {"student", "decoder", "regressor", "teacher"} - absent
+    ran: list[str] = []
+    for name, part in method.named_children():
+        part.register_forward_hook(lambda *_, name=name: ran.append(name))
+    clean = images()
+    corruption = method.corrupt(clean, seeded(CPU, 1))
+    losses = method(clean, corruption)
+    method.after_step(StepInfo(1, 10, 5, torch.zeros(())))
+    assert sorted(ran) == sorted(built)  # each once: the clean image is read by the teacher alone
+    assert ("pixel" in losses, "feature" in losses) == ("decoder" in built, "teacher" in built)
+    assert (method.restore(clean, corruption) is None) == ("decoder" in absent)
+
+
+def weights_of(module: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def test_the_teacher_starts_as_the_student_or_at_random() -> None:
+    def build(start: str) -> tuple[nn.Module, nn.Module]:
+        method: Any = build_method(resolve(settings("digits", f"method.teacher_start={start}").settings))
+        return method.student, method.teacher.module
+
+    student, teacher = build("student")
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
+    same_student, stranger = build("random")
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), same_student.parameters(), strict=True))
+    for (name, mine), theirs in zip(stranger.named_parameters(), student.parameters(), strict=True):
+        if name.endswith("weight") and mine.ndim > 1:
+            assert not torch.equal(mine, theirs), name
+    assert torch.equal(stranger.vit.pos_embed, student.vit.pos_embed)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("every", ["step", "epoch"])
+def test_when_the_teacher_moves(every: str) -> None:
+    method = tiny(f"method.ema_every={every}", "method.ema_momentum=[0.5, 0.5]")
+    method.student.vit.norm.bias.data += 1
+    moved = []
+    for step in range(1, 7):
+        before = weights_of(method.teacher)
+        method.after_step(StepInfo(step, 6, 3, torch.zeros(())))
+        after = weights_of(method.teacher)
+        moved.append(not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+        for a, b, s in zip(before, after, weights_of(method.student), strict=True):
+            torch.testing.assert_close(b, (a + s) / 2 if moved[-1] else a)
+    assert moved == [every == "step" or step % 3 == 0 for step in range(1, 7)]
+
+
+# -- masks and noise
+
+
+@pytest.mark.parametrize("ratio", ["0.9", "0.5", "0.01", "1", "0.84"])
+@pytest.mark.parametrize("noise", ["add", "replace", "mix"])
+def test_exactly_so_many_patches_are_noisy_and_the_rest_untouched(ratio: str, noise: str) -> None:
+    method = tiny(f"method.mask_ratio={ratio}", f"method.noise={noise}")
+    clean = images(16)
+    corruption = method.corrupt(clean, seeded(CPU, 2))
+    count = max(1, round(float(ratio) * 16))
+    assert corruption.ids_noisy.shape == (16, count)
+    for before, after, ids in zip(clean, corruption.images, corruption.ids_noisy, strict=True):
+        a, b = cut(before), cut(after)
+        changed = (a != b).all(dim=1)
+        assert changed.nonzero().flatten().tolist() == ids.tolist() == sorted(set(ids.tolist()))
+        assert torch.equal(a.view(torch.int32)[~changed], b.view(torch.int32)[~changed])
+    if 1 < count < 16:
+        assert len({tuple(ids.tolist()) for ids in corruption.ids_noisy}) > 1, "all images have one mask"
+    again = method.corrupt(clean, seeded(CPU, 2))
+    assert torch.equal(again.images, corruption.images)
+    assert not torch.equal(method.corrupt(clean, seeded(CPU, 3)).images, corruption.images)
+
+
+@pytest.mark.parametrize(("noise", "slope"), [("add", 1.0), ("replace", 0.0), ("mix", math.sqrt(1 - 0.7**2))])
+def test_kinds_of_noise(noise: str, slope: float) -> None:
+    method = tiny(f"method.noise={noise}", "method.noise_std=0.7", "method.mask_ratio=1")
+    clean = images(128)
+    noisy = method.corrupt(clean, seeded(CPU, 0)).images
+    # Regression of what comes out on what went in: slope, and what the slope does not explain.
+    found = ((noisy * clean).mean() / clean.pow(2).mean()).item()
+    assert found == pytest.approx(slope, abs=0.02)
+    rest = noisy - slope * clean
+    assert rest.std().item() == pytest.approx(0.7, abs=0.01)
+    assert rest.mean().item() == pytest.approx(0, abs=0.01)
+    assert rest.pow(4).mean().item() / 0.7**4 == pytest.approx(3, abs=0.1)  # Gaussian
+
+
+def test_a_range_of_sigma_is_drawn_from_for_each_image() -> None:
+    method = tiny("method.noise_std=[0.2, 1.4]", "method.mask_ratio=1")
+    clean = images(400)
+    levels = (method.corrupt(clean, seeded(CPU, 0)).images - clean).flatten(1).std(dim=1)
+    assert 0.18 < levels.min() < 0.26
+    assert 1.3 < levels.max() < 1.5
+    assert levels.mean().item() == pytest.approx(0.8, abs=0.06)
+    assert levels.std().item() == pytest.approx(1.2 / math.sqrt(12), abs=0.04)
+
+
+def test_a_range_of_ratios_is_drawn_from_for_each_batch() -> None:
+    method = tiny("method.mask_ratio=[0.25, 0.75]")
+    clean = images(2)
+    counts = [method.corrupt(clean, seeded(CPU, seed)).ids_noisy.shape[1] for seed in range(300)]
+    assert set(counts) == set(range(4, 13))
+    assert sum(counts) / len(counts) == pytest.approx(8, abs=0.5)
+
+
+def test_restored_pictures_keep_the_clean_patches() -> None:
+    cases = [("dsdmae", "norm_pix_loss=true"), ("dsdmae", "lambda=1"), ("mae", "mask_ratio=0.5")]
+    for name, more in cases:
+        method = tiny(f"method.{more}", name=name)
+        clean = images()
+        corruption = method.corrupt(clean, seeded(CPU, 1))
+        shown = method.restore(clean, corruption)
+        ids = corruption[1] if name == "dsdmae" else corruption.ids_masked
+        for original, corrupted, restored, chosen in zip(clean, *shown, ids, strict=True):
+            hidden = torch.zeros(16, dtype=torch.bool)
+            hidden[chosen] = True
+            for picture in (corrupted, restored):
+                changed = (cut(picture) != cut(original)).any(dim=1)
+                assert torch.equal(changed, hidden)
+
+
+# -- other backbones, and the way out to timm
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digit_folder(tmp_path_factory.mktemp("digits"), train=34, test=4)
+
+
+def encoder_of(run: Path, *more: str) -> nn.Module:
+    """The run's encoder as its newest checkpoint has it."""
+    method = build_method(resolve(settings("digits", *more).settings))
+    found, _ = checkpoint.load_newest(run / "checkpoints")
+    assert found is not None
+    checkpoint.load_into(method, found.model, str(run))
+    return method.encoder().eval()
+
+
+@torch.no_grad()
+def assert_timm_agrees(result: dict[str, Any], encoder: nn.Module, prefix: int = 0) -> None:
+    model = eval(result["load_with"], {"timm": timm}).eval()  # what the program tells people to type
+    theirs = model.forward_features(images())
+    if theirs.ndim == 4:
+        channels_last = theirs.shape[-1] == encoder.width
+        theirs = theirs.flatten(1, 2) if channels_last else theirs.flatten(2).transpose(1, 2)
+    assert torch.equal(theirs[:, prefix:], encoder(images()))
+
+
+@pytest.mark.parametrize("backbone", [SWIN, CONVNEXT], ids=["swin", "convnext"])
+def test_dsdmae_trains_networks_that_can_drop_nothing(backbone: tuple[str, ...], digits: Path, tmp_path: Path) -> None:
+    more = (*backbone, "train.epochs=12", "optim.lr=3e-3")
+    result = train(digits, tmp_path / "run", *more)
+    losses = [r["loss"] for r in records(tmp_path / "run")]
+    assert len(losses) == 48
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    assert result["skipped_steps"] == 0
+    assert_timm_agrees(result, encoder_of(tmp_path / "run", *more))
+
+
+@pytest.mark.parametrize("backbone", [(), SWIN, CONVNEXT, ("backbone.name=timm:test_vit",)], ids=lambda b: str(b[:1]))
+def test_all_that_is_trained_has_a_gradient(backbone: tuple[str, ...]) -> None:
+    """A parameter that the features never meet would be waited for in vain by DistributedDataParallel."""
+    side = 32 if "timm:test_vit" in str(backbone) else 16
+    method = build_method(resolve(settings("digits", *backbone, f"data.image_size={side}").settings))
+    clean = torch.rand(2, 3, side, side)
+    method(clean, method.corrupt(clean, seeded(CPU, 0)))["loss"].backward()
+    assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("backbone", [SWIN, CONVNEXT], ids=["swin", "convnext"])
+def test_mae_refuses_networks_that_can_drop_nothing(
+    backbone: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = backbone[0].split("=")[1]
+    code, out, err = cli(capfd, "pretrain", "--method", "mae", "--backbone", name, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert f"method 'mae' drops patches, and backbone '{name}' cannot" in err
+    assert "dsdmae" in err.split(";")[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", ["{dims=[24]}", "{no_such_option=1}", "{depths='deep'}", "{dims=[16, 16, 24, -1]}"])
+def test_options_that_timm_refuses_are_one_line(
+    options: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ("--set", f"backbone.options={options}", "--set", "data.image_size=32", "--out", tmp_path / "run")
+    code, _, err = cli(capfd, "pretrain", "--dry-run", "--backbone", "timm:test_convnext", *chosen)
+    assert code == 2, err
+    assert "test_convnext" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("backbone.class_token=true", "backbone.pos_embed=learn")], ids=["plain", "class"]
+)
+def test_timm_loads_the_encoder(more: tuple[str, ...], digits: Path, tmp_path: Path) -> None:
+    result = train(digits, tmp_path / "run", *more, "train.epochs=1")
+    assert_timm_agrees(result, encoder_of(tmp_path / "run", *more), prefix=len(more) // 2)
+    weights = load_file(result["encoder"])
+    assert not [name for name in weights if name.startswith(("student", "vit.", "teacher", "decoder"))]
+    metadata = checkpoint.read_metadata(Path(result["encoder"]))
+    assert metadata["timm_name"] == "vit_tiny_patch16_224"
+    assert metadata["mean"] == "[0.5, 0.5, 0.5]"

@@ -1,0 +1,121 @@
+"""Tiles: every pixel is covered, blending is exact where it must be, and memory stays small."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dsdmae_cli.pictures.tiling import Corner, blended, grids, reflected, starts, turn, turn_back, window
+
+TILE, OVERLAP = 16, 4
+
+
+@given(
+    length=st.integers(1, 200), shift=st.integers(0, 12), slack=st.integers(0, 12), overlap=st.sampled_from([1, 4, 8])
+)
+def test_starts_cover_and_overlap(length: int, shift: int, slack: int, overlap: int) -> None:
+    begins = starts(length, TILE, overlap, min(shift, slack), slack)
+    covered = {at for begin in begins for at in range(begin, begin + TILE)}
+    assert set(range(length)) <= covered
+    gaps = np.diff(begins)
+    assert (gaps >= 1).all()
+    assert (gaps <= TILE - overlap).all()
+    if not slack and length >= TILE:
+        assert (begins[0], begins[-1]) == (0, length - TILE)
+    elif not slack:
+        assert len(begins) == 1
+
+
+def test_mirrored_indices() -> None:
+    for length in (2, 3, 7):
+        wanted = np.pad(np.arange(length), (20, 20), mode="reflect")
+        np.testing.assert_array_equal(reflected(-20, length + 40, length), wanted)
+    assert (reflected(-3, 9, 1) == 0).all()
+
+
+def test_the_window_is_symmetric_and_never_zero() -> None:
+    weight = window(TILE)
+    torch.testing.assert_close(weight, weight.flip(0))
+    torch.testing.assert_close(weight, weight.T)
+    assert weight.min() > 0
+    assert weight.argmax() in range(TILE * TILE // 2 - TILE, TILE * TILE // 2 + TILE)
+
+
+def gather(picture: Tensor, corners: list[Corner]) -> Tensor:
+    rows = [torch.from_numpy(reflected(c.y, TILE, picture.shape[1])) for c in corners]
+    columns = [torch.from_numpy(reflected(c.x, TILE, picture.shape[2])) for c in corners]
+    return torch.stack([picture[:, r][:, :, c] for r, c in zip(rows, columns, strict=True)])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    passes=st.integers(1, 5),
+    batch_size=st.sampled_from([1, 3, 64]),
+)
+def test_a_network_that_changes_nothing_changes_nothing(height: int, width: int, passes: int, batch_size: int) -> None:
+    picture = torch.rand(2, height, width)
+    grid = grids(height, width, TILE, OVERLAP, passes)
+    bands = list(blended(height, width, TILE, grid, lambda corners: gather(picture, corners), batch_size))
+    torch.testing.assert_close(torch.cat([band.pixels for band in bands], dim=1), picture, rtol=0, atol=1e-6)
+    assert [band.top for band in bands] == [0, *np.cumsum([band.pixels.shape[1] for band in bands])[:-1]]
+    assert bands[-1].tiles == sum(map(len, grid))
+
+
+def test_blending_is_the_weighted_mean_of_all_tiles() -> None:
+    """Against the same computed for the whole picture at once, in float64."""
+    height, width = 37, 45
+    passes = grids(height, width, TILE, OVERLAP, 3)
+    corners = [corner for grid in passes for corner in grid.corners()]
+    answers = {corner: torch.randn(1, TILE, TILE) for corner in corners}
+    total, weights = (np.zeros((height + 2 * TILE, width + 2 * TILE)) for _ in range(2))
+    for corner in corners:
+        place = np.s_[corner.y + TILE : corner.y + 2 * TILE, corner.x + TILE : corner.x + 2 * TILE]
+        total[place] += window(TILE).double().numpy() * answers[corner][0].double().numpy()
+        weights[place] += window(TILE).double().numpy()
+    wanted = (total / np.where(weights, weights, 1))[TILE:-TILE, TILE:-TILE]
+    bands = blended(height, width, TILE, passes, lambda batch: torch.stack([answers[c] for c in batch]), 5)
+    found = torch.cat([band.pixels for band in bands], dim=1)[0]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_no_two_passes_are_the_same() -> None:
+    passes = grids(200, 200, TILE, 8, 16)
+    assert len({grid.way for grid in passes}) == 8
+    assert len({(grid.ys[0], grid.xs[0], grid.way) for grid in passes}) == 16
+
+
+def test_eight_ways_and_back() -> None:
+    image = np.arange(75).reshape(5, 5, 3)
+    ways = [turn(image, way) for way in range(8)]
+    assert len({way.tobytes() for way in ways}) == 8
+    for way, turned in enumerate(ways):
+        tensor = torch.from_numpy(turned.copy()).permute(2, 0, 1).float()
+        np.testing.assert_array_equal(turn_back(tensor, way).permute(1, 2, 0), image)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_memory_does_not_grow_with_the_height(passes: int) -> None:
+    def peak(height: int) -> int:
+        tracemalloc.start()
+        width = 64
+        held = torch.zeros(1)
+        most = 0
+        for band in blended(
+            height, width, TILE, grids(height, width, TILE, OVERLAP, passes), lambda c: torch.ones(len(c), 3, 16, 16), 8
+        ):
+            held = band.pixels
+            most = max(most, held.untyped_storage().nbytes())
+        python = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most + python
+
+    # Ten times the rows may cost the lists of where tiles begin, and no more.
+    assert peak(20_000) - peak(2_000) < 40 * 18_000 * passes / (TILE - OVERLAP) + 100_000

@@ -1,0 +1,417 @@
+"""`dsdmae export`: what timm, the Hugging Face hub and onnxruntime make of the files, held against the encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers import cli, listing, one_line
+from PIL import Image
+
+from dsdmae_builtin.backbones import TimmSettings
+from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.classifier import timm_arguments
+from dsdmae_cli.artifacts.denoiser import load_denoiser
+from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.build import build_backbone
+from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
+from dsdmae_cli.recipes import export as export_module
+from dsdmae_cli.recipes.export import Form, Request, export, summary
+from dsdmae_cli.tasks.classifier import Network
+
+
+def exported(subject: object, form: Form, out: Path, **more: object) -> dict[str, object]:
+    return export(Request(str(subject), form, out, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("image_size", [None, 32])
+def test_timm_loads_the_folder(encoder_run: Path, tmp_path: Path, image_size: int | None) -> None:
+    said = exported(encoder_run, "timm", tmp_path / "out", image_size=image_size)
+    assert listing(tmp_path / "out") == {"model.safetensors", "config.json"}
+    assert said["load_with"] == f"timm.create_model('local-dir:{tmp_path / 'out'}', pretrained=True)"
+    model = eval(str(said["load_with"]), {"timm": timm}).eval()
+    encoder = open_encoder(str(encoder_run), None, backbone=None, image_size=image_size, seed=0).encoder.eval()
+    config = timm.data.resolve_model_data_config(model)
+    side = image_size or 16
+    assert config["input_size"] == (3, side, side)
+    assert list(config["mean"]) == list(config["std"]) == [0.5] * 3
+    images = torch.rand(4, 3, side, side) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), encoder(images).mean(dim=1), rtol=1e-5, atol=1e-5)
+
+
+def test_timm_adds_a_classifier(encoder_run: Path, tmp_path: Path) -> None:
+    exported(encoder_run, "timm", tmp_path / "out")
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=10)
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
+    encoder = open_encoder(str(encoder_run), None, backbone=None, image_size=None, seed=0).encoder
+    assert torch.equal(model.blocks[0].mlp.fc1.weight, encoder.timm_state()["blocks.0.mlp.fc1.weight"])
+
+
+def test_a_backbone_of_timms_own(tmp_path: Path) -> None:
+    backbone = TimmSettings(name="timm:convnext_atto", pretrained=False, normalization="timm")
+    said = exported("timm:convnext_atto", "timm", tmp_path / "out", backbone=backbone, image_size=64)
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    found = open_encoder("timm:convnext_atto", None, backbone=backbone, image_size=64, seed=0)
+    assert said["mean"] == found.mean == tuple(timm.data.resolve_model_data_config(model)["mean"])
+    pixels = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (found.mean, found.std))
+    with torch.no_grad():
+        theirs = model.forward_features((pixels - mean) / std).mean(dim=(2, 3))
+        ours = found.encoder.eval()(pixels * 2 - 1).mean(dim=1)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_folder_is_an_encoder_again(encoder_run: Path, tmp_path: Path) -> None:
+    exported(encoder_run, "timm", tmp_path / "small")
+    before = open_encoder(str(encoder_run), None, backbone=None, image_size=None, seed=0)
+    again = open_encoder(str(tmp_path / "small"), None, backbone=None, image_size=None, seed=0)
+    assert (again.weights_sha256, again.name, again.flops) == (before.weights_sha256, "small", before.flops)
+    exported(encoder_run, "timm", tmp_path / "large", image_size=32)
+    large = open_encoder(str(tmp_path / "large"), None, backbone=None, image_size=None, seed=0)
+    assert (large.encoder.image_size, large.images_seen) == (32, 80)
+
+
+def test_no_path_of_the_authors_machine_is_exported(encoder_run: Path, tmp_path: Path) -> None:
+    exported(encoder_run, "hf", tmp_path / "out", licence="mit")
+    for file in (tmp_path / "out").iterdir():
+        assert str(encoder_run.parent).encode() not in file.read_bytes(), file.name
+    assert "folder:digits" in (tmp_path / "out" / "README.md").read_text()
+
+
+# -- a fine-tuned network
+
+
+def test_timm_loads_the_classifier_and_scores_as_the_run_did(
+    encoder_run: Path, tuned_run: Path, tmp_path: Path
+) -> None:
+    said = exported(tuned_run, "timm", tmp_path / "out")
+    result = json.loads((tuned_run / "result.json").read_text())
+    assert said["classes"] == [str(digit) for digit in range(10)]
+    assert said["classifier_sha256"] == result["classifier_sha256"]
+    assert f"classes        10: {', '.join('0123456789')}\n" in summary(said)
+    model = eval(str(said["load_with"]), {"timm": timm}).eval()
+    assert model.pretrained_cfg["label_names"] == said["classes"]
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    right = []
+    for file in sorted((encoder_run.parent / "digits" / "test").rglob("*.png")):
+        answer = model(transform(Image.open(file).convert("RGB")).unsqueeze(0)).argmax()
+        right.append(model.pretrained_cfg["label_names"][answer] == file.parent.name)
+    assert len(right) == result["num_images"]
+    assert np.mean(right) == pytest.approx(result["top1"])
+
+
+def test_a_classifier_for_larger_images(tuned_run: Path, tmp_path: Path) -> None:
+    said = exported(tuned_run, "timm", tmp_path / "large", image_size=32)
+    opened = open_encoder(str(tuned_run), None, backbone=None, image_size=32, seed=0, head=True)
+    again = open_encoder(str(tmp_path / "large"), None, backbone=None, image_size=None, seed=0, head=True)
+    assert opened.tuned is not None
+    assert again.tuned is not None
+    assert said["classifier_sha256"] == opened.tuned.sha256 != again.tuned.sha256
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        expected = opened.tuned.network.eval()(images)
+        torch.testing.assert_close(again.tuned.network.eval()(images), expected)
+        model = timm.create_model(f"local-dir:{tmp_path / 'large'}", pretrained=True).eval()
+        torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_encoder_of_a_fine_tuned_network_alone(tuned_run: Path, tmp_path: Path) -> None:
+    said = exported(tuned_run, "timm", tmp_path / "out", head=False)
+    assert "classes" not in said
+    notes = said["notes"]
+    assert isinstance(notes, list)
+    assert "its head (head.bias, head.weight) is left out" in notes[0]
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert model.num_classes == 0
+
+
+def test_the_card_of_a_classifier(encoder_run: Path, tuned_run: Path, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    exported(tuned_run, "hf", tmp_path / "digits-vit", licence="mit")
+    result = json.loads((tuned_run / "result.json").read_text())
+    card = ModelCard.load(tmp_path / "digits-vit" / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    for words in (
+        "fine-tuned on folder:digits", "a logit for each of 10 classes: 0, 1, 2", result["classifier_sha256"],
+        "| schedule | 4 epochs, batch 8, seed 0 |", f"| images seen | {result['images_seen']:,} |",
+        f"| compute | {result['flops']:.3g} FLOP", f"| compute | {result['pretrain_flops']:.3g} FLOP",
+        "| method | `dsdmae` |", f"| finetune | digits | {result['top1']:.1%} (", "doi:10.5815/ijigsp.2023.05.03",
+    ):  # fmt: skip
+        assert words in card.text, words
+    code = card.text.split("```python\n")[1].split("```")[0].replace("THIS-FOLDER", str(tmp_path / "digits-vit"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["logits"].shape == (1, 10)
+    assert names["names"][0] in "0123456789"
+    for file in (tmp_path / "digits-vit").iterdir():
+        for folder in (encoder_run.parent, tuned_run.parent):
+            assert str(folder).encode() not in file.read_bytes(), file.name
+
+
+def test_a_result_of_other_weights_is_no_classifiers_result(tuned_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tuned_run, tmp_path / "run", ignore=lambda *_: ["checkpoints", "figures"])
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"classifier_sha256": "00"}))
+    exported(run, "hf", tmp_path / "out", licence="mit")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "None were measured." in card
+    assert "| protocol | not known |" in card
+
+
+def test_a_head_that_does_not_fit_is_told(tuned_run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = tuned_run / "classifier.safetensors"
+    metadata, state = checkpoint.read_metadata(file), load_file(file)
+    save_file(state, tmp_path / "fewer.safetensors", metadata | {"classes": '["a", "b"]'})
+    with pytest.raises(CheckpointError, match=r"do not fit: head.weight is \(10, 32\), not \(2, 32\)"):
+        exported(tmp_path / "fewer.safetensors", "timm", tmp_path / "out")
+    save_file(state, tmp_path / "none.safetensors", metadata | {"classes": "["})
+    with pytest.raises(CheckpointError, match=r"names of the classes in .* are damaged"):
+        exported(tmp_path / "none.safetensors", "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "pooling"),
+    [
+        ("vit_tiny_patch16_224", "mean", {"global_pool": "avg", "fc_norm": False}),
+        ("vit_tiny_patch16_224", "cls", {"global_pool": "token"}),
+        ("test_convnext", "mean", None),  # a norm between pooling and classifier
+    ],
+)
+def test_timm_is_told_to_pool_as_we_do(name: str, pool: str, pooling: dict[str, Any] | None) -> None:
+    options = {"depth": 1} if name.startswith("vit") else {}
+    backbone = TimmSettings(name=f"timm:{name}", pretrained=False, normalization="timm", options=options)
+    network = Network(build_backbone(backbone, 64, 0), 5, pool, std=1.0)
+    arguments = timm_arguments(network)
+    if pooling is None:
+        assert arguments is None
+    else:
+        assert arguments is not None
+        assert arguments == network.backbone.timm_kwargs | pooling | {"num_classes": 5}
+    assert network.training
+
+
+def test_timm_would_answer_otherwise(encoder_run: Path, tmp_path: Path) -> None:
+    from test_finetune import tune
+
+    data = (f"data.dataset=folder:{encoder_run.parent / 'digits'}", "data.image_size=64")
+    tune("scratch", tmp_path / "run", *data, "backbone.name=timm:test_convnext", "train.epochs=1")
+    with pytest.raises(SettingsError, match=r"pools its features in another way than run was .* --no-head"):
+        exported(tmp_path / "run", "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# -- the model card
+
+
+def test_the_model_card(encoder_run: Path, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    run = shutil.copytree(encoder_run, tmp_path / "run")
+    opened = open_encoder(str(run), None, backbone=None, image_size=None, seed=0)
+    judged = {"kind": "probe", "dataset": "folder:/home/me/birds", "top1": 0.5, "top1_interval": [0.4, 0.6]}
+    for name, sha in (("mine", opened.weights_sha256), ("others", "00")):
+        (run / name).mkdir()
+        result = {**judged, "protocol": f"protocol of {name}", "weights_sha256": sha}
+        (run / name / "result.json").write_text(json.dumps(result))
+    said = exported(run, "hf", tmp_path / "vit-of-digits", licence="cc-by-4.0")
+    card = ModelCard.load(tmp_path / "vit-of-digits" / "README.md")
+    assert (card.data.library_name, card.data.license) == ("timm", "cc-by-4.0")
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    for words in (
+        "# vit-of-digits", "`dsdmae`", "2 epochs, batch 8, seed 0", "| images seen | 80 |", opened.weights_sha256,
+        f"{opened.flops:.3g} FLOP", "| probe | birds | 50.0% (40.0 to 60.0) | protocol of mine |",
+        f"| k-NN | folder:digits | {opened.knn_accuracy:.1%} |", "doi:10.5815/ijigsp.2023.05.03",
+    ):  # fmt: skip
+        assert words in card.text, words
+    assert "protocol of others" not in card.text
+    assert "/home/me" not in card.text
+    assert said["upload_with"] == f"hf upload YOUR-NAME/vit-of-digits {tmp_path / 'vit-of-digits'}"
+
+
+def test_results_that_are_named(encoder_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"kind": "finetune", "dataset": "x", "top1": 0.25, "weights_sha256": "00"}))
+    said = exported(encoder_run, "hf", tmp_path / "out", results=(other,))
+    assert "| finetune | x | 25.0% |" in (tmp_path / "out" / "README.md").read_text()
+    notes = said["notes"]
+    assert isinstance(notes, list)
+    assert any("judged other weights" in note for note in notes)
+    assert any("no --license" in note for note in notes)
+
+
+def test_the_cards_code_runs(encoder_run: Path, tmp_path: Path) -> None:
+    exported(encoder_run, "hf", tmp_path / "out", licence="mit")
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("THIS-FOLDER", str(tmp_path / "out"))
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["features"].shape == (1, 32)  # type: ignore[attr-defined]
+
+
+def test_a_licence_that_is_none(encoder_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is no licence identifier"):
+        exported(encoder_run, "hf", tmp_path / "out", licence="My own: terms")
+    assert not (tmp_path / "out").exists()
+
+
+# -- ONNX
+
+
+@pytest.mark.slow
+def test_onnx(encoder_run: Path, tmp_path: Path, unchecked_shapes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    out = tmp_path / "encoder.onnx"
+    said = exported(encoder_run, "onnx", out, image_size=32)
+    assert listing(tmp_path) == {"encoder.onnx"}
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    encoder = open_encoder(str(encoder_run), None, backbone=None, image_size=32, seed=0).encoder.eval()
+    for batch in (1, 5):  # the example that was traced had two
+        images = torch.rand(batch, 3, 32, 32) * 2 - 1
+        features, tokens = session.run(["features", "tokens"], {"images": images.numpy()})
+        with torch.no_grad():
+            expected = encoder(images).numpy()
+        np.testing.assert_allclose(tokens, expected, atol=1e-4)
+        np.testing.assert_allclose(features, expected.mean(axis=1), atol=1e-4)
+    difference = said["max_difference"]
+    assert isinstance(difference, float)
+    assert 0 < difference < 1e-4
+    assert f"at most {difference:.1e} on 8 photographs" in summary(said)
+
+    before = out.read_bytes()
+    monkeypatch.setattr(export_module, "TOLERANCE", difference / 1e6)
+    with pytest.raises(RunFailed, match="nothing was written"):
+        exported(encoder_run, "onnx", out, force=True)
+    assert out.read_bytes() == before
+    assert listing(tmp_path) == {"encoder.onnx"}
+
+
+def test_onnx_without_its_extra(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SettingsError, match=r"pip install 'dsdmae\[onnx\]'"):
+        exported(encoder_run, "onnx", tmp_path / "encoder.onnx")
+
+
+def test_the_photographs_are_real_and_in_range() -> None:
+    images = export_module._photographs(48)
+    assert images.shape == (8, 3, 48, 48)
+    assert -1 <= images.min() < -0.9
+    assert 0.9 < images.max() <= 1
+    assert all(image.std() > 0.05 for image in images)
+
+
+@pytest.mark.slow
+def test_onnx_of_a_classifier(tuned_run: Path, tmp_path: Path, unchecked_shapes: None) -> None:
+    import onnxruntime
+
+    said = exported(tuned_run, "onnx", tmp_path / "classifier.onnx")
+    assert said["outputs"] == {"logits": [10]}
+    session = onnxruntime.InferenceSession(tmp_path / "classifier.onnx", providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == said["classes"]
+    opened = open_encoder(str(tuned_run), None, backbone=None, image_size=None, seed=0, head=True)
+    assert opened.tuned is not None
+    images = torch.rand(5, 3, 16, 16) * 2 - 1
+    [logits] = session.run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, opened.tuned.network.eval()(images).numpy(), atol=1e-4)
+    assert logits.std() > 1e-3
+
+
+# -- the denoiser
+
+
+def test_a_denoiser(encoder_run: Path, tmp_path: Path) -> None:
+    exported(encoder_run, "denoiser", tmp_path / "denoiser.safetensors")
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        theirs = load_denoiser(weights=tmp_path / "denoiser.safetensors")(images)
+        ours = load_denoiser(run=encoder_run)(images)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-2)  # stored in half precision
+
+
+def test_a_denoiser_needs_a_run(encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = encoder_run / "encoder.safetensors"
+    code, _, err = cli(capfd, "export", file, "--to", "denoiser", "--out", tmp_path / "d.safetensors")
+    assert code == 2
+    assert "needs a run's directory" in one_line(err)
+
+
+# -- where it writes
+
+
+def test_what_is_there_is_kept(encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    command = ["export", encoder_run, "--to", "timm", "--out", folder]
+    code, out, err = cli(capfd, *command)
+    assert (code, out) == (2, "")
+    assert "is not empty" in one_line(err)
+    code, out, err = cli(capfd, *command, "--force", "--json")
+    assert code == 0
+    assert json.loads(out)["files"] == ["model.safetensors", "config.json"]
+    assert listing(folder) == {"notes.txt", "model.safetensors", "config.json"}
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "says"),
+    [
+        ("onnx", "encoder.pt", "must end in .onnx"),
+        ("denoiser", "denoiser.pt", "must end in .safetensors"),
+        ("onnx", "there.onnx", "exists; choose another path"),
+        ("timm", "there.onnx", "is a file"),
+        ("hf", "run", "is a run's directory"),
+    ],
+)
+def test_refused_paths(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], form: str, name: str, says: str
+) -> None:
+    (tmp_path / "there.onnx").write_text("")
+    shutil.copytree(encoder_run, tmp_path / "run", ignore=lambda *_: ["checkpoints", "figures"])
+    before = listing(tmp_path)
+    code, _, err = cli(capfd, "export", encoder_run, "--to", form, "--out", tmp_path / name)
+    assert code == 2
+    assert says in one_line(err)
+    assert listing(tmp_path) == before
+
+
+def test_a_recipe_in_the_environment_is_passed_over_aloud(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSDMAE_PRESET", "cifar10-vit-small")
+    monkeypatch.setenv("DSDMAE_CONFIG", str(tmp_path / "none.toml"))
+    code, _, err = cli(capfd, "export", encoder_run, "--to", "timm", "--out", tmp_path / "out")
+    assert code == 0
+    for line in (f"DSDMAE_CONFIG={tmp_path / 'none.toml'}", "DSDMAE_PRESET=cifar10-vit-small"):
+        assert f"{line} is about training and does not count here" in err.replace("\n", "")
+
+
+def test_foreign_weights_from_the_command_line(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(encoder_run / "encoder.safetensors"), tmp_path / "foreign.safetensors")
+    command = ["export", tmp_path / "foreign.safetensors", "--to", "hf", "--out", tmp_path / "out", "--image-size", 16]
+    code, _, err = cli(capfd, *command)
+    assert code == 2
+    assert "name it with --backbone" in one_line(err)
+    network = ["--backbone", "vit-tiny"]
+    for setting in ("patch_size=4", "embed_dim=32", "depth=1", "num_heads=2"):
+        network += ["--set", f"backbone.{setting}"]
+    code, out, err = cli(capfd, *command, *network)
+    assert code == 0, err
+    assert "none of dsdmae's" in (tmp_path / "out" / "README.md").read_text()
+    assert out.startswith("wrote ")

@@ -1,0 +1,196 @@
+"""`dsdmae probe`: every kind on a tiny run, what it leaves and refuses, and that it never chooses on the test set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import cli, digit_folder, listing, one_line, train
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from dsdmae_cli.artifacts.subject import taken_over
+from dsdmae_cli.config.load import PROBE, compose
+from dsdmae_cli.recipes.probe import probe
+
+KINDS = ("linear", "knn", "logistic", "attentive")
+QUICK = ("train.device=cpu", "train.precision=fp32", "train.epochs=3", "train.batch_size=16", "probe.k=[1,3]",
+         "probe.c=[0.1,1]")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digit_folder(tmp_path_factory.mktemp("digits"), train=80, test=40)
+
+
+@pytest.fixture(scope="module")
+def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pretrained")
+    train(digits, out)
+    return out
+
+
+def judge(subject: str | Path, out: Path, *assignments: str, like: Path | None = None) -> dict[str, Any]:
+    values, origin = taken_over(str(subject), str(like) if like else None)
+    values = {**values, "probe": {"start": str(subject)}}
+    loaded = compose(PROBE, assignments=[*QUICK, *assignments], environ={}, base=(values, origin))
+    return probe(loaded, out=out, as_json=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_leaves_its_result_and_figures(kind: str, run: Path, tmp_path: Path) -> None:
+    more = ["probe.learning_rates=[0.001,0.01]"] if kind == "attentive" else []
+    result = judge(run, tmp_path / "probed", f"probe.kind={kind}", *more)
+    figures = {"confusion", "classes", "mistakes", "pca", "tsne", "choice", *(["curves"] if kind == "linear" else [])}
+    assert listing(tmp_path / "probed") == {
+        "settings.toml", "run.json", "result.json", ".lock", "figures", *(f"figures/{name}.png" for name in figures)
+    }  # fmt: skip
+    assert json.loads((tmp_path / "probed" / "result.json").read_text()) == result
+    assert (result["kind"], result["probe"], result["num_images"]) == ("probe", kind, 40)
+    low, high = result["top1_interval"]
+    assert low <= result["top1"] <= high
+    assert result["top5"] >= result["top1"]
+    assert "held-out training images" in result["protocol"]
+    [value] = result["chosen"].values()
+    assert result["held_out"][f"{value:g}"] == max(result["held_out"].values())
+
+
+def test_the_same_probe_gives_the_same_number_cached_or_not(run: Path, tmp_path: Path) -> None:
+    first = judge(run, tmp_path / "a")
+    again = judge(run, tmp_path / "b")
+    fresh = judge(run, tmp_path / "c", "probe.cache=false")
+    same = ("top1", "confusion", "chosen", "held_out", "nll", "weights_sha256", "protocol")
+    assert {k: first[k] for k in same} == {k: again[k] for k in same} == {k: fresh[k] for k in same}
+
+
+def test_frozen_timm_weights_are_probed_twice_alike(digits: Path, tmp_path: Path) -> None:
+    words = ("data.dataset=folder:" + str(digits), "backbone.pretrained=false", "data.image_size=96")
+    a, b = (judge("timm:resnet10t", tmp_path / name, *words) for name in "ab")
+    assert a["top1"] == b["top1"]
+    assert a["confusion"] == b["confusion"]
+
+
+def test_a_logistic_probe_is_scikit_learns(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole command against scikit-learn on the features it used."""
+    from dsdmae_cli.recipes import probe as recipe
+
+    seen: list[Any] = []
+    material = recipe._Subject.material
+
+    def and_keep(self: Any) -> Any:
+        seen.append(material(self))
+        return seen[-1]
+
+    monkeypatch.setattr(recipe._Subject, "material", and_keep)
+    result = judge(run, tmp_path / "probed", "probe.kind=logistic", "probe.c=1.0")
+    [m] = seen
+    scaler = StandardScaler().fit(m.train.numpy())
+    model = LogisticRegression(C=1.0, max_iter=5000, tol=1e-8).fit(
+        scaler.transform(m.train.numpy()), m.train_labels.numpy()
+    )
+    assert result["top1"] == model.score(scaler.transform(m.test.numpy()), m.test_labels.numpy())
+
+
+def test_the_choice_does_not_depend_on_the_test_images(run: Path, digits: Path, tmp_path: Path) -> None:
+    shuffled = shutil.copytree(digits, tmp_path / "data")
+    for number in range(9):  # every test image gets another class's name
+        (shuffled / "test" / str(number)).rename(shuffled / "test" / f"was{number}")
+    (shuffled / "test" / "9").rename(shuffled / "test" / "0")
+    for number in range(9):
+        (shuffled / "test" / f"was{number}").rename(shuffled / "test" / str(number + 1))
+    mine = judge(run, tmp_path / "a", "probe.kind=knn")
+    theirs = judge(run, tmp_path / "b", "probe.kind=knn", f"data.dataset=folder:{shuffled}")
+    assert mine["held_out"] == theirs["held_out"]
+    assert mine["chosen"] == theirs["chosen"]
+    assert mine["top1"] != theirs["top1"]
+
+
+def test_few_labels_are_drawn_repeatedly(run: Path, tmp_path: Path) -> None:
+    result = judge(run, tmp_path / "few", "probe.kind=knn", "probe.k=1", "probe.few_shot=20,50%", "probe.draws=3")
+    rows = result["few_shot"]
+    assert [row["share"] for row in rows] == [0.2, 0.5]
+    for row in rows:
+        assert len(row["values"]) == 3
+        assert row["top1"] == pytest.approx(np.mean(row["values"]))
+        assert row["std"] == pytest.approx(np.std(row["values"], ddof=1))
+    assert rows[0]["images"] < rows[1]["images"] < 80
+
+
+def test_scratch_has_random_weights_of_the_seed(run: Path, tmp_path: Path) -> None:
+    a = judge("scratch", tmp_path / "a", like=run)
+    b = judge("scratch", tmp_path / "b", "train.seed=1", like=run)
+    assert a["method"] == "scratch"
+    assert a["weights_sha256"] != b["weights_sha256"]
+
+
+def test_pixels_are_a_baseline_like_any_other(run: Path, tmp_path: Path) -> None:
+    result = judge("pixels", tmp_path / "p", "probe.kind=knn", like=run)
+    assert (result["method"], result["features_width"], result["flops"]) == ("pixels", 3 * 16 * 16, 0)
+
+
+def test_a_fine_tuned_network_is_probed_without_its_head(run: Path, tmp_path: Path) -> None:
+    from test_finetune import tune
+
+    tune(run, tmp_path / "tuned", "train.epochs=1")
+    whole = judge(tmp_path / "tuned", tmp_path / "a", "probe.kind=knn")
+    file = judge(tmp_path / "tuned" / "classifier.safetensors", tmp_path / "b", "probe.kind=knn")
+    before = judge(run, tmp_path / "c", "probe.kind=knn")
+    assert whole["weights_sha256"] == file["weights_sha256"] != before["weights_sha256"]
+    assert whole["confusion"] == file["confusion"]
+
+
+def test_another_image_size_resamples_positions(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = cli(capfd, "probe", run, "--kind", "knn", "--set", "data.image_size=32", "--set", "probe.k=3",
+                       "--device", "cpu", "--out", tmp_path / "p", "--json")  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["image_size"] == 32
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(
+    run: Path, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "refused"
+
+    def refuse(*words: str | Path) -> str:
+        code, printed, err = cli(capfd, "probe", *words, "--out", out)
+        assert (code, printed) == (2, "")
+        assert not out.exists()
+        return one_line(err)
+
+    assert "say what to judge" in refuse()
+    assert "there is no nowhere" in refuse("nowhere")
+    assert "'linear'" in refuse(run, "--kind", "lineal")
+    assert "class token" in refuse(run, "--pool", "cls")
+    assert "probe.few_shot" in refuse(run, "--few-shot", "150%")
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes((run / "encoder.safetensors").read_bytes()[:100])
+    assert "torn.safetensors" in refuse(torn)
+    one = shutil.copytree(digits, tmp_path / "one")
+    for split in ("train", "test"):
+        for number in range(1, 10):
+            shutil.rmtree(one / split / str(number))
+    assert "have no labels" in refuse(run, "--dataset", f"folder:{one}")  # one folder is no class
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("probe", "finetune"):
+        code, out, _ = cli(capfd, command, run, "--dry-run", "--json", "--device", "cpu", "--batch-size", "16")
+        assert code == 0
+        assert json.loads(out)["train_images"] == 80
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
