@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
-from dsdmae_cli.config.load import load, resolve
+from dsdmae_cli.config.compose import load
+from dsdmae_cli.config.resolve import resolve
 
 
 def settings_of(arguments: argparse.Namespace):
@@ -46,11 +47,11 @@ def parts(arguments: argparse.Namespace):
     """The method, a batch of real images, and the masks and noise of each micro-batch of 16."""
     import torch
 
-    from dsdmae_cli.build import build_method
     from dsdmae_cli.data.augment import prepare
     from dsdmae_cli.data.open import open_dataset
     from dsdmae_cli.data.resident import decode_square, to_tensor
     from dsdmae_cli.data.source import Unreadable, seeded
+    from dsdmae_cli.runs.build import build_method
 
     settings = settings_of(arguments)
     dataset = open_dataset(settings.data, "train")
@@ -111,7 +112,8 @@ def engine(arguments: argparse.Namespace, compiled: bool = False) -> Callable[[]
     import torch
 
     from dsdmae_cli.data.source import Batching, MicroBatch, Source
-    from dsdmae_cli.engine import Runtime, Trainer, choose_micro_batch, choose_precision
+    from dsdmae_cli.engine import Trainer
+    from dsdmae_cli.runtime import Runtime, choose_micro_batch, choose_precision
 
     settings, method, images, corruptions = parts(arguments)
     settings = settings.model_copy(update={"optim": settings.optim.model_copy(update={"warmup_epochs": 1})})
@@ -184,8 +186,8 @@ def main() -> None:
 def report(arguments: argparse.Namespace, times: dict[str, list[float]]) -> None:
     import torch
 
-    from dsdmae_cli.build import build_method
-    from dsdmae_cli.runs.plan import measure_work
+    from dsdmae_cli.runs.build import build_method
+    from dsdmae_cli.work import measure_work
 
     gflop = measure_work(build_method(settings_of(arguments)))[0] / 1e9
     peaks = {kind: matmul_peak(kind) for kind in (torch.float32, torch.bfloat16)}

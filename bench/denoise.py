@@ -75,9 +75,9 @@ def network(kind: str, where: str) -> object:
 def ours(kind: str, where: str, passes: int, precision: str) -> Denoise:
     import torch
 
-    from dsdmae_cli.engine import choose_precision, keep_freed_memory
     from dsdmae_cli.pictures.picture import Picture
     from dsdmae_cli.pictures.restore import Restorer
+    from dsdmae_cli.runtime import choose_precision, keep_freed_memory
 
     keep_freed_memory()
     device = torch.device("cpu")

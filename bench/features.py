@@ -19,11 +19,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dsdmae_cli import checkpoint
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import from_tables, read_toml, resolve
+from dsdmae_cli.config.compose import from_tables
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.data.open import Labelled, labelled_images, open_dataset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.evaluation import knn_accuracy, mean_features
+from dsdmae_cli.runs.build import build_method
 
 
 def score(bank: torch.Tensor, train: Labelled, queries: torch.Tensor, test: Labelled) -> dict[str, float]:

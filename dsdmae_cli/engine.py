@@ -6,12 +6,9 @@ through Hooks. Three levels: fit -> epoch -> step.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,14 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from dsdmae_cli import distributed
 from dsdmae_cli.checkpoint import optimizer_tensors, restore_optimizer
 from dsdmae_cli.data.source import MicroBatch, Source, seeded
-from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.methods.base import Corruption, Method, StepInfo, SupervisedMethod
 from dsdmae_cli.optim import build_optimizer, learning_rate
-from dsdmae_cli.settings.models import LoopSettings, OptimSettings
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Tokens x width of a micro-batch whose activations stay in a CPU's caches (docs/design/performance.md).
-_CPU_MICRO_ELEMENTS = 16 * 256 * 192
+from dsdmae_cli.runtime import Runtime, autocast, choose_attention, keep_freed_memory
+from dsdmae_cli.settings.models import LoopSettings
+from dsdmae_cli.settings.resolved import ResolvedOptim
 
 
 class Hooks(Protocol):
@@ -45,110 +40,6 @@ class Hooks(Protocol):
 
     def should_stop(self) -> bool:
         """Whether to leave after this step; the same answer in all processes."""
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """What the hardware decides: settings with "auto" replaced."""
-
-    device: torch.device
-    precision: str
-    compile: bool
-    micro_batch: int
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device to train on; under torchrun each process takes the GPU of its local rank.
-
-    Raises:
-        SettingsError: there is no such device.
-    """
-    if wanted == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        # MPS has neither gloo nor NCCL.
-        wanted = "cpu" if kind == "mps" and distributed.launched_by_torchrun() else kind
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise SettingsError(f"train.device = {wanted!r} is not a device; try auto, cpu, cuda or cuda:1") from error
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(device.type, False):
-        have = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + ["cpu"]
-        raise SettingsError(f"train.device = {wanted!r} is not on this machine; there is {', '.join(have)}")
-    if device.type == "cuda":
-        index = device.index if device.index is not None else distributed.local_rank()
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    return device
-
-
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """bf16 where the hardware multiplies it, else fp16 on CUDA, else fp32.
-
-    Raises:
-        SettingsError: fp16 off CUDA, where nothing gains from it.
-    """
-    if wanted == "auto":
-        if device.type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
-    if wanted == "fp16" and device.type != "cuda":
-        raise SettingsError(f"train.precision = 'fp16' needs a CUDA device, this is {device.type}; use bf16 or fp32")
-    return wanted
-
-
-def _cpu_multiplies_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if capabilities:
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def choose_micro_batch(wanted: int | str, local_batch: int, tokens: int, width: int, device: torch.device) -> int:
-    """Images per forward pass: all of them on a GPU, on a CPU as many as its caches hold."""
-    if not isinstance(wanted, str):
-        return min(wanted, local_batch)
-    if device.type != "cpu":
-        return local_batch
-    fits = max(1, _CPU_MICRO_ELEMENTS // (tokens * width))
-    size = 1 << (fits.bit_length() - 1)
-    while local_batch % size:  # equal micro-batches: a compiled step has one shape
-        size //= 2
-    return min(size, local_batch)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc not to hand every freed activation back to the kernel, only to have it zeroed again.
-
-    Worth 1.1x to 1.3x of a CPU step (docs/design/performance.md); costs nothing but memory that would be asked for
-    again in the next step. Elsewhere than on glibc there is nothing to do.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-        for option, value in (
-            (m_mmap_threshold, 1 << 25),
-            (m_trim_threshold, 2**31 - 1),
-            (m_top_pad, 1 << 28),
-        ):
-            mallopt(option, value)
-
-
-def choose_attention(module: nn.Module, runtime: Runtime) -> None:
-    """On a CPU in bf16 plain matmul-softmax-matmul beats scaled_dot_product_attention; elsewhere the latter wins.
-
-    A fixed rule and no timing at start-up: a resumed run must compute what the first one did.
-    """
-    if runtime.device.type == "cpu" and runtime.precision == "bf16":
-        for part in module.modules():
-            if hasattr(part, "fused_attn"):
-                part.fused_attn = False  # type: ignore[assignment]
 
 
 class _Window:
@@ -217,7 +108,7 @@ class Trainer:
         self,
         method: Method,
         source: Source,
-        optim: OptimSettings,
+        optim: ResolvedOptim,
         train: LoopSettings,
         runtime: Runtime,
         hooks: Hooks,
@@ -319,7 +210,7 @@ class Trainer:
             with self._unsynced(last=remaining == 0):
                 with torch.no_grad():
                     corruption = self._corrupt(batch, generator)
-                with self._autocast():
+                with autocast(self.runtime.device, self.runtime.precision):
                     losses = self.model(images, corruption)
                 self.scaler.scale(losses["loss"] * share).backward()
             for name, value in losses.items():
@@ -339,17 +230,11 @@ class Trainer:
             return self.model.no_sync()
         return nullcontext()
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = AUTOCAST.get(self.runtime.precision)
-        return torch.autocast(self.runtime.device.type, dtype) if dtype else nullcontext()
-
     def _nonfinite(self, norm: Tensor, loss: Tensor) -> Tensor:
         """1.0 if the gradient or the loss of any process is not finite, else 0.0; never read back here."""
         return distributed.max_((~(torch.isfinite(norm) & torch.isfinite(loss))).float())
 
     def _set_learning_rate(self) -> float:
-        assert not isinstance(self.optim.lr, str)
-        assert not isinstance(self.optim.warmup_epochs, str)
         lr = learning_rate(
             self.step,
             self.total_steps,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.settings.models import OptimSettings
+from dsdmae_cli.settings.resolved import ResolvedOptim
 
 # Two-dimensional or larger, but no weight matrices: they shrink toward zero for no reason under decay.
 _NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token")
@@ -37,9 +37,8 @@ def parameter_groups(
     ]
 
 
-def build_optimizer(method: Method, settings: OptimSettings) -> AdamW:
+def build_optimizer(method: Method, settings: ResolvedOptim) -> AdamW:
     """Fused AdamW, which can skip a step by a flag on the device instead of a question to it."""
-    assert not isinstance(settings.lr, str)
     return AdamW(
         parameter_groups(method, settings.weight_decay, method.lr_scales()),
         lr=settings.lr,

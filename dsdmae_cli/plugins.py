@@ -74,15 +74,38 @@ class DatasetSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """A run of another method that must have ended before a method can begin (BEiT needs a tokenizer).
+
+    The program trains one before the run, or takes the one that the settings name.
+
+    Args:
+        method: the method plugin that is trained.
+        setting: key under [method] that names a run of it, a path; "auto" = one is trained where there is none yet.
+        epochs: key under [method] of the epochs that "auto" trains it for; "auto" = a tenth of the run's, and 1000
+            steps at least.
+        preset: what "auto" starts from, beside the run's own data and patches.
+        passed_on: keys under [method] that the two have in common.
+        command: what a person types to train one by hand.
+    """
+
+    method: str
+    setting: str
+    epochs: str
+    preset: str
+    passed_on: tuple[str, ...] = ()
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodSpec(Spec):
     """A pre-training method; `build(settings, backbone) -> dsdmae_cli.methods.base.Method`.
 
     Args:
         needs_subset: it drops patches, so that its backbone must encode subsets.
         needs_mask_token: it replaces patches by a mask token, which its backbone must take.
-        needs_tokenizer: it predicts visual words. Its settings are TokenSettings, `build` is given an untrained
-            dsdmae_cli.methods.tokens.ImageTokenizer as third argument, and its Method holds that in a FrozenTokenizer;
-            the program trains one, or takes the one that the settings name, before the run begins.
+        requires: what must be trained on the same images beforehand; `build` is then given that, untrained, as third
+            argument, and its Method holds it in a dsdmae_cli.methods.frozen.Frozen.
         augment: what "auto" means for data.crop_scale, data.flip and data.shift with this method, over what it means
             for the dataset. Where the dataset says None or False, that stands: it knows what a crop or a mirror would
             do to its images, and a method does not.
@@ -92,7 +115,7 @@ class MethodSpec(Spec):
     settings: type[MethodSettings] = MethodSettings
     needs_subset: bool = False
     needs_mask_token: bool = False
-    needs_tokenizer: bool = False
+    requires: Requirement | None = None
     augment: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
 

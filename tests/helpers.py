@@ -17,7 +17,8 @@ from PIL import Image
 
 from dsdmae_cli import plugins
 from dsdmae_cli.__main__ import main
-from dsdmae_cli.config.load import Loaded, load
+from dsdmae_cli.config.compose import load
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.recipes.pretrain import pretrain
 
 # One block of width 32 on 16 tokens, on this machine's CPU and in float32 alike everywhere.

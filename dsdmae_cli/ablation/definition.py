@@ -11,10 +11,11 @@ from typing import Any, Literal
 from platformdirs import user_data_path
 
 from dsdmae_cli.ablation.sweep import Axis, Base, Point, grid
+from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.load import Loaded, from_tables
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.runs.rundir import changed_settings
+from dsdmae_cli.runs.rundir import changed_settings, file_name
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings
 
 Search = Literal["grid", "tpe", "random"]
@@ -126,8 +127,7 @@ class Definition:
             section, _, key = dotted.partition(".")
             found["base"][section].pop(key, None)
         digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
-        dataset = self.common().data.dataset.rstrip("/").rsplit("/", 1)[-1]
-        return _clean("-".join([*(axis.key for axis in self.axes), dataset, digest]))
+        return "-".join([*(file_name(axis.key) for axis in self.axes), file_name(self.common().data.dataset), digest])
 
     def default_path(self) -> Path:
         """The same command finds its study again: the directory is named after what it does, not after the time."""
@@ -147,14 +147,10 @@ class Definition:
 def trial_name(point: Point, seed: int) -> str:
     """A trial's directory: "mask-ratio-0.75-seed-0"."""
     plain = "-".join(f"{key}-{value}" for key, value in point.items())
-    name = _clean(plain)
+    name = file_name(plain.replace("/", "-"))
     if name != plain or len(name) > 100:  # what was lost may be all that told two trials apart
         name = f"{name[:100]}-{hashlib.sha256(json.dumps(point).encode()).hexdigest()[:6]}"
     return f"{name}-seed-{seed}"
-
-
-def _clean(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)
 
 
 def check_same(before: dict[str, Any], now: Definition, where: str) -> None:

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from dsdmae_cli.ablation.definition import Definition
 from dsdmae_cli.ablation.sweep import Point, describe
-from dsdmae_cli.config.load import Loaded, resolve
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import DsdmaeError
 from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.settings.models import Settings

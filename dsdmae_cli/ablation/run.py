@@ -39,7 +39,6 @@ class Runner:
         self.definition = study.definition
         self.folder = folder
         self.free = list(slots)
-        self.num_slots = len(slots)
         self.plans = plans
         self.progress = progress
         self.jobs: dict[int, tuple[Row, Job]] = {}

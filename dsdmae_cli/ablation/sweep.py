@@ -20,8 +20,10 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import admits, key_of
-from dsdmae_cli.config.load import NAMED, PRETRAIN, SECTIONS, Loaded, Schema, compose, resolve, section_class
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.schema import NAMED, PRETRAIN, SECTIONS, Loaded, Schema, section_class
 from dsdmae_cli.errors import DsdmaeError, PluginError, SettingsError, nearest
 from dsdmae_cli.settings.models import Settings
 

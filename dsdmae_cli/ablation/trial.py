@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from dsdmae_cli.ablation.definition import Metric
 from dsdmae_cli.config.describe import tables, to_toml
-from dsdmae_cli.config.load import Loaded
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.runs.rundir import METRICS, RESULT, SETTINGS
 from dsdmae_cli.settings.models import Settings

@@ -18,13 +18,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsdmae_cli import checkpoint
-from dsdmae_cli.build import build_method
+from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.load import from_tables, resolve
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.rundir import RunDir
-from dsdmae_cli.settings.models import Settings
+from dsdmae_cli.settings.resolved import ResolvedSettings
 
 PACKAGED = "denoiser.safetensors"
 _OTHERS = "give --run DIR or --weights FILE"
@@ -42,7 +43,7 @@ class Denoiser:
     """
 
     network: Method
-    settings: Settings
+    settings: ResolvedSettings
     sha256: str
     origin: str
 
@@ -64,7 +65,7 @@ class Denoiser:
 
 def save_denoiser(
     method: Method,
-    settings: Settings,
+    settings: ResolvedSettings,
     path: Path,
     extra_metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
@@ -140,12 +141,12 @@ def _from_file(path: Path, origin: str) -> Denoiser:
     return _ready(method, settings, state, origin)
 
 
-def _resolved(values: dict[str, dict[str, Any]], origin: str) -> Settings:
+def _resolved(values: dict[str, dict[str, Any]], origin: str) -> ResolvedSettings:
     settings = resolve(from_tables(values, origin).settings)
     return settings.model_copy(update={"backbone": settings.backbone.without_weights()})
 
 
-def _ready(method: Method, settings: Settings, state: Mapping[str, Tensor], origin: str) -> Denoiser:
+def _ready(method: Method, settings: ResolvedSettings, state: Mapping[str, Tensor], origin: str) -> Denoiser:
     method.eval().requires_grad_(False)
     return Denoiser(method, settings, checkpoint.weights_sha256(state), origin)
 

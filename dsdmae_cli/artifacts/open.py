@@ -23,14 +23,17 @@ from torch import Tensor
 from dsdmae_cli import checkpoint, plugins
 from dsdmae_cli.artifacts.classifier import Tuned, read_head
 from dsdmae_cli.backbone import Backbone, Pixels
-from dsdmae_cli.build import build_backbone, build_method
+from dsdmae_cli.config.compose import from_tables, written
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.load import FINETUNE, from_tables, resolve, resolve_backbone, resolve_data, schema_of, written
+from dsdmae_cli.config.resolve import resolve, resolve_backbone, resolve_data
+from dsdmae_cli.config.schema import FINETUNE, schema_of
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
 from dsdmae_cli.files import RESUME
-from dsdmae_cli.runs.plan import measure_work
-from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, RESULT, RUN, SETTINGS, TOKENIZER, RunDir
+from dsdmae_cli.runs.build import build_backbone, build_method
+from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, REQUIRED, RESULT, RUN, SETTINGS, RunDir
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, Settings
+from dsdmae_cli.settings.resolved import ResolvedSettings
+from dsdmae_cli.work import measure_work
 
 # The weights of a folder that `dsdmae export` (or the Hugging Face hub) made.
 EXPORTED = "model.safetensors"
@@ -83,6 +86,20 @@ class Opened:
     def dataset(self) -> str | None:
         """What it was pre-trained on, where known."""
         return self.settings["data"]["dataset"] if self.settings else None
+
+    def described(self) -> dict[str, Any]:
+        """What a result says of the network that it judges, and of what its pre-training took."""
+        return {
+            "subject": self.name,
+            "method": self.method or self.kind,
+            "backbone": self.backbone.name,
+            "image_size": self.encoder.image_size,
+            "weights_sha256": self.weights_sha256,
+            "pretrain_dataset": self.dataset,
+            "pretrain_epochs": self.epochs,
+            "pretrain_seconds": self.seconds,
+            "pretrain_flops": self.flops,
+        }
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -137,9 +154,7 @@ class _Request:
         """The side of the images it will see, where that is known before it is opened."""
         if self.image_size is not None or self.data is None:
             return self.image_size
-        size = resolve_data(self.data).image_size
-        assert not isinstance(size, str)
-        return size
+        return resolve_data(self.data).image_size
 
 
 def _kind(subject: str) -> Callable[[_Request], Opened]:
@@ -195,7 +210,7 @@ def _open_unfinished(folder: Path, request: _Request) -> Opened:
         why = complaints[0] if complaints else "it has no checkpoint yet"
         raise CheckpointError(f"no encoder in {folder}: {why}; let the run go on first")
     offline = settings.model_copy(update={"backbone": _reconciled(settings.backbone, request).without_weights()})
-    method = build_method(offline, folder / TOKENIZER)
+    method = build_method(offline, folder / REQUIRED)
     checkpoint.load_into(method, found.model, str(folder / "checkpoints"))
     work = measure_work(method)[0]  # before the encoder is set to another image size
     epochs = _epochs_at(RunDir(folder), found.step)
@@ -240,7 +255,6 @@ def _open_file(request: _Request) -> Opened:
     if schema_of(values) is FINETUNE:
         return _open_classifier(path, values, metadata, request)
     settings = _settings(values, str(path))
-    assert isinstance(settings.data.image_size, int)
     backbone = _reconciled(settings.backbone, request).without_weights()
     # An exported file may be for images of another size than those it learned from.
     encoder = build_backbone(backbone, int(metadata.get("image_size", settings.data.image_size)), request.seed)
@@ -266,7 +280,6 @@ def _open_classifier(
 ) -> Opened:
     """The backbone of a fine-tuned network, and its head where that is asked for."""
     settings = resolve(written(FINETUNE, values, str(path)).settings)
-    assert isinstance(settings.data.image_size, int)
     backbone = _reconciled(settings.backbone, request).without_weights()
     encoder = build_backbone(backbone, int(metadata.get("image_size", settings.data.image_size)), request.seed)
     state = checkpoint.load_weights(path)
@@ -290,7 +303,7 @@ def _parsed(text: str, path: Path) -> dict[str, dict[str, Any]]:
     return values
 
 
-def _settings(values: dict[str, dict[str, Any]], origin: str) -> Settings:
+def _settings(values: dict[str, dict[str, Any]], origin: str) -> ResolvedSettings:
     return resolve(from_tables(values, origin).settings)
 
 
@@ -321,13 +334,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _flops(settings: Settings, images_seen: int | None, folder: Path) -> float | None:
+def _flops(settings: ResolvedSettings, images_seen: int | None, folder: Path) -> float | None:
     if images_seen is None:
         return None
     try:
         offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
-        method = build_method(offline, folder / TOKENIZER)
-    except (PluginError, SettingsError):  # an encoder is of use without the plugin or the tokenizer that trained it
+        method = build_method(offline, folder / REQUIRED)
+    except (PluginError, SettingsError):  # an encoder is of use without the plugins that trained it
         return None
     return measure_work(method)[0] * images_seen
 

@@ -9,8 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsdmae_cli.config.compose import load, written
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.load import Values, load, read_toml, resolve, schema_of, written
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.schema import Values, schema_of
+from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError
 
 # How training images are varied and fetched is the new command's business, not the old run's.

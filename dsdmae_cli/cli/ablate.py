@@ -58,7 +58,7 @@ class SweepCommand(TyperCommand):
 
 def _complete_keys(incomplete: str) -> list[str]:
     from dsdmae_cli.config.describe import key_of
-    from dsdmae_cli.config.load import SECTIONS, section_class
+    from dsdmae_cli.config.schema import SECTIONS, section_class
 
     if "." not in incomplete:
         return [key for key in [*_KEYS, *(f"{s}." for s in SECTIONS)] if key.startswith(incomplete)]
@@ -242,7 +242,7 @@ def _definition(given: dict[str, Any]) -> Any:
     from dsdmae_cli.ablation.definition import METRICS, Definition
     from dsdmae_cli.ablation.paper import PAPERS
     from dsdmae_cli.ablation.sweep import Base, parse_axes
-    from dsdmae_cli.config.load import PRETRAIN
+    from dsdmae_cli.config.schema import PRETRAIN
 
     figure = PAPERS[given["paper"]] if given["paper"] else None
     name = given["metric"] or (figure.metric if figure else "knn")

@@ -9,23 +9,20 @@ from typing import Annotated
 import typer
 
 from dsdmae_cli.cli import options as o
+from dsdmae_cli.config.compose import compose, load
 from dsdmae_cli.config.describe import key_of, reference, tables, to_toml
-from dsdmae_cli.config.load import (
+from dsdmae_cli.config.resolve import methods_augment, resolve
+from dsdmae_cli.config.schema import (
     ALL_SECTIONS,
     FINETUNE,
     NAMED,
     PRETRAIN,
     SCHEMAS,
     SECTIONS,
-    compose,
-    load,
-    methods_augment,
-    preset_names,
-    read_toml,
-    resolve,
     schema_of,
     section_class,
 )
+from dsdmae_cli.config.sources import preset_names, read_toml
 from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.settings.models import MethodSettings
 

@@ -49,7 +49,8 @@ def command(
     overridden = any(value is not None for value in (start, preset, config, set_, like, *flags.values()))
     if resume and out is None:
         raise SettingsError("--resume needs the run's directory; add --out DIR")
-    from dsdmae_cli.config.load import FINETUNE, resolve
+    from dsdmae_cli.config.resolve import resolve
+    from dsdmae_cli.config.schema import FINETUNE
 
     loaded = o.load_judging(FINETUNE, "finetune", start, like, preset, config, set_, flags, out if resume else None)
 

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from dsdmae_cli.config.compose import compose, load
 from dsdmae_cli.config.describe import help_text
 from dsdmae_cli.config.flags import FLAGS
-from dsdmae_cli.config.load import FINETUNE, PRETRAIN, PROBE, Loaded, Schema, compose, load, section_class
+from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, PROBE, Loaded, Schema, section_class
 from dsdmae_cli.errors import PluginError, SettingsError
 from dsdmae_cli.settings.models import Settings
 

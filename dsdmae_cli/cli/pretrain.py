@@ -55,7 +55,7 @@ def command(
     from dsdmae_cli.report import print_result
 
     if dry_run:
-        from dsdmae_cli.config.load import resolve
+        from dsdmae_cli.config.resolve import resolve
         from dsdmae_cli.runs.plan import make_plan
 
         if out is not None and not resume:

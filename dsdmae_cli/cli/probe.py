@@ -42,7 +42,8 @@ def command(
         for name, value in locals().items()
         if name not in {"start", "config", "set_", "like", "out", "dry_run", "json", "debug"}
     }
-    from dsdmae_cli.config.load import PROBE, resolve
+    from dsdmae_cli.config.resolve import resolve
+    from dsdmae_cli.config.schema import PROBE
 
     loaded = o.load_judging(PROBE, "probe", start, like, None, config, set_, flags, None)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
+from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.flags import FLAGS
-from dsdmae_cli.config.load import Loaded, Schema, Values, compose
+from dsdmae_cli.config.schema import Loaded, Schema, Values
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
 
 
@@ -47,7 +48,7 @@ def given(
         data_below: {"data": table} to stand below what was given, and where it comes from.
 
     Raises:
-        SettingsError, PluginError: as in config.load.compose.
+        SettingsError, PluginError: as in config.compose.compose.
     """
     environ = {k: v for k, v in os.environ.items() if k not in _ABOUT_TRAINING}
     loaded: Loaded[UseSettings] = compose(USE, flags=flags, assignments=assignments, environ=environ, base=data_below)

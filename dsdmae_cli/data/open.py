@@ -19,6 +19,7 @@ from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed
 from dsdmae_cli.data.streaming import StreamingSource, Transform
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.models import DataSettings
+from dsdmae_cli.settings.resolved import ResolvedData
 
 
 def open_dataset(settings: DataSettings, split: str) -> ImageDataset:
@@ -34,12 +35,8 @@ def open_dataset(settings: DataSettings, split: str) -> ImageDataset:
     return dataset
 
 
-def augmentation(settings: DataSettings) -> Augmentation:
+def augmentation(settings: ResolvedData) -> Augmentation:
     """The augmentation of resolved settings."""
-    assert not isinstance(settings.image_size, str)
-    assert not isinstance(settings.crop_scale, str)
-    assert not isinstance(settings.flip, str)
-    assert not isinstance(settings.shift, str)
     return Augmentation(
         image_size=settings.image_size,
         crop_scale=settings.crop_scale,
@@ -84,7 +81,7 @@ class Placement:
         return "resident" if self.side else "streaming"
 
 
-def place(dataset: ImageDataset, settings: DataSettings, device: torch.device) -> Placement:
+def place(dataset: ImageDataset, settings: ResolvedData, device: torch.device) -> Placement:
     """Decide where the images live: images of one size that fit are resident, all others are streamed.
 
     Raises:
@@ -94,7 +91,6 @@ def place(dataset: ImageDataset, settings: DataSettings, device: torch.device) -
         return Placement(None, 0)
     side = settings.crop_from or common_side(dataset)
     if side is None and settings.placement == "resident":
-        assert not isinstance(settings.image_size, str)
         side = settings.image_size
     if side is None:
         return Placement(None, 0)
@@ -119,7 +115,7 @@ def _room(device: torch.device) -> int:
 
 def open_source(
     dataset: ImageDataset,
-    settings: DataSettings,
+    settings: ResolvedData,
     placement: Placement,
     batching: Batching,
     device: torch.device,
@@ -178,7 +174,7 @@ def choose(total: int, most: int, seed: int, purpose: str) -> list[int]:
 
 
 def labelled_images(
-    dataset: ImageDataset, settings: DataSettings, most: int, device: torch.device, unreadable: Unreadable
+    dataset: ImageDataset, settings: ResolvedData, most: int, device: torch.device, unreadable: Unreadable
 ) -> Labelled | None:
     """A fixed random choice of at most `most` labelled images, or None where there are none.
 
@@ -186,7 +182,6 @@ def labelled_images(
     """
     if dataset.labels is None or not (dataset.labels >= 0).any():
         return None
-    assert not isinstance(settings.image_size, str)
     candidates = np.flatnonzero(dataset.labels >= 0)
     chosen = [int(candidates[i]) for i in choose(len(candidates), most, 0, "labelled")]
     arrays, kept = decode_square(dataset, chosen, settings.image_size, unreadable)

@@ -9,7 +9,5 @@ reducing    features to two dimensions, for a picture
 
 from dsdmae_cli.evaluation.features import mean_features
 from dsdmae_cli.evaluation.knn import knn_accuracy
-from dsdmae_cli.evaluation.logistic import logistic_accuracy
-from dsdmae_cli.evaluation.pixels import psnr
 
-__all__ = ["knn_accuracy", "logistic_accuracy", "mean_features", "psnr"]
+__all__ = ["knn_accuracy", "mean_features"]

@@ -14,13 +14,14 @@ from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import open_source, place
 from dsdmae_cli.data.source import Batching, Unreadable, derive_seed
-from dsdmae_cli.engine import AUTOCAST, Runtime, Trainer, choose_micro_batch
+from dsdmae_cli.engine import Trainer
 from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.evaluation.judging import Judged
 from dsdmae_cli.evaluation.split import HeldOut
 from dsdmae_cli.report import Report
-from dsdmae_cli.settings.judge import ProbeSettings
-from dsdmae_cli.settings.models import LoopSettings, OptimSettings
+from dsdmae_cli.runtime import Runtime, autocast, choose_micro_batch
+from dsdmae_cli.settings.models import LoopSettings
+from dsdmae_cli.settings.resolved import ResolvedOptim, ResolvedProbeSettings
 from dsdmae_cli.tasks.classifier import AttentiveProbe
 
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -55,7 +56,7 @@ class _Quiet:
 
 
 def attentive_logits(
-    settings: ProbeSettings,
+    settings: ResolvedProbeSettings,
     encoder: Backbone,
     judged: Judged,
     split: HeldOut,
@@ -89,7 +90,7 @@ def attentive_logits(
 
 
 def _train(
-    settings: ProbeSettings,
+    settings: ResolvedProbeSettings,
     encoder: Backbone,
     dataset: ImageDataset,
     rates: list[float],
@@ -100,14 +101,13 @@ def _train(
     report: Report,
 ) -> AttentiveProbe:
     train = settings.train
-    assert not isinstance(train.warmup_epochs, str)
     torch.manual_seed(derive_seed(train.seed, "attentive"))
     peak = max(rates)
     method = AttentiveProbe(encoder, num_classes, [rate / peak for rate in rates]).to(device)
     batch_size = min(batch_size, len(dataset))
     loop = LoopSettings.model_validate({"epochs": train.epochs, "batch_size": batch_size, "seed": train.seed})
     warmup = min(train.warmup_epochs, train.epochs / 2)
-    optim = OptimSettings.model_validate({"lr": peak, "warmup_epochs": warmup, "betas": (0.9, 0.999)})
+    optim = ResolvedOptim.model_validate({"lr": peak, "warmup_epochs": warmup, "betas": (0.9, 0.999)})
     micro = choose_micro_batch("auto", batch_size, encoder.num_tokens, encoder.width, device)
     unreadable = Unreadable(len(dataset), settings.data)
     placement = place(dataset, settings.data, device)
@@ -124,15 +124,15 @@ def _train(
 
 @torch.no_grad()
 def _answers(
-    settings: ProbeSettings, probe: AttentiveProbe, dataset: ImageDataset, device: torch.device, precision: str
+    settings: ResolvedProbeSettings, probe: AttentiveProbe, dataset: ImageDataset, device: torch.device, precision: str
 ) -> tuple[Tensor, Tensor]:
     """([heads, n, classes], [n] indices) of the images that can be read."""
     probe.eval()
-    size, kind = probe.backbone.image_size, AUTOCAST.get(precision)
+    size = probe.backbone.image_size
     unreadable = Unreadable(len(dataset), settings.data)
     logits, indices = [], []
     for batch in square_batches(dataset, range(len(dataset)), size, _BATCH, device, unreadable):
-        with torch.autocast(device.type, kind, enabled=kind is not None):
+        with autocast(device, precision):
             images = prepare(batch.images, size, settings.data.interpolation)
             logits.append(probe.logits(images).float().cpu())
         indices.append(batch.indices)

@@ -10,7 +10,6 @@ from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.augment import Interpolation
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.engine import AUTOCAST, choose_micro_batch
 from dsdmae_cli.evaluation.features import (
     Cached,
     FeatureKey,
@@ -22,6 +21,7 @@ from dsdmae_cli.evaluation.features import (
     indices_digest,
     square_batches,
 )
+from dsdmae_cli.runtime import choose_micro_batch
 
 
 def dataset_features(
@@ -50,7 +50,7 @@ def dataset_features(
 
     def compute() -> Features:
         batches = square_batches(dataset, indices, size, batch_size, device, unreadable)
-        return extract(encoder, batches, pools, AUTOCAST.get(precision), interpolation)
+        return extract(encoder, batches, pools, precision, interpolation)
 
     if not cache:
         return Cached(compute(), False, None, 0, None)

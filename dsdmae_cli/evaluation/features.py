@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -29,6 +28,7 @@ from dsdmae_cli.data.resident import decode_square, to_tensor
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.files import aside
+from dsdmae_cli.runtime import autocast
 
 Pool = Literal["mean", "cls", "max", "mean+cls"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
@@ -89,7 +89,7 @@ def extract(
     encoder: Backbone,
     batches: Iterator[Batch],
     pools: Sequence[Pool],
-    autocast_dtype: torch.dtype | None = None,
+    precision: str = "fp32",
     interpolation: Interpolation = "bicubic",
     dtype: torch.dtype = torch.float32,
 ) -> Features:
@@ -99,11 +99,12 @@ def extract(
         batches: on the encoder's device.
         pools: which summaries of the tokens: their mean or maximum over the grid, the class token, or mean and class
             token side by side ("mean+cls").
+        precision: of the forward pass: bf16, fp16 or fp32.
         dtype: of what is returned. float16 halves the memory, and is enough for features that end in a norm.
 
     Raises:
         SettingsError: a pool needs a class token and the encoder has none.
-        RunFailed: features are not finite, in `autocast_dtype` or in `dtype`.
+        RunFailed: features are not finite, in `precision` or in `dtype`.
     """
     check_pools(encoder, pools)
     parts: dict[str, list[Tensor]] = {pool: [] for pool in pools}
@@ -113,9 +114,8 @@ def extract(
     encoder.eval()
     try:
         for batch in batches:
-            kind = batch.images.device.type
             images = prepare(batch.images, encoder.image_size, interpolation)
-            with torch.autocast(kind, autocast_dtype) if autocast_dtype else nullcontext():
+            with autocast(batch.images.device, precision):
                 patches, class_token = encoder.forward_tokens(images)
             for pool in pools:
                 pooled = _POOLING[pool](patches, class_token).to(dtype)
@@ -125,7 +125,7 @@ def extract(
     finally:
         encoder.train(was_training)
     if not all(bool(ok) for ok in finite):
-        how = f"under autocast to {_short(autocast_dtype)}, " if autocast_dtype else ""
+        how = f"in {precision}, " if precision != "fp32" else ""
         raise RunFailed(
             f"the encoder gives features that are not finite ({how}kept as {_short(dtype)}); its weights may be"
             " damaged, or it needs --precision fp32"
@@ -164,15 +164,14 @@ def mean_features(
     encoder: Backbone,
     images: UInt8[Tensor, "n 3 s s"],
     batch_size: int,
-    autocast_dtype: torch.dtype | None = None,
+    precision: str = "fp32",
 ) -> Float[Tensor, "n d"]:
     """Tokens of clean images, averaged over the grid, where the images are; the encoder in eval mode."""
     was_training = encoder.training
     encoder.eval()
     features = []
     for batch in images.split(batch_size):
-        kind = batch.device.type
-        with torch.autocast(kind, autocast_dtype) if autocast_dtype else nullcontext():
+        with autocast(batch.device, precision):
             features.append(encoder(prepare(batch, encoder.image_size, "bicubic")).float().mean(dim=1))
     encoder.train(was_training)
     return torch.cat(features)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsdmae_cli import plugins
-from dsdmae_cli.artifacts.open import Opened
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import choose, open_dataset
 from dsdmae_cli.data.resident import decode_square
@@ -23,6 +22,7 @@ from dsdmae_cli.evaluation.metrics import Scores
 from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.settings.models import DataSettings
+from dsdmae_cli.settings.resolved import ResolvedData
 
 _MISTAKES = 32
 
@@ -90,25 +90,22 @@ def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:
 
 
 def base_result(
-    kind: str, protocol: str, opened: Opened, settings: Any, judged: Judged, scores: Scores
+    kind: str, protocol: str, subject: dict[str, Any], settings: Any, judged: Judged, scores: Scores
 ) -> dict[str, Any]:
-    """The entries of result.json that probe and finetune have in common."""
+    """The entries of result.json that probe and finetune have in common.
+
+    Args:
+        subject: what is said of the network that is judged (artifacts.open.Opened.described).
+        settings: of the command, resolved.
+    """
     return {
         "kind": kind,
         "protocol": protocol,
-        "subject": opened.name,
-        "method": opened.method or opened.kind,
-        "backbone": opened.backbone.name,
         "dataset": settings.data.dataset,
-        "image_size": opened.encoder.image_size,
+        **subject,
         **scores.as_dict(),
         "classes": list(judged.classes),
         "train_images": len(judged.train),
-        "weights_sha256": opened.weights_sha256,
-        "pretrain_dataset": opened.dataset,
-        "pretrain_epochs": opened.epochs,
-        "pretrain_seconds": opened.seconds,
-        "pretrain_flops": opened.flops,
         "seed": settings.train.seed,
     }
 
@@ -121,7 +118,7 @@ def draw(
     labels: Int64[Tensor, " m"],
     indices: Int64[Tensor, " m"],
     features: Float[Tensor, "m d"] | None,
-    data: DataSettings,
+    data: ResolvedData,
 ) -> None:
     """Figures of one set of answers: confusion, classes, the most confident mistakes, a map of the features.
 
@@ -138,7 +135,7 @@ def draw(
 
 
 def _draw_mistakes(
-    path: Path, judged: Judged, logits: Tensor, labels: Tensor, indices: Tensor, data: DataSettings
+    path: Path, judged: Judged, logits: Tensor, labels: Tensor, indices: Tensor, data: ResolvedData
 ) -> None:
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     wrong = torch.nonzero(predicted != labels)[:, 0]
@@ -146,7 +143,6 @@ def _draw_mistakes(
         return
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_MISTAKES]
     size = data.image_size
-    assert not isinstance(size, str)
     images, _ = decode_square(judged.test, indices[worst].tolist(), max(size, 64), Unreadable(len(judged.test), data))
     names = judged.classes
     figures.mistakes(
@@ -168,9 +164,3 @@ def _draw_map(folder: Path, judged: Judged, features: Tensor, labels: Tensor) ->
         figures.scatter(
             tsne(chosen).numpy(), truth, judged.classes, f"t-SNE of {len(shown)} test images", folder / "tsne.png"
         )
-
-
-def percent(scores: Scores) -> str:
-    """The main figure in words: "43.6% (42.6, 44.5)"."""
-    low, high = scores.top1_interval
-    return f"{scores.top1:.1%} (95% interval {low:.1%} to {high:.1%})"

@@ -218,20 +218,3 @@ def _objective(
         gradient.addmm_(p.div_(total), part, alpha=1 / len(x))
     linear = float((parameters * moments).sum())
     return normaliser / len(x) - linear + 0.5 * penalty * float(weight.square().sum()), gradient
-
-
-def logistic_accuracy(
-    bank: Float[Tensor, "n d"],
-    bank_labels: Int64[Tensor, " n"],
-    queries: Float[Tensor, "m d"],
-    labels: Int64[Tensor, " m"],
-    c: float = 1.0,
-) -> float:
-    """Accuracy of scikit-learn's logistic regression (L-BFGS) on standardised features."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
-    model.fit(bank.cpu().numpy(), bank_labels.cpu().numpy())
-    return float(model.score(queries.cpu().numpy(), labels.cpu().numpy()))

@@ -144,25 +144,6 @@ def bootstrap_interval(num_right: int, num_images: int) -> tuple[float, float]:
     return low / num_images, min(high, num_images) / num_images
 
 
-def paired_interval(
-    right: Bool[Tensor, " n"], other: Bool[Tensor, " n"], seed: int = 0, num_draws: int = 10_000
-) -> tuple[float, float, float]:
-    """How much better one classifier is than another on the same images: (difference, low, high), 95%.
-
-    A bootstrap over images that keeps each image's two answers together. It is narrower than two intervals side by
-    side suggest, because both classifiers find the same images hard.
-
-    Args:
-        right, other: whether each classifier was right on each image.
-    """
-    n = len(right)
-    only = np.array([int((right & ~other).sum()), int((other & ~right).sum())])
-    shares = [*(only / n), max(0.0, 1 - float(only.sum()) / n)]
-    draws = np.random.default_rng(seed).multinomial(n, shares, num_draws)
-    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, _TAILS)
-    return float(only[0] - only[1]) / n, float(low), float(high)
-
-
 @dataclass(frozen=True)
 class Spread:
     """A score over repeated draws of the training images.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.methods.frozen import Frozen
 
 
 class ImageTokenizer(Method):
@@ -21,35 +22,20 @@ class ImageTokenizer(Method):
 
     def tokenize(self, images: Float[Tensor, "b 3 s s"]) -> Int64[Tensor, "b t"]:
         """The word of each patch, row by row, from 0 to num_codes - 1."""
-        raise AssertionError("a tokenizer overrides tokenize")
+        raise AssertionError("a subclass overrides tokenize")
 
     def decode(self, codes: Int64[Tensor, "b t"]) -> Float[Tensor, "b 3 s s"]:
         """The image that words stand for."""
-        raise AssertionError("a tokenizer overrides decode")
+        raise AssertionError("a subclass overrides decode")
 
 
-class FrozenTokenizer(nn.Module):
-    """A tokenizer inside a method that learns from it: it never learns again, and is saved with the method.
+class FrozenTokenizer(Frozen):
+    """A tokenizer inside a method that learns from it."""
 
-    Attributes:
-        trained: whether weights of a training were given; as a buffer, so that a checkpoint says it too.
-    """
+    module: ImageTokenizer
 
     def __init__(self, tokenizer: ImageTokenizer) -> None:
-        super().__init__()
-        self.module = tokenizer.requires_grad_(False)
-        self.trained: Tensor
-        self.register_buffer("trained", torch.zeros((), dtype=torch.bool))
-        self.eval()
-
-    def train(self, mode: bool = True) -> FrozenTokenizer:
-        """Always in eval mode."""
-        return super().train(False)
-
-    def give(self, weights: dict[str, Tensor]) -> None:
-        """Take the weights of a trained tokenizer of the same shape."""
-        self.module.load_state_dict(weights)
-        self.trained.fill_(True)
+        super().__init__(tokenizer)
 
     @property
     def num_codes(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +13,14 @@ from torch import Tensor
 from dsdmae_cli import corruption as C
 from dsdmae_cli.artifacts.denoiser import Denoiser
 from dsdmae_cli.data.source import derive_seed, seeded
-from dsdmae_cli.engine import Runtime, choose_attention, choose_micro_batch
 from dsdmae_cli.pictures.noise_level import noise_level
 from dsdmae_cli.pictures.picture import Picture, Pixels
 from dsdmae_cli.pictures.tiling import Corner, blended, grids, reflected, turn, turn_back
+from dsdmae_cli.runtime import Runtime, autocast, choose_attention, choose_micro_batch
 
 # Tiles overlap by a quarter of their side: less shows seams, more costs time that shifted passes spend better.
 _OVERLAP = 0.25
 _GPU_TILES = 256
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Progress = Callable[[int, int], None]
 
 
@@ -98,15 +96,11 @@ class Restorer:
         x = x.to(torch.float32) / (peak / 2) - 1
         if veil is not None:
             x = veil.over(x)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             restored = self.denoiser(x.contiguous())
         if veil is not None:
             restored = restored.mean(dim=1, keepdim=True)
         return restored.transpose(2, 3).cpu() if turned else restored.cpu()
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        dtype = _DTYPES.get(self.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
 
 class _Veil:

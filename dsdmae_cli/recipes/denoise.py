@@ -20,7 +20,6 @@ from PIL import Image
 from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import MAX_PIXELS, Refused
-from dsdmae_cli.engine import choose_device, choose_precision, keep_freed_memory
 from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed, RunInterrupted
 from dsdmae_cli.files import aside
 from dsdmae_cli.pictures import picture as pictures
@@ -31,6 +30,7 @@ from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import Likeness, compare
 from dsdmae_cli.pictures.restore import Corruption, Restorer, corrupted
 from dsdmae_cli.report import Counted
+from dsdmae_cli.runtime import choose_device, choose_precision, keep_freed_memory
 
 # What the network takes from a photograph that carries no noise, root mean square, of 255 (docs/denoise.md).
 _TAKEN = 2.5

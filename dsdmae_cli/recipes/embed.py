@@ -16,11 +16,11 @@ from dsdmae_cli.config.use import given, passed_over
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.engine import choose_device, choose_precision
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.dataset_features import dataset_features
 from dsdmae_cli.evaluation.features import Cached, Features, Pool, check_pools
 from dsdmae_cli.report import Report, make_report
+from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
 
 Split = Literal["train", "test", "labelled", "all"]

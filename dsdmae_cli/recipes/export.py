@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import timm
@@ -32,7 +32,6 @@ from dsdmae_cli.runs.rundir import CLASSIFIER, SETTINGS
 from dsdmae_cli.settings.models import BackboneSettings
 
 Form = Literal["timm", "hf", "onnx", "denoiser"]
-FORMS: tuple[Form, ...] = get_args(Form)
 CONFIG = "config.json"
 CARD = "README.md"
 _ADVICE = "make room or choose another --out"
@@ -47,7 +46,7 @@ class Request:
 
     Attributes:
         subject: what `open_encoder` takes; see `head` for a fine-tuned network.
-        form: one of FORMS.
+        form: see Form.
         out: the folder (timm, hf) or file (onnx, denoiser) to write.
         image_size: side of the images it shall take; None = as it is.
         backbone: of weights that do not name theirs.

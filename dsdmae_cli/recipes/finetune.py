@@ -13,12 +13,11 @@ from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.artifacts.classifier import load_with, save_classifier
 from dsdmae_cli.artifacts.open import PIXELS, Opened, open_encoder
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.load import Loaded
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import open_source
 from dsdmae_cli.data.source import Source, Unreadable, derive_seed
-from dsdmae_cli.engine import AUTOCAST
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.evaluation.judging import Judged, base_result, draw, open_judged
@@ -27,11 +26,13 @@ from dsdmae_cli.evaluation.split import hold_out
 from dsdmae_cli.figures import curves
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import Report, duration
-from dsdmae_cli.runs.plan import encoder_flops, measure_work
 from dsdmae_cli.runs.run import TrainingRun, conduct
 from dsdmae_cli.runs.rundir import CLASSIFIER, RunDir
+from dsdmae_cli.runtime import autocast
 from dsdmae_cli.settings.judge import FinetuneSettings
+from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 from dsdmae_cli.tasks.classifier import Classifier
+from dsdmae_cli.work import encoder_flops, measure_work
 
 _BEST = "best.safetensors"
 _BATCH = 256
@@ -52,10 +53,9 @@ def finetune(
     return conduct(Finetuning, loaded, "finetune", out=out, resume=resume, overridden=overridden, as_json=as_json)
 
 
-def build_classifier(settings: FinetuneSettings, num_classes: int) -> tuple[Opened, Classifier]:
+def build_classifier(settings: ResolvedFinetuneSettings, num_classes: int) -> tuple[Opened, Classifier]:
     """The network of resolved settings on the CPU, its head's first weights drawn from the seed."""
     size = settings.data.image_size
-    assert not isinstance(size, str)
     seed = settings.train.seed
     if settings.finetune.start == PIXELS:
         raise SettingsError("pixels have no weights to fine-tune; probe them, or fine-tune scratch")
@@ -70,9 +70,9 @@ class Finetuning(TrainingRun):
     """A run on labelled images."""
 
     command: ClassVar[str] = "finetune"
-    settings: FinetuneSettings
+    settings: ResolvedFinetuneSettings
 
-    def __init__(self, run: RunDir, settings: FinetuneSettings, report: Report, resume: bool) -> None:
+    def __init__(self, run: RunDir, settings: ResolvedFinetuneSettings, report: Report, resume: bool) -> None:
         super().__init__(run, settings, report, resume)
         self.best: dict[str, Any] | None = None  # {"epoch", "accuracy"} on the held-out share
 
@@ -112,7 +112,6 @@ class Finetuning(TrainingRun):
         if settings.finetune.rand_augment is not None:
             from dsdmae_cli.data.rand_augment import RandAugment
 
-            assert not isinstance(settings.data.image_size, str)
             transform = RandAugment(settings.finetune.rand_augment, settings.data.image_size)
         return open_source(
             train, settings.data, placement, self.batching(train), self.runtime.device, self.unreadable,
@@ -123,7 +122,6 @@ class Finetuning(TrainingRun):
 
     def score(self, epoch: int, last: bool) -> None:
         every = self.settings.train.score_every
-        assert not isinstance(every, str)
         if self.held_out is None or not self.main or not (last or epoch % every == 0):
             return
         answers = self._answer(self.held_out)
@@ -146,7 +144,7 @@ class Finetuning(TrainingRun):
     def _answer(self, dataset: ImageDataset) -> Answers:
         """The judged network on clean images, in eval mode."""
         network, settings = self.classifier.judged(), self.settings
-        encoder, kind = network.backbone, AUTOCAST.get(self.runtime.precision)
+        encoder = network.backbone
         was_training = network.training
         network.eval()
         kept: dict[str, Tensor] = {}
@@ -155,7 +153,7 @@ class Finetuning(TrainingRun):
         unreadable = Unreadable(len(dataset), settings.data)
         device = self.runtime.device
         for batch in square_batches(dataset, range(len(dataset)), encoder.image_size, _BATCH, device, unreadable):
-            with torch.autocast(device.type, kind, enabled=kind is not None):
+            with autocast(device, self.runtime.precision):
                 logits = network(prepare(batch.images, encoder.image_size, settings.data.interpolation))
             parts.append(Answers(logits.float().cpu(), kept["features"].float().cpu(), batch.indices))
         hook.remove()
@@ -191,7 +189,7 @@ class Finetuning(TrainingRun):
         work = measure_work(self.classifier)[0] * images_seen + encoder_flops(self.opened.encoder) * scores.num_images
         return {
             "run": str(self.run_dir.path),
-            **base_result("finetune", self.protocol(), self.opened, self.settings, self.judged, scores),
+            **base_result("finetune", self.protocol(), self.opened.described(), self.settings, self.judged, scores),
             "epochs": self.settings.train.epochs,
             "steps": self.trainer.step,
             "images_seen": images_seen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from dsdmae_cli import checkpoint, distributed, plugins
 from dsdmae_cli.artifacts.open import load_with, save_encoder
-from dsdmae_cli.build import build_method
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.load import Loaded
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import Labelled, choose, labelled_images, open_dataset, open_source
@@ -29,16 +30,20 @@ from dsdmae_cli.evaluation.collapse import Spread, collapse_warning, feature_spr
 from dsdmae_cli.figures import RestorationRecord, curves
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.report import Report, duration
+from dsdmae_cli.plugins import Requirement
+from dsdmae_cli.report import Report, duration, make_report
+from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.runs.prerequisite import frozen_part, give_weights, has_ended, required_folder, requirement
 from dsdmae_cli.runs.run import TrainingRun, conduct
-from dsdmae_cli.runs.rundir import ENCODER, RUN, SETTINGS, TOKENIZER, RunDir
-from dsdmae_cli.runs.tokenizer import frozen_tokenizer, give_tokenizer, is_trained, needs_tokenizer, tokenizer_folder
+from dsdmae_cli.runs.rundir import ENCODER, REQUIRED, RUN, SETTINGS, RunDir
+from dsdmae_cli.runtime import choose_device
 from dsdmae_cli.settings.models import Settings
+from dsdmae_cli.settings.resolved import ResolvedSettings
 
 _PICTURES = 8
 _WATCHED = 512
 _SCORES = {"step", "epoch", "knn", "spread", "rank"}  # what every method has measured
-_PATIENCE = 2.0  # seconds between looks at a tokenizer that another run trains
+_PATIENCE = 2.0  # seconds between looks at what another run trains
 _MOMENTS = 4  # pictures after each quarter of the run, and one before it
 
 
@@ -59,83 +64,117 @@ def pretrain(
     loaded: Loaded[Settings], *, out: Path | None, resume: bool, overridden: bool, as_json: bool
 ) -> dict[str, Any]:
     """Run pre-training; arguments, result and errors are those of runs.run.conduct."""
-    name = loaded.settings.method.name
-    return conduct(Pretraining, loaded, name, out=out, resume=resume, overridden=overridden, as_json=as_json)
+    settings = loaded.settings
+    with distributed.process_group(choose_device(settings.train.device)):
+        report = make_report(as_json=as_json, main_process=distributed.rank() == 0)
+        begun = resume and out is not None and bool(checkpoint.newest_first(RunDir(out).checkpoints))
+        needs = requirement(settings)
+        required = None
+        if needs is not None and not begun:  # a run that has begun holds the weights of what it needed
+            required = _provide(resolve(settings), needs, None if resume else out, report, as_json)
+        return conduct(
+            partial(Pretraining, required=required), loaded, settings.method.name, out=out, resume=resume,
+            overridden=overridden, as_json=as_json,
+        )  # fmt: skip
+
+
+def _provide(settings: ResolvedSettings, needs: Requirement, out: Path | None, report: Report, as_json: bool) -> Path:
+    """The run of what a method needs trained beforehand; trained here and now if there is none yet.
+
+    Args:
+        out: where the run itself will be, if that has to be free.
+
+    Raises:
+        RunInterrupted: a signal asked to stop; what was learned is saved.
+        SettingsError, DataError, RunFailed: it cannot be trained.
+    """
+    if out is not None:
+        distributed.main_says(RunDir(out).check_free)  # before an hour of work, not after it
+    folder, loaded = distributed.main_says(lambda: required_folder(settings, needs))
+    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+    told = False
+    try:
+        while (state := distributed.main_says(lambda: _claim(folder, lock, needs))) == "wait":
+            if not told:
+                report.note(f"waiting for another run that trains the {needs.method} {folder}")
+            told = True
+            time.sleep(_PATIENCE)
+        if state == "train":
+            report.note(f"training the {needs.method} first: {folder}")
+            begun = distributed.from_main((folder / SETTINGS).is_file())
+            # What may differ from its first part is this run's: another device, another place of the images.
+            conduct(Pretraining, loaded, "", out=folder, resume=begun, overridden=begun, as_json=as_json)
+            gc.collect()  # images and optimiser state of that run, before this one looks for room
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        else:
+            report.note(f"{needs.method} {folder}")
+    except RunInterrupted as stopped:
+        number = stopped.exit_code - 128
+        raise RunInterrupted(
+            f"stopped by signal {number} while the {needs.method} was trained, which is saved; the same command goes"
+            " on",
+            number,
+        ) from None
+    except DsdmaeError as error:
+        raise type(error)(
+            f"while training the {needs.method} {folder}: {error}; or train one by `{needs.command}` and name it as"
+            f" method.{needs.setting}"
+        ) from error
+    finally:
+        lock.release()
+    return folder
+
+
+def _claim(folder: Path, lock: FileLock, needs: Requirement) -> Literal["there", "train", "wait"]:
+    """Whether a run is there, is ours to make (the lock is then held), or is being made by another process."""
+    if has_ended(folder):
+        return "there"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        return "wait"
+    except OSError as error:
+        raise SettingsError(
+            f"cannot write to {folder.parent}, where each {needs.method} is kept: {error.strerror or error}; set"
+            f" XDG_DATA_HOME to a directory that can be written, or name one as method.{needs.setting}"
+        ) from error
+    return "there" if has_ended(folder) else "train"
 
 
 class Pretraining(TrainingRun):
     """A run of one method on images without labels."""
 
     command: ClassVar[str] = "pretrain"
-    settings: Settings
+    settings: ResolvedSettings
 
-    def __init__(self, run: RunDir, settings: Settings, report: Report, resume: bool) -> None:
+    def __init__(
+        self, run: RunDir, settings: Settings, report: Report, resume: bool, required: Path | None = None
+    ) -> None:
         super().__init__(run, settings, report, resume)
         self.pictures = RestorationRecord(run.figures)
-        self.tokenizer: str | None = None
+        self.required = required
 
     def build(self) -> Method:
-        settings = self.settings
+        settings, kept = self.settings, self.run_dir.path / REQUIRED
         resumed = self.resume and bool(checkpoint.newest_first(self.run_dir.checkpoints))  # it brings its own weights
         if resumed:
             settings = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
-        kept = self.run_dir.path / TOKENIZER
         method = build_method(settings, kept if resumed else None)
-        if needs_tokenizer(self.settings) and not resumed:
-            folder = self._tokenizer()
-            give_tokenizer(method, folder)
-            self.tokenizer = str(folder)
+        needs = requirement(settings)
+        if needs is not None and self.required is not None:
+            give_weights(method, self.required, needs)
             if self.main:
-                write_bytes(kept, (folder / SETTINGS).read_bytes())
-        elif resumed:
-            self.tokenizer = self.run_dir.read_json(RUN).get("tokenizer")
+                write_bytes(kept, (self.required / SETTINGS).read_bytes())
         return method
 
-    def _tokenizer(self) -> Path:
-        """The tokenizer that the method learns from; trained here and now if there is none yet.
-
-        Raises:
-            RunInterrupted: a signal asked to stop; what the tokenizer has learned is saved.
-            SettingsError, DataError, RunFailed: it cannot be trained.
-        """
-        folder, loaded = distributed.main_says(lambda: tokenizer_folder(self.settings))
-        lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
-        told = False
-        try:
-            while (state := distributed.main_says(lambda: _claim(folder, lock))) == "wait":
-                if not told:
-                    self.report.note(f"waiting for another run that trains the tokenizer {folder}")
-                told = True
-                time.sleep(_PATIENCE)
-            if state == "train":
-                self.report.note(f"training the tokenizer first: {folder}")
-                begun = distributed.from_main((folder / SETTINGS).is_file())
-                quiet = type(self.report) is Report
-                # What may differ from its first part is this run's: another device, another place of the images.
-                conduct(Pretraining, loaded, "", out=folder, resume=begun, overridden=begun, as_json=quiet)
-                gc.collect()  # images and optimiser state of that run, before this one looks for room
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-            else:
-                self.report.note(f"tokenizer {folder}")
-        except RunInterrupted as stopped:
-            number = stopped.exit_code - 128
-            raise RunInterrupted(
-                f"stopped by signal {number} while the tokenizer was trained, which is saved;"
-                f" go on with: dsdmae {self.command} --resume --out {self.run_dir.path}",
-                number,
-            ) from None
-        except DsdmaeError as error:
-            raise type(error)(
-                f"while training the tokenizer {folder}: {error}; or train one by `dsdmae tokenizer` and name it as"
-                " method.tokenizer"
-            ) from error
-        finally:
-            lock.release()
-        return folder
-
     def summary_of(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer} if self.tokenizer else {}
+        needs = requirement(self.settings)
+        if needs is None:
+            return {}
+        before = self.run_dir.read_json(RUN).get("required")
+        return {"required": {needs.method: str(self.required)} if self.required else before}
 
     def sentence(self) -> str:
         s = self.settings
@@ -157,7 +196,6 @@ class Pretraining(TrainingRun):
         settings = self.settings
         test = open_dataset(settings.data, "test")
         unreadable = Unreadable(len(test), settings.data)
-        assert not isinstance(settings.data.image_size, str)
         shown = choose(len(test), _PICTURES, 0, "pictures")
         pictures, _ = decode_square(test, shown, settings.data.image_size, unreadable)
         bank = queries = watched = None
@@ -174,12 +212,11 @@ class Pretraining(TrainingRun):
 
     def _some(self, dataset: ImageDataset, most: int, unreadable: Unreadable) -> UInt8[Tensor, "n 3 s s"]:
         size = self.settings.data.image_size
-        assert not isinstance(size, str)
         arrays, _ = decode_square(dataset, choose(len(dataset), most, 0, "watched"), size, unreadable)
         return to_tensor(arrays, self.runtime.device)
 
     def ready(self) -> None:
-        assert not needs_tokenizer(self.settings) or frozen_tokenizer(self.method).trained
+        assert requirement(self.settings) is None or frozen_part(self.method).trained
         total = self.trainer.total_steps
         self.moments = {round(total * i / _MOMENTS) for i in range(1, _MOMENTS + 1)}
         if self.trainer.step == 0:
@@ -195,7 +232,6 @@ class Pretraining(TrainingRun):
 
     def score(self, epoch: int, last: bool) -> None:
         every = self.settings.train.knn_every
-        assert not isinstance(every, str)
         if every is not None and (last or epoch % every == 0):
             self._score_features(self.trainer.step)
 
@@ -237,8 +273,7 @@ class Pretraining(TrainingRun):
         return measured
 
     def _features(self, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
-        dtype = torch.bfloat16 if self.runtime.precision == "bf16" else None
-        return mean_features(self.method.encoder(), images, max(self.runtime.micro_batch, 64), dtype)
+        return mean_features(self.method.encoder(), images, max(self.runtime.micro_batch, 64), self.runtime.precision)
 
     # -- the end
 
@@ -272,23 +307,6 @@ class Pretraining(TrainingRun):
             "load_with": load_with(encoder, path),
             "pictures": str(self.run_dir.figures) if self.run_dir.figures.exists() else None,
         }
-
-
-def _claim(folder: Path, lock: FileLock) -> Literal["there", "train", "wait"]:
-    """Whether a tokenizer is there, is ours to train (the lock is then held), or is being trained by another run."""
-    if is_trained(folder):
-        return "there"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        return "wait"
-    except OSError as error:
-        raise SettingsError(
-            f"cannot write to {folder.parent}, where tokenizers are kept: {error.strerror or error}; set XDG_DATA_HOME"
-            " to a directory that can be written, or name a tokenizer as method.tokenizer"
-        ) from error
-    return "there" if is_trained(folder) else "train"
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.load import Loaded, resolve
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.engine import choose_device, choose_precision
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation import linear, logistic
 from dsdmae_cli.evaluation.attentive import attentive_logits
@@ -31,9 +31,11 @@ from dsdmae_cli.evaluation.metrics import Scores, score, spread
 from dsdmae_cli.evaluation.split import HeldOut, few_shot, hold_out
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.report import Report, duration, make_report
-from dsdmae_cli.runs.plan import encoder_flops
 from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path, environment
+from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.settings.judge import ProbeSettings
+from dsdmae_cli.settings.resolved import ResolvedProbeSettings
+from dsdmae_cli.work import encoder_flops
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,13 @@ def probe(loaded: Loaded[ProbeSettings], *, out: Path | None, as_json: bool) -> 
 class _Subject:
     """An encoder and the data that it is judged by."""
 
-    def __init__(self, settings: ProbeSettings, report: Report) -> None:
+    def __init__(self, settings: ResolvedProbeSettings, report: Report) -> None:
         self.settings, self.report = settings, report
         self.began = time.monotonic()
         self.device = choose_device(settings.train.device)
         self.precision = choose_precision(settings.train.precision, self.device)
         self.judged = open_judged(settings.data)
         size = settings.data.image_size
-        assert not isinstance(size, str)
         self.opened = open_encoder(
             settings.probe.start, settings.data, backbone=settings.backbone, image_size=size, seed=settings.train.seed
         )
@@ -188,7 +189,6 @@ class _Subject:
     def _linear(self, m: Material, split: HeldOut) -> Probed:
         s, t = self.settings.probe, self.settings.train
         batch_size = self._batch_size(len(m.train))
-        assert not isinstance(t.warmup_epochs, str)
         rates = linear.BASE_LRS[s.optimizer] if s.learning_rates == "auto" else s.learning_rates
         protocol = linear.Protocol(s.optimizer, t.epochs, t.warmup_epochs, batch_size, seed=t.seed)
         found = linear.select_and_fit(
@@ -282,7 +282,7 @@ class _Subject:
         seen = len(self.judged.train) + len(self.judged.test)
         return {
             "run": str(run.path),
-            **base_result("probe", probed.protocol, self.opened, self.settings, self.judged, scores),
+            **base_result("probe", probed.protocol, self.opened.described(), self.settings, self.judged, scores),
             "probe": self.settings.probe.kind,
             "pool": self.settings.probe.pool,
             "epochs": self.settings.train.epochs if self.settings.probe.kind in ("linear", "attentive") else None,
@@ -319,7 +319,7 @@ def _pm(mean: float, std: float | None) -> str:
     return f"{mean:.1%}" + (f" ± {std:.1%}" if std is not None else "")
 
 
-def plan_text(settings: ProbeSettings) -> tuple[dict[str, Any], str]:
+def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     """--dry-run: what resolved settings amount to, as an object and as lines; nothing is computed or written."""
     subject = _Subject(settings, Report())
     judged, encoder = subject.judged, subject.opened.encoder

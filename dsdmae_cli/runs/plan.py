@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from dsdmae_cli import plugins
-from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.build import build_method, choose_runtime
 from dsdmae_cli.data.open import open_dataset, place
 from dsdmae_cli.data.source import Batching, seeded
-from dsdmae_cli.engine import Runtime, choose_attention
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import duration
-from dsdmae_cli.runs.tokenizer import is_trained, needs_tokenizer, tokenizer_folder
-from dsdmae_cli.settings.models import DataSettings, Settings
+from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.runs.prerequisite import has_ended, required_folder, requirement
+from dsdmae_cli.runtime import Runtime, autocast, choose_attention, choose_runtime
+from dsdmae_cli.settings.resolved import ResolvedData, ResolvedSettings
+from dsdmae_cli.work import measure_work
 
 # Beyond this much work a timed micro-batch would keep the person waiting.
 _TIMED_GFLOP = 400
@@ -52,7 +47,7 @@ class Plan:
     precision: str
     compile: bool
     estimated_seconds: float | None
-    tokenizer: str | None = None
+    beforehand: str | None = None
 
     def json(self) -> dict[str, Any]:
         """As an object for scripts."""
@@ -74,8 +69,8 @@ class Plan:
             "device": f"{self.device}, {self.precision}{', compiled' if self.compile else ''}",
             "time": f"about {duration(self.estimated_seconds or 0)}" if known else "unknown until it runs",
         }
-        if self.tokenizer is not None:
-            rows["tokenizer"] = self.tokenizer
+        if self.beforehand is not None:
+            rows["beforehand"] = self.beforehand
         return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 
 
@@ -90,7 +85,7 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
     Raises:
         DataError: the dataset is not here and its official size is not known.
     """
-    words = _tokenizer(settings) if method is None else None
+    beforehand = _beforehand(settings) if method is None else None
     method = build_method(settings) if method is None else method
     runtime = choose_runtime(settings, method)
     train_images, test_images, placement, resident_bytes = _data(settings.data, runtime, split)
@@ -105,8 +100,6 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
     memory = state + resident_bytes + activation_bytes * halved * runtime.micro_batch
     steps = batching.steps_per_epoch * settings.train.epochs
     per_image = _seconds_per_image(method, runtime, flop) if timed else None
-    assert isinstance(settings.optim.lr, float)
-    assert isinstance(settings.data.image_size, int)
     return Plan(
         dataset=settings.data.dataset,
         train_images=train_images,
@@ -127,26 +120,27 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
         precision=runtime.precision,
         compile=runtime.compile,
         estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
-        tokenizer=words,
+        beforehand=beforehand,
     )
 
 
-def _tokenizer(settings: Settings) -> str | None:
-    """Where a run's tokenizer is, or that it will be trained first; None if its method needs none."""
-    if not needs_tokenizer(settings):
+def _beforehand(settings: ResolvedSettings) -> str | None:
+    """What the method needs: where that is, or that it will be trained first; None if it needs nothing."""
+    needs = requirement(settings)
+    if needs is None:
         return None
     try:
         data = settings.data.model_copy(update={"download": False})
-        folder, loaded = tokenizer_folder(settings.model_copy(update={"data": data}))
+        folder, loaded = required_folder(settings.model_copy(update={"data": data}), needs)
     except DataError:
-        return "trained first, not counted above"
-    if is_trained(folder):
-        return f"{folder}"
+        return f"a {needs.method}, trained first, not counted above"
+    if has_ended(folder):
+        return f"the {needs.method} {folder}"
     epochs = loaded.settings.train.epochs
-    return f"trained first, for {epochs} epoch{'s' if epochs > 1 else ''}, not counted above"
+    return f"a {needs.method}, trained first, for {epochs} epoch{'s' if epochs > 1 else ''}, not counted above"
 
 
-def _data(settings: DataSettings, runtime: Runtime, split: str) -> tuple[int, int | None, str, int]:
+def _data(settings: ResolvedData, runtime: Runtime, split: str) -> tuple[int, int | None, str, int]:
     here = settings.model_copy(update={"download": False})
     try:
         train = open_dataset(here, split)
@@ -163,36 +157,6 @@ def _data(settings: DataSettings, runtime: Runtime, split: str) -> tuple[int, in
     return len(train), test, placement.word, placement.num_bytes
 
 
-def measure_work(method: Method) -> tuple[float, int]:
-    """(FLOP, bytes kept for the backward pass in float32) of one image's forward and backward, counted not run."""
-    size = method.encoder().image_size
-    images = method.as_views(torch.zeros(1, 3, size, size))
-    with torch.no_grad():
-        corruption = method.corrupt(images, seeded(torch.device("cpu"), 0))
-    ghost = copy.deepcopy(method).to("meta")
-    saved: dict[int, int] = {}
-
-    def remember(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter):
-            saved[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(remember, lambda tensor: tensor):
-        losses = ghost(images.to("meta"), tree_map_only(Tensor, lambda t: t.to("meta"), corruption))
-        losses["loss"].backward()
-    return float(counter.get_total_flops()), sum(saved.values())
-
-
-def encoder_flops(encoder: Backbone) -> float:
-    """FLOP of one image's forward pass, counted not run."""
-    ghost = copy.deepcopy(encoder).to("meta")
-    size = encoder.image_size
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ghost(torch.zeros(1, 3, size, size, device="meta"))
-    return float(counter.get_total_flops())
-
-
 def _seconds_per_image(method: Method, runtime: Runtime, flop: float) -> float | None:
     """From one timed micro-batch on a CPU; a GPU's first steps say little."""
     if runtime.device.type != "cpu" or flop * runtime.micro_batch / 1e9 > _TIMED_GFLOP:
@@ -204,7 +168,7 @@ def _seconds_per_image(method: Method, runtime: Runtime, flop: float) -> float |
     for _ in range(2):  # the first warms up
         began = time.perf_counter()
         corruption = method.corrupt(images, seeded(runtime.device, 0))
-        with torch.autocast("cpu", torch.bfloat16, enabled=runtime.precision == "bf16"):
+        with autocast(runtime.device, runtime.precision):
             loss = method(images, corruption)["loss"]
         loss.backward()
         seconds = time.perf_counter() - began

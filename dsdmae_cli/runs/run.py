@@ -17,18 +17,19 @@ import torch
 from pydantic import BaseModel
 
 from dsdmae_cli import checkpoint, distributed
-from dsdmae_cli.build import choose_runtime
 from dsdmae_cli.checkpoint import Checkpoint
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.load import Loaded, resolve
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import Placement, place
 from dsdmae_cli.data.source import Batching, Source, Unreadable
-from dsdmae_cli.engine import Runtime, Trainer, choose_device
+from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.rundir import RESULT, RunDir, changed_settings, default_path, environment
+from dsdmae_cli.runtime import Runtime, choose_device, choose_runtime
 from dsdmae_cli.signals import Requests, listening
 
 

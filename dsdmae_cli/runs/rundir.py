@@ -17,8 +17,10 @@ from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 from pydantic import BaseModel
 
+from dsdmae_cli.config.compose import written
 from dsdmae_cli.config.describe import tables, to_toml
-from dsdmae_cli.config.load import Loaded, read_toml, schema_of, written
+from dsdmae_cli.config.schema import Loaded, schema_of
+from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
@@ -27,7 +29,7 @@ SETTINGS = "settings.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 RUN = "run.json"
-TOKENIZER = "tokenizer.toml"  # settings of the tokenizer whose words a run learned; its weights are in the checkpoints
+REQUIRED = "required.toml"  # settings of what a method needed trained beforehand; its weights are in the checkpoints
 ENCODER = "encoder.safetensors"
 CLASSIFIER = "classifier.safetensors"
 _LOCK = ".lock"
@@ -46,13 +48,17 @@ _PACKAGES = (
 
 def default_path(now: datetime, what: str, backbone: str, data: DataSettings) -> Path:
     """A new, readable path under the user's data directory: date, time, what is done, backbone, dataset."""
-    name = "-".join([now.strftime("%Y-%m-%d-%H%M%S"), what, backbone, data.dataset.rstrip("/").rsplit("/", 1)[-1]])
-    clean = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+    clean = "-".join([now.strftime("%Y-%m-%d-%H%M%S"), *map(file_name, (what, backbone, data.dataset))])
     folder = user_data_path("dsdmae") / "runs"
     path, number = folder / clean, 2
     while path.exists():
         path, number = folder / f"{clean}-{number}", number + 1
     return path
+
+
+def file_name(text: str) -> str:
+    """A name for people and file systems alike: the last part of a path, with hyphens for what is awkward in one."""
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text.rstrip("/").rsplit("/", 1)[-1])
 
 
 class RunDir:
@@ -149,7 +155,7 @@ class RunDir:
 
     def abandon(self) -> None:
         """Take back what create() made, as long as nothing else came to be there: the run could not begin."""
-        ours = (SETTINGS, RUN, TOKENIZER, _LOCK)
+        ours = (SETTINGS, RUN, REQUIRED, _LOCK)
         if any(path.name not in ours for path in self.path.iterdir()):
             return  # figures, metrics or a checkpoint: it began, and can be resumed
         for name in ours:

@@ -7,12 +7,11 @@ flags is in load.py.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -28,17 +27,6 @@ def ordered(pair: object) -> object:
     if isinstance(pair, tuple) and pair[0] > pair[1]:
         raise ValueError(f"a range runs from low to high; write [{pair[1]}, {pair[0]}]")
     return pair
-
-
-def _a_vocabulary(levels: tuple[int, ...]) -> tuple[int, ...]:
-    words = math.prod(levels)
-    if not 2 <= words <= 2**16:
-        raise ValueError(f"these levels make {words} words; it may be 2 to 65536, as [8, 5, 5, 5] makes 1000")
-    return levels
-
-
-# Two levels would halve a channel far from where its values lie: nearly all would fall to one side.
-Levels = Annotated[tuple[Annotated[int, Field(ge=3)], ...], AfterValidator(_a_vocabulary)]
 
 
 class Section(BaseModel):
@@ -125,22 +113,6 @@ class MethodSettings(Section):
     """The task that the network learns from."""
 
     name: str = Field("dsdmae", description="pre-training method plugin")
-
-
-class TokenSettings(MethodSettings):
-    """What methods share that predict the words of a tokenizer."""
-
-    tokenizer: Path | Auto = Field(
-        "auto",
-        description="run directory of `dsdmae tokenizer`; auto = one of these images, trained before the run if there"
-        " is none yet",
-    )
-    tokenizer_epochs: PositiveInt | Auto = Field(
-        "auto", description="epochs that auto trains one for; auto = a tenth of the run's, and 1000 steps at least"
-    )
-    levels: Levels = Field(
-        (8, 5, 5, 5), description="values of each channel of auto's quantiser; their product is the vocabulary"
-    )
 
 
 class OptimSettings(Section):

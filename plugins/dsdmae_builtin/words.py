@@ -1,4 +1,4 @@
-"""What methods share that predict a tokenizer's words: the loss and the pictures."""
+"""What methods share that predict a tokenizer's words: the tokenizer inside them, the loss and the pictures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,36 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from dsdmae_cli.methods.base import Pictures
+from dsdmae_builtin.methods.specs import TokenSettings
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.methods.base import Method, Pictures
 from dsdmae_cli.methods.pictures import hide
-from dsdmae_cli.methods.tokens import FrozenTokenizer
+from dsdmae_cli.methods.tokens import FrozenTokenizer, ImageTokenizer
+
+
+def fitting(settings: TokenSettings, backbone: Backbone, tokenizer: Method) -> ImageTokenizer:
+    """The tokenizer, whose words must be those of the backbone's own patches.
+
+    Raises:
+        SettingsError: what method.tokenizer names makes no visual words, or words of other patches.
+    """
+    if not isinstance(tokenizer, ImageTokenizer):
+        raise SettingsError(
+            f"method.tokenizer = {str(settings.tokenizer)!r} is a run of a method that makes no visual words; make one"
+            " with: dsdmae tokenizer --out DIR"
+        )
+    net = tokenizer.encoder()
+    if (net.grid, net.image_size) != (backbone.grid, backbone.image_size):
+        raise SettingsError(
+            f"the tokenizer makes {_tokens(net)}, and the backbone {_tokens(backbone)}; choose backbone.patch_size and"
+            " data.image_size as they are there, or another method.tokenizer"
+        )
+    return tokenizer
+
+
+def _tokens(net: Backbone) -> str:
+    return f"{net.grid[0]}x{net.grid[1]} tokens of {net.image_size} px"
 
 
 def word_losses(

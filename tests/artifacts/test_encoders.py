@@ -18,11 +18,11 @@ from torch import Tensor
 from dsdmae_builtin.backbones import TimmSettings, ViTSettings
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.open import Opened, open_encoder
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import resolve
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, PluginError, SettingsError
-from dsdmae_cli.runs.plan import measure_work
+from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
+from dsdmae_cli.work import measure_work
 
 TINY = ViTSettings(patch_size=4, embed_dim=32, depth=1, num_heads=2)
 

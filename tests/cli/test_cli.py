@@ -22,9 +22,11 @@ import pytest
 
 from dsdmae_cli import __version__, plugins
 from dsdmae_cli.__main__ import _run, main
+from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.describe import allowed, key_of, plain, tables, to_toml
 from dsdmae_cli.config.flags import FLAGS
-from dsdmae_cli.config.load import FINETUNE, SECTIONS, load, preset_names, section_class
+from dsdmae_cli.config.schema import FINETUNE, SECTIONS, section_class
+from dsdmae_cli.config.sources import preset_names
 from dsdmae_cli.errors import SettingsError
 
 COMMANDS = [

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from dsdmae_cli import plugins
+from dsdmae_cli.config.compose import from_tables, load
 from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.flags import FLAGS
-from dsdmae_cli.config.load import SECTIONS, Loaded, from_tables, load, parse_word, preset_names, resolve, resolve_data
+from dsdmae_cli.config.resolve import resolve, resolve_data
+from dsdmae_cli.config.schema import SECTIONS, Loaded
+from dsdmae_cli.config.sources import parse_word, preset_names
 from dsdmae_cli.errors import DsdmaeError, PluginError, SettingsError
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, OptimSettings, Settings
+from dsdmae_cli.settings.resolved import ResolvedSettings
 
 PAPER = ("cifar10-vit-tiny", "cifar10-vit-small", "cifar100-vit-tiny", "cifar100-vit-small", "stl10-vit-small",
          "stl10-vit-base")  # fmt: skip
@@ -536,6 +540,7 @@ def assert_round_trip(before: Settings) -> None:
     values = tomllib.loads(text)
     assert values == tables(before)
     after = from_tables(values, "settings.toml").settings
+    after = resolve(after) if isinstance(before, ResolvedSettings) else after
     assert after == before
     assert [type(section) for _, section in after] == [type(section) for _, section in before]
     assert tomllib.loads(to_toml(values, dict.fromkeys(_keys(values), "here"))) == values

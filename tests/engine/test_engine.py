@@ -12,15 +12,16 @@ import torch
 from helpers import settings
 from torch import Generator, Tensor, nn
 
-from dsdmae_cli import distributed, engine
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import resolve
+from dsdmae_cli import distributed, runtime
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, derive_seed
-from dsdmae_cli.engine import Runtime, Trainer, choose_device, choose_micro_batch, choose_precision
+from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import DataError, RunFailed, SettingsError
 from dsdmae_cli.methods.base import Losses, Method, StepInfo
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.optim import build_optimizer, learning_rate, parameter_groups
+from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.runtime import Runtime, choose_device, choose_micro_batch, choose_precision
 from dsdmae_cli.settings.models import OptimSettings, TrainSettings
 
 CPU = torch.device("cpu")
@@ -415,7 +416,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     for hardware, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(engine, "_cpu_multiplies_bf16", lambda answer=hardware: answer)
+        monkeypatch.setattr(runtime, "_cpu_multiplies_bf16", lambda answer=hardware: answer)
         assert choose_precision("auto", CPU) == expected
     for hardware, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=hardware: answer)
@@ -443,7 +444,7 @@ def test_plain_attention_only_on_a_cpu_in_bf16() -> None:
     flags = {name: part.fused_attn for name, part in method.named_modules() if hasattr(part, "fused_attn")}
     assert flags
     for precision in ("fp32", "bf16"):
-        engine.choose_attention(method, Runtime(CPU, precision, False, 8))
+        runtime.choose_attention(method, Runtime(CPU, precision, False, 8))
         now = {name: part.fused_attn for name, part in method.named_modules() if hasattr(part, "fused_attn")}
         assert now == (flags if precision == "fp32" else dict.fromkeys(flags, False))
 

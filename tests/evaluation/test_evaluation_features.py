@@ -19,7 +19,8 @@ from dsdmae_builtin.backbones import TimmSettings, ViTSettings
 from dsdmae_builtin.timm_backbone import TimmBackbone
 from dsdmae_builtin.vit import ViT
 from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.config.load import load, resolve
+from dsdmae_cli.config.compose import load
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import open_dataset

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, r
 from sklearn.metrics import confusion_matrix as reference_confusion
 
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.evaluation.metrics import bootstrap_interval, paired_interval, score, spread, top_k_hits
+from dsdmae_cli.evaluation.metrics import bootstrap_interval, score, spread, top_k_hits
 from dsdmae_cli.evaluation.split import few_shot, hold_out
 
 
@@ -97,19 +97,6 @@ def test_interval_is_that_of_resampled_images() -> None:
     right = np.arange(1000) < 437
     draws = np.random.default_rng(0).choice(right, (4000, 1000)).mean(axis=1)
     np.testing.assert_allclose(bootstrap_interval(437, 1000), np.quantile(draws, (0.025, 0.975)), atol=2.5e-3)
-
-
-def test_paired_interval_is_that_of_resampled_images() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a = torch.rand(800, generator=generator) < 0.6
-    b = torch.where(torch.rand(800, generator=generator) < 0.9, a, torch.rand(800, generator=generator) < 0.5)
-    difference, low, high = paired_interval(a, b)
-    gaps = a.numpy().astype(float) - b.numpy()
-    draws = np.random.default_rng(1).choice(gaps, (4000, 800)).mean(axis=1)
-    assert difference == pytest.approx(gaps.mean())
-    np.testing.assert_allclose((low, high), np.quantile(draws, (0.025, 0.975)), atol=2.5e-3)
-    assert (low, high) == paired_interval(a, b)[1:]
-    assert high - low < bootstrap_interval(int(a.sum()), 800)[1] - bootstrap_interval(int(a.sum()), 800)[0]
 
 
 def test_spread_over_draws() -> None:

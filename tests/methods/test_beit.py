@@ -72,8 +72,8 @@ def _double(exact: BEiT, method: BEiT, clean: Tensor, corruption: object) -> dic
 def test_the_first_loss_is_the_logarithm_of_the_vocabulary() -> None:
     from helpers import settings
 
-    from dsdmae_cli.build import build_method
-    from dsdmae_cli.config.load import resolve
+    from dsdmae_cli.config.resolve import resolve
+    from dsdmae_cli.runs.build import build_method
 
     method = build_method(resolve(settings("digits", method="beit").settings))
     clean = images()

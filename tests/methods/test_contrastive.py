@@ -156,8 +156,9 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from dsdmae_cli import distributed
 from dsdmae_cli.methods.base import StepInfo
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import load, resolve
+from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.config.compose import load
+from dsdmae_cli.config.resolve import resolve
 
 out, *assignments = sys.argv[1:]
 with distributed.process_group(torch.device("cpu")):

@@ -17,14 +17,15 @@ from dsdmae_builtin.convolutions import GridConvolutions, to_map, to_tokens
 from dsdmae_builtin.methods.dsdmae import DSdMAE, Noised
 from dsdmae_builtin.unet import UNet
 from dsdmae_cli import corruption as C
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import load, resolve
+from dsdmae_cli.config.compose import load
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.augment import Augmentation, augment
 from dsdmae_cli.data.open import open_dataset, open_source, place
 from dsdmae_cli.data.source import Batching, Unreadable, seeded
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.losses import cosine_loss
 from dsdmae_cli.recipes.pretrain import pretrain
+from dsdmae_cli.runs.build import build_method
 
 CPU = torch.device("cpu")
 UNET = ("backbone.name=unet", "backbone.patch_size=2", "backbone.widths=[8, 12]", "backbone.depths=[1, 1]")

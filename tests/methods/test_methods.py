@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from dsdmae_builtin.methods.dsdmae import DSdMAE
 from dsdmae_builtin.methods.mae import MAE
 from dsdmae_cli import checkpoint
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import resolve
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.methods.base import Method, StepInfo
+from dsdmae_cli.runs.build import build_method
 
 CPU = torch.device("cpu")
 SWIN = ("backbone.name=timm:swin_tiny_patch4_window7_224", "backbone.patch_size=2",

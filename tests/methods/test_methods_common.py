@@ -21,13 +21,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import resolve
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.methods.base import Method, StepInfo
 from dsdmae_cli.methods.ema import EMATeacher
-from dsdmae_cli.methods.tokens import FrozenTokenizer
+from dsdmae_cli.methods.frozen import Frozen
 from dsdmae_cli.plugins import BrokenPlugin, discover
+from dsdmae_cli.runs.build import build_method
 
 METHODS = [plugin.name for plugin in discover("method") if not isinstance(plugin, BrokenPlugin)]
 CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ def test_all_but_teachers_learn(name: str) -> None:
     losses = method(*batch_of(method))
     assert [key for key, value in losses.items() if value.requires_grad] == ["loss"]
     losses["loss"].backward()
-    teachers = [part for part in method.modules() if isinstance(part, EMATeacher | FrozenTokenizer)]
+    teachers = [part for part in method.modules() if isinstance(part, EMATeacher | Frozen)]
     taught = {id(p) for part in teachers for p in part.parameters()}
     for key, parameter in method.named_parameters():
         if id(parameter) in taught:

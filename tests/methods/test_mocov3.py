@@ -15,12 +15,12 @@ from test_methods import blocks, embed
 from torch import Tensor
 
 from dsdmae_builtin.methods.mocov3 import MoCoV3, Views
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import resolve
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import StepInfo
 from dsdmae_cli.methods.ema import cosine_momentum
+from dsdmae_cli.runs.build import build_method
 
 CPU = torch.device("cpu")
 Weights = dict[str, Tensor]

@@ -11,7 +11,7 @@ from helpers import digit_folder, records, settings, steps_done, train, untimed
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dsdmae_cli.config.load import resolve
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.augment import augment, prepare
 from dsdmae_cli.data.open import augmentation, open_dataset, open_source, place
 from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed, seeded

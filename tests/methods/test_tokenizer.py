@@ -32,11 +32,11 @@ from torch import Tensor
 from dsdmae_builtin.methods.tokenizer import ScalarQuantizer
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.open import open_encoder
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import resolve
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import StepInfo
-from dsdmae_cli.runs.tokenizer import frozen_tokenizer
+from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.runs.prerequisite import frozen_part
 
 LEVELS = (8, 5, 3, 2)
 
@@ -159,7 +159,7 @@ def test_auto_trains_one_and_keeps_it(digits: Path, tmp_path: Path, monkeypatch:
     [kept] = (tmp_path / "share" / "dsdmae" / "tokenizers").glob("digits*px-*")
     assert (kept / "figures" / "restored.png").exists()
     written = (kept / "result.json").read_bytes()
-    assert json.loads((tmp_path / "beit" / "run.json").read_text())["tokenizer"] == str(kept)
+    assert json.loads((tmp_path / "beit" / "run.json").read_text())["required"] == {"tokenizer": str(kept)}
     inside = weights(tmp_path / "beit")
     for name, tensor in weights(kept).items():
         assert torch.equal(inside[f"tokenizer.module.{name}"], tensor), name
@@ -167,7 +167,7 @@ def test_auto_trains_one_and_keeps_it(digits: Path, tmp_path: Path, monkeypatch:
 
     train(digits, tmp_path / "cae", "train.seed=3", method="cae")  # another method and seed: the same words
     assert (kept / "result.json").read_bytes() == written
-    assert json.loads((tmp_path / "cae" / "run.json").read_text())["tokenizer"] == str(kept)
+    assert json.loads((tmp_path / "cae" / "run.json").read_text())["required"] == {"tokenizer": str(kept)}
     train(digits, tmp_path / "other", "method.levels=[4,4]", method="beit")  # another vocabulary
     assert len(list(kept.parent.glob("digits*px-*"))) == 2
 
@@ -177,7 +177,7 @@ def test_a_plan_says_whether_one_is_there(digits: Path, named: Path, capfd: pyte
         given = words(assignments(digits, *more, method="cae"))
         code, out, _ = cli(capfd, "pretrain", *given, "--dry-run")
         assert code == 0
-        assert said in next(line for line in out.splitlines() if line.startswith("tokenizer"))
+        assert said in next(line for line in out.splitlines() if line.startswith("beforehand"))
 
 
 def test_a_named_one_is_taken(digits: Path, named: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_wrong_tokenizers_are_one_line(
     (unfinished / "result.json").unlink()
     cases = {
         str(tmp_path / "nothing"): "is no run directory",
-        str(encoder_run): "is a run of mae, which makes no visual words",
+        str(encoder_run): "is a run of a method that makes no visual words",
         str(unfinished): "has not ended; go on with: dsdmae tokenizer --resume --out",
     }
     for path, reason in cases.items():
@@ -227,7 +227,7 @@ def test_wrong_tokenizers_are_one_line(
 
 
 def test_an_untrained_one_says_so() -> None:
-    assert not frozen_tokenizer(build_method(resolve(settings("digits", method="beit").settings))).trained
+    assert not frozen_part(build_method(resolve(settings("digits", method="beit").settings))).trained
 
 
 def test_a_signal_while_it_is_trained_loses_nothing(digits: Path, tmp_path: Path) -> None:
@@ -239,8 +239,9 @@ def test_a_signal_while_it_is_trained_loses_nothing(digits: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 130
-    assert f"go on with: dsdmae pretrain --resume --out {tmp_path / 'run'}" in err
-    again = start("-m", "dsdmae_cli", "pretrain", "--resume", "--out", tmp_path / "run", environ=share)
+    assert "while the tokenizer was trained, which is saved; the same command goes on" in err
+    assert not (tmp_path / "run").exists()
+    again = start("-m", "dsdmae_cli", "pretrain", *given, "--out", tmp_path / "run", environ=share)
     _, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     assert "resumed at step" in err

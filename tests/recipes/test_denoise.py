@@ -22,13 +22,14 @@ from PIL import Image, ImageCms
 from safetensors.torch import load_file
 
 from dsdmae_cli.artifacts.denoiser import load_denoiser, save_denoiser
-from dsdmae_cli.build import build_method
-from dsdmae_cli.config.load import load, resolve
+from dsdmae_cli.config.compose import load
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.pictures import picture as pictures
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import compare
 from dsdmae_cli.pictures.restore import Corruption, Restorer, corrupted
+from dsdmae_cli.runs.build import build_method
 
 CPU = torch.device("cpu")
 _TINY = (

@@ -20,10 +20,10 @@ from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.classifier import timm_arguments
 from dsdmae_cli.artifacts.denoiser import load_denoiser
 from dsdmae_cli.artifacts.open import open_encoder
-from dsdmae_cli.build import build_backbone
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
 from dsdmae_cli.recipes import export as export_module
 from dsdmae_cli.recipes.export import Form, Request, export, summary
+from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.tasks.classifier import Network
 
 

@@ -32,14 +32,15 @@ from PIL import Image
 from torch import Tensor
 
 from dsdmae_cli.artifacts.subject import taken_over
-from dsdmae_cli.build import build_backbone
-from dsdmae_cli.config.load import FINETUNE, Loaded, compose
+from dsdmae_cli.config.compose import compose
+from dsdmae_cli.config.schema import FINETUNE, Loaded
 from dsdmae_cli.data.rand_augment import RandAugment
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import StepInfo
 from dsdmae_cli.optim import parameter_groups
 from dsdmae_cli.recipes.finetune import finetune
+from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.settings.judge import FinetuneSection
 from dsdmae_cli.tasks.classifier import AttentiveProbe, Classifier, Softened
 

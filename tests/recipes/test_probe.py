@@ -15,7 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dsdmae_cli.artifacts.subject import taken_over
-from dsdmae_cli.config.load import PROBE, compose
+from dsdmae_cli.config.compose import compose
+from dsdmae_cli.config.schema import PROBE
 from dsdmae_cli.recipes.probe import probe
 
 KINDS = ("linear", "knn", "logistic", "attentive")

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from dsdmae_builtin.methods.specs import BEiTSettings
-from dsdmae_builtin.words import word_losses, word_pictures
+from dsdmae_builtin.words import fitting, word_losses, word_pictures
 from dsdmae_cli import corruption as C
 from dsdmae_cli.backbone import Backbone, gather_tokens
 from dsdmae_cli.masking import block_ids
@@ -67,6 +67,6 @@ class BEiT(Method):
         return word_pictures(images, corruption.ids_masked, self._predict(images, corruption), self.tokenizer)
 
 
-def build(settings: BEiTSettings, backbone: Backbone, tokenizer: ImageTokenizer) -> BEiT:
+def build(settings: BEiTSettings, backbone: Backbone, tokenizer: Method) -> BEiT:
     """BEiT around a backbone that takes a mask token."""
-    return BEiT(settings, backbone, tokenizer)
+    return BEiT(settings, backbone, fitting(settings, backbone, tokenizer))

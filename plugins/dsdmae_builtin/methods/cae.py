@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dsdmae_builtin.cross_attention import LatentRegressor
 from dsdmae_builtin.methods.specs import CAESettings
-from dsdmae_builtin.words import word_losses, word_pictures
+from dsdmae_builtin.words import fitting, word_losses, word_pictures
 from dsdmae_cli import corruption as C
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.masking import block_ids
@@ -80,6 +80,6 @@ class CAE(Method):
         return word_pictures(images, corruption.ids_masked, logits, self.tokenizer)
 
 
-def build(settings: CAESettings, backbone: Backbone, tokenizer: ImageTokenizer) -> CAE:
+def build(settings: CAESettings, backbone: Backbone, tokenizer: Method) -> CAE:
     """CAE around a backbone that encodes subsets."""
-    return CAE(settings, backbone, tokenizer)
+    return CAE(settings, backbone, fitting(settings, backbone, tokenizer))

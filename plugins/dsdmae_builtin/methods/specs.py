@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dsdmae_cli.plugins import MethodSpec
+from dsdmae_cli.plugins import MethodSpec, Requirement
 from dsdmae_cli.settings.models import (
     Auto,
-    Levels,
     MethodSettings,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     PositiveShare,
     Share,
-    TokenSettings,
     ordered,
 )
 
 Momentum = Annotated[float, Field(ge=0, le=1)]
 Turn = Annotated[float, Field(ge=0, le=0.5)]
+
+
+def _a_vocabulary(levels: tuple[int, ...]) -> tuple[int, ...]:
+    words = math.prod(levels)
+    if not 2 <= words <= 2**16:
+        raise ValueError(f"these levels make {words} words; it may be 2 to 65536, as [8, 5, 5, 5] makes 1000")
+    return levels
+
+
+# Two levels would halve a channel far from where its values lie: nearly all would fall to one side.
+Levels = Annotated[tuple[Annotated[int, Field(ge=3)], ...], AfterValidator(_a_vocabulary)]
 
 
 class DSdMAESettings(MethodSettings):
@@ -188,6 +199,22 @@ class TokenizerSettings(MethodSettings):
     decoder_depth: PositiveInt = Field(2, description="blocks of the decoder to pixels")
 
 
+class TokenSettings(MethodSettings):
+    """What methods share that predict the words of a tokenizer."""
+
+    tokenizer: Path | Auto = Field(
+        "auto",
+        description="run directory of `dsdmae tokenizer`; auto = one of these images, trained before the run if there"
+        " is none yet",
+    )
+    tokenizer_epochs: PositiveInt | Auto = Field(
+        "auto", description="epochs that auto trains one for; auto = a tenth of the run's, and 1000 steps at least"
+    )
+    levels: Levels = Field(
+        (8, 5, 5, 5), description="values of each channel of auto's quantiser; their product is the vocabulary"
+    )
+
+
 class BEiTSettings(TokenSettings):
     """BEiT (Bao et al. 2022)."""
 
@@ -260,12 +287,20 @@ MASKFEAT = MethodSpec(
     needs_mask_token=True,
     paper="Wei et al. 2022, arXiv:2112.09133",
 )
+_TOKENIZER = Requirement(
+    method="tokenizer",
+    setting="tokenizer",
+    epochs="tokenizer_epochs",
+    preset="tokenizer",
+    passed_on=("levels",),
+    command="dsdmae tokenizer",
+)
 BEIT = MethodSpec(
     summary="predict the visual words of masked blocks; trains a tokenizer of the same images first",
     build="dsdmae_builtin.methods.beit:build",
     settings=BEiTSettings,
     needs_mask_token=True,
-    needs_tokenizer=True,
+    requires=_TOKENIZER,
     paper="Bao et al. 2022, arXiv:2106.08254",
 )
 CAE = MethodSpec(
@@ -273,7 +308,7 @@ CAE = MethodSpec(
     build="dsdmae_builtin.methods.cae:build",
     settings=CAESettings,
     needs_subset=True,
-    needs_tokenizer=True,
+    requires=_TOKENIZER,
     paper="Chen et al. 2022, arXiv:2202.03026",
 )
 TOKENIZER = MethodSpec(

@@ -1,0 +1,155 @@
+"""What "auto" means where settings and specs alone decide it, and the rules between sections. No torch here."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+from pydantic import BaseModel
+
+from dsdmae_cli import plugins
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.settings.judge import FinetuneOptimSettings, FinetuneSettings, ProbeSettings
+from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings, Section, Settings
+from dsdmae_cli.settings.resolved import (
+    ResolvedData,
+    ResolvedFinetuneSettings,
+    ResolvedOptim,
+    ResolvedProbeSettings,
+    ResolvedSettings,
+    decided,
+)
+
+_RESOLVED: dict[type[BaseModel], type[BaseModel]] = {
+    Settings: ResolvedSettings,
+    FinetuneSettings: ResolvedFinetuneSettings,
+    ProbeSettings: ResolvedProbeSettings,
+}
+
+
+@overload
+def resolve(settings: Settings) -> ResolvedSettings: ...
+@overload
+def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings: ...
+@overload
+def resolve(settings: ProbeSettings) -> ResolvedProbeSettings: ...
+def resolve(settings: Any) -> Any:
+    """Replace every "auto" that settings and specs alone decide; pure but for a folder's look at its images.
+
+    The device, precision, compilation and micro-batch are left to runtime.py, which knows the hardware.
+
+    Raises:
+        SettingsError: sections do not go together, or the images' size cannot be.
+        PluginError, DataError: a plugin or the dataset is not there.
+    """
+    data = resolve_data(settings.data, getattr(settings, "method", None))
+    backbone = resolve_backbone(settings.backbone, data.image_size)
+    whole = next(to for of, to in _RESOLVED.items() if isinstance(settings, of))
+    sections = {name: getattr(settings, name) for name in type(settings).model_fields}
+    sections |= {"data": data, "backbone": backbone}
+    for name, decide in (("optim", _optim), ("train", _train)):
+        if name in sections:
+            narrow: Any = whole.model_fields[name].annotation
+            sections[name] = decided(sections[name], narrow, decide(settings))
+    resolved = whole(**sections)
+    _check_together(resolved)
+    return resolved
+
+
+def resolve_data(data: DataSettings, method: MethodSettings | None = None) -> ResolvedData:
+    """The data section with "auto" replaced, for images that a method (None = none in particular) learns from."""
+    spec = plugins.find("dataset", data.dataset).spec
+    size = data.image_size
+    if size == "auto":
+        own = spec.image_size
+        size = plugins.load(own)(data) if isinstance(own, str) else own
+    if data.crop_from is not None and data.crop_from < size:
+        raise SettingsError(f"data.crop_from = {data.crop_from} must be at least data.image_size = {size}")
+    augment = {**spec.augment, **methods_augment(data, method)}
+    auto = {key: augment[key] for key in ("crop_scale", "flip", "shift") if getattr(data, key) == "auto"}
+    return decided(data, ResolvedData, {"image_size": size, **auto})
+
+
+def methods_augment(data: DataSettings, method: MethodSettings | None) -> dict[str, Any]:
+    """What a method rather than the dataset says that "auto" means for data.crop_scale, data.flip and data.shift.
+
+    A dataset that has no crops or no mirror has a reason in its images: of a digit of 8x8 pixels a twelfth of the area
+    says nothing, and the mirror image of a grating of 45 degrees is one of 135. No method can know that, so that there
+    the dataset has the last word, and a method's wishes are for the other datasets.
+    """
+    if method is None:
+        return {}
+    own = plugins.find("dataset", data.dataset).spec.augment
+    wanted = plugins.find("method", method.name).spec.augment
+    return {key: value for key, value in wanted.items() if own[key] is not None and own[key] is not False}
+
+
+def resolve_backbone(backbone: BackboneSettings, image_size: int) -> BackboneSettings:
+    """The backbone section with "auto" replaced, for images of a size."""
+    patch = backbone.patch_size
+    if patch == "auto" and not plugins.find("backbone", backbone.name).spec.own_patch_size:
+        patch = _auto_patch_size(image_size)
+    return backbone.model_copy(update={"patch_size": patch})
+
+
+def _optim(settings: Any) -> dict[str, Any]:
+    optim, train = settings.optim, settings.train
+    share = 0.05 if isinstance(optim, FinetuneOptimSettings) else 0.04
+    auto = {"lr": optim.base_lr * train.batch_size / 256, "warmup_epochs": share * train.epochs}
+    return _where_auto(optim, auto)
+
+
+def _train(settings: Any) -> dict[str, Any]:
+    """Intervals by the length of the run; a warm-up, where it stands here."""
+    epochs = settings.train.epochs
+    tenth = max(1, round(epochs / 10))
+    auto = {
+        "knn_every": tenth,
+        "checkpoint_every": tenth,
+        "score_every": 1 if epochs <= 50 else 2,
+        "warmup_epochs": epochs / 9,
+    }
+    return _where_auto(settings.train, auto)
+
+
+def _where_auto(section: Section, values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if getattr(section, key, None) == "auto"}
+
+
+def _auto_patch_size(image_size: int) -> int:
+    """The divisor of the image's side that is nearest, by ratio, to the paper's choice.
+
+    That is 16x16 patches up to 128 px (32/2, 96/6); beyond, the 16 px of ImageNet's ViTs.
+    """
+    wanted = image_size / 16 if image_size <= 128 else 16
+    divisors = [n for n in range(1, image_size + 1) if image_size % n == 0]
+    return min(divisors, key=lambda n: max(n / wanted, wanted / n))
+
+
+def _check_together(settings: Any) -> None:
+    """Rules between sections, in resolved settings."""
+    if hasattr(settings, "optim"):
+        _check_schedule(settings.optim, settings.train.epochs)
+    if not hasattr(settings, "method"):
+        return
+    method = plugins.find("method", settings.method.name).spec
+    backbone = plugins.find("backbone", settings.backbone.name).spec
+    if method.needs_subset and not backbone.encodes_subset:
+        raise SettingsError(
+            f"method {settings.method.name!r} drops patches, and backbone {settings.backbone.name!r} cannot encode"
+            " a subset of them; use a vit-* backbone, or a method that drops none (dsdmae)"
+        )
+    if method.needs_mask_token and not backbone.takes_mask_token:
+        raise SettingsError(
+            f"method {settings.method.name!r} replaces patches by a mask token, and backbone"
+            f" {settings.backbone.name!r} cannot take one; use a vit-* backbone, or a method that masks none (dsdmae)"
+        )
+
+
+def _check_schedule(optim: ResolvedOptim, epochs: int) -> None:
+    if optim.warmup_epochs >= epochs:
+        raise SettingsError(
+            f"optim.warmup_epochs = {optim.warmup_epochs:g} must be below train.epochs = {epochs}; lower it or train"
+            " longer"
+        )
+    if optim.min_lr > optim.lr:
+        raise SettingsError(f"optim.min_lr = {optim.min_lr:g} must not exceed the peak rate {optim.lr:g}")

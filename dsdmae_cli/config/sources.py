@@ -1,0 +1,167 @@
+"""Where settings come from, one layer each: presets, TOML files, the environment, flags and --set. No torch here."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from dsdmae_cli.config.schema import ALL_SECTIONS, PRETRAIN, Schema, Values
+from dsdmae_cli.errors import SettingsError, nearest
+
+# Environment variables of ours that are no settings.
+_NOT_SETTINGS = {"DSDMAE_TEST_DATA", "DSDMAE_PRESET", "DSDMAE_CONFIG"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place; `origin` maps "section.key" to words for a message ("--epochs")."""
+
+    values: Values
+    origin: dict[str, str]
+
+
+def preset_names(schema: Schema[Any] = PRETRAIN) -> list[str]:
+    """A command's packaged presets, sorted."""
+    if schema.presets is None:
+        return []
+    found = _preset_folder(schema).iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in found if f.name.endswith(".toml"))
+
+
+def _preset_folder(schema: Schema[Any]) -> Traversable:
+    return files("dsdmae_cli").joinpath("presets", *(schema.presets or "").split())
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        SettingsError: it cannot be read or is not TOML; the message names the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors put a mark before the text
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # the decoder's own errors, and those of absurd numbers and nesting
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+
+
+class Word(str):
+    """A value as a person typed it; what it means depends on the setting, which is known only when all is merged."""
+
+    __slots__ = ()
+
+
+def parse_word(text: str) -> Any:
+    """The value of a text from a flag or variable: TOML if it is TOML ("0.5", "[1, 2]", "true"), a pair if it is
+    "LOW,HIGH" or "LOW..HIGH", else the text itself."""
+    for candidate in (text, f"[{text.replace('..', ',')}]" if "," in text or ".." in text else text):
+        try:
+            parsed = tomllib.loads(f"value = {candidate}")
+        except (ValueError, RecursionError):
+            continue
+        value = parsed["value"]
+        # A line break could have brought other keys along; a number of 400 digits is no number for anyone.
+        if parsed.keys() == {"value"} and not (isinstance(value, int) and abs(value) >= 2**63):
+            return value
+    return text
+
+
+def checked_layer(values: Mapping[str, Any], origin: str, schema: Schema[Any]) -> Layer:
+    for section, table in values.items():
+        if section not in schema.sections:
+            raise SettingsError(
+                f"unknown section [{section}] in {origin}{nearest(section, list(schema.sections))};"
+                f" there is {', '.join(schema.sections)}"
+            )
+        if not isinstance(table, dict):
+            raise SettingsError(f"{section} in {origin} must be a table of settings, got {table!r}")
+    copied = {section: dict(table) for section, table in values.items()}
+    return Layer(copied, {f"{s}.{k}": origin for s, table in copied.items() for k in table})
+
+
+def preset_layer(name: str, origin: str, schema: Schema[Any]) -> Layer:
+    names = preset_names(schema)
+    if name not in names:
+        there = f"there is {', '.join(names)}" if names else "this command has none; leave it out"
+        raise SettingsError(f"unknown preset {name!r} (from {origin}){nearest(name, names)}; {there}")
+    text = (_preset_folder(schema) / f"{name}.toml").read_text(encoding="utf-8")
+    return checked_layer(tomllib.loads(text), f"preset {name}", schema)
+
+
+def file_layer(path: Path, parsed: Mapping[str, Any] | None, schema: Schema[Any]) -> tuple[Layer, str | None]:
+    values = read_toml(path) if parsed is None else dict(parsed)
+    preset = values.pop("preset", None)
+    if preset is not None and not isinstance(preset, str):
+        raise SettingsError(f"preset in {path} must be a preset's name, got {preset!r}")
+    return checked_layer(values, str(path), schema), preset
+
+
+def environment_layer(environ: Mapping[str, str], schema: Schema[Any]) -> Layer:
+    values: Values = {}
+    origin: dict[str, str] = {}
+    for variable in sorted(environ):
+        if not variable.startswith("DSDMAE_") or variable in _NOT_SETTINGS:
+            continue
+        section, _, key = variable.removeprefix("DSDMAE_").lower().partition("_")
+        if section not in ALL_SECTIONS or not key:
+            raise SettingsError(
+                f"unknown environment variable {variable}{_nearest_variable(variable)}; settings are DSDMAE_SECTION_KEY"
+                f" with a section of {', '.join(ALL_SECTIONS)} (for example DSDMAE_TRAIN_EPOCHS=5)"
+            )
+        if section not in schema.sections:
+            continue  # it is about another command
+        values.setdefault(section, {})[key] = Word(environ[variable])
+        origin[f"{section}.{key}"] = f"environment variable {variable}"
+    return Layer(values, origin)
+
+
+def _nearest_variable(variable: str) -> str:
+    _, _, key = variable.removeprefix("DSDMAE_").partition("_")
+    known = [*_NOT_SETTINGS, *(f"DSDMAE_{section.upper()}_{key}" for section in ALL_SECTIONS if key)]
+    return nearest(variable, known)
+
+
+def command_line_layer(flags: Mapping[str, Any], assignments: list[str], schema: Schema[Any]) -> Layer:
+    """Flags and --set in one: whichever way a person names a method, what they say of it beside is about that one."""
+    spoken, assigned = _flag_layer(flags, schema), _assignment_layer(assignments, schema)
+    both = {
+        section: spoken.values.get(section, {}) | assigned.values.get(section, {})
+        for section in spoken.values.keys() | assigned.values.keys()
+    }
+    return Layer(both, spoken.origin | assigned.origin)
+
+
+def _flag_layer(flags: Mapping[str, Any], schema: Schema[Any]) -> Layer:
+    names = {dotted: flag for flag, dotted in schema.flags.items()}
+    values: Values = {}
+    origin: dict[str, str] = {}
+    for dotted, value in flags.items():
+        if value is None:
+            continue
+        section, _, key = dotted.partition(".")
+        values.setdefault(section, {})[key] = Word(value) if isinstance(value, str) else value
+        origin[dotted] = names[dotted]
+    return Layer(values, origin)
+
+
+def _assignment_layer(assignments: list[str], schema: Schema[Any]) -> Layer:
+    sections = schema.sections
+    values: Values = {}
+    origin: dict[str, str] = {}
+    for text in assignments:
+        dotted, equals, value = text.partition("=")
+        section, dot, key = dotted.strip().partition(".")
+        if not (equals and dot and key) or section not in sections:
+            raise SettingsError(
+                f"--set takes SECTION.KEY=VALUE with a section of {', '.join(sections)}, got {text!r}"
+                f"{nearest(section, [s for s in sections if s != section])} (for example --set optim.weight_decay=0.1)"
+            )
+        values.setdefault(section, {})[key] = Word(value.strip())
+        origin[f"{section}.{key}"] = f"--set {' '.join(text.split())}"
+    return Layer(values, origin)

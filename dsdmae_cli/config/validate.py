@@ -1,0 +1,81 @@
+"""Merged values become settings, or one line that says what is wrong with them and where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from dsdmae_cli.config.describe import admits, allowed, key_of, tables
+from dsdmae_cli.config.schema import Loaded, S, Schema, Values, section_class, where
+from dsdmae_cli.config.sources import Word, parse_word
+from dsdmae_cli.errors import SettingsError, nearest
+
+
+def validate(values: Values, origin: dict[str, str], schema: Schema[S]) -> Loaded[S]:
+    sections: dict[str, Any] = {}
+    for section in schema.sections:
+        model = section_class(section, values[section], origin, schema)
+        sections[section] = _validate_section(section, model, values[section], origin)
+    settings = schema.model(**sections)
+    sources = {
+        f"{section}.{key}": origin.get(f"{section}.{key}", "default") if key in values[section] else "default"
+        for section, table in tables(settings).items()
+        for key in table
+    }
+    return Loaded(settings, sources)
+
+
+def _validate_section(
+    section: str, model: type[BaseModel], values: dict[str, Any], origin: dict[str, str]
+) -> BaseModel:
+    fields = {key_of(name, field): field for name, field in model.model_fields.items()}
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{section}.{key}"
+        if key not in fields:
+            raise SettingsError(
+                f"unknown setting {dotted}{where(dotted, origin)}{nearest(key, list(fields))};"
+                f" [{section}] has {', '.join(fields)} here"
+            )
+        given[key] = _meant(value, fields[key])
+        no_path = given[key] == "" and admits(fields[key], Path)  # pathlib would take it for the current folder
+        if no_path or _stray_bool(given[key], fields[key]):
+            raise SettingsError(_not_allowed(dotted, given[key], fields[key], origin))
+    try:
+        return model(**given)
+    except ValidationError as error:
+        raise SettingsError(_one_line(section, fields, error, origin)) from error
+
+
+def _meant(value: Any, field: FieldInfo) -> Any:
+    """What a typed word means for a setting: itself where text or a path is wanted ("2024" may be a folder)."""
+    if not isinstance(value, Word):
+        return value
+    return str(value) if admits(field, str, Path) else parse_word(str(value))
+
+
+def _stray_bool(value: Any, field: FieldInfo) -> bool:
+    """Whether true or false stands where a number should: Python would take it for 1 or 0."""
+    if isinstance(value, bool):
+        return not admits(field, bool)
+    return isinstance(value, list) and any(isinstance(item, bool) for item in value)
+
+
+def _not_allowed(dotted: str, got: Any, field: FieldInfo, origin: Mapping[str, str]) -> str:
+    return f"{dotted} = {got!r}{where(dotted, origin)} is not allowed; it takes {allowed(field)}"
+
+
+def _one_line(section: str, fields: Mapping[str, FieldInfo], error: ValidationError, origin: Mapping[str, str]) -> str:
+    """The first fault in words: which key, what was got and from where, what is allowed."""
+    first = error.errors()[0]
+    if not first["loc"]:  # a rule between several keys; its author wrote the message
+        return f"[{section}] {first['msg'].removeprefix('Value error, ')}"
+    key = str(first["loc"][0])
+    dotted = f"{section}.{key}"
+    if first["type"] == "value_error":
+        return f"{dotted} = {first['input']!r}{where(dotted, origin)}: {first['msg'].removeprefix('Value error, ')}"
+    return _not_allowed(dotted, first["input"], fields[key], origin)

@@ -1,0 +1,55 @@
+"""Backbones and methods, built from resolved settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dsdmae_cli import plugins
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.data.source import derive_seed
+from dsdmae_cli.methods.base import Method
+from dsdmae_cli.runs.prerequisite import required_settings, requirement
+from dsdmae_cli.settings.models import BackboneSettings, Settings
+from dsdmae_cli.settings.resolved import ResolvedSettings
+
+
+def build_backbone(settings: BackboneSettings, image_size: int, seed: int) -> Backbone:
+    """A backbone of resolved settings, on the CPU, with first weights drawn from the seed.
+
+    Raises:
+        SettingsError: it refuses its settings or the images' size.
+        PluginError: its plugin cannot be imported, or published weights cannot be fetched.
+    """
+    spec = plugins.find("backbone", settings.name).spec
+    torch.manual_seed(derive_seed(seed, "weights"))
+    backbone: Backbone = plugins.load(spec.build)(settings, image_size)
+    return backbone
+
+
+def build_method(settings: ResolvedSettings, kept: Path | None = None) -> Method:
+    """The method around its backbone, on the CPU, with first weights drawn from the seed.
+
+    What it needs trained beforehand is untrained in it; a run gives it its weights (runs/prerequisite.py).
+
+    Args:
+        kept: the copy of its prerequisite's settings that a run keeps, if there is one.
+
+    Raises:
+        SettingsError: the backbone or method refuses its settings.
+        PluginError: a plugin cannot be imported.
+    """
+    spec = plugins.find("method", settings.method.name).spec
+    needs = requirement(settings)
+    required = () if needs is None else (_untrained(required_settings(settings, needs, kept=kept).settings),)
+    # The method's own parts are drawn from where the backbone left off.
+    backbone = build_backbone(settings.backbone, settings.data.image_size, settings.train.seed)
+    method: Method = plugins.load(spec.build)(settings.method, backbone, *required)
+    return method
+
+
+def _untrained(settings: Settings) -> Method:
+    own = resolve(settings)
+    return build_method(own.model_copy(update={"backbone": own.backbone.without_weights()}))
