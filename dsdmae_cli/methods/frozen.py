@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ class Frozen(nn.Module):
         self.register_buffer("trained", torch.zeros((), dtype=torch.bool))
         self.eval()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Frozen:
         """Always in eval mode."""
         return super().train(False)
 
