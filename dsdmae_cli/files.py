@@ -10,6 +10,7 @@ from pathlib import Path
 from dsdmae_cli.errors import RunFailed
 
 RESUME = "what was saved before is intact. Make room, then go on with --resume"
+AGAIN = "nothing was left behind. Make room, then start again"
 
 
 @contextmanager

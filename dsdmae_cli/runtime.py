@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import random
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,6 +38,19 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     """The forward pass under it multiplies in bf16 or fp16; with fp32 nothing is cast."""
     dtype = _AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Python's, NumPy's and torch's random states, which a caller may rely on, are put back afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
 
 
 def choose_device(wanted: str) -> torch.device:

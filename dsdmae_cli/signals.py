@@ -1,14 +1,20 @@
-"""Signals while a run trains: the first asks it to stop after the step, SIGUSR1 to save and go on.
+"""Signals, for whatever works: training, denoising, an ablation. Only a process's main thread can listen; elsewhere
+(a notebook's worker, a server's thread) nothing is installed and nothing is ever asked for.
 
-A second SIGINT or SIGTERM ends the process at once; files are renamed into place, so that none is torn by it.
+While a run trains the first SIGINT or SIGTERM asks it to stop after the step, SIGUSR1 to save and go on. A second one
+ends the process at once; files are renamed into place, so that none is torn by it.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+
+Handler = Callable[[int, FrameType | None], None]
+STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 class Requests:
@@ -20,8 +26,22 @@ class Requests:
 
 
 @contextmanager
+def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
+    """Call these for the time of the block; the handlers of before are put back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def listening() -> Iterator[Requests]:
-    """Listen for the time of the block; the handlers of before are put back."""
+    """What is asked of a run that trains in the block."""
     requests = Requests()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -33,12 +53,8 @@ def listening() -> Iterator[Requests]:
     def save(number: int, frame: FrameType | None) -> None:
         requests.save = True
 
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    handlers: dict[int, Handler] = dict.fromkeys(STOP, stop)
     if hasattr(signal, "SIGUSR1"):
         handlers[signal.SIGUSR1] = save
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    with handled(handlers):
         yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from dsdmae_cli.ablation.definition import trial_name
@@ -18,6 +16,7 @@ from dsdmae_cli.ablation.study import Row, Study
 from dsdmae_cli.ablation.trial import Job, Slot
 from dsdmae_cli.errors import DsdmaeError, RunFailed, RunInterrupted
 from dsdmae_cli.report import duration
+from dsdmae_cli.signals import STOP, handled
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0  # between looks at the storage, which several processes may share
@@ -134,7 +133,7 @@ class Runner:
         return hopeless and job.doing == "pretrain" and job.share < 1
 
     def _prune(self, row: Row, job: Job) -> None:
-        """Stop a hopeless run; it saves itself, and could be resumed by hand."""
+        """Stop a run that does worse than the others; it is saved, and could be resumed by hand."""
         job.stop()
         while job.poll() == "running":
             time.sleep(_POLL_SECONDS)
@@ -167,7 +166,7 @@ class Runner:
 
     def _stop(self, signals: list[int]) -> None:
         """Let the runs save and end; a second signal ends them at once."""
-        self.progress.note("stopping: the runs save themselves (again to stop at once)")
+        self.progress.note("stopping: each run is saved first (again to stop at once)")
         for _, job in self.jobs.values():
             job.stop()
         while self.jobs:
@@ -206,18 +205,10 @@ class Runner:
 
 @contextmanager
 def _listening() -> Iterator[list[int]]:
-    """The numbers of the signals that asked to stop since the block began; the handlers of before are put back."""
-    signals: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """The numbers of the signals that asked to stop since the block began."""
+    asked: list[int] = []
+    with handled(dict.fromkeys(STOP, lambda number, frame: asked.append(number))):
+        yield asked
 
 
 def total_failure(rows: list[Row]) -> RunFailed | None:

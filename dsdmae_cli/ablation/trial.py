@@ -28,11 +28,10 @@ from dsdmae_cli.ablation.definition import Metric
 from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.files import write_bytes
-from dsdmae_cli.runs.rundir import METRICS, RESULT, SETTINGS
+from dsdmae_cli.runs.rundir import LOCK, METRICS, RESULT, SETTINGS
 from dsdmae_cli.settings.models import Settings
 
 State = Literal["running", "done", "failed", "stopped"]
-_LOCK = ".lock"  # of a run directory, see runs/rundir.py
 
 
 @dataclass(frozen=True)
@@ -242,10 +241,10 @@ class Job:
 
 def _busy(folder: Path) -> bool:
     """Whether a process works in a run directory."""
-    if not (folder / _LOCK).exists():
+    if not (folder / LOCK).exists():
         return False
     try:
-        with FileLock(folder / _LOCK, timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
             return False
     except Timeout:
         return True

@@ -1,5 +1,7 @@
-"""Pictures: of a run as it trains (training.py) and of what a classifier on its features does (scores.py)."""
+"""Pictures.
 
-from dsdmae_cli.figures.training import RestorationRecord, curves, sheet
-
-__all__ = ["RestorationRecord", "curves", "sheet"]
+training   curves of a run
+moments    what its method is given and predicts, at a few moments
+scores     what a classifier on its features does
+page       what drawn figures share
+"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -32,7 +33,7 @@ RUN = "run.json"
 REQUIRED = "required.toml"  # settings of what a method needed trained beforehand; its weights are in the checkpoints
 ENCODER = "encoder.safetensors"
 CLASSIFIER = "classifier.safetensors"
-_LOCK = ".lock"
+LOCK = ".lock"
 _PACKAGES = (
     "dsdmae",
     "torch",
@@ -71,7 +72,7 @@ class RunDir:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
-        self._lock = FileLock(path / _LOCK, timeout=0)
+        self._lock = FileLock(path / LOCK, timeout=0)
         self._metrics: TextIO | None = None
 
     def check_free(self) -> None:
@@ -82,7 +83,7 @@ class RunDir:
         """
         try:
             busy = (self.path / SETTINGS).exists()
-            strangers = [p.name for p in self.path.iterdir() if p.name != _LOCK] if self.path.exists() else []
+            strangers = [p.name for p in self.path.iterdir() if p.name != LOCK] if self.path.exists() else []
         except OSError as error:
             raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
         if busy:
@@ -146,21 +147,25 @@ class RunDir:
 
     def release(self) -> None:
         """Let go of the directory."""
+        self._close_metrics()
+        if self._lock.is_locked:
+            self._lock.release()
+
+    def _close_metrics(self) -> None:
         if self._metrics is not None:
             with suppress(OSError):  # a disk that was full is still full; that has been said already
                 self._metrics.close()
             self._metrics = None
-        if self._lock.is_locked:
-            self._lock.release()
 
     def abandon(self) -> None:
-        """Take back what create() made, as long as nothing else came to be there: the run could not begin."""
-        ours = (SETTINGS, RUN, REQUIRED, _LOCK)
-        if any(path.name not in ours for path in self.path.iterdir()):
-            return  # figures, metrics or a checkpoint: it began, and can be resumed
-        for name in ours:
-            (self.path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # it was there before, or holds something
+        """Take back all that a run left that could not begin; what is not a run's stays."""
+        if self.checkpoints.exists():
+            return
+        self._close_metrics()
+        with suppress(OSError):  # a directory that cannot be emptied is no reason to hide why the run failed
+            shutil.rmtree(self.figures, ignore_errors=True)
+            for name in (SETTINGS, RUN, REQUIRED, METRICS, LOCK):
+                (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 
     def _write(self, name: str, text: str) -> None:

@@ -160,7 +160,17 @@ class LoopSettings(Section):
     max_nonfinite: PositiveInt = Field(
         20, description="steps in a row with a non-finite loss or gradient before the run stops"
     )
-    tensorboard: bool = Field(False, description="write TensorBoard events too (pip install 'dsdmae[tensorboard]')")
+    trackers: tuple[str, ...] = Field(
+        (), description="tracker plugins that are told the run's figures, for example [tensorboard]"
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        """As people type a list of words: tensorboard, or [tensorboard, other:project]."""
+        if isinstance(value, str):
+            return [name.strip(" \"'") for name in value.strip("[] ").split(",") if name.strip()]
+        return value
 
 
 class TrainSettings(LoopSettings):
@@ -182,7 +192,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "data.workers",
         "train.device",
         "train.keep_checkpoints",
-        "train.tensorboard",
+        "train.trackers",
     }
 )
 

@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 from helpers import cli, digit_folder, records, settings, train, untimed
+from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -218,6 +219,22 @@ def test_its_pictures_are_pictures(name: str) -> None:
         assert tiles.shape[:2] == (3, 3), row
         assert tiles.isfinite().all(), row
     assert len({tuple(tiles.shape) for tiles in shown.values()}) <= 2  # at most one enlarged kind
+
+
+def test_a_run_leaves_its_pictures(name: str, runs: Any) -> None:
+    """Whatever it shows, at five moments and all of them on one page."""
+    folder, result = runs(name)
+    files = {path.name for path in (folder / "figures").glob("*.png")}
+    [page] = files & {"restored.png", "shown.png"}
+    stem = page.removesuffix(".png")
+    assert files == {page, "curves.png", *(f"{stem}-step-{step:08d}.png" for step in (0, 12, 24, 36, 48))}
+    method = build(name).eval()
+    with torch.no_grad():
+        shown = method.show(*batch_of(method, 3))
+    rows = {file: Image.open(folder / "figures" / file).size[1] // 100 for file in files if file != "curves.png"}
+    assert {height for file, height in rows.items() if file != page} == {len(shown) + 1}
+    assert len(shown) + 1 <= rows[page] <= 5 * len(shown) + 1
+    assert result["pictures"] == str(folder / "figures")
 
 
 @pytest.mark.slow

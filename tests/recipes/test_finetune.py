@@ -160,19 +160,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole = tmp_path / "whole"
     tune(run, whole, *strong)
 
-    from dsdmae_cli.recipes.finetune import Finetuning
+    from dsdmae_cli.runs.run import Run
 
     stop_at = 7  # within the second epoch
-    stepped = Finetuning.stepped
+    stepped = Run.stepped
 
-    def and_stop(self: Finetuning, step: int) -> None:
+    def and_stop(self: Run, step: int) -> None:
         stepped(self, step)
         if step == stop_at:
             signal.raise_signal(signal.SIGTERM)
 
     parted = tmp_path / "parted"
     with monkeypatch.context() as patched:
-        patched.setattr(Finetuning, "stepped", and_stop)
+        patched.setattr(Run, "stepped", and_stop)
         with pytest.raises(Exception, match="dsdmae finetune --resume"):
             tune(run, parted, *strong)
     tune(run, parted, *strong, resume=True)

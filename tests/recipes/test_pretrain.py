@@ -36,7 +36,7 @@ from PIL import Image
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.errors import CheckpointError, RunInterrupted, SettingsError
-from dsdmae_cli.recipes.pretrain import Pretraining
+from dsdmae_cli.runs.run import Run
 from dsdmae_cli.runs.rundir import RunDir
 from dsdmae_cli.signals import listening
 
@@ -83,14 +83,14 @@ def copied(resident: Path, tmp_path: Path) -> Path:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
     """Do something as soon as a step is done."""
-    stepped = Pretraining.stepped
+    stepped = Run.stepped
 
-    def and_act(self: Pretraining, now: int) -> None:
+    def and_act(self: Run, now: int) -> None:
         stepped(self, now)
         if now == step:
             act()
 
-    monkeypatch.setattr(Pretraining, "stepped", and_act)
+    monkeypatch.setattr(Run, "stepped", and_act)
 
 
 def assert_same_run(run: Path, expected: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_result_of_a_run(resident: Path, digits: Path) -> None:
 
 def test_with_tensorboard_and_json(digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    chosen = words(assignments(digits, *RANDOM, "train.tensorboard=true", "method.lambda=0"))
+    chosen = words(assignments(digits, *RANDOM, "train.trackers=tensorboard", "method.lambda=0"))
     code, out, err = cli(capfd, "pretrain", *chosen, "--out", run, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == json.loads((run / "result.json").read_text())
@@ -631,10 +631,14 @@ def test_a_full_disk_ends_the_run_in_one_line(
     assert "No space left" in one_line(err)
     assert what in one_line(err)
     assert not [name for name in listing(run) if name.endswith(".partial")]
-    # With room again the run goes on.
+    # With room again the run goes on, or begins anew where it had not begun; it says which.
     if (run / "metrics.jsonl").is_symlink():
         (run / "metrics.jsonl").unlink()
-    code, out, err = cli(capfd, "pretrain", "--resume", "--out", run, "--json")
+    begun = (run / "settings.toml").exists()
+    assert ("go on with --resume" in err) == begun
+    assert ("then start again" in err) == (not begun)
+    again = ["--resume"] if begun else chosen
+    code, out, err = cli(capfd, "pretrain", *again, "--out", run, "--json")
     assert code == 0, err
     assert json.loads(out)["steps"] == 5
 

@@ -1,0 +1,105 @@
+"""What a method is given and what it predicts, as training goes on: the paper's Fig. 2, for any method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from dsdmae_cli.files import aside
+
+_TILE = 96
+_GAP = 4
+_LABEL = 110
+_RESTORED = "restored"
+
+Rows = list[tuple[str, list[Image.Image]]]
+
+
+class Moments:
+    """Rows of pictures of the same images at several moments; kept as small files, so that a resumed run has them all.
+
+    Each moment leaves `NAME-step-N.png`, its rows below each other and the images themselves last; `NAME.png` shows
+    all moments: a row that never changed once, one that did once a moment. NAME is "restored" for a method that gives
+    pixels back, "shown" for one that predicts something else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, step: int, shown: Mapping[str, Float[Tensor, "b 3 h w"]], images: Float[Tensor, "b 3 s s"]) -> None:
+        """Write a moment's picture, and the overview of all moments so far.
+
+        Args:
+            shown: rows by name, as Method.show gives them, in [-1, 1].
+            images: what they are of.
+        """
+        self.folder.mkdir(exist_ok=True)
+        name = _RESTORED if _RESTORED in shown else "shown"
+        original = [_tile(image) for image in images]
+        rows = [(row, [_fitted(_tile(i), original[0].size) for i in batch]) for row, batch in shown.items()]
+        rows.append(("original", original))
+        _save(sheet(rows), self.folder / f"{name}-step-{step:08d}.png")
+        self._overview(name, [row for row, _ in rows], original[0].size, len(images))
+
+    def _overview(self, name: str, names: list[str], tile: tuple[int, int], columns: int) -> None:
+        moments: dict[int, list[list[Image.Image]]] = {}
+        for file in sorted(self.folder.glob(f"{name}-step-*.png")):
+            with Image.open(file) as page:
+                crops = [[page.crop(_box(x, y, tile)) for x in range(columns)] for y in range(len(names))]
+            moments[int(file.stem.rsplit("-", 1)[1])] = crops
+        first = next(iter(moments.values()))
+        moving = [y for y in range(len(names)) if any(rows[y] != first[y] for rows in moments.values())]
+        page_rows: Rows = []
+        for y, row in enumerate(names):
+            if y not in moving:
+                page_rows.append((row, first[y]))
+                continue
+            for step, rows in moments.items():
+                when = f"step {step}" if step else "untrained"
+                page_rows.append((when if len(moving) == 1 else f"{row}\n{when}", rows[y]))
+        _save(sheet(page_rows), self.folder / f"{name}.png")
+
+
+def sheet(rows: Rows) -> Image.Image:
+    """Rows of tiles of one size, each row with its name to the left."""
+    width, height = rows[0][1][0].size
+    columns = max(len(tiles) for _, tiles in rows)
+    page = Image.new("RGB", (_LABEL + columns * (width + _GAP) + _GAP, len(rows) * (height + _GAP) + _GAP), "white")
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(15)
+    for y, (name, tiles) in enumerate(rows):
+        top = _GAP + y * (height + _GAP)
+        lines = name.split("\n")
+        for line, text in enumerate(lines):
+            middle = top + height // 2 + round(18 * (line - (len(lines) - 1) / 2))
+            draw.text((_LABEL - 8, middle), text, fill="black", font=font, anchor="rm")
+        for x, tile in enumerate(tiles):
+            page.paste(tile, (_LABEL + _GAP + x * (width + _GAP), top))
+    return page
+
+
+def _tile(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    whole = max(1, _TILE // pixels.shape[0])  # enlarged by whole factors, so that pixels stay square and sharp
+    tile = Image.fromarray(np.repeat(np.repeat(pixels, whole, 0), whole, 1))
+    return tile if tile.height <= 2 * _TILE else tile.resize((2 * _TILE, 2 * _TILE), Image.Resampling.LANCZOS)
+
+
+def _fitted(tile: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A row may be larger than the images it is of (histograms are); on the sheet all tiles have one size."""
+    return tile if tile.size == size else tile.resize(size, Image.Resampling.LANCZOS)
+
+
+def _box(x: int, y: int, tile: tuple[int, int]) -> tuple[int, int, int, int]:
+    left, top = _LABEL + _GAP + x * (tile[0] + _GAP), _GAP + y * (tile[1] + _GAP)
+    return left, top, left + tile[0], top + tile[1]
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with aside(path) as partial:
+        image.save(partial, format="PNG")

@@ -1,0 +1,110 @@
+"""What goes around a run in every process: the group, the directory, and which settings count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dsdmae_cli import checkpoint, distributed
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.errors import DsdmaeError, RunFailed, SettingsError
+from dsdmae_cli.files import AGAIN, RESUME
+from dsdmae_cli.report import Report, make_report
+from dsdmae_cli.runs.run import Parts, Run, Start
+from dsdmae_cli.runs.rundir import RunDir, changed_settings, default_path
+from dsdmae_cli.runtime import choose_device, undisturbed
+
+
+def conduct(
+    command: str,
+    put_together: Callable[[Start], Parts],
+    loaded: Loaded[Any],
+    name: str,
+    *,
+    out: Path | None,
+    resume: bool,
+    overridden: bool,
+    report: Report | None = None,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Make or reopen the run directory, in every process alike, and run.
+
+    Args:
+        command: as a person types it: "pretrain".
+        put_together: builds what is trained and looked at.
+        loaded: settings as the person gave them.
+        name: what is done, for the name of a directory of its own.
+        out: the run directory; None = a new one under the user's data directory.
+        resume: go on with the run in `out`, by its own settings.
+        overridden: settings were given beside --resume; they must equal the run's.
+        report: what is told to the person; None = what fits stderr.
+        as_json: no progress on stderr.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        RunInterrupted: a signal asked to stop; the run was saved.
+        RunFailed, DataError, SettingsError, CheckpointError: see their descriptions. Whatever is raised before the
+            first step of a new run leaves no directory behind.
+    """
+    with distributed.process_group(choose_device(loaded.settings.train.device)), undisturbed():
+        main = distributed.rank() == 0
+        report = report or make_report(as_json=as_json, main_process=main)
+        path = out or default_path(datetime.now(), name, loaded.settings.backbone.name, loaded.settings.data)
+        directory = RunDir(distributed.from_main(path))
+        run: Run | None = None
+        try:
+            settings: Any = _agree(directory, loaded, resume, overridden)
+            resumed = resume and bool(checkpoint.newest_first(directory.checkpoints))
+            start = Start(command, directory, settings, resolve(settings), report, resume, resumed)
+            run = Run(start, put_together(start))
+            return run.train()
+        except BaseException as error:
+            if resume or (run is not None and run.trainer.step > 0):
+                raise
+            if main and directory.held:
+                directory.abandon()
+            if isinstance(error, RunFailed):  # what it says of --resume holds for a run that has begun
+                raise RunFailed(str(error).replace(RESUME, AGAIN)) from error
+            raise
+        finally:
+            report.stop()
+            directory.release()
+
+
+def _agree(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool) -> BaseModel:
+    """The settings to go by in every process; where the first is refused the directory, all are told why."""
+    settings, problem = loaded.settings, None
+    if distributed.rank() == 0:
+        try:
+            settings = _take(directory, loaded, resume, overridden)
+        except DsdmaeError as error:
+            problem = error
+    settings, problem = distributed.from_main((settings, problem))
+    if problem is not None:
+        raise problem
+    return settings
+
+
+def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool) -> BaseModel:
+    """Make or reopen the run directory; the settings to go by."""
+    resolve(loaded.settings)  # a rule between sections should fail before a directory is made
+    if not resume:
+        directory.create(loaded.settings)
+        return loaded.settings
+    before: BaseModel = directory.resume().settings
+    if not overridden:
+        return before
+    changes = changed_settings(before, loaded.settings)
+    if changes:
+        raise SettingsError(
+            f"--resume goes on with the settings of {directory.path}, but these differ: {'; '.join(changes)};"
+            " leave them out, or start a new run with --out"
+        )
+    return loaded.settings

@@ -1,0 +1,1 @@
+"""Trackers that ship with the program, one file each."""
