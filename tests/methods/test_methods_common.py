@@ -231,7 +231,10 @@ def test_a_run_leaves_its_pictures(name: str, runs: Any) -> None:
     method = build(name).eval()
     with torch.no_grad():
         shown = method.show(*batch_of(method, 3))
-    rows = {file: Image.open(folder / "figures" / file).size[1] // 100 for file in files if file != "curves.png"}
+    rows = {}
+    for file in files - {"curves.png"}:
+        with Image.open(folder / "figures" / file) as picture:
+            rows[file] = picture.height // 100  # of a row of tiles, with its gap
     assert {height for file, height in rows.items() if file != page} == {len(shown) + 1}
     assert len(shown) + 1 <= rows[page] <= 5 * len(shown) + 1
     assert result["pictures"] == str(folder / "figures")
