@@ -61,7 +61,7 @@ class Moments:
                 continue
             for step, rows in moments.items():
                 when = f"step {step}" if step else "untrained"
-                page_rows.append((when if len(moving) == 1 else f"{row}\n{when}", rows[y]))
+                page_rows.append((when if row == _RESTORED else f"{row}\n{when}", rows[y]))
         _save(sheet(page_rows), self.folder / f"{name}.png")
 
 

@@ -25,6 +25,8 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # The folder of a template tree that takes the package's own name.
 _PACKAGE_FOLDER = "package"
 _SUFFIX = ".tmpl"
+# Where the spec is; what is small enough stands in one file with it.
+_MODULES: dict[Kind, str] = {"tracker": "tracker"}
 
 
 def create(kind: Kind, name: str, into: Path) -> list[Path]:
@@ -77,6 +79,7 @@ def _words(kind: Kind, name: str) -> dict[str, str]:
         "distribution": f"dsdmae-{name}",
         "package": f"dsdmae_{name.replace('-', '_')}",
         "group": group(kind),
+        "module": _MODULES.get(kind, "spec"),
         "version": __version__,
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,16 @@ import timm
 import torch
 from helpers import cli, digit_folder, records, settings, train, untimed
 from PIL import Image
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.resolve import resolve
-from dsdmae_cli.data.source import seeded
-from dsdmae_cli.methods.base import Method, StepInfo
-from dsdmae_cli.methods.ema import EMATeacher
-from dsdmae_cli.methods.frozen import Frozen
+from dsdmae_cli.methods.base import Method
 from dsdmae_cli.plugins import BrokenPlugin, discover
 from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.testing import methods as testing
+from dsdmae_cli.testing.material import digit_images
+from dsdmae_cli.testing.methods import batch_of, losses_and_gradient
 
 METHODS = [plugin.name for plugin in discover("method") if not isinstance(plugin, BrokenPlugin)]
 CPU = torch.device("cpu")
@@ -68,19 +67,6 @@ def runs(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def build(name: str, *more: str) -> Method:
     return build_method(resolve(settings("digits", *more, method=name).settings))
-
-
-def digit_images(count: int) -> Tensor:
-    """Real images, [b, 3, 16, 16] in [-1, 1]."""
-    from sklearn.datasets import load_digits
-
-    grey = torch.from_numpy(load_digits().images[:count]).float() / 8 - 1
-    return torch.nn.functional.interpolate(grey[:, None].expand(-1, 3, -1, -1), size=16, mode="bilinear")
-
-
-def batch_of(method: Method, count: int = 8) -> tuple[Tensor, Any]:
-    images = method.as_views(digit_images(count))
-    return images, method.corrupt(images, seeded(CPU, 1))
 
 
 def test_its_loss_falls(name: str, runs: Any) -> None:
@@ -135,90 +121,23 @@ def test_probe_reads_its_encoder(
     assert 0.3 < result["top1"] <= 1  # of ten digits, seven or eight training images each
 
 
-def test_all_but_teachers_learn(name: str) -> None:
-    """Every trained weight has a gradient, or DistributedDataParallel waits for it in vain; no teacher's has one."""
-    method = build(name).train()
-    losses = method(*batch_of(method))
-    assert [key for key, value in losses.items() if value.requires_grad] == ["loss"]
-    losses["loss"].backward()
-    teachers = [part for part in method.modules() if isinstance(part, EMATeacher | Frozen)]
-    taught = {id(p) for part in teachers for p in part.parameters()}
-    for key, parameter in method.named_parameters():
-        if id(parameter) in taught:
-            assert not parameter.requires_grad, key
-        assert (parameter.grad is not None) == parameter.requires_grad, key
-    assert not any(part.training for teacher in teachers for part in teacher.modules())
-    assert all(p.requires_grad or id(p) in taught or "pos_embed" in k or "patch_embed" in k
-               for k, p in method.named_parameters())  # fmt: skip
+@pytest.mark.parametrize(
+    "promise",
+    [
+        testing.all_but_teachers_learn, testing.skipped_step_changes_nothing, testing.randomness_is_the_generators,
+        testing.batch_may_be_cut, testing.bf16_is_near_fp32, testing.shows_pictures,
+    ],
+    ids=lambda promise: promise.__name__,
+)  # fmt: skip
+def test_it_keeps_what_methods_promise(name: str, promise: Callable[[Method], None]) -> None:
+    """The functions that check_method runs for a plugin's author; test_testing.py shows that they can fail."""
+    promise(build(name))
 
 
-def test_a_skipped_step_leaves_teachers_alone(name: str) -> None:
-    method = build(name)
-    before = {key: value.clone() for key, value in method.state_dict().items()}
-    method.after_step(StepInfo(1, 10, 5, torch.ones(())))
-    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
-
-
-def test_randomness_is_the_generators_alone(name: str) -> None:
-    method = build(name)
-    images = method.as_views(digit_images(8))
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    first, again, other = (tree_leaves(method.corrupt(images, seeded(CPU, seed))) for seed in (1, 1, 2))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    # A method that draws nothing (a tokenizer) has nothing that could differ.
-    assert not first or not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    corruption = method.corrupt(images, seeded(CPU, 1))
-    values = [method.eval()(images, corruption)["loss"].item() for _ in range(2)]
-    assert values[0] == values[1]
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_batch_may_be_cut_unless_it_says_otherwise(name: str) -> None:
-    """The engine accumulates micro-batches: the mean of their losses must be the loss of the batch."""
-    method = build(name).eval()
+def test_only_one_kind_of_picture_is_enlarged(name: str) -> None:
     with torch.no_grad():
-        images, corruption = batch_of(method)
-        whole = method(images, corruption)
-        parts = [
-            method(images[half], tree_map_only(Tensor, lambda tensor, half=half: tensor[half], corruption))
-            for half in (slice(None, 4), slice(4, None))
-        ]
-    for key, value in whole.items():
-        mean = (parts[0][key] + parts[1][key]) / 2
-        if not method.whole_batch:
-            torch.testing.assert_close(mean, value, rtol=1e-5, atol=1e-6)
-    if method.whole_batch:
-        assert abs((parts[0]["loss"] + parts[1]["loss"]) / 2 - whole["loss"]) > 1e-3 * whole["loss"]
-
-
-def losses_and_gradient(method: Method, autocast: Any) -> tuple[dict[str, float], Tensor]:
-    method.zero_grad()
-    with autocast:
-        losses = method(*batch_of(method, 16))
-    losses["loss"].backward()
-    encoder = [p.grad.flatten() for p in method.encoder().parameters() if p.grad is not None]
-    return {key: value.item() for key, value in losses.items()}, torch.cat(encoder)
-
-
-def test_bf16_stays_near_fp32(name: str) -> None:
-    method = build(name)
-    exact, right = losses_and_gradient(method, nullcontext())
-    rounded, gradient = losses_and_gradient(method, torch.autocast("cpu", torch.bfloat16))
-    for key, value in rounded.items():
-        assert value == pytest.approx(exact[key], rel=0.03, abs=0.003), key
-    assert torch.nn.functional.cosine_similarity(gradient, right, dim=0) > 0.9
-
-
-def test_its_pictures_are_pictures(name: str) -> None:
-    method = build(name).eval()
-    with torch.no_grad():
-        shown = method.show(*batch_of(method, 3))
-    for row, tiles in shown.items():
-        assert tiles.shape[:2] == (3, 3), row
-        assert tiles.isfinite().all(), row
-    assert len({tuple(tiles.shape) for tiles in shown.values()}) <= 2  # at most one enlarged kind
+        shown = build(name).eval().show(*batch_of(build(name), 3))
+    assert len({tuple(tiles.shape) for tiles in shown.values()}) <= 2
 
 
 def test_a_run_leaves_its_pictures(name: str, runs: Any) -> None:

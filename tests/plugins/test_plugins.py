@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ OURS: dict[Kind, set[str]] = {
     "backbone": {"vit-tiny", "vit-small", "vit-base", "timm"},
     "dataset": {"cifar10", "cifar100", "stl10", "imagenet", "digits", "folder"},
     "method": {"dsdmae", "mae"},
+    "tracker": {"tensorboard"},
 }
 GOOD_METHOD = """
 from dsdmae_cli.plugins import MethodSpec
@@ -280,9 +282,11 @@ def test_new_writes_a_whole_package(kind: Kind, tmp_path: Path) -> None:
         "pyproject.toml",
         "README.md",
         "dsdmae_fresh_one/__init__.py",
-        "dsdmae_fresh_one/spec.py",
         "tests/test_plugin.py",
     } < written
+    declared = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"]
+    [module] = {value.partition(":")[0] for value in declared[f"dsdmae.{kind}s"].values()}
+    assert f"{module.replace('.', '/')}.py" in written
     for path in folder.rglob("*.py"):
         compile(path.read_text(), str(path), "exec")
     assert not any("$" in path.read_text() for path in folder.rglob("*") if path.is_file())

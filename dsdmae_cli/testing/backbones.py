@@ -1,0 +1,112 @@
+"""What every backbone promises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsdmae_cli.testing.material import check_spec, digit_images, small
+
+if TYPE_CHECKING:
+    from dsdmae_cli.backbone import Backbone
+
+
+def check_backbone(name: str, *assignments: str) -> None:
+    """See that an installed backbone keeps what backbones promise.
+
+    Args:
+        name: as --backbone takes it.
+        assignments: settings that make it small, as --set takes them ("backbone.depth=1").
+
+    Raises:
+        AssertionError: a promise is not kept.
+    """
+    import torch
+
+    from dsdmae_cli.config.resolve import resolve
+    from dsdmae_cli.runs.build import build_backbone
+
+    spec = check_spec("backbone", name)
+    settings = resolve(small(*assignments, backbone=name).settings)
+    side = settings.data.image_size
+    net, twin = (build_backbone(settings.backbone.without_weights(), side, seed) for seed in (0, 0))
+    other = build_backbone(settings.backbone.without_weights(), side, 1)
+    with torch.random.fork_rng():
+        _weights_follow_the_seed(net, twin, other)
+        _tokens_are_a_grid(net, side)
+        _timm_state_is_its_own(net)
+        if spec.encodes_subset:
+            _subsets_are_parts(net, side)
+        if spec.takes_mask_token:
+            _masks_are_seen(net, side)
+        _every_weight_learns(net, side)
+
+
+def _weights_follow_the_seed(net: Backbone, twin: Backbone, other: Backbone) -> None:
+    import torch
+
+    mine, same, others = (part.state_dict() for part in (net, twin, other))
+    assert all(torch.equal(mine[key], same[key]) for key in mine), "one seed gives two sets of weights"
+    assert not all(torch.equal(mine[key], others[key]) for key in mine), "two seeds give the same weights"
+
+
+def _tokens_are_a_grid(net: Backbone, side: int) -> None:
+    import torch
+
+    images = digit_images(2, side)
+    with torch.no_grad():
+        tokens = net.eval()(images)
+        again, class_token = net.forward_tokens(images)
+    assert net.image_size == side, f"image_size says {net.image_size} of images of {side} px"
+    want = (2, net.grid[0] * net.grid[1], net.width)
+    assert tuple(tokens.shape) == want, f"forward gives {tuple(tokens.shape)}; grid and width say {want}"
+    assert tokens.isfinite().all(), "features are not finite"
+    assert torch.equal(tokens, again), "forward_tokens gives other tokens than forward"
+    assert (class_token is not None) == net.has_class_token, "has_class_token and forward_tokens disagree"
+    assert len(net.mean) == len(net.std) == 3, "mean and std are of three channels"
+
+
+def _timm_state_is_its_own(net: Backbone) -> None:
+    state = net.timm_state()
+    assert state, "timm_state is empty: nothing of the encoder could be saved"
+    own = {tensor.data_ptr() for tensor in net.state_dict().values()}
+    copies = [key for key, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in own]
+    assert not copies, f"timm_state gives a copy of {copies[0]}: what is loaded into it would be lost"
+
+
+def _subsets_are_parts(net: Backbone, side: int) -> None:
+    import torch
+
+    images, number = digit_images(2, side), net.num_tokens
+    every = torch.arange(number).expand(2, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(net.forward_subset(images, every), net(images), rtol=1e-4, atol=1e-4)
+        some = net.forward_subset(images, every[:, : number // 2])
+    assert tuple(some.shape) == (2, number // 2, net.width), f"forward_subset gives {tuple(some.shape)}"
+
+
+def _masks_are_seen(net: Backbone, side: int) -> None:
+    import torch
+
+    images, token = digit_images(2, side), torch.randn(1, 1, net.width)
+    nothing = torch.zeros(2, net.num_tokens, dtype=torch.bool)
+    one = nothing.clone()
+    one[:, 0] = True
+    with torch.no_grad():
+        torch.testing.assert_close(net.forward_masked(images, nothing, token), net(images), rtol=1e-4, atol=1e-4)
+        masked = net.forward_masked(images, one, token)
+        changed = images.clone()
+        height, width = net.patch_shape
+        changed[:, :, :height, :width] = 1 - changed[:, :, :height, :width]
+        torch.testing.assert_close(net.forward_masked(changed, one, token), masked, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(masked, net(images)), "a masked patch changes nothing"
+
+
+def _every_weight_learns(net: Backbone, side: int) -> None:
+    import torch
+
+    tokens = net.train()(digit_images(2, side))
+    (tokens * torch.randn_like(tokens)).sum().backward()
+    idle = [key for key, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    # A class token's own weights are trained by what reads it.
+    idle = [key for key in idle if not (net.has_class_token and "cls" in key)]
+    assert not idle, f"{idle[0]} has no gradient; give it none by requires_grad_(False), or use it"
