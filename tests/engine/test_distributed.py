@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -114,3 +115,40 @@ def test_without_torchrun_there_is_a_group_of_one(monkeypatch: pytest.MonkeyPatc
         assert distributed.highest(3) == 3
         assert distributed.mean_(torch.tensor([2.0])).tolist() == [2.0]
         assert distributed.max_(torch.tensor(5.0)).item() == 5
+
+
+UNEVEN = """
+import sys
+import torch
+from dsdmae_cli import distributed
+from test_engine import Listener, Toy, trainer
+
+class Uneven(Toy):
+    # Its loss is infinite in the second process's second step, its gradient nowhere.
+    def forward(self, images, corruption):
+        losses = super().forward(images, corruption)
+        if distributed.rank() == 1 and self.steps == 1:
+            losses["loss"] = losses["loss"] + float("inf")
+        return losses
+
+with distributed.process_group(torch.device("cpu")):
+    method = Uneven()
+    run = trainer(method, Listener(stop_at=3), micro=16)
+    run.fit()
+    weights = torch.cat([p.detach().flatten() for p in method.net.parameters()])
+    print("RANK", distributed.rank(), int(run.skipped), weights.double().sum().item())
+"""
+
+
+def test_what_is_not_finite_in_one_process_is_skipped_by_all(tmp_path: Path) -> None:
+    """Gradients are averaged and so tell everyone; a loss tells its own process alone, were it not exchanged."""
+    script = tmp_path / "uneven.py"
+    script.write_text(UNEVEN)
+    here = Path(__file__).parent
+    environ = {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])}
+    process = start(*TORCHRUN, script, environ=environ)
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    said = sorted(line.split()[1:] for line in out.splitlines() if "RANK" in line)
+    assert [line[:2] for line in said] == [["0", "1"], ["1", "1"]], out
+    assert said[0][2] == said[1][2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 import timm.optim
@@ -495,3 +495,25 @@ def test_seeds_are_independent() -> None:
     bits = torch.tensor([[seed >> i & 1 for i in range(63)] for seed in seeds], dtype=torch.float64)
     spread = 0.5 / math.sqrt(len(keys))
     assert (bits.mean(dim=0) - 0.5).abs().max() < 5 * spread
+
+
+class Restless(Toy):
+    """Draws from torch's global generator in every forward pass, as stochastic depth does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def forward(self, images: Tensor, corruption: Tensor) -> Losses:
+        self.drawn.append(torch.rand(()).item())
+        return super().forward(images, corruption)
+
+
+def test_the_global_generator_starts_every_micro_batch_with_its_seed() -> None:
+    method = Restless()
+    torch.manual_seed(12345)  # whatever came before
+    trainer(method, Listener(stop_at=2), micro=8).fit()
+    source = Fixed(Batching(48, 16, 8, seed=0))
+    seeds = [batch.seed for step in islice(source.steps(0), 2) for batch in step]
+    assert len(set(seeds)) == 4
+    assert method.drawn == [torch.rand((), generator=Generator().manual_seed(seed)).item() for seed in seeds]
