@@ -23,7 +23,7 @@ from dsdmae_cli.data.resident import decode_square, to_tensor
 from dsdmae_cli.data.source import Unreadable, seeded
 from dsdmae_cli.figures import sheet
 from dsdmae_cli.runs.build import build_method
-from dsdmae_cli.runs.rundir import TOKENIZER
+from dsdmae_cli.runs.rundir import REQUIRED
 
 TILE = 128
 
@@ -42,8 +42,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     settings = resolve(from_tables(read_toml(arguments.run / "settings.toml"), "settings.toml").settings)
-    method = build_method(settings, arguments.run / TOKENIZER)
-    saved, _ = checkpoint.load_newest(arguments.run / "checkpoints")
+    method = build_method(settings, arguments.run / REQUIRED)
+    saved, _ = checkpoint.load_newest_weights(arguments.run / "checkpoints")
     assert saved is not None, f"{arguments.run} has no checkpoint"
     checkpoint.load_into(method, saved.model, str(arguments.run))
     dataset = open_dataset(settings.data, "test")

@@ -106,7 +106,7 @@ class BackboneSettings(Section):
 
     def without_weights(self) -> BackboneSettings:
         """The same network built without fetching published weights, because its weights come from elsewhere."""
-        return self
+        return self.model_copy(update={"pretrained": False}) if "pretrained" in type(self).model_fields else self
 
 
 class MethodSettings(Section):

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.checkpoint import Checkpoint
 from dsdmae_cli.errors import CheckpointError, RunFailed
 
@@ -153,7 +154,7 @@ def test_nothing_is_unpickled(two: Path, tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(CheckpointError):
             checkpoint.load(path)
         with pytest.raises(CheckpointError):
-            checkpoint.read_metadata(path / name)
+            read_metadata(path / name)
     assert not trace.exists()
 
     def refuse(*_: object, **__: object) -> None:
@@ -235,7 +236,7 @@ def test_no_space_for_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         checkpoint.save_weights(path, {"a": torch.zeros(4)}, {"kind": "new"})
     assert names(tmp_path) == (["encoder.safetensors"] if earlier else [])
     if earlier:
-        assert checkpoint.read_metadata(path)["kind"] == "old"
+        assert read_metadata(path)["kind"] == "old"
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
