@@ -171,7 +171,7 @@ def published_spec(name: str) -> BackboneSpec:
         raise SettingsError(
             f"backbone {name} has no published weights; for random ones use {SCRATCH} --backbone {name}"
         )
-    if "pretrained" not in plugin.spec.settings.model_fields:
+    if not _can_fetch(plugin):
         raise PluginError(
             f"backbone {plugin.name!r} of {plugin.distribution} {plugin.version} says what images its published weights"
             " are for, and its settings have no `pretrained` to ask for them; its author must add it"
@@ -268,8 +268,12 @@ def _published() -> list[str]:
     return [
         f"{plugin.name}:{plugin.spec.argument}" if plugin.spec.argument else plugin.name
         for plugin in found
-        if plugin.spec.image_size is not None
+        if plugin.spec.image_size is not None and _can_fetch(plugin)
     ]
+
+
+def _can_fetch(plugin: Plugin[BackboneSpec]) -> bool:
+    return "pretrained" in plugin.spec.settings.model_fields
 
 
 def _published_table(name: str) -> dict[str, Any]:
@@ -279,8 +283,10 @@ def _published_table(name: str) -> dict[str, Any]:
 
 
 def _nearest(text: str) -> str:
-    _, colon, argument = text.partition(":")
-    published = [known.partition(":")[0] + colon + argument for known in _published()]
+    published = [known.partition(":")[0] for known in _published()]
+    name, colon, _ = text.partition(":")
+    if colon:  # an argument in common would make any two plugins alike
+        return nearest(name, published)
     return nearest(text, [SCRATCH, PIXELS, *published, *_beside(text, ".safetensors")])
 
 

@@ -65,8 +65,9 @@ def _result(path: Path) -> Row:
     try:
         subject = parse(str(path)).text
     except DsdmaeError as error:
+        meant = nearest_path(str(path), ".json")
         raise CheckpointError(
-            f"there is no {path}{nearest_path(str(path), '.json')}; give the directories or result files of finished runs"
+            f"there is no {path}{meant}; give the directories or result files of finished runs"
         ) from error
     raise CheckpointError(f"{subject} is no result; judge it first (`dsdmae probe {subject}`) and compare that run")
 

@@ -67,6 +67,25 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert checkpoint.load_newest(tmp_path / "nothing") == (None, [])
 
 
+def test_weights_alone(two: Path) -> None:
+    """AdamW's moments are neither read nor verified; what is read is verified as ever."""
+    newest = two / "step-00000002"
+    (newest / "training.safetensors").write_bytes(b"damaged")
+    found, complaints = checkpoint.load_newest_weights(two)
+    assert found is not None
+    assert (found.step, found.state, complaints) == (2, made(2).state, [])
+    assert torch.equal(found.model["weight"], made(2).model["weight"])
+    assert_is(checkpoint.load_newest(two)[0], 1)
+    for name in ("model.safetensors", "state.json"):
+        whole = (newest / name).read_bytes()
+        (newest / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        found, complaints = checkpoint.load_newest_weights(two)
+        assert found is not None
+        assert found.step == 1
+        assert f"{name} does not match its checksum" in complaints[0]
+        (newest / name).write_bytes(whole)
+
+
 def test_a_flipped_bit_anywhere_is_noticed(two: Path) -> None:
     newest = two / "step-00000002"
     draw = random.Random(0)
