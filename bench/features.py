@@ -63,7 +63,7 @@ def main() -> None:
     train, test = sets
     method = build_method(settings)
     untrained = [mean_features(method.encoder(), s.images, 256) for s in sets]
-    saved, _ = checkpoint.load_newest(arguments.run / "checkpoints")
+    saved, _ = checkpoint.load_newest_weights(arguments.run / "checkpoints")
     assert saved is not None
     checkpoint.load_into(method, saved.model, str(arguments.run))
     trained = [mean_features(method.encoder(), s.images, 256) for s in sets]

@@ -43,7 +43,7 @@ def main() -> None:
 
     settings = resolve(from_tables(read_toml(arguments.run / "settings.toml"), "settings.toml").settings)
     method = build_method(settings, arguments.run / REQUIRED)
-    saved, _ = checkpoint.load_newest(arguments.run / "checkpoints")
+    saved, _ = checkpoint.load_newest_weights(arguments.run / "checkpoints")
     assert saved is not None, f"{arguments.run} has no checkpoint"
     checkpoint.load_into(method, saved.model, str(arguments.run))
     dataset = open_dataset(settings.data, "test")

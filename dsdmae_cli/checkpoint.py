@@ -2,7 +2,8 @@
 
 A checkpoint is a directory `step-00001234/` with tensors as safetensors, the rest as JSON, and a manifest of
 SHA-256 sums. It is written under another name, synced, and renamed; so the newest either is whole or is not there.
-Both of its formats would load a flipped bit in silence, hence the sums. Nothing in it is ever unpickled.
+Both of its formats would load a flipped bit in silence, hence the sums. Nothing in it is ever unpickled. Who will not
+go on training reads the weights alone (`load_newest_weights`): AdamW's moments are two thirds of what is stored.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
@@ -28,6 +29,9 @@ from dsdmae_cli.files import RESUME, explained, sync_directory, write_bytes, wri
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
+_MODEL = "model.safetensors"
+_TRAINING = "training.safetensors"
+_STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,22 @@ class Checkpoint:
     settings: dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What a checkpoint has for those who will not go on training.
+
+    Attributes:
+        step, model, state: as in Checkpoint.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+L = TypeVar("L", Checkpoint, Weights)
+
+
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint below `folder` and remove all but the newest `keep`.
 
@@ -58,9 +78,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     target = folder / f"step-{checkpoint.step:08d}"
     settings = {"settings": json.dumps(checkpoint.settings), "format": str(FORMAT_VERSION)}
     contents = {
-        "model.safetensors": _serialize(checkpoint.model, settings),
-        "training.safetensors": _serialize(checkpoint.training, settings),
-        "state.json": json.dumps(
+        _MODEL: _serialize(checkpoint.model, settings),
+        _TRAINING: _serialize(checkpoint.training, settings),
+        _STATE: json.dumps(
             {
                 "format": FORMAT_VERSION,
                 "step": checkpoint.step,
@@ -119,35 +139,52 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing or damaged, or the format is a newer program's.
     """
+    step, settings, state, (model, training) = _read(path, _MODEL, _TRAINING)
+    return Checkpoint(step=step, model=model, training=training, state=state, settings=settings)
+
+
+def _weights_alone(path: Path) -> Weights:
+    """Read and verify the weights of a checkpoint; what only training needs is neither read nor verified.
+
+    Raises:
+        CheckpointError: as load.
+    """
+    step, _, state, (model,) = _read(path, _MODEL)
+    return Weights(step=step, model=model, state=state)
+
+
+def _read(path: Path, *names: str) -> tuple[int, dict[str, Any], dict[str, Any], list[dict[str, Tensor]]]:
+    """(step, settings, state, the tensors of each file in `names`), every file held against its sum."""
     try:
         sums = dict(json.loads((path / _MANIFEST).read_bytes()))
-        contents = {name: (path / name).read_bytes() for name in sums}
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged: {_short(error)}") from error
-    for name, content in contents.items():
-        if hashlib.sha256(content).hexdigest() != sums[name]:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} does not match its checksum")
-    try:
-        state = json.loads(contents["state.json"])
+        contents = {name: (path / name).read_bytes() for name in (_STATE, *names)}
+        for name, content in contents.items():
+            if hashlib.sha256(content).hexdigest() != sums[name]:
+                raise CheckpointError(f"checkpoint {path} is damaged: {name} does not match its checksum")
+        state = json.loads(contents[_STATE])
         if state.pop("format") != FORMAT_VERSION:
             raise CheckpointError(f"checkpoint {path} has a format this program does not know; update dsdmae")
-        return Checkpoint(
-            step=state.pop("step"),
-            settings=state.pop("settings"),
-            model=load_tensors(contents["model.safetensors"]),
-            training=load_tensors(contents["training.safetensors"]),
-            state=state,
-        )
-    except (KeyError, ValueError, SafetensorError) as error:
+        tensors = [load_tensors(contents[name]) for name in names]
+        return state.pop("step"), state.pop("settings"), state, tensors
+    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {_short(error)}") from error
 
 
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint, if any, and a line about each damaged one that was passed over."""
+    return _newest(folder, load)
+
+
+def load_newest_weights(folder: Path) -> tuple[Weights | None, list[str]]:
+    """The newest weights that are whole, if any, and a line about each damaged checkpoint that was passed over."""
+    return _newest(folder, _weights_alone)
+
+
+def _newest(folder: Path, load_one: Callable[[Path], L]) -> tuple[L | None, list[str]]:
     complaints: list[str] = []
     for path in newest_first(folder):
         try:
-            return load(path), complaints
+            return load_one(path), complaints
         except CheckpointError as error:
             complaints.append(str(error))
     return None, complaints
@@ -217,19 +254,6 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {_short(error)}") from error
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file.
-
-    Raises:
-        CheckpointError: it cannot be read or is no safetensors file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:

@@ -44,8 +44,9 @@ class BackboneSpec(Spec):
         takes_mask_token: it can replace patches by a mask token (MaskFeat and BEiT need that).
         own_patch_size: backbone.patch_size "auto" is left to the architecture instead of making a 16x16 grid.
         image_size: "module:attribute" of a function(settings) -> int, the side in pixels of the images that published
-            weights were made for. A backbone that has it can be named where a command takes an encoder ("timm:NAME");
-            its settings then have a boolean `pretrained`.
+            weights were made for; None = there are none. Such a backbone can be named wherever a command takes an
+            encoder (NAME, or NAME:ARGUMENT if it takes one). Its settings have a boolean `pretrained`, with which
+            `build` fetches the weights, and a patch size "auto" is that of the published ones (see own_patch_size).
     """
 
     settings: type[BackboneSettings] = BackboneSettings
@@ -182,6 +183,11 @@ def _examine(kind: Kind, entry: EntryPoint) -> Plugin[Any] | BrokenPlugin:
     return Plugin(kind, entry.name, spec, distribution, version)
 
 
+def names(kind: Kind) -> list[str]:
+    """The names of all plugins of a kind, sorted; none of them is imported."""
+    return sorted({entry.name for entry in entry_points(group=group(kind))})
+
+
 def discover(kind: Kind) -> list[Plugin[Any] | BrokenPlugin]:
     """All plugins of a kind, sorted by name; the broken ones as BrokenPlugin."""
     return [_examine(kind, entry) for entry in sorted(entry_points(group=group(kind)), key=lambda e: e.name)]
@@ -196,9 +202,9 @@ def find(kind: Kind, full_name: str) -> Plugin[Any]:
     name, colon, argument = full_name.partition(":")
     found = sorted(entry_points(group=group(kind), name=name), key=_origin)
     if not found:
-        names = sorted({entry.name for entry in entry_points(group=group(kind))})
+        there = names(kind)
         raise PluginError(
-            f"{kind} {name!r} is not installed{nearest(name, names)}; there is {', '.join(names) or 'none'}"
+            f"{kind} {name!r} is not installed{nearest(name, there)}; there is {', '.join(there) or 'none'}"
             " (see `dsdmae plugins`)"
         )
     if len(found) > 1:

@@ -9,7 +9,9 @@ from typing import Any
 
 from dsdmae_cli import __version__, plugins
 from dsdmae_cli.artifacts.classifier import Tuned
-from dsdmae_cli.artifacts.open import Opened, device_beside
+from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.subject import Subject
+from dsdmae_cli.artifacts.trained import device_beside
 from dsdmae_cli.errors import PluginError, SettingsError
 from dsdmae_cli.report import duration
 from dsdmae_cli.runs.results import Row, read_result
@@ -18,7 +20,7 @@ from dsdmae_cli.runs.rundir import RESULT
 _UNKNOWN = "not known"
 
 
-def found_results(opened: Opened, subject: str, given: tuple[Path, ...]) -> tuple[list[Row], list[str]]:
+def found_results(opened: Opened, subject: Subject, given: tuple[Path, ...]) -> tuple[list[Row], list[str]]:
     """Scores for the card, and remarks: the files given, a fine-tuned network's own result beside it, and those below
     the run that judged these very weights.
 
@@ -34,8 +36,8 @@ def found_results(opened: Opened, subject: str, given: tuple[Path, ...]) -> tupl
             notes.append(f"{path} judged other weights than these; it is in the card because you named it")
         if row not in rows:
             rows.append(row)
-    folder = Path(subject)
-    for path in sorted(folder.glob(f"*/**/{RESULT}")) if folder.is_dir() else []:
+    folder = subject.path if subject.path is not None and subject.path.is_dir() else None
+    for path in sorted(folder.glob(f"*/**/{RESULT}")) if folder is not None else []:
         row = read_result(path)
         if row.weights_sha256 == opened.weights_sha256 and row not in rows:
             rows.append(row)

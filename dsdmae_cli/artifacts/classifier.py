@@ -1,6 +1,6 @@
 """Fine-tuned networks as files: what `dsdmae finetune` writes and `dsdmae export` reads, under timm's parameter names.
 
-Opening one starts in encoders.py, which reads the backbone.
+Opening one starts in trained.py, which reads the backbone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.format import architecture
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.files import RESUME
@@ -101,13 +102,10 @@ def save_classifier(
     """
     encoder = network.backbone
     metadata = {
-        "timm_name": encoder.timm_name,
+        **architecture(encoder),
         "timm_kwargs": json.dumps({**encoder.timm_kwargs, "num_classes": len(classes)}),
         "classes": json.dumps(classes),
         "settings": json.dumps(settings),
-        "image_size": str(encoder.image_size),
-        "mean": json.dumps(encoder.mean),
-        "std": json.dumps(encoder.std),
     }
     checkpoint.save_weights(path, _timm_state(network), metadata, advice)
 

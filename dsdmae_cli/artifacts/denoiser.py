@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.header import read_metadata, written_settings
 from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
@@ -109,7 +110,7 @@ def load_denoiser(run: Path | None = None, weights: Path | None = None) -> Denoi
 
 def _from_run(folder: Path) -> Denoiser:
     settings = _resolved(tables(RunDir(folder).settings().settings), str(folder))
-    found, complaints = checkpoint.load_newest(folder / "checkpoints")
+    found, complaints = checkpoint.load_newest_weights(folder / "checkpoints")
     if found is None:
         why = complaints[0] if complaints else "it has no checkpoint yet"
         raise CheckpointError(f"no denoiser in {folder}: {why}; let the run go on first")
@@ -120,16 +121,12 @@ def _from_run(folder: Path) -> Denoiser:
 
 
 def _from_file(path: Path, origin: str) -> Denoiser:
-    metadata = checkpoint.read_metadata(path)
-    if "settings" not in metadata:
+    values = written_settings(read_metadata(path), origin)
+    if values is None:
         raise CheckpointError(
             f"{origin} does not say which network it belongs to; it is no denoiser of dsdmae, {_OTHERS}"
         )
-    try:
-        values = json.loads(metadata["settings"])
-        settings = _resolved(values, origin)
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"the settings in {origin} are damaged: {error}") from error
+    settings = _resolved(values, origin)
     method = build_method(settings)
     state = checkpoint.load_weights(path)
     parts = _parts(method, settings.method.name)

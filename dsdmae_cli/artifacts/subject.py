@@ -1,73 +1,309 @@
-"""What a command that judges a backbone takes over from where that came from. No torch here.
+"""SUBJECT, the word for a backbone that a command judges, trains on or writes elsewhere: one grammar for all of them.
 
-The files themselves are opened, and their weights loaded, by artifacts/open.py.
+RUN          a run's directory, also of a pre-training run that has not ended
+FILE         a .safetensors file: what pretrain, finetune and export write, or anybody's weights
+FOLDER       a folder with encoder.safetensors, classifier.safetensors or model.safetensors
+NAME[:ARG]   published weights, of any backbone plugin that has them
+scratch      no pre-training: weights drawn from a seed
+pixels       no network at all: the baseline of a probe
+
+What is there on disk wins over a word or a plugin of the same name. No torch here: artifacts/open.py loads the weights.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from dsdmae_cli import plugins
+from dsdmae_cli.artifacts.header import read_metadata, written_settings
 from dsdmae_cli.config.compose import load, written
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.resolve import resolve, resolve_backbone
 from dsdmae_cli.config.schema import Values, schema_of
 from dsdmae_cli.config.sources import read_toml
-from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError, nearest
+from dsdmae_cli.plugins import BackboneSpec, Plugin
+from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, SETTINGS, default_folder
+from dsdmae_cli.settings.models import BackboneSettings
+from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings, ResolvedProbeSettings, ResolvedSettings
 
+Kind = Literal["run", "weights", "published", "scratch", "pixels"]
+Resolved = ResolvedSettings | ResolvedFinetuneSettings | ResolvedProbeSettings
+SCRATCH = "scratch"
+PIXELS = "pixels"
+# The weights of a folder that `dsdmae export` (or the Hugging Face hub) made.
+EXPORTED = "model.safetensors"
+_IN_RUNS = (ENCODER, CLASSIFIER)
+_IN_FOLDERS = (*_IN_RUNS, EXPORTED)
+_PICKLED = frozenset({".bin", ".ckpt", ".pkl", ".pt", ".pth", ".tar"})
 # How training images are varied and fetched is the new command's business, not the old run's.
 _NOT_TAKEN_OVER = {"crop_scale", "crop_ratio", "flip", "shift", "placement", "workers", "strict", "max_unreadable"}
-_WEIGHTS = ("encoder.safetensors", "classifier.safetensors", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a person named; `parse` makes it.
+
+    Attributes:
+        text: as it was typed.
+        kind: run, weights (a file or a folder with one), published, scratch or pixels.
+        path: of a run or weights, as named.
+        weights: the file with the weights; None for a run that has left none yet, and for what is no file.
+    """
+
+    text: str
+    kind: Kind
+    path: Path | None = None
+    weights: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in tables: a run or folder by its own name, a file without its ending."""
+        if self.kind == "run":
+            assert self.path is not None
+            return self.path.resolve().name
+        if self.weights is None:
+            return self.text
+        return self.weights.resolve().parent.name if self.weights.name in _IN_FOLDERS else self.weights.stem
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """Of the file with the weights; empty where there is none.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        return read_metadata(self.weights) if self.weights is not None else {}
+
+    def settings(self) -> Resolved | None:
+        """All settings it was trained with, resolved; None where it was not trained by this program.
+
+        Raises:
+            CheckpointError, SettingsError, PluginError, DataError: they are damaged, or name what is not here.
+        """
+        found = self._written()
+        return None if found is None else _resolved(*found)
+
+    def _written(self) -> tuple[Values, str] | None:
+        # Those beside the weights are resolved already: they do not ask for the images that a run learned from.
+        if self.weights is not None:
+            values = written_settings(self.metadata, str(self.weights))
+            return None if values is None else (values, str(self.weights))
+        if self.kind == "run":
+            assert self.path is not None
+            return read_toml(self.path / SETTINGS), str(self.path / SETTINGS)
+        return None
+
+    def taken_over(self) -> tuple[Values, str]:
+        """[data] and [backbone] for a command that judges it, and where they come from; those it does not say are left
+        out, and scratch and pixels have the quick preset's.
+
+        Raises:
+            CheckpointError, SettingsError, PluginError, DataError: as settings.
+        """
+        if self.kind in (SCRATCH, PIXELS):
+            return _shared(tables(load(environ={}).settings)), "preset quick"
+        if self.kind == "published":
+            return {"backbone": _published_table(self.text)}, self.text
+        found = self._written()
+        return ({}, self.text) if found is None else (_shared(tables(_resolved(*found))), found[1])
+
+
+def parse(text: str) -> Subject:
+    """What a person named; see the module's first lines for what that may be.
+
+    Raises:
+        CheckpointError: it is none of these.
+        SettingsError, PluginError: it names a plugin that has no published weights, or is broken.
+    """
+    path = Path(text)
+    try:
+        if path.is_dir():
+            return _in_folder(text, path)
+        if path.exists():
+            return _of_file(text, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {text}: {error.strerror or error}") from error
+    if text == SCRATCH:
+        return Subject(text, "scratch")
+    if text == PIXELS:
+        return Subject(text, "pixels")
+    if text.partition(":")[0] in plugins.names("backbone"):
+        published_spec(text)
+        return Subject(text, "published")
+    raise CheckpointError(f"there is no {text}{_nearest(text)}; give {allowed()}")
 
 
 def taken_over(subject: str, like: str | None = None) -> tuple[Values, str]:
     """[data] and [backbone] of what is judged, and where they come from.
 
     Args:
-        subject: a run's directory, a .safetensors file or a folder with one, timm:NAME, or scratch.
         like: for scratch and pixels: another subject, whose data and backbone are meant; None = the quick preset's.
 
     Raises:
-        CheckpointError: there is no such run or file, or it is damaged.
+        SettingsError: `like` beside a subject that has data of its own; and see Subject.taken_over.
     """
-    if subject in ("scratch", "pixels") and not Path(subject).exists():
-        return taken_over(like) if like is not None else (_of(tables(load(environ={}).settings)), "preset quick")
-    path = Path(subject)
-    if (path / "settings.toml").is_file():
-        return _of_settings(read_toml(path / "settings.toml"), str(path / "settings.toml"))
-    if path.is_dir():
-        found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
-        if found is None:
-            raise CheckpointError(f"{path} is no run: it has neither settings.toml nor {' nor '.join(_WEIGHTS)}")
-        path = found
-    if path.is_file():
-        return _of_file(path)
-    if subject.partition(":")[0] == "timm" and ":" in subject:
-        return {"backbone": {"name": subject, "pretrained": True}}, subject
-    raise CheckpointError(
-        f"there is no {subject}: give a run's directory, an encoder's .safetensors file, timm:NAME, or scratch"
-    )
+    parsed = parse(subject)
+    if like is None:
+        return parsed.taken_over()
+    if parsed.kind not in (SCRATCH, PIXELS):
+        raise SettingsError(f"--like is for scratch and pixels, which have no data of their own; {subject} has")
+    return parse(like).taken_over()
 
 
-def _of_settings(values: Values, origin: str) -> tuple[Values, str]:
-    schema = schema_of(values)
-    return _of(tables(resolve(written(schema, values, origin).settings))), origin
+def published_spec(name: str) -> BackboneSpec:
+    """The spec of a backbone with published weights.
+
+    Args:
+        name: NAME or NAME:ARGUMENT.
+
+    Raises:
+        SettingsError: it has none.
+        PluginError: the plugin is missing or broken, or its argument is.
+    """
+    plugin: Plugin[BackboneSpec] = plugins.find("backbone", name)
+    if plugin.spec.image_size is None:
+        raise SettingsError(
+            f"backbone {name} has no published weights; for random ones use {SCRATCH} --backbone {name}"
+        )
+    if not _can_fetch(plugin):
+        raise PluginError(
+            f"backbone {plugin.name!r} of {plugin.distribution} {plugin.version} says what images its published weights"
+            " are for, and its settings have no `pretrained` to ask for them; its author must add it"
+        )
+    return plugin.spec
 
 
-def _of_file(path: Path) -> tuple[Values, str]:
-    """From the metadata of a safetensors file; its header is JSON behind its own length."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(min(length, 1 << 27)))
-        text = header.get("__metadata__", {}).get("settings")
-        values = json.loads(text) if text else {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
-    return (_of_settings(values, str(path))) if values else ({}, str(path))
+def published_backbone(name: str, given: BackboneSettings | None = None) -> BackboneSettings:
+    """The settings of a backbone with its published weights, "auto" patches being those of the weights.
+
+    Args:
+        given: what is known of them; `pretrained` counts where it was set.
+    """
+    spec = published_spec(name)
+    backbone = given if given is not None else spec.settings.model_validate({"name": name})
+    if "pretrained" not in backbone.model_fields_set:
+        backbone = backbone.model_copy(update={"pretrained": True})
+    if backbone.patch_size == "auto" and not spec.own_patch_size:
+        backbone = resolve_backbone(backbone, published_size(backbone))
+    return backbone
 
 
-def _of(values: Values) -> Values:
+def published_size(backbone: BackboneSettings) -> int:
+    """The side in pixels of the images that a backbone's published weights are for."""
+    reference = published_spec(backbone.name).image_size
+    assert reference is not None  # published_spec looked
+    size: int = plugins.load(reference)(backbone)
+    return size
+
+
+def allowed() -> str:
+    """What a subject may be, in words for a message."""
+    published = ", ".join(_published())
+    forms = [
+        "a run's directory",
+        "a .safetensors file or a folder with one",
+        *([f"published weights ({published})"] if published else []),
+    ]
+    return f"{', '.join(forms)}, {SCRATCH} or {PIXELS}"
+
+
+def completions(incomplete: str) -> list[str]:
+    """Subjects that begin with what was typed so far: runs at the default place, the words, plugins with weights.
+
+    None for a path elsewhere, which the shell itself completes.
+    """
+    published = [text.partition(":")[0] + ":" if ":" in text else text for text in _published()]
+    words = [SCRATCH, PIXELS, *published, *run_completions(incomplete)]
+    return [word for word in words if word.startswith(incomplete)]
+
+
+def run_completions(incomplete: str) -> list[str]:
+    """Runs at the default place whose path begins with what was typed so far, the newest first."""
+    runs = (str(path.parent) for path in default_folder().glob(f"*/{SETTINGS}"))
+    return sorted((run for run in runs if run.startswith(incomplete)), reverse=True)
+
+
+def nearest_path(text: str, ending: str) -> str:
+    """The "did you mean" part of a message about a path that does not exist, by the folders and files beside it.
+
+    Args:
+        ending: of the files that may have been meant, as ".json".
+    """
+    return nearest(text, list(_beside(text, ending)))
+
+
+def _in_folder(text: str, path: Path) -> Subject:
+    run = (path / SETTINGS).is_file()
+    weights = next((path / name for name in (_IN_RUNS if run else _IN_FOLDERS) if (path / name).is_file()), None)
+    if run:
+        return Subject(text, "run", path, weights)
+    if weights is None:
+        raise CheckpointError(
+            f"{path} holds no run and no weights: it has neither {SETTINGS} nor {' nor '.join(_IN_FOLDERS)};"
+            f" give {allowed()}"
+        )
+    return Subject(text, "weights", path, weights)
+
+
+def _of_file(text: str, path: Path) -> Subject:
+    if path.suffix == ".safetensors":
+        return Subject(text, "weights", path, path)
+    if path.suffix in _PICKLED:
+        raise CheckpointError(
+            f"{path} is no .safetensors file; pickled weights are never loaded here, convert them with"
+            " safetensors.torch.save_file"
+        )
+    raise CheckpointError(f"{path} is no .safetensors file; give {allowed()}")
+
+
+def _published() -> list[str]:
+    """How the published weights of all plugins are named: NAME or NAME:ARGUMENT."""
+    found = [plugin for plugin in plugins.discover("backbone") if isinstance(plugin, Plugin)]
+    return [
+        f"{plugin.name}:{plugin.spec.argument}" if plugin.spec.argument else plugin.name
+        for plugin in found
+        if plugin.spec.image_size is not None and _can_fetch(plugin)
+    ]
+
+
+def _can_fetch(plugin: Plugin[BackboneSpec]) -> bool:
+    return "pretrained" in plugin.spec.settings.model_fields
+
+
+def _published_table(name: str) -> dict[str, Any]:
+    backbone = published_backbone(name)
+    table: dict[str, Any] = {"name": name, "pretrained": True}
+    return table if backbone.patch_size == "auto" else {**table, "patch_size": backbone.patch_size}
+
+
+def _nearest(text: str) -> str:
+    published = [known.partition(":")[0] for known in _published()]
+    name, colon, _ = text.partition(":")
+    if colon:  # an argument in common would make any two plugins alike
+        return nearest(name, published)
+    return nearest(text, [SCRATCH, PIXELS, *published, *_beside(text, ".safetensors")])
+
+
+def _beside(text: str, ending: str) -> Iterator[str]:
+    """What lies in the folder of a path that does not exist and may have been meant."""
+    folder = Path(text).parent
+    with suppress(OSError):  # the folder need not exist either
+        for path in folder.iterdir():
+            if path.suffix == ending or path.is_dir():
+                yield str(path)
+
+
+def _resolved(values: Values, origin: str) -> Resolved:
+    settings: Resolved = resolve(written(schema_of(values), values, origin).settings)
+    return settings
+
+
+def _shared(values: Values) -> Values:
     data = {key: value for key, value in values["data"].items() if key not in _NOT_TAKEN_OVER}
     return {"data": data, "backbone": values["backbone"]}

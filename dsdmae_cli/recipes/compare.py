@@ -13,7 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.errors import SettingsError, nearest
+from dsdmae_cli.artifacts.subject import nearest_path, parse
+from dsdmae_cli.errors import CheckpointError, DsdmaeError, SettingsError, nearest
 from dsdmae_cli.report import duration
 from dsdmae_cli.runs.results import Row, read_result
 
@@ -51,10 +52,24 @@ def compare(paths: Sequence[Path], paper: str | None = None) -> Comparison:
     """
     if not paths:
         raise SettingsError("nothing to compare; give the directories or result.json files of finished runs")
-    own = [read_result(path) for path in paths]
+    own = [_result(path) for path in paths]
     beside = _paper_rows(own, paper)
     rows = sorted([*own, *beside], key=lambda row: (row.dataset, 1 if row.top1 is None else -row.top1))
     return Comparison(tuple(rows), tuple(_remarks(own)), _table2()["citation"] if beside else None)
+
+
+def _result(path: Path) -> Row:
+    """The result at a path; who names what can be judged (artifacts/subject.py) is told how to get a result of it."""
+    if path.exists() and path.suffix != ".safetensors":
+        return read_result(path)
+    try:
+        subject = parse(str(path)).text
+    except DsdmaeError as error:
+        meant = nearest_path(str(path), ".json")
+        raise CheckpointError(
+            f"there is no {path}{meant}; give the directories or result files of finished runs"
+        ) from error
+    raise CheckpointError(f"{subject} is no result; judge it first (`dsdmae probe {subject}`) and compare that run")
 
 
 # -------------------------------------------------------------------------------------------------- the paper

@@ -1,17 +1,18 @@
-"""`dsdmae embed`: features of every image of a dataset, with file names and labels, as .npz or Parquet."""
+"""`dsdmae embed`: features of every image of a dataset, with file names and labels, as .npz or Parquet (the files are
+written in artifacts/embedding.py).
+"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dsdmae_cli import files
-from dsdmae_cli.artifacts.open import Opened, open_encoder
+from dsdmae_cli.artifacts.embedding import Embedding, joined, writer
+from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.subject import Subject, parse
 from dsdmae_cli.config.use import given, passed_over
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import open_dataset
@@ -25,9 +26,6 @@ from dsdmae_cli.settings.models import BackboneSettings, DataSettings
 
 Split = Literal["train", "test", "labelled", "all"]
 _ADVICE = "make room or choose another --out"
-_ENDINGS = (".npz", ".parquet")
-# Rows of a Parquet file that are in memory a second time while they are written.
-_ROW_GROUP = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Request:
     """What to embed and how.
 
     Attributes:
-        subject: what `open_encoder` takes.
+        subject: see artifacts/subject.py.
         out: the .npz or .parquet file to write.
         flags, assignments: settings of data and backbone, as given; without a dataset, a run's own is taken.
         split: "all" = train, then test.
@@ -60,24 +58,6 @@ class Request:
     as_json: bool = False
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """Features with what they are of, row by row, in the dataset's order.
-
-    Attributes:
-        names: what the dataset calls each image; a path for images in files.
-        splits: "train" or "test" of each.
-        labels: -1 where an image has none; None where the dataset has none.
-        classes: names of the labels.
-    """
-
-    features: NDArray[np.float32]
-    names: list[str]
-    splits: list[str]
-    labels: NDArray[np.int64] | None
-    classes: tuple[str, ...] | None
-
-
 def embed(request: Request) -> dict[str, Any]:
     """Compute and write features; what was written, as --json prints it.
 
@@ -87,13 +67,15 @@ def embed(request: Request) -> dict[str, Any]:
         DataError: the dataset is not there, or too many images cannot be read.
         RunFailed: the file cannot be written.
     """
-    write = _writer(request.out)
+    write = writer(request.out)
     if request.out.is_dir():
         raise SettingsError(f"--out {request.out} is a folder; name a file in it")
     if request.out.exists() and not request.force:
         raise SettingsError(f"--out {request.out} exists; choose another path, or replace it with --force")
     report = make_report(as_json=request.as_json, main_process=True)
-    opened, data = _opened(request)
+    subject = parse(request.subject)
+    data, backbone = _data(request, subject)
+    opened = open_encoder(subject, data, backbone=backbone, image_size=request.image_size, seed=0)
     check_pools(opened.encoder, [request.pool])
     device = choose_device(request.device)
     precision = choose_precision(request.precision, device)
@@ -114,7 +96,7 @@ def embed(request: Request) -> dict[str, Any]:
             report.warn(f"skipped an unreadable image: {line}")
         unreadable.update(skipped.reasons)
         parts.append(_part(found.features, request.pool, dataset, kept, split))
-    whole = _joined(parts)
+    whole = joined(parts)
     about = _about(request, opened, data, precision, str(device))
     with files.explained(request.out, _ADVICE):
         request.out.parent.mkdir(parents=True, exist_ok=True)
@@ -132,27 +114,22 @@ def embed(request: Request) -> dict[str, Any]:
     }
 
 
-def _opened(request: Request) -> tuple[Opened, DataSettings]:
-    """The encoder, and the data to look at: what was named, or else what the run learned from."""
-    data, backbone = given(request.flags, request.assignments)
-    if data is not None and _names_dataset(request):
-        return _open(request, data, backbone), data
-    opened = _open(request, None, backbone)
-    if opened.settings is None:
-        raise SettingsError(f"which images? {request.subject} does not say what it learned from; add --dataset NAME")
-    below = ({"data": opened.settings["data"]}, request.subject)
-    data, _ = given(request.flags, request.assignments, below)
-    assert data is not None
-    return opened, data
+def _data(request: Request, subject: Subject) -> tuple[DataSettings, BackboneSettings | None]:
+    """The data to look at: what was named, or else what the subject learned from. And the backbone, as given."""
+    below = None
+    if not _names_dataset(request):
+        if subject.settings() is None:
+            raise SettingsError(f"which images? {subject.text} does not say what it learned from; add --dataset NAME")
+        values, origin = subject.taken_over()
+        below = ({"data": values["data"]}, origin)
+    data, backbone = given(request.flags, request.assignments, below)
+    assert data is not None  # it was named, or stands below
+    return data, backbone
 
 
 def _names_dataset(request: Request) -> bool:
     assigned = any(text.strip().startswith("data.dataset") for text in request.assignments or [])
     return request.flags.get("data.dataset") is not None or assigned
-
-
-def _open(request: Request, data: DataSettings | None, backbone: BackboneSettings | None) -> Opened:
-    return open_encoder(request.subject, data, backbone=backbone, image_size=request.image_size, seed=0)
 
 
 def _tell(report: Report, found: Cached, total: int, split: str) -> None:
@@ -172,19 +149,6 @@ def _part(features: Features, pool: str, dataset: ImageDataset, kept: list[int],
     )
 
 
-def _joined(parts: list[Embedding]) -> Embedding:
-    if len(parts) == 1:
-        return parts[0]
-    labels = [p.labels if p.labels is not None else np.full(len(p.names), -1, dtype=np.int64) for p in parts]
-    return Embedding(
-        features=np.concatenate([p.features for p in parts]),
-        names=[name for p in parts for name in p.names],
-        splits=[split for p in parts for split in p.splits],
-        labels=None if all(p.labels is None for p in parts) else np.concatenate(labels),
-        classes=next((p.classes for p in parts if p.classes), None),
-    )
-
-
 def _about(request: Request, opened: Opened, data: DataSettings, precision: str, device: str) -> dict[str, Any]:
     """What the numbers are, kept in the file beside them."""
     return {
@@ -197,64 +161,6 @@ def _about(request: Request, opened: Opened, data: DataSettings, precision: str,
         "precision": precision,
         "device": device,
     }
-
-
-# ------------------------------------------------------------------------------------------------- file formats
-
-
-def _writer(out: Path) -> Any:
-    if out.suffix == ".npz":
-        return _write_npz
-    if out.suffix != ".parquet":
-        raise SettingsError(f"--out {out} ends in neither of {' and '.join(_ENDINGS)}; give it one of these endings")
-    try:
-        import pyarrow.parquet  # noqa: F401  (before an hour of work, not after it)
-    except ImportError as error:
-        raise SettingsError("--out with .parquet needs PyArrow; pip install 'dsdmae[parquet]'") from error
-    return _write_parquet
-
-
-def _write_npz(path: Path, whole: Embedding, about: dict[str, Any]) -> None:
-    """Arrays features, names, split, labels and classes, and the rest as JSON in `about`; none of it pickled."""
-    arrays: dict[str, Any] = {
-        "features": whole.features,
-        "names": np.array(whole.names, dtype=np.str_),
-        "split": np.array(whole.splits, dtype=np.str_),
-        "about": np.array(json.dumps(about)),
-    }
-    if whole.labels is not None:
-        arrays["labels"] = whole.labels
-    if whole.classes is not None:
-        arrays["classes"] = np.array(whole.classes, dtype=np.str_)
-    with path.open("wb") as file:  # given a path, numpy would add an ending of its own
-        np.savez(file, **arrays)
-
-
-def _write_parquet(path: Path, whole: Embedding, about: dict[str, Any]) -> None:
-    """Columns name, split, label, class, features; the rest as JSON under the key "dsdmae" of the schema."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    width = whole.features.shape[1]
-    columns = [("name", pa.string()), ("split", pa.string())]
-    if whole.labels is not None:
-        columns.append(("label", pa.int64()))
-    if whole.labels is not None and whole.classes is not None:
-        columns.append(("class", pa.dictionary(pa.int32(), pa.string())))
-    columns.append(("features", pa.list_(pa.float32(), width)))
-    schema = pa.schema(columns, metadata={"dsdmae": json.dumps(about)})
-    with pq.ParquetWriter(path, schema) as writer:
-        for first in range(0, len(whole.names), _ROW_GROUP):
-            rows = slice(first, first + _ROW_GROUP)
-            arrays = [pa.array(whole.names[rows]), pa.array(whole.splits[rows])]
-            if whole.labels is not None:
-                labels = whole.labels[rows]
-                arrays.append(pa.array(labels, mask=labels < 0))
-                if whole.classes is not None:
-                    ids = pa.array(labels.astype(np.int32), mask=labels < 0)
-                    arrays.append(pa.DictionaryArray.from_arrays(ids, pa.array(whole.classes)))
-            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(whole.features[rows].reshape(-1)), width))
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def summary(said: dict[str, Any]) -> str:

@@ -1,43 +1,33 @@
-"""`dsdmae export`: an encoder, or a fine-tuned network with its head, in the form that other programs read. The model
-card is written in card.py.
+"""`dsdmae export`: an encoder, or a fine-tuned network with its head, in the form that other programs read.
 
 timm      a folder with model.safetensors and config.json, for timm.create_model("local-dir:PATH")
 hf        the same with a model card, ready to be uploaded to the Hugging Face hub
 onnx      one file, compared with torch on photographs before it is kept
 denoiser  the part of a run that restores images, for `dsdmae denoise --weights`
+
+The forms themselves are in artifacts/: timm_folder.py, card.py, onnx.py, denoiser.py.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import timm
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-
 from dsdmae_cli import files
 from dsdmae_cli.artifacts.card import found_results, model_card, short_list
-from dsdmae_cli.artifacts.classifier import Tuned, save_classifier, timm_arguments
-from dsdmae_cli.artifacts.denoiser import anonymous, load_denoiser, save_denoiser
-from dsdmae_cli.artifacts.open import EXPORTED, Opened, open_encoder, save_encoder
-from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.data.resident import to_square
-from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
+from dsdmae_cli.artifacts.denoiser import load_denoiser, save_denoiser
+from dsdmae_cli.artifacts.onnx import write_onnx
+from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.subject import Subject, parse
+from dsdmae_cli.artifacts.timm_folder import timm_config, write_folder
+from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.runs.rundir import CLASSIFIER, SETTINGS
 from dsdmae_cli.settings.models import BackboneSettings
 
 Form = Literal["timm", "hf", "onnx", "denoiser"]
-CONFIG = "config.json"
-CARD = "README.md"
 _ADVICE = "make room or choose another --out"
-# Largest difference between onnxruntime and torch, of features whose scale is 1 or below; relative to it above.
-TOLERANCE = 1e-4
-_PHOTOGRAPHS = 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,7 @@ class Request:
     """What to export and how.
 
     Attributes:
-        subject: what `open_encoder` takes; see `head` for a fine-tuned network.
+        subject: see artifacts/subject.py; and `head` for a fine-tuned network.
         form: see Form.
         out: the folder (timm, hf) or file (onnx, denoiser) to write.
         image_size: side of the images it shall take; None = as it is.
@@ -76,14 +66,18 @@ def export(request: Request) -> dict[str, Any]:
         RunFailed: it cannot be written, or ONNX computes something else than torch.
     """
     _check_free(request)
+    subject = parse(request.subject)
     if request.form == "denoiser":
-        return _export_denoiser(request)
+        return _export_denoiser(subject, request)
     opened = open_encoder(
-        request.subject, None, backbone=request.backbone, image_size=request.image_size, seed=0, head=request.head
+        subject, None, backbone=request.backbone, image_size=request.image_size, seed=0, head=request.head
     )
     encoder, tuned = opened.encoder, opened.tuned
     (tuned.network if tuned else encoder).eval().requires_grad_(False)
-    said = _export_onnx(opened, request.out) if request.form == "onnx" else _export_folder(opened, request)
+    if request.form == "onnx":
+        said = write_onnx(opened, request.out, _ADVICE)
+    else:
+        said = _export_folder(opened, subject, request)
     if tuned is not None:
         said = {"classes": list(tuned.classes), "classifier_sha256": tuned.sha256, **said}
     return {
@@ -115,206 +109,29 @@ def _check_free(request: Request) -> None:
         raise SettingsError(f"--out {out} is not empty; choose another folder, or write into it with --force")
 
 
-# ------------------------------------------------------------------------------------------------ timm and hf
-
-
-def _export_folder(opened: Opened, request: Request) -> dict[str, Any]:
-    encoder, out = opened.encoder, request.out
-    if not encoder.timm_name:
-        raise SettingsError(
-            f"timm has no architecture like backbone {opened.backbone.name}, so that --to {request.form} could not be"
-            " loaded; use --to onnx"
-        )
+def _export_folder(opened: Opened, subject: Subject, request: Request) -> dict[str, Any]:
+    out = request.out
     config = timm_config(opened)
-    results, notes = found_results(opened, request.subject, request.results)
-    card = model_card(opened, results, request.licence, out.resolve().name) if request.form == "hf" else None
-    with files.explained(out, _ADVICE):
-        out.mkdir(parents=True, exist_ok=True)
-    if (tuned := opened.tuned) is not None:
-        save_classifier(tuned.network, anonymous(tuned.settings), tuned.classes, out / EXPORTED, _ADVICE)
-    else:
-        settings = anonymous(opened.settings) if opened.settings else None
-        save_encoder(encoder, settings, opened.images_seen, out / EXPORTED, _ADVICE)
-    files.write_bytes(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode(), _ADVICE)
-    written = [EXPORTED, CONFIG]
-    if card is not None:
-        files.write_bytes(out / CARD, card.encode(), _ADVICE)
-        written.append(CARD)
-        if request.licence is None:
-            notes.append("no --license was given: the card says that none is stated")
+    results, notes = found_results(opened, subject, request.results)
+    with_card = request.form == "hf"
+    card = model_card(opened, results, request.licence, out.resolve().name) if with_card else None
+    written = write_folder(opened, config, card, out, _ADVICE)
+    if with_card and request.licence is None:
+        notes.append("no --license was given: the card says that none is stated")
     said: dict[str, Any] = {
         "files": written,
         "load_with": f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)",
-        "mean": encoder.mean,
-        "std": encoder.std,
+        "mean": opened.mean,
+        "std": opened.std,
         "notes": notes,
     }
-    if card is not None:
-        said["upload_with"] = f"hf upload YOUR-NAME/{out.resolve().name} {out}"
-    return said
+    return {**said, "upload_with": f"hf upload YOUR-NAME/{out.resolve().name} {out}"} if with_card else said
 
 
-def timm_config(opened: Opened) -> dict[str, Any]:
-    """What timm reads from config.json to build the same network and to prepare its images.
-
-    Raises:
-        SettingsError: timm's network would give other answers than a fine-tuned one.
-    """
-    encoder, tuned = opened.encoder, opened.tuned
-    arguments = timm_arguments(tuned.network) if tuned else encoder.timm_kwargs
-    if arguments is None:
-        raise SettingsError(
-            f"timm's {encoder.timm_name} pools its features in another way than {opened.name} was fine-tuned with, and"
-            " would give other answers; use --to onnx, or export the encoder alone with --no-head"
-        )
-    num_classes = len(tuned.classes) if tuned else 0
-    base = timm.get_pretrained_cfg(encoder.timm_name)
-    known = base.to_dict() if base else {}
-    side = encoder.image_size
-    own = {key: value for key, value in arguments.items() if key not in {"num_classes", "drop_path_rate"}}
-    # timm's own default where we did not choose, so that its pooled output is that of the published architecture.
-    pool = own.get("global_pool", "avg" if "global_pool" in encoder.timm_kwargs else None)
-    return {
-        "architecture": encoder.timm_name.partition(".")[0],
-        "num_classes": num_classes,
-        "num_features": encoder.width,
-        **({"label_names": list(tuned.classes)} if tuned else {}),
-        **({"global_pool": pool} if pool else {}),
-        "model_args": own,
-        "pretrained_cfg": {
-            "tag": "dsdmae",
-            "custom_load": False,
-            "input_size": [3, side, side],
-            "fixed_input_size": "img_size" in own,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "mean": list(encoder.mean),
-            "std": list(encoder.std),
-            "num_classes": num_classes,
-            "pool_size": list(encoder.grid),
-            "first_conv": known.get("first_conv"),
-            "classifier": known.get("classifier"),
-        },
-    }
-
-
-# ----------------------------------------------------------------------------------------------------- ONNX
-
-
-class _Outputs(nn.Module):
-    """What the ONNX file computes: mean of the patch tokens, the tokens, and the class token where there is one."""
-
-    def __init__(self, encoder: Backbone) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.names = ["features", "tokens", *(["class_token"] if encoder.has_class_token else [])]
-
-    def forward(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Tensor, ...]:
-        tokens, class_token = self.encoder.forward_tokens(images)
-        pooled = tokens.mean(dim=1)
-        return (pooled, tokens) if class_token is None else (pooled, tokens, class_token)
-
-
-class _Answers(nn.Module):
-    """The same for a fine-tuned network: one logit a class."""
-
-    def __init__(self, tuned: Tuned) -> None:
-        super().__init__()
-        self.network = tuned.network
-        self.names = ["logits"]
-
-    def forward(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Tensor, ...]:
-        return (self.network(images),)
-
-
-def _export_onnx(opened: Opened, out: Path) -> dict[str, Any]:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch's exporter needs it, and says so at length)
-    except ImportError as error:
-        raise SettingsError(f"--to onnx needs {error.name}; pip install 'dsdmae[onnx]'") from error
-    encoder, tuned = opened.encoder, opened.tuned
-    module = (_Answers(tuned) if tuned else _Outputs(encoder)).eval()
-    photographs = _photographs(encoder.image_size)
-    with files.explained(out, _ADVICE):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with files.aside(out, _ADVICE) as partial:
-        _write_onnx(module, photographs[:2], partial, tuned.classes if tuned else ())
-        session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
-        with torch.no_grad():
-            expected = module(photographs)
-        got = session.run(module.names, {"images": photographs.numpy()})
-        difference, allowed = _difference(expected, got)
-        if not difference <= allowed:
-            raise RunFailed(
-                f"onnxruntime differs from torch by {difference:.2g}, more than {allowed:.2g}; nothing was written"
-            )
-    return {
-        "files": [out.name],
-        "input": f"images: float32 [batch, 3, {encoder.image_size}, {encoder.image_size}], RGB in [-1, 1]",
-        "outputs": {name: list(map(int, e.shape[1:])) for name, e in zip(module.names, expected, strict=True)},
-        "max_difference": difference,
-        "compared_on": f"{len(photographs)} photographs",
-        "load_with": f"onnxruntime.InferenceSession({str(out)!r})",
-    }
-
-
-def _write_onnx(
-    module: _Outputs | _Answers, example: Float[Tensor, "2 3 s s"], path: Path, classes: tuple[str, ...]
-) -> None:
-    # The size of the batch is the one free dimension: positions belong to a size of images.
-    program = torch.onnx.export(
-        module,
-        (example,),
-        input_names=["images"],
-        output_names=module.names,
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    what = (
-        "logits: one a class; their names are in the metadata under `classes`, as JSON."
-        if classes
-        else "features: mean of the patch tokens. tokens: patch tokens, row by row."
-    )
-    program.model.doc_string = (
-        f"Made by dsdmae. images: RGB, NCHW, {example.shape[-1]} pixels square, in [-1, 1]. {what}"
-    )
-    if classes:
-        program.model.metadata_props["classes"] = json.dumps(classes)
-    program.save(str(path), external_data=False)
-
-
-def _photographs(size: int) -> Float[Tensor, "n 3 s s"]:
-    """Cuts of scikit-learn's two photographs, in [-1, 1]: real images that every installation has."""
-    from sklearn.datasets import load_sample_images
-
-    cuts = []
-    draw = np.random.default_rng(0)
-    for index in range(_PHOTOGRAPHS):
-        photograph = load_sample_images().images[index % 2]
-        side = int(draw.integers(96, 400))
-        top, left = (int(draw.integers(0, length - side)) for length in photograph.shape[:2])
-        cuts.append(to_square(photograph[top : top + side, left : left + side], size))
-    pixels = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2)
-    return (pixels.float() / 127.5 - 1).contiguous()
-
-
-def _difference(expected: tuple[Tensor, ...], got: list[np.ndarray]) -> tuple[float, float]:
-    """(largest difference, what is allowed): relative to the largest feature where that exceeds 1."""
-    worst = max(float(np.abs(e.numpy() - g).max()) for e, g in zip(expected, got, strict=True))
-    return worst, TOLERANCE * max(1.0, max(float(e.abs().max()) for e in expected))
-
-
-# ------------------------------------------------------------------------------------------------- denoiser
-
-
-def _export_denoiser(request: Request) -> dict[str, Any]:
-    run = Path(request.subject)
-    if not (run / SETTINGS).is_file():
-        raise CheckpointError(f"--to denoiser needs a run's directory with its checkpoints, and {run} is none")
+def _export_denoiser(subject: Subject, request: Request) -> dict[str, Any]:
+    run = subject.path
+    if subject.kind != "run" or run is None:
+        raise CheckpointError(f"--to denoiser needs a run's directory with its checkpoints, and {subject.text} is none")
     if (run / CLASSIFIER).is_file():
         raise CheckpointError(
             f"--to denoiser needs a run of pre-training, and {run} fine-tuned a classifier; name the run before"

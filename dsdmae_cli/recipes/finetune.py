@@ -12,7 +12,9 @@ from torch import Tensor
 
 from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.artifacts.classifier import load_with, save_classifier
-from dsdmae_cli.artifacts.open import PIXELS, Opened, open_encoder
+from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.subject import PIXELS, parse
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.augment import prepare
@@ -68,12 +70,11 @@ def finetune(
 def build_classifier(settings: ResolvedFinetuneSettings, num_classes: int) -> tuple[Opened, Classifier]:
     """The network of resolved settings on the CPU, its head's first weights drawn from the seed."""
     seed = settings.train.seed
-    if settings.finetune.start == PIXELS:
+    subject = parse(settings.finetune.start)
+    if subject.kind == PIXELS:
         raise SettingsError("pixels have no weights to fine-tune; probe them, or fine-tune scratch")
-    opened = open_encoder(
-        settings.finetune.start, settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
-        seed=seed,
-    )  # fmt: skip
+    size = settings.data.image_size
+    opened = open_encoder(subject, settings.data, backbone=settings.backbone, image_size=size, seed=seed)
     torch.manual_seed(derive_seed(seed, "head"))
     return opened, Classifier(settings.finetune, opened.encoder, num_classes, settings.optim.layer_decay)
 

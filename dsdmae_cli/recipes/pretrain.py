@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, distributed, plugins
-from dsdmae_cli.artifacts.open import load_with, save_encoder
+from dsdmae_cli.artifacts.format import load_with, save_encoder
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded

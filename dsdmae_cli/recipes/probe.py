@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
@@ -106,8 +107,9 @@ class _Subject:
         self.precision = choose_precision(settings.train.precision, self.device)
         self.judged = open_judged(settings.data)
         size = settings.data.image_size
+        subject = parse(settings.probe.start)
         self.opened = open_encoder(
-            settings.probe.start, settings.data, backbone=settings.backbone, image_size=size, seed=settings.train.seed
+            subject, settings.data, backbone=settings.backbone, image_size=size, seed=settings.train.seed
         )
         for note in self.opened.notes:
             report.note(note)

@@ -156,7 +156,7 @@ def give_weights(method: Method, folder: Path, needs: Requirement) -> None:
         CheckpointError: no checkpoint of it is whole.
     """
     what = f"the {needs.method} {folder}"
-    found, complaints = checkpoint.load_newest(folder / "checkpoints")
+    found, complaints = checkpoint.load_newest_weights(folder / "checkpoints")
     # A checkpoint before the last would do, but be another network than the one that other runs learned from.
     if found is None or complaints:
         why = complaints[0] if complaints else "it has no checkpoint"

@@ -47,10 +47,15 @@ _PACKAGES = (
 )
 
 
+def default_folder() -> Path:
+    """Where runs go that are given no --out."""
+    return user_data_path("dsdmae") / "runs"
+
+
 def default_path(now: datetime, what: str, backbone: str, data: DataSettings) -> Path:
     """A new, readable path under the user's data directory: date, time, what is done, backbone, dataset."""
     clean = "-".join([now.strftime("%Y-%m-%d-%H%M%S"), *map(file_name, (what, backbone, data.dataset))])
-    folder = user_data_path("dsdmae") / "runs"
+    folder = default_folder()
     path, number = folder / clean, 2
     while path.exists():
         path, number = folder / f"{clean}-{number}", number + 1

@@ -32,7 +32,9 @@ class FinetuneSection(Section):
     """What is trained on labels, and how its images and labels are softened."""
 
     start: str = Field(
-        "scratch", description="a run's directory, an encoder's .safetensors file, timm:NAME, or scratch"
+        "scratch",
+        description="a run's directory, a .safetensors file or a folder with one, PLUGIN:NAME of published weights, or"
+        " scratch",
     )
     pool: Literal["mean", "cls"] = Field(
         "mean", description="what the head reads: the mean of all tokens, or the class token"
@@ -108,7 +110,9 @@ class ProbeSection(Section):
     """How frozen features are judged."""
 
     start: str = Field(
-        "scratch", description="a run's directory, an encoder's .safetensors file, timm:NAME, or scratch"
+        "scratch",
+        description="a run's directory, a .safetensors file or a folder with one, PLUGIN:NAME of published weights,"
+        " scratch or pixels",
     )
     kind: Literal["linear", "knn", "logistic", "attentive"] = Field(
         "linear",

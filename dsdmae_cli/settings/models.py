@@ -98,7 +98,7 @@ class DataSettings(Section):
 class BackboneSettings(Section):
     """The network that is pre-trained."""
 
-    name: str = Field("vit-tiny", description="backbone plugin, or timm:NAME for any timm model with a grid")
+    name: str = Field("vit-tiny", description="backbone plugin, NAME or NAME:ARGUMENT; `dsdmae plugins` lists them")
     patch_size: PositiveInt | Auto = Field(
         "auto", description="side of a patch in pixels; auto = a 16x16 grid up to 128 px, else 16"
     )
@@ -106,7 +106,7 @@ class BackboneSettings(Section):
 
     def without_weights(self) -> BackboneSettings:
         """The same network built without fetching published weights, because its weights come from elsewhere."""
-        return self
+        return self.model_copy(update={"pretrained": False}) if "pretrained" in type(self).model_fields else self
 
 
 class MethodSettings(Section):

@@ -83,7 +83,7 @@ def test_the_compute_of_a_run(encoder_run: Path) -> None:
 
 def test_a_file_is_its_run(encoder_run: Path, tmp_path: Path) -> None:
     run, file = opened(encoder_run), opened(encoder_run / "encoder.safetensors")
-    assert (file.kind, file.name, file.weights_sha256) == ("file", "run", run.weights_sha256)
+    assert (file.kind, file.name, file.weights_sha256) == ("weights", "run", run.weights_sha256)
     alone = tmp_path / "mine.safetensors"
     shutil.copy(encoder_run / "encoder.safetensors", alone)
     copied = opened(alone)
@@ -127,7 +127,7 @@ def test_what_is_no_encoder(tmp_path: Path, encoder_run: Path) -> None:
     pickled = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(1)}, pickled)
     assert "pickled weights are never loaded" in refusal(pickled, CheckpointError)
-    assert "no readable safetensors file" in refusal(tmp_path / "gone.safetensors", CheckpointError)
+    assert "there is no" in refusal(tmp_path / "gone.safetensors", CheckpointError)
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes((encoder_run / "encoder.safetensors").read_bytes()[:-100])
     assert "no readable safetensors file" in refusal(torn, CheckpointError)
@@ -301,7 +301,8 @@ def test_published_weights_that_are_not() -> None:
     assert "did you mean test_vit" in refusal("timm:test_vitt", SettingsError)
     assert "contradicts timm:test_vit" in refusal("timm:test_vit", SettingsError, backbone=TINY)
     assert "needs an argument" in refusal("timm:", PluginError)
-    assert "is not installed" in refusal("hub:thing", PluginError)
+    assert "there is no hub:thing; give " in refusal("hub:thing", CheckpointError)
+    assert "vit-tiny has no published weights" in refusal("vit-tiny", SettingsError)
 
 
 # -- from nothing

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.checkpoint import Checkpoint
 from dsdmae_cli.errors import CheckpointError, RunFailed
 
@@ -64,6 +65,25 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(found.model.pop("transposed"), source.model["transposed"])
     assert_is(found, 7)
     assert checkpoint.load_newest(tmp_path / "nothing") == (None, [])
+
+
+def test_weights_alone(two: Path) -> None:
+    """AdamW's moments are neither read nor verified; what is read is verified as ever."""
+    newest = two / "step-00000002"
+    (newest / "training.safetensors").write_bytes(b"damaged")
+    found, complaints = checkpoint.load_newest_weights(two)
+    assert found is not None
+    assert (found.step, found.state, complaints) == (2, made(2).state, [])
+    assert torch.equal(found.model["weight"], made(2).model["weight"])
+    assert_is(checkpoint.load_newest(two)[0], 1)
+    for name in ("model.safetensors", "state.json"):
+        whole = (newest / name).read_bytes()
+        (newest / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        found, complaints = checkpoint.load_newest_weights(two)
+        assert found is not None
+        assert found.step == 1
+        assert f"{name} does not match its checksum" in complaints[0]
+        (newest / name).write_bytes(whole)
 
 
 def test_a_flipped_bit_anywhere_is_noticed(two: Path) -> None:
@@ -153,7 +173,7 @@ def test_nothing_is_unpickled(two: Path, tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(CheckpointError):
             checkpoint.load(path)
         with pytest.raises(CheckpointError):
-            checkpoint.read_metadata(path / name)
+            read_metadata(path / name)
     assert not trace.exists()
 
     def refuse(*_: object, **__: object) -> None:
@@ -235,7 +255,7 @@ def test_no_space_for_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         checkpoint.save_weights(path, {"a": torch.zeros(4)}, {"kind": "new"})
     assert names(tmp_path) == (["encoder.safetensors"] if earlier else [])
     if earlier:
-        assert checkpoint.read_metadata(path)["kind"] == "old"
+        assert read_metadata(path)["kind"] == "old"
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:

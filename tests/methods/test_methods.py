@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dsdmae_builtin.methods.dsdmae import DSdMAE
 from dsdmae_builtin.methods.mae import MAE
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.methods.base import Method, StepInfo
@@ -423,6 +424,6 @@ def test_timm_loads_the_encoder(more: tuple[str, ...], digits: Path, tmp_path: P
     assert_timm_agrees(result, encoder_of(tmp_path / "run", *more), prefix=len(more) // 2)
     weights = load_file(result["encoder"])
     assert not [name for name in weights if name.startswith(("student", "vit.", "teacher", "decoder"))]
-    metadata = checkpoint.read_metadata(Path(result["encoder"]))
+    metadata = read_metadata(Path(result["encoder"]))
     assert metadata["timm_name"] == "vit_tiny_patch16_224"
     assert metadata["mean"] == "[0.5, 0.5, 0.5]"

@@ -212,8 +212,11 @@ def test_foreign_and_damaged_files(tmp_path: Path, capfd: pytest.CaptureFixture[
 def test_missing_results(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckpointError, match=r"has no result\.json: the run has not ended, or is none"):
         compare([tmp_path])
-    with pytest.raises(CheckpointError, match="there is no "):
-        compare([tmp_path / "nowhere"])
+    result(tmp_path, "cifar-linear")
+    with pytest.raises(CheckpointError, match=r"there is no .*cifar-liner \(did you mean .*cifar-linear\?\); give the"):
+        compare([tmp_path / "cifar-liner"])
+    with pytest.raises(CheckpointError, match="timm:resnet18 is no result; judge it first"):
+        compare([Path("timm:resnet18")])
     code, _, err = cli(capfd, "compare")
     assert code == 2
     assert "nothing to compare" in one_line(err)

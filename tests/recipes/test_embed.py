@@ -16,9 +16,9 @@ from PIL import Image
 
 from dsdmae_builtin.backbones import TimmSettings
 from dsdmae_builtin.timm_backbone import TimmBackbone
+from dsdmae_cli.artifacts import embedding as embedding_module
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.features import encoder_digest
-from dsdmae_cli.recipes import embed as embed_module
 from dsdmae_cli.recipes.embed import Request, embed
 
 
@@ -63,7 +63,7 @@ def test_the_runs_own_dataset_is_the_default(encoder_run: Path, digits: Path, tm
 def test_parquet_holds_the_same(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr(embed_module, "_ROW_GROUP", 5)  # the last group is a short one
+    monkeypatch.setattr(embedding_module, "_ROW_GROUP", 5)  # the last group is a short one
     expected = embedded(encoder_run, tmp_path / "f.npz", split="all")
     embed(Request(str(encoder_run), tmp_path / "f.parquet", {}, split="all", precision="fp32", device="cpu"))
     table = pq.read_table(tmp_path / "f.parquet")

@@ -16,12 +16,12 @@ from helpers import cli, listing, one_line
 from PIL import Image
 
 from dsdmae_builtin.backbones import TimmSettings
-from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts import onnx as onnx_module
 from dsdmae_cli.artifacts.classifier import timm_arguments
 from dsdmae_cli.artifacts.denoiser import load_denoiser
+from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.recipes import export as export_module
 from dsdmae_cli.recipes.export import Form, Request, export, summary
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.tasks.classifier import Network
@@ -171,7 +171,7 @@ def test_a_head_that_does_not_fit_is_told(tuned_run: Path, tmp_path: Path) -> No
     from safetensors.torch import load_file, save_file
 
     file = tuned_run / "classifier.safetensors"
-    metadata, state = checkpoint.read_metadata(file), load_file(file)
+    metadata, state = read_metadata(file), load_file(file)
     save_file(state, tmp_path / "fewer.safetensors", metadata | {"classes": '["a", "b"]'})
     with pytest.raises(CheckpointError, match=r"do not fit: head.weight is \(10, 32\), not \(2, 32\)"):
         exported(tmp_path / "fewer.safetensors", "timm", tmp_path / "out")
@@ -291,7 +291,7 @@ def test_onnx(encoder_run: Path, tmp_path: Path, unchecked_shapes: None, monkeyp
     assert f"at most {difference:.1e} on 8 photographs" in summary(said)
 
     before = out.read_bytes()
-    monkeypatch.setattr(export_module, "TOLERANCE", difference / 1e6)
+    monkeypatch.setattr(onnx_module, "TOLERANCE", difference / 1e6)
     with pytest.raises(RunFailed, match="nothing was written"):
         exported(encoder_run, "onnx", out, force=True)
     assert out.read_bytes() == before
@@ -305,7 +305,7 @@ def test_onnx_without_its_extra(encoder_run: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_the_photographs_are_real_and_in_range() -> None:
-    images = export_module._photographs(48)
+    images = onnx_module._photographs(48)
     assert images.shape == (8, 3, 48, 48)
     assert -1 <= images.min() < -0.9
     assert 0.9 < images.max() <= 1

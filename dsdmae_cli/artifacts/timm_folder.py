@@ -1,0 +1,94 @@
+"""An encoder, or a fine-tuned network with its head, as a folder for timm and the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from dsdmae_cli import files
+from dsdmae_cli.artifacts.classifier import save_classifier, timm_arguments
+from dsdmae_cli.artifacts.denoiser import anonymous
+from dsdmae_cli.artifacts.format import save_encoder
+from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.subject import EXPORTED
+from dsdmae_cli.errors import SettingsError
+
+CONFIG = "config.json"
+CARD = "README.md"
+
+
+def write_folder(opened: Opened, config: dict[str, Any], card: str | None, out: Path, advice: str) -> list[str]:
+    """Write weights, config and card; the names of the files.
+
+    Args:
+        config: see timm_config.
+        card: the text of README.md; None = none.
+        advice: what to do where it cannot be written.
+
+    Raises:
+        RunFailed: it cannot be written.
+    """
+    with files.explained(out, advice):
+        out.mkdir(parents=True, exist_ok=True)
+    if (tuned := opened.tuned) is not None:
+        save_classifier(tuned.network, anonymous(tuned.settings), tuned.classes, out / EXPORTED, advice)
+    else:
+        settings = anonymous(opened.settings) if opened.settings else None
+        save_encoder(opened.encoder, settings, opened.images_seen, out / EXPORTED, advice)
+    files.write_bytes(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode(), advice)
+    if card is None:
+        return [EXPORTED, CONFIG]
+    files.write_bytes(out / CARD, card.encode(), advice)
+    return [EXPORTED, CONFIG, CARD]
+
+
+def timm_config(opened: Opened) -> dict[str, Any]:
+    """What timm reads from config.json to build the same network and to prepare its images.
+
+    Raises:
+        SettingsError: timm has no such network, or its network would give other answers than a fine-tuned one.
+    """
+    encoder, tuned = opened.encoder, opened.tuned
+    if not encoder.timm_name:
+        raise SettingsError(
+            f"timm has no architecture like backbone {opened.backbone.name}, and could not load it; use --to onnx"
+        )
+    arguments = timm_arguments(tuned.network) if tuned else encoder.timm_kwargs
+    if arguments is None:
+        raise SettingsError(
+            f"timm's {encoder.timm_name} pools its features in another way than {opened.name} was fine-tuned with, and"
+            " would give other answers; use --to onnx, or export the encoder alone with --no-head"
+        )
+    num_classes = len(tuned.classes) if tuned else 0
+    base = timm.get_pretrained_cfg(encoder.timm_name)
+    known = base.to_dict() if base else {}
+    side = encoder.image_size
+    own = {key: value for key, value in arguments.items() if key not in {"num_classes", "drop_path_rate"}}
+    # timm's own default where we did not choose, so that its pooled output is that of the published architecture.
+    pool = own.get("global_pool", "avg" if "global_pool" in encoder.timm_kwargs else None)
+    return {
+        "architecture": encoder.timm_name.partition(".")[0],
+        "num_classes": num_classes,
+        "num_features": encoder.width,
+        **({"label_names": list(tuned.classes)} if tuned else {}),
+        **({"global_pool": pool} if pool else {}),
+        "model_args": own,
+        "pretrained_cfg": {
+            "tag": "dsdmae",
+            "custom_load": False,
+            "input_size": [3, side, side],
+            "fixed_input_size": "img_size" in own,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(encoder.mean),
+            "std": list(encoder.std),
+            "num_classes": num_classes,
+            "pool_size": list(encoder.grid),
+            "first_conv": known.get("first_conv"),
+            "classifier": known.get("classifier"),
+        },
+    }

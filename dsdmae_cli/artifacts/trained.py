@@ -1,0 +1,164 @@
+"""Encoders that this program trained: those in files of finished runs, exported or copied, and the one in the newest
+checkpoint of a run that has not ended.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.classifier import read_head
+from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
+from dsdmae_cli.artifacts.subject import Resolved
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
+from dsdmae_cli.runs.build import build_backbone, build_method
+from dsdmae_cli.runs.rundir import REQUIRED, RESULT, RUN, RunDir
+from dsdmae_cli.settings.models import BackboneSettings
+from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings, ResolvedProbeSettings, ResolvedSettings
+from dsdmae_cli.work import measure_work
+
+# Settings of a backbone that change neither its weights nor, in eval mode, what it computes.
+_ONLY_IN_TRAINING = frozenset({"drop_path"})
+
+
+def open_file(settings: Resolved, path: Path, request: Request) -> Opened:
+    """The encoder in a file that this program wrote.
+
+    Args:
+        settings: those written in it.
+
+    Raises:
+        CheckpointError: the weights do not fit them.
+        SettingsError: what was given contradicts them.
+    """
+    if isinstance(settings, ResolvedFinetuneSettings):
+        return _open_classifier(settings, path, request)
+    assert isinstance(settings, ResolvedSettings)  # a probe leaves no weights
+    backbone = _reconciled(settings.backbone, request).without_weights()
+    metadata = request.subject.metadata
+    # An exported file may be for images of another size than those it learned from.
+    encoder = build_backbone(backbone, int(metadata.get("image_size", settings.data.image_size)), request.seed)
+    fill(encoder, checkpoint.load_weights(path), str(path))
+    opened = finished(encoder, backbone, request)
+    result = _read_json(path.parent / RESULT)
+    images_seen = int(metadata["images_seen"]) if "images_seen" in metadata else None
+    return replace(
+        opened,
+        settings=tables(settings),
+        epochs=settings.train.epochs,
+        images_seen=images_seen,
+        flops=_flops(settings, images_seen, path.parent),
+        seconds=result.get("seconds"),
+        knn_accuracy=result.get("knn_accuracy"),
+        device_name=device_beside(path),
+    )
+
+
+def _open_classifier(settings: ResolvedFinetuneSettings, path: Path, request: Request) -> Opened:
+    """The backbone of a fine-tuned network, and its head where that is asked for."""
+    backbone = _reconciled(settings.backbone, request).without_weights()
+    metadata = request.subject.metadata
+    encoder = build_backbone(backbone, int(metadata.get("image_size", settings.data.image_size)), request.seed)
+    state = checkpoint.load_weights(path)
+    own = encoder.timm_state()
+    head = {name: state.pop(name) for name in list(state) if name not in own}
+    fill(encoder, state, str(path))
+    beside = _read_json(path.parent / RESULT)
+    tuned = read_head(encoder, head, tables(settings), metadata, path, beside) if request.head else None
+    opened = finished(encoder, backbone, request)
+    left_out = f"{path} was fine-tuned on {settings.data.dataset}; its head ({', '.join(head)}) is left out"
+    return replace(opened, tuned=tuned, notes=(*(() if tuned else (left_out,)), *opened.notes))
+
+
+def open_unfinished(settings: Resolved | None, folder: Path, request: Request) -> Opened:
+    """The encoder in the newest whole checkpoint of a pre-training run that has not ended, or is still going on.
+
+    Raises:
+        CheckpointError: it is no such run, or has no whole checkpoint.
+    """
+    if isinstance(settings, ResolvedProbeSettings):
+        start = settings.probe.start
+        raise CheckpointError(
+            f"{folder} is a run of `dsdmae probe`, which leaves no weights; name what it judged: {start}"
+        )
+    if not isinstance(settings, ResolvedSettings):
+        raise CheckpointError(f"{folder} has not ended, and is no pre-training run; let it end first")
+    found, complaints = checkpoint.load_newest_weights(folder / "checkpoints")
+    if found is None:
+        why = complaints[0] if complaints else "it has no checkpoint yet"
+        raise CheckpointError(f"no encoder in {folder}: {why}; let the run go on first")
+    offline = settings.model_copy(update={"backbone": _reconciled(settings.backbone, request).without_weights()})
+    method = build_method(offline, folder / REQUIRED)
+    checkpoint.load_into(method, found.model, str(folder / "checkpoints"))
+    work = measure_work(method)[0]  # before the encoder is set to another image size
+    epochs = _epochs_at(RunDir(folder), found.step)
+    reached = f"step {found.step}" + (f", epoch {epochs:.4g} of {settings.train.epochs}" if epochs else "")
+    opened = finished(method.encoder(), offline.backbone, request)
+    return replace(
+        opened,
+        settings=tables(settings),
+        epochs=epochs,
+        seconds=found.state.get("seconds"),
+        images_seen=found.step * settings.train.batch_size,
+        flops=work * found.step * settings.train.batch_size,
+        device_name=device_beside(folder / RUN),
+        notes=(*complaints, f"{folder} has not ended: its checkpoint at {reached} is used", *opened.notes),
+    )
+
+
+def device_beside(weights: Path) -> str | None:
+    """What the run was trained on in whose directory a file lies, where known."""
+    return _read_json(weights.parent / RUN).get("device_name")
+
+
+def _epochs_at(run: RunDir, step: int) -> float | None:
+    """From any line of metrics.jsonl: each says the step and the epoch."""
+    ratio = [r["epoch"] / r["step"] for r in run.metrics() if r.get("step") and "epoch" in r]
+    return step * ratio[-1] if ratio else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a run says beside its weights; empty for weights that were copied elsewhere, where nothing says it."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object")
+    return content
+
+
+def _flops(settings: ResolvedSettings, images_seen: int | None, folder: Path) -> float | None:
+    if images_seen is None:
+        return None
+    try:
+        offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
+        method = build_method(offline, folder / REQUIRED)
+    except (PluginError, SettingsError):  # an encoder is of use without the plugins that trained it
+        return None
+    return measure_work(method)[0] * images_seen
+
+
+def _reconciled(own: BackboneSettings, request: Request) -> BackboneSettings:
+    """The settings a backbone was trained with, but for those given that only matter while it is trained.
+
+    Raises:
+        SettingsError: what was given contradicts what it was trained with.
+    """
+    given = request.backbone
+    if given is None:
+        return own
+    keys = [key for key in type(given).model_fields if key in given.model_fields_set - _ONLY_IN_TRAINING]
+    for key in keys:
+        was, now = getattr(own, key, None), getattr(given, key)
+        if was != now and now != "auto":
+            raise SettingsError(
+                f"{request.subject.text} was trained with backbone.{key} = {was!r}, not {now!r}; leave that out"
+            )
+    return own.model_copy(update={key: getattr(given, key) for key in _ONLY_IN_TRAINING & given.model_fields_set})

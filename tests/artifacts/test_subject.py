@@ -1,0 +1,167 @@
+"""SUBJECT: what a person may name, what is taken over from it, and that no torch is needed to know."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import settings, train
+from platformdirs import user_data_path
+from safetensors.torch import load_file, save_file
+
+from dsdmae_cli.artifacts.subject import allowed, completions, parse, run_completions, taken_over
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.errors import CheckpointError, DsdmaeError, PluginError, SettingsError
+
+
+def refusal(subject: object, kind: type[DsdmaeError] = CheckpointError) -> str:
+    with pytest.raises(kind) as error:
+        parse(str(subject))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def folder(encoder_run: Path, tmp_path: Path) -> Path:
+    """A folder with the encoder of a run and nothing else."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(encoder_run / "encoder.safetensors", alone)
+    return alone
+
+
+# -- what it may be
+
+
+def test_a_run_and_its_weights(encoder_run: Path, tuned_run: Path, folder: Path) -> None:
+    for run, weights in ((encoder_run, "encoder.safetensors"), (tuned_run, "classifier.safetensors")):
+        found = parse(str(run))
+        assert (found.kind, found.path, found.weights, found.name) == ("run", run, run / weights, "run")
+        file = parse(str(run / weights))
+        assert (file.kind, file.weights, file.name) == ("weights", run / weights, "run")
+        assert file.settings() == found.settings()
+    alone = parse(str(folder))
+    assert (alone.kind, alone.weights, alone.name) == ("weights", folder / "encoder.safetensors", "alone")
+    for name in ("classifier", "model"):
+        (folder / "encoder.safetensors").rename(folder / f"{name}.safetensors")
+        assert parse(str(folder)).weights == folder / f"{name}.safetensors"
+        (folder / f"{name}.safetensors").rename(folder / "encoder.safetensors")
+
+
+def test_a_run_that_has_not_ended(encoder_run: Path, tmp_path: Path) -> None:
+    shutil.copy(encoder_run / "settings.toml", tmp_path)
+    found = parse(str(tmp_path))
+    assert (found.kind, found.weights) == ("run", None)
+    assert found.settings() == parse(str(encoder_run)).settings()
+
+
+@pytest.mark.parametrize("word", ["scratch", "pixels"])
+def test_what_is_there_wins_over_a_word(word: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert parse(word).kind == word
+    folder.rename(folder.parent / word)
+    assert (parse(word).kind, parse(word).name) == ("weights", word)
+
+
+def test_published_weights() -> None:
+    found = parse("timm:resnet18")
+    assert (found.kind, found.name, found.path) == ("published", "timm:resnet18", None)
+    assert found.settings() is None
+    assert taken_over("timm:resnet18") == (
+        {"backbone": {"name": "timm:resnet18", "pretrained": True}},
+        "timm:resnet18",
+    )
+
+
+def test_what_is_none_of_these(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal("nowhere") == f"there is no nowhere; give {allowed()}"
+    assert allowed() == (
+        "a run's directory, a .safetensors file or a folder with one, published weights (timm:NAME), scratch or pixels"
+    )
+    assert "did you mean scratch?" in refusal("scrach")
+    assert "did you mean timm?" in refusal("tim:resnet18")
+    assert f"did you mean {encoder_run}?" in refusal(f"{encoder_run}s")
+    assert "needs an argument: timm:NAME" in refusal("timm", PluginError)
+    assert "for random ones use scratch --backbone vit-tiny" in refusal("vit-tiny", SettingsError)
+    holds_none = refusal(tmp_path)
+    assert "holds no run and no weights: it has neither settings.toml nor encoder.safetensors" in holds_none
+    (tmp_path / "notes.txt").touch()
+    assert "notes.txt is no .safetensors file; give a run's" in refusal(tmp_path / "notes.txt")
+    assert "File name too long" in refusal("x" * 300)
+
+
+# -- what is taken over
+
+
+def test_a_folder_with_an_encoder_alone_says_what_its_run_says(encoder_run: Path, folder: Path) -> None:
+    values, origin = taken_over(str(folder))
+    assert (values, origin) == (taken_over(str(encoder_run))[0], str(folder / "encoder.safetensors"))
+    learned_from = tables(resolve(settings(encoder_run.parent / "digits").settings))
+    assert values["backbone"] == learned_from["backbone"]
+    assert {key: learned_from["data"][key] for key in values["data"]} == values["data"]
+    assert values["data"].keys().isdisjoint({"flip", "crop_scale", "workers", "strict"})
+
+
+def test_an_encoder_does_not_ask_for_the_images_it_learned_from(tmp_path: Path, encoder_run: Path) -> None:
+    data = shutil.copytree(encoder_run.parent / "digits", tmp_path / "digits")
+    train(data, tmp_path / "run", "train.epochs=1", "data.image_size=auto")
+    shutil.rmtree(data)
+    assert taken_over(str(tmp_path / "run"))[0]["data"]["image_size"] == 16
+
+
+def test_whose_data_scratch_gets(encoder_run: Path) -> None:
+    assert taken_over("scratch", str(encoder_run)) == taken_over(str(encoder_run))
+    values, origin = taken_over("pixels")
+    assert (values["data"]["dataset"], origin) == ("digits", "preset quick")
+    with pytest.raises(SettingsError, match="--like is for scratch and pixels"):
+        taken_over(str(encoder_run), str(encoder_run))
+
+
+def test_foreign_and_damaged_weights(encoder_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(load_file(encoder_run / "encoder.safetensors"), file)
+    assert parse(str(file)).settings() is None
+    assert taken_over(str(file)) == ({}, str(file))
+    for text, says in (("{", "are damaged"), ("[]", "they are no tables")):
+        save_file(load_file(encoder_run / "encoder.safetensors"), file, {"settings": text})
+        with pytest.raises(CheckpointError, match=says):
+            taken_over(str(file))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="is no readable safetensors file"):
+        taken_over(str(file))
+
+
+def test_no_torch(encoder_run: Path, folder: Path) -> None:
+    code = """
+import sys
+from dsdmae_cli.artifacts.subject import completions, taken_over
+for subject in sys.argv[1:]:
+    taken_over(subject)
+completions("")
+sys.exit(str({"torch", "timm", "torchvision", "sklearn", "matplotlib"} & set(sys.modules) or ""))
+"""
+    subjects = (encoder_run, folder, "scratch", "timm:resnet18")
+    done = subprocess.run([sys.executable, "-c", code, *subjects], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+
+
+# -- completion
+
+
+def test_completions() -> None:
+    assert completions("") == ["scratch", "pixels", "timm:"]
+    assert completions("s") == ["scratch"]
+    assert completions("runs/") == []  # the shell knows paths better
+    runs = user_data_path("dsdmae") / "runs"
+    for name in ("2026-01-01-a", "2026-01-02-b"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "settings.toml").touch()
+    (runs / "no run").mkdir()
+    newest_first = [str(runs / "2026-01-02-b"), str(runs / "2026-01-01-a")]
+    assert run_completions("") == newest_first
+    assert completions(str(runs)) == newest_first
+    assert completions("") == ["scratch", "pixels", "timm:", *newest_first]
