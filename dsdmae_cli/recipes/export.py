@@ -26,7 +26,7 @@ from dsdmae_cli.artifacts.classifier import Tuned, save_classifier, timm_argumen
 from dsdmae_cli.artifacts.denoiser import anonymous, load_denoiser, save_denoiser
 from dsdmae_cli.artifacts.open import EXPORTED, Opened, open_encoder, save_encoder
 from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.data.resident import to_square
+from dsdmae_cli.data.square import to_square
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
 from dsdmae_cli.runs.rundir import CLASSIFIER, SETTINGS
 from dsdmae_cli.settings.models import BackboneSettings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,16 +13,15 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dsdmae_cli import checkpoint, distributed, plugins
+from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.artifacts.open import load_with, save_encoder
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.augment import prepare
-from dsdmae_cli.data.base import ImageDataset
-from dsdmae_cli.data.open import Labelled, choose, labelled_images, open_dataset, open_source
-from dsdmae_cli.data.resident import decode_square, to_tensor
-from dsdmae_cli.data.source import Source, Unreadable, seeded
+from dsdmae_cli.data.open import open_dataset
+from dsdmae_cli.data.run_data import Rows, open_run_data
+from dsdmae_cli.data.source import Source, seeded
 from dsdmae_cli.errors import DsdmaeError, RunInterrupted, SettingsError
 from dsdmae_cli.evaluation import knn_accuracy, mean_features
 from dsdmae_cli.evaluation.collapse import Spread, collapse_warning, feature_spread
@@ -40,24 +38,10 @@ from dsdmae_cli.runtime import choose_device
 from dsdmae_cli.settings.models import Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
 
-_PICTURES = 8
-_WATCHED = 512
+_MEASURED = 512
 _SCORES = {"step", "epoch", "knn", "spread", "rank"}  # what every method has measured
 _PATIENCE = 2.0  # seconds between looks at what another run trains
 _MOMENTS = 4  # pictures after each quarter of the run, and one before it
-
-
-@dataclass(frozen=True)
-class Held:
-    """Images that are looked at but never trained on, and labelled ones for k-NN where there are any.
-
-    watched: those whose features are watched for collapse; the queries, where there are any.
-    """
-
-    pictures: UInt8[Tensor, "n 3 s s"]
-    watched: UInt8[Tensor, "n 3 s s"] | None
-    bank: Labelled | None
-    queries: Labelled | None
 
 
 def pretrain(
@@ -181,39 +165,17 @@ class Pretraining(TrainingRun):
         return f"{s.method.name} with {s.backbone.name} on {s.data.dataset}"
 
     def open_data(self) -> Source:
-        settings, device = self.settings, self.runtime.device
+        data, train = self.settings.data, self.settings.train
         with distributed.main_first():
-            self.dataset = open_dataset(settings.data, "train")
-        placement = self.place(self.dataset)
-        batching = self.batching(self.dataset)
-        source = open_source(
-            self.dataset, settings.data, placement, batching, device, self.unreadable, num_views=self.method.num_views
-        )
-        self.held = self._hold(device)
-        return source
-
-    def _hold(self, device: torch.device) -> Held:
-        settings = self.settings
-        test = open_dataset(settings.data, "test")
-        unreadable = Unreadable(len(test), settings.data)
-        shown = choose(len(test), _PICTURES, 0, "pictures")
-        pictures, _ = decode_square(test, shown, settings.data.image_size, unreadable)
-        bank = queries = watched = None
-        if settings.train.knn_every is not None and self.main:
-            most = settings.train.knn_images
-            split = plugins.find("dataset", settings.data.dataset).spec.labelled_split
-            labelled = self.dataset if split == "train" else open_dataset(settings.data, split)
-            bank = labelled_images(labelled, settings.data, most, device, self.unreadable)
-            queries = labelled_images(test, settings.data, most, device, unreadable) if bank else None
-            watched = queries.images if queries else self._some(test, min(most, _WATCHED), unreadable)
-        for line in unreadable.lines():
+            images = open_dataset(data, "train")
+        self.data = open_run_data(
+            images, data, self.batching(images), self.runtime.device, num_views=self.method.num_views,
+            most=train.knn_images if train.knn_every is not None and self.main else None, note=self.report.note,
+        )  # fmt: skip
+        self.unreadable = self.data.unreadable
+        for line in self.data.held_out_unreadable.lines():
             self.report.warn(f"skipped an unreadable held-out image: {line}")
-        return Held(to_tensor(pictures, device), watched, bank, queries)
-
-    def _some(self, dataset: ImageDataset, most: int, unreadable: Unreadable) -> UInt8[Tensor, "n 3 s s"]:
-        size = self.settings.data.image_size
-        arrays, _ = decode_square(dataset, choose(len(dataset), most, 0, "watched"), size, unreadable)
-        return to_tensor(arrays, self.runtime.device)
+        return self.data.source
 
     def ready(self) -> None:
         assert requirement(self.settings) is None or frozen_part(self.method).trained
@@ -240,7 +202,7 @@ class Pretraining(TrainingRun):
         """A picture of the fixed images as they are restored now."""
         if not self.main:
             return
-        images = prepare(self.held.pictures, self.method.encoder().image_size, "bicubic")
+        images = prepare(self.data.pictures, self.method.encoder().image_size, "bicubic")
         self.method.eval()
         views = self.method.as_views(images)
         shown = self.method.restore(views, self.method.corrupt(views, seeded(images.device, 0)))
@@ -250,7 +212,7 @@ class Pretraining(TrainingRun):
 
     def _score_features(self, step: int) -> None:
         """k-NN accuracy of the encoder as it is now, where there are labels, and whether its features collapse."""
-        watched, bank, queries = self.held.watched, self.held.bank, self.held.queries
+        watched, bank, queries = self.data.watched, self.data.bank, self.data.queries
         if watched is None:
             return
         record: dict[str, Any] = {"step": step, "epoch": step / self.trainer.steps_per_epoch}
@@ -268,11 +230,11 @@ class Pretraining(TrainingRun):
     def _measured(self, images: UInt8[Tensor, "n 3 s s"]) -> dict[str, float]:
         """What the method says of itself on held-out images."""
         self.method.eval()
-        measured = self.method.measure(prepare(images[:_WATCHED], self.method.encoder().image_size, "bicubic"))
+        measured = self.method.measure(prepare(images[:_MEASURED], self.method.encoder().image_size, "bicubic"))
         self.method.train()
         return measured
 
-    def _features(self, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
+    def _features(self, images: UInt8[Tensor, "n 3 s s"] | Rows) -> Float[Tensor, "n d"]:
         return mean_features(self.method.encoder(), images, max(self.runtime.micro_batch, 64), self.runtime.precision)
 
     # -- the end
