@@ -44,4 +44,4 @@ def shared(make: Callable[..., T], *arguments: Hashable) -> T:
     key = (make, *arguments)
     if key not in kept:
         kept[key] = make(*arguments)
-    return kept[key]  # type: ignore[no-any-return]
+    return kept[key]
