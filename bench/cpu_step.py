@@ -49,8 +49,9 @@ def parts(arguments: argparse.Namespace):
 
     from dsdmae_cli.data.augment import prepare
     from dsdmae_cli.data.open import open_dataset
-    from dsdmae_cli.data.resident import decode_square, to_tensor
+    from dsdmae_cli.data.resident import to_tensor
     from dsdmae_cli.data.source import Unreadable, seeded
+    from dsdmae_cli.data.square import decode_square
     from dsdmae_cli.runs.build import build_method
 
     settings = settings_of(arguments)

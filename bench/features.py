@@ -22,8 +22,11 @@ from dsdmae_cli import checkpoint
 from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.sources import read_toml
-from dsdmae_cli.data.open import Labelled, labelled_images, open_dataset
+from dsdmae_cli.data.open import open_dataset
+from dsdmae_cli.data.resident import to_tensor
+from dsdmae_cli.data.run_data import Labelled, labelled_indices
 from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.data.square import decode_square
 from dsdmae_cli.evaluation import knn_accuracy, mean_features
 from dsdmae_cli.runs.build import build_method
 
@@ -57,9 +60,10 @@ def main() -> None:
     for split, most in (("train", arguments.train), ("test", arguments.test)):
         dataset = open_dataset(settings.data, split)
         unreadable = Unreadable(len(dataset), settings.data)
-        labelled = labelled_images(dataset, settings.data, most, torch.device("cpu"), unreadable)
-        assert labelled is not None, "this protocol needs labels"
-        sets.append(labelled)
+        chosen = labelled_indices(dataset, most)
+        assert dataset.labels is not None, "this protocol needs labels"
+        pixels, kept = decode_square(dataset, chosen, settings.data.image_size, unreadable)
+        sets.append(Labelled(to_tensor(pixels, torch.device("cpu")), torch.from_numpy(dataset.labels[kept])))
     train, test = sets
     method = build_method(settings)
     untrained = [mean_features(method.encoder(), s.images, 256) for s in sets]
@@ -67,7 +71,7 @@ def main() -> None:
     assert saved is not None
     checkpoint.load_into(method, saved.model, str(arguments.run))
     trained = [mean_features(method.encoder(), s.images, 256) for s in sets]
-    pixels = [s.images.flatten(1).float() / 127.5 - 1 for s in sets]
+    pixels = [torch.cat(list(s.images.split(256))).flatten(1).float() / 127.5 - 1 for s in sets]
     print(f"{len(train.labels)} training and {len(test.labels)} test images of {settings.data.dataset}")
     print("| features | width | k-NN | logistic regression (95% interval) | C |\n|---|---|---|---|---|")
     rows = {f"pre-trained, step {saved.step}": trained, "untrained": untrained, "raw pixels": pixels}

@@ -19,8 +19,9 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.open import choose, open_dataset
-from dsdmae_cli.data.resident import decode_square, to_tensor
+from dsdmae_cli.data.resident import to_tensor
 from dsdmae_cli.data.source import Unreadable, seeded
+from dsdmae_cli.data.square import decode_square
 from dsdmae_cli.figures.moments import sheet
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.rundir import REQUIRED

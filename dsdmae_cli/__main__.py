@@ -7,6 +7,7 @@ import io
 import os
 import sys
 
+from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import DsdmaeError, RunInterrupted
 
 _STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO}
@@ -31,7 +32,8 @@ def _run(arguments: list[str]) -> int:
     # Typer carries a copy of click from some release on; the base class of its usage errors is not exported by either.
     usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        done = app(args=arguments, standalone_mode=False)
+        with opened_once():
+            done = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk or a reader that has left can still be answered for
         return done if isinstance(done, int) else 0
     except RunInterrupted as error:

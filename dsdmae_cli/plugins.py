@@ -60,6 +60,8 @@ class BackboneSpec(Spec):
 class DatasetSpec(Spec):
     """A dataset; `build(settings, split) -> dsdmae_cli.data.base.ImageDataset`, split "train" or "test".
 
+    What both splits and `image_size` need, such as a listing, `dsdmae_cli.data.once.shared` gets once.
+
     Args:
         image_size: its own side in pixels, or "module:attribute" of a torch-free function(settings) -> int.
         augment: what "auto" means for data.crop_scale, data.flip and data.shift.

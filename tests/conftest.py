@@ -20,7 +20,10 @@ jaxtyping.install_import_hook(
     [
         "dsdmae_cli.backbone",
         "dsdmae_cli.corruption",
+        "dsdmae_cli.data.arrays",
         "dsdmae_cli.data.augment",
+        "dsdmae_cli.data.files",
+        "dsdmae_cli.data.splits",
         "dsdmae_cli.masking",
         "dsdmae_cli.methods",
         "dsdmae_cli.views",

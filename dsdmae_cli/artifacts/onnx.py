@@ -15,7 +15,7 @@ from dsdmae_cli import files
 from dsdmae_cli.artifacts.classifier import Tuned
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.data.resident import to_square
+from dsdmae_cli.data.square import to_square
 from dsdmae_cli.errors import RunFailed, SettingsError
 
 # Largest difference between onnxruntime and torch, of features whose scale is 1 or below; relative to it above.

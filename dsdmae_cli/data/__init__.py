@@ -1,5 +1,10 @@
-"""Images on their way to the step: base.py and decode.py are what a dataset author needs, the rest is the program's.
+"""Images on their way to the step.
 
-resident.py keeps a whole dataset on the device, streaming.py decodes while training, augment.py prepares batches,
-source.py chooses between the two and cuts epochs into steps.
+For authors of datasets, and without torch: base.py says what a dataset is, arrays.py is one in memory, files.py one of
+files in a folder or an archive (archives.py), splits.py finds splits and classes in their names, decode.py and
+square.py turn files into pixels, once.py keeps what should be opened once a command.
+
+For the program: open.py opens a dataset and makes a source of batches of it (source.py cuts epochs into steps), which
+resident.py keeps on the device as a whole or streaming.py decodes while training; augment.py prepares batches;
+run_data.py opens all that a pre-training run looks at.
 """

@@ -132,21 +132,6 @@ def crop_boxes(
     return Boxes(top, left, h, w)
 
 
-def resized_crops(
-    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
-    boxes: Boxes,
-    size: int,
-    interpolation: Interpolation,
-) -> Float[Tensor, "b c {size} {size}"]:
-    """Each image's box at size x size, in the images' own units; not clamped: bicubic overshoots.
-
-    Equal to torchvision's resized_crop(..., antialias=True) on floats: resampling is linear in the pixels
-    and separable, so that two batched products with [size, h] and [size, w] matrices do a whole batch of
-    different boxes. They are mostly zeros; multiplying by those is still far cheaper than a call per image.
-    """
-    return _resample(images, boxes, size, interpolation)
-
-
 def _uniform(shape: tuple[int, ...], generator: Generator) -> Float[Tensor, "*shape"]:
     return torch.rand(shape, generator=generator, device=generator.device)
 
@@ -199,14 +184,22 @@ def _pick(
 
 
 def _resample(
-    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
+    images: UInt8[Tensor, "b c h w"],
     boxes: Boxes,
     size: int,
     interpolation: Interpolation,
     rows: Int64[Tensor, "_ s"] | None = None,
     columns: Int64[Tensor, "_ s"] | None = None,
 ) -> Float[Tensor, "b c s s"]:
-    """resized_crops, of which only the given rows and columns are made (None = all, in order)."""
+    """Each image's box at size x size, in the images' own units; not clamped: bicubic overshoots.
+
+    Equal to torchvision's resized_crop(..., antialias=True) on floats: resampling is linear in the pixels
+    and separable, so that two batched products with [size, h] and [size, w] matrices do a whole batch of
+    different boxes. They are mostly zeros; multiplying by those is still far cheaper than a call per image.
+
+    Args:
+        rows, columns: those of the size x size pixels that are made; None = all, in order.
+    """
     b, c, h, w = images.shape
     all_in_order = torch.arange(size, device=images.device).unsqueeze(0)
     rows = all_in_order if rows is None else rows

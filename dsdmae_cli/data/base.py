@@ -57,6 +57,17 @@ class ImageDataset(ABC):
     def name(self, index: int) -> str:
         """What to call the image in messages."""
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height in pixels of the image that `load` gives.
+
+        Here it is loaded for that; a dataset of files that say it in their first bytes should ask those.
+
+        Raises:
+            UnreadableImage: this image cannot be decoded, as far as can be told.
+        """
+        height, width = self.load(index).shape[:2]
+        return width, height
+
     def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
         """All images at once where they are held that way and have one size, else None."""
         return None
@@ -105,6 +116,9 @@ class Subset(ImageDataset):
 
     def load(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         return self.dataset.load(int(self.indices[index]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.dataset.size(int(self.indices[index]))
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))

@@ -1,21 +1,21 @@
-"""Open a run's data: the dataset, its placement, and the labelled images that k-NN looks at."""
+"""Open a dataset and make training batches of it; what else a run looks at is run_data.py."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
 import torch
-from jaxtyping import Int64, UInt8
-from torch import Tensor
 
 from dsdmae_cli import plugins
 from dsdmae_cli.data.augment import Augmentation
-from dsdmae_cli.data.base import ImageDataset, UnreadableImage
-from dsdmae_cli.data.resident import ResidentSource, decode_square, to_tensor
+from dsdmae_cli.data.base import ImageDataset
+from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed
+from dsdmae_cli.data.square import Squares, common_side, decode_into
 from dsdmae_cli.data.streaming import StreamingSource, Transform
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.models import DataSettings
@@ -46,21 +46,6 @@ def augmentation(settings: ResolvedData) -> Augmentation:
         shift=settings.shift,
         crop_from=settings.crop_from,
     )
-
-
-def common_side(dataset: ImageDataset, look_at: int = 64) -> int | None:
-    """The side that images of a dataset share, judged by some of them; None if they differ or are no squares."""
-    arrays = dataset.arrays()
-    if arrays is not None:
-        return arrays.shape[1] if arrays.shape[1] == arrays.shape[2] else None
-    shapes = set()
-    for index in np.linspace(0, len(dataset) - 1, min(look_at, len(dataset)), dtype=int):
-        try:
-            shapes.add(dataset.load(int(index)).shape[:2])
-        except UnreadableImage:
-            continue  # it is met again, and counted, when the dataset is read
-    (height, width) = shapes.pop() if len(shapes) == 1 else (0, 1)
-    return height if height == width else None
 
 
 @dataclass(frozen=True)
@@ -123,6 +108,7 @@ def open_source(
     labelled: bool = False,
     transform: Transform | None = None,
     num_views: int = 1,
+    also: Sequence[Squares] = (),
 ) -> Source:
     """Training batches of a dataset.
 
@@ -133,6 +119,10 @@ def open_source(
         transform: what is done to each image beside cropping, by processes that decode ahead; with one, nothing is
             resident.
         num_views: how many crops of each image a batch holds; with more than one, images are [b, v, 3, s, s].
+        also: filled from the same decoding, if there is one.
+
+    Raises:
+        DataError: too many images cannot be read, or none of them can.
     """
     plan = augmentation(settings)
     if placement.side is None or transform is not None:
@@ -140,13 +130,18 @@ def open_source(
         return StreamingSource(dataset, batching, plan, device, workers, unreadable, labelled, transform, num_views)
     arrays, kept = dataset.arrays(), None
     if arrays is None or arrays.shape[1] != placement.side:
-        arrays, kept = decode_square(dataset, list(range(len(dataset))), placement.side, unreadable)
+        every = range(len(dataset))
+        squares = Squares(every, placement.side)
+        decode_into(dataset, every, [squares, *also], unreadable)
+        squares.require(unreadable)
+        arrays = squares.pixels
+        kept = np.array(squares.kept) if len(squares.kept) < len(dataset) else None
     labels = None
     if labelled:
         assert dataset.labels is not None
         labels = torch.from_numpy(dataset.labels if kept is None else dataset.labels[kept]).to(device)
     batching = replace(batching, num_images=len(arrays))
-    return ResidentSource(to_tensor(arrays, device), batching, plan, labels, num_views)
+    return ResidentSource(to_tensor(arrays, device), batching, plan, labels, num_views, kept)
 
 
 def num_workers(settings: DataSettings) -> int:
@@ -157,32 +152,9 @@ def num_workers(settings: DataSettings) -> int:
     return max(1, min(16, cores - 1))
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Prepared images and their labels."""
-
-    images: UInt8[Tensor, "n 3 s s"]
-    labels: Int64[Tensor, " n"]
-
-
 def choose(total: int, most: int, seed: int, purpose: str) -> list[int]:
     """At most `most` indices of `total`, a fixed random choice, ascending."""
     if total <= most:
         return list(range(total))
     generator = torch.Generator().manual_seed(derive_seed(seed, purpose))
     return sorted(torch.randperm(total, generator=generator)[:most].tolist())
-
-
-def labelled_images(
-    dataset: ImageDataset, settings: ResolvedData, most: int, device: torch.device, unreadable: Unreadable
-) -> Labelled | None:
-    """A fixed random choice of at most `most` labelled images, or None where there are none.
-
-    The choice does not depend on the run's seed, so that scores of different seeds judge the same images.
-    """
-    if dataset.labels is None or not (dataset.labels >= 0).any():
-        return None
-    candidates = np.flatnonzero(dataset.labels >= 0)
-    chosen = [int(candidates[i]) for i in choose(len(candidates), most, 0, "labelled")]
-    arrays, kept = decode_square(dataset, chosen, settings.image_size, unreadable)
-    return Labelled(to_tensor(arrays, device), torch.from_numpy(dataset.labels[kept]).to(device))

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dsdmae_cli.data.augment import Augmentation, crop_boxes
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
-from dsdmae_cli.data.resident import to_square
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, of_view, seeded
+from dsdmae_cli.data.square import to_square
 from dsdmae_cli.errors import DataError
 
 # A PIL image and a seed to a PIL image of the same size; it runs in the workers.

@@ -24,8 +24,10 @@ from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.checkpoint import weights_sha256
 from dsdmae_cli.data.augment import Interpolation, prepare
 from dsdmae_cli.data.base import ImageDataset
-from dsdmae_cli.data.resident import decode_square, to_tensor
+from dsdmae_cli.data.resident import to_tensor
+from dsdmae_cli.data.run_data import Rows
 from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.data.square import decode_square
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.files import aside
 from dsdmae_cli.runtime import autocast
@@ -162,7 +164,7 @@ _POOLING: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 @torch.no_grad()
 def mean_features(
     encoder: Backbone,
-    images: UInt8[Tensor, "n 3 s s"],
+    images: UInt8[Tensor, "n 3 s s"] | Rows,
     batch_size: int,
     precision: str = "fp32",
 ) -> Float[Tensor, "n d"]:

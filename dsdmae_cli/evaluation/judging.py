@@ -15,8 +15,8 @@ from torch import Tensor
 from dsdmae_cli import plugins
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import choose, open_dataset
-from dsdmae_cli.data.resident import decode_square
 from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.data.square import decode_square
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.evaluation.metrics import Scores
 from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne

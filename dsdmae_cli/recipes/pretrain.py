@@ -6,19 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import UInt8
-from torch import Tensor
-
-from dsdmae_cli import checkpoint, distributed, plugins
+from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.artifacts.format import load_with, save_encoder
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
-from dsdmae_cli.data.base import ImageDataset
-from dsdmae_cli.data.open import choose, labelled_images, open_dataset, open_source, place
-from dsdmae_cli.data.resident import decode_square, to_tensor
-from dsdmae_cli.data.source import Source, Unreadable
+from dsdmae_cli.data.open import open_dataset
+from dsdmae_cli.data.run_data import RunData, open_run_data
 from dsdmae_cli.figures.training import curves
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
@@ -28,7 +22,7 @@ from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.base import Observer
 from dsdmae_cli.runs.observers.collapse import Collapse
-from dsdmae_cli.runs.observers.features import MOST_MEASURED, Features, Watcher
+from dsdmae_cli.runs.observers.features import Features, Watcher
 from dsdmae_cli.runs.observers.knn import NearestNeighbours
 from dsdmae_cli.runs.observers.pictures import Pictures
 from dsdmae_cli.runs.prerequisite import frozen_part, give_weights, requirement
@@ -38,7 +32,6 @@ from dsdmae_cli.runtime import choose_device, choose_runtime
 from dsdmae_cli.settings.models import Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
 
-_PICTURES = 8
 _SCORES = {"step", "epoch", "knn", "spread", "rank"}  # what every method has measured
 
 
@@ -83,21 +76,24 @@ def _put_together(start: Start, required: Path | None) -> Parts:
     method.to(runtime.device)
     with distributed.main_first():
         dataset = open_dataset(settings.data, "train")
-    unreadable = Unreadable(len(dataset), settings.data)
-    placement = place(dataset, settings.data, runtime.device)
-    if dataset.arrays() is None and placement.side:
-        start.report.note(f"decoding {len(dataset)} images")
-    batching = start.batching(dataset, runtime)
-    source: Source = open_source(
-        dataset, settings.data, placement, batching, runtime.device, unreadable, num_views=method.num_views
+    data = open_run_data(
+        dataset,
+        settings.data,
+        start.batching(dataset, runtime),
+        runtime.device,
+        num_views=method.num_views,
+        most=None if settings.train.knn_every is None else settings.train.knn_images,
+        note=start.report.note,
     )
+    for line in data.held_out_unreadable.lines():
+        start.report.warn(f"skipped an unreadable held-out image: {line}")
     s = settings
     return Parts(
         method=method,
         runtime=runtime,
-        source=source,
-        unreadable=unreadable,
-        observers=_observers(start, settings, dataset, unreadable, runtime.device),
+        source=data.source,
+        unreadable=data.unreadable,
+        observers=_observers(start, settings, data),
         sentence=f"{s.method.name} with {s.backbone.name} on {s.data.dataset}",
         result=_result,
         about=_about(start, settings, required),
@@ -128,41 +124,16 @@ def _about(start: Start, settings: ResolvedSettings, required: Path | None) -> d
     return {"required": {needs.method: str(required)} if required else before}
 
 
-# -- what is looked at on the way
-
-
-def _observers(
-    start: Start, settings: ResolvedSettings, dataset: ImageDataset, unreadable: Unreadable, device: torch.device
-) -> list[Observer]:
+def _observers(start: Start, settings: ResolvedSettings, data: RunData) -> list[Observer]:
     """Pictures of held-out images; and k-NN where there are labels, collapse in any case, unless that is off."""
-    data, train = settings.data, settings.train
-    test = open_dataset(data, "test")
-    held_out = Unreadable(len(test), data)
-    shown = _some(test, choose(len(test), _PICTURES, 0, "pictures"), settings, held_out, device)
-    observers: list[Observer] = [Pictures(shown, start.directory.figures)]
-    if train.knn_every is not None:
-        split = plugins.find("dataset", data.dataset).spec.labelled_split
-        labelled = dataset if split == "train" else open_dataset(data, split)
-        bank = labelled_images(labelled, data, train.knn_images, device, unreadable)
-        queries = labelled_images(test, data, train.knn_images, device, held_out) if bank else None
+    observers: list[Observer] = [Pictures(data.pictures, start.directory.figures)]
+    every = settings.train.knn_every
+    if every is not None and data.watched is not None:
         watchers: list[Watcher] = [Collapse()]
-        watched = queries.images if queries else None
-        if bank is not None and queries is not None:
-            watchers.insert(0, NearestNeighbours(bank, queries))
-        if watched is None:
-            most = min(train.knn_images, MOST_MEASURED)
-            watched = _some(test, choose(len(test), most, 0, "watched"), settings, held_out, device)
-        observers.append(Features(watched, train.knn_every, watchers))
-    for line in held_out.lines():
-        start.report.warn(f"skipped an unreadable held-out image: {line}")
+        if data.bank is not None and data.queries is not None:
+            watchers.insert(0, NearestNeighbours(data.bank, data.queries))
+        observers.append(Features(data.watched, every, watchers))
     return observers
-
-
-def _some(
-    dataset: ImageDataset, chosen: list[int], settings: ResolvedSettings, unreadable: Unreadable, device: torch.device
-) -> UInt8[Tensor, "n 3 s s"]:
-    arrays, _ = decode_square(dataset, chosen, settings.data.image_size, unreadable)
-    return to_tensor(arrays, device)
 
 
 # -- the end

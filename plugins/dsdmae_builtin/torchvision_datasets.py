@@ -2,8 +2,7 @@
 
 From torchvision come the addresses, checksums, file formats and the verification of every file before it is
 read (a CIFAR file is a pickle: one whose MD5 differs is never loaded). Ours are errors of one line and the
-unpacking, which is atomic and refuses members that could land outside the folder. Images as one array are
-dsdmae_builtin.digits.ArrayImages, image files dsdmae_builtin.folder.FolderImages.
+unpacking, which is atomic and refuses members that could land outside the folder.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 
 from dsdmae_builtin.datasets import Stl10Settings
-from dsdmae_builtin.digits import ArrayImages
-from dsdmae_builtin.folder import Directory, FolderImages
+from dsdmae_cli.data.arrays import ArrayImages
+from dsdmae_cli.data.files import Directory, FileImages
+from dsdmae_cli.data.once import shared
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.models import DataSettings
 
@@ -64,15 +64,18 @@ def build_stl10(settings: Stl10Settings, split: str) -> ArrayImages:
     return ArrayImages(images, found.labels.astype(np.int64), tuple(found.classes), f"stl10 {part}")
 
 
-def build_imagenet(settings: DataSettings, split: str) -> FolderImages:
+def build_imagenet(settings: DataSettings, split: str) -> FileImages:
     """ImageNet-1k; split "train" (or "labelled", which is the same here) or "test" (its validation images).
 
     The folder holds train/, val/ and meta.bin as torchvision prepares them, or the official archives.
     """
+    root = _root(settings) if settings.data_dir else _root(settings) / "imagenet"
+    return shared(_imagenet, root, "val" if split == "test" else "train")
+
+
+def _imagenet(root: Path, part: str) -> FileImages:
     from torchvision.datasets import ImageNet
 
-    root = _root(settings) if settings.data_dir else _root(settings) / "imagenet"
-    part = "val" if split == "test" else "train"
     with _one_line("imagenet", root):
         _prepare_imagenet(root, part)
         found = ImageNet(root, split=part)
@@ -80,7 +83,7 @@ def build_imagenet(settings: DataSettings, split: str) -> FolderImages:
     names = [path.removeprefix(f"{folder}{os.sep}") for path, _ in found.samples]
     classes = tuple(", ".join(synonyms) for synonyms in found.classes)
     labels = np.array(found.targets, dtype=np.int64)
-    return FolderImages(Directory(folder, names), np.arange(len(names), dtype=np.int64), labels, classes)
+    return FileImages(Directory(folder, names), np.arange(len(names), dtype=np.int64), labels, classes)
 
 
 def _cifar(name: str, kind: Any, settings: DataSettings, split: str) -> ArrayImages:

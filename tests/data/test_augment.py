@@ -23,7 +23,6 @@ from dsdmae_cli.data.augment import (
     augment,
     crop_boxes,
     prepare,
-    resized_crops,
 )
 
 PLAIN = Augmentation(
@@ -58,39 +57,33 @@ def torchvision_crops(images: Tensor, boxes: Boxes, size: int, interpolation: In
     height=st.integers(1, 50),
     width=st.integers(1, 50),
     size=st.integers(1, 70),
+    smallest=st.floats(0.001, 1),
     interpolation=st.sampled_from(["bicubic", "bilinear"]),
     seed=st.integers(0, 2**32),
 )
-def test_resized_crops_equal_torchvision(
-    height: int, width: int, size: int, interpolation: Interpolation, seed: int
+def test_crops_equal_torchvisions(
+    height: int, width: int, size: int, smallest: float, interpolation: Interpolation, seed: int
 ) -> None:
-    g = seeded(seed)
-    images = torch.rand(6, 2, height, width, generator=g)
-    h = torch.randint(1, height + 1, (6,), generator=g)
-    w = torch.randint(1, width + 1, (6,), generator=g)
-    top = (torch.rand(6, generator=g) * (height - h + 1)).long()
-    left = (torch.rand(6, generator=g) * (width - w + 1)).long()
-    boxes = Boxes(top, left, h, w)
-    expected = torchvision_crops(images, boxes, size, interpolation)
-    torch.testing.assert_close(resized_crops(images, boxes, size, interpolation), expected, rtol=0, atol=1e-5)
+    images = random_images(6, height, width, channels=2, seed=seed)
+    plan = replace(
+        PLAIN, image_size=size, crop_scale=(smallest, 1.0), crop_ratio=(0.3, 3.0), interpolation=interpolation
+    )
+    assert_torchvisions(images, plan, seed)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_resized_crops_of_large_images(interpolation: Interpolation) -> None:
-    images = torch.rand(4, 3, 375, 500, generator=seeded(0))
-    boxes = crop_boxes(4, 375, 500, (0.08, 1.0), (3 / 4, 4 / 3), seeded(1))
-    expected = torchvision_crops(images, boxes, 96, interpolation)
-    torch.testing.assert_close(resized_crops(images, boxes, 96, interpolation), expected, rtol=0, atol=1e-5)
+def test_crops_of_large_images(interpolation: Interpolation) -> None:
+    plan = replace(PLAIN, image_size=96, crop_scale=(0.08, 1.0), interpolation=interpolation)
+    assert_torchvisions(random_images(4, 375, 500), plan, seed=1)
 
 
-def test_resized_crops_take_bytes_in_their_own_units() -> None:
-    images = random_images(8, 20, 30)
-    boxes = crop_boxes(8, 20, 30, (0.2, 1.0), (3 / 4, 4 / 3), seeded(0))
-    from_bytes = resized_crops(images, boxes, 16, "bicubic")
-    assert torch.equal(from_bytes, resized_crops(images.float(), boxes, 16, "bicubic"))
-    torch.testing.assert_close(
-        from_bytes / 255, torchvision_crops(images / 255, boxes, 16, "bicubic"), rtol=0, atol=1e-5
-    )
+def assert_torchvisions(images: Tensor, plan: Augmentation, seed: int) -> None:
+    """augment gives torchvision's antialiased crops of the boxes that it drew first, cut to the valid range."""
+    assert plan.crop_scale is not None
+    b, _, height, width = images.shape
+    boxes = crop_boxes(b, height, width, plan.crop_scale, plan.crop_ratio, seeded(seed))
+    expected = torchvision_crops(images.float(), boxes, plan.image_size, plan.interpolation).clamp(0, 255) / 127.5 - 1
+    torch.testing.assert_close(augment(images, plan, seeded(seed)), expected, rtol=0, atol=1e-5)
 
 
 def test_autocast_costs_no_precision() -> None:
@@ -223,8 +216,7 @@ def test_each_image_gets_a_crop_of_its_own() -> None:
 @pytest.mark.parametrize("size", [20, 48])
 def test_pixels_stay_in_range_where_bicubic_overshoots(size: int) -> None:
     stripes = (torch.arange(32) // 4 % 2 * 255).to(torch.uint8).expand(4, 3, 32, 32)
-    whole = Boxes(*torch.tensor([[0], [0], [32], [32]]).expand(4, 4))
-    assert resized_crops(stripes, whole, size, "bicubic").max() > 256
+    assert tv.resize(stripes.float(), [size, size], tv.InterpolationMode.BICUBIC, antialias=True).max() > 256
     plan = Augmentation(size, (0.2, 1.0), (3 / 4, 4 / 3), "bicubic", flip=False, shift=0)
     for out in (augment(stripes, plan, seeded(0)), prepare(stripes, size, "bicubic")):
         assert out.abs().max() == 1

@@ -259,7 +259,7 @@ def test_windows_come_out_of_the_pictures(photos_folder: Path, placement: str) -
     source = open_source(dataset, data, where, batching, CPU, unreadable)
     [batch] = next(iter(source.steps(0)))
     source.close()
-    from dsdmae_cli.data.resident import to_square
+    from dsdmae_cli.data.square import to_square
 
     order = batching.order(0)[:6].tolist()
     for index, window in zip(order, batch.images, strict=True):

@@ -69,6 +69,7 @@ def test_the_example_is_listed(example_site: Path, tmp_path: Path) -> None:
     assert ours == {
         ("backbone", "example-mixer", "1.2.0"),
         ("dataset", "example-gratings", "1.2.0"),
+        ("dataset", "example-table", "1.2.0"),
         ("method", "example-colour", "1.2.0"),
     }
     assert listing["broken"] == []

@@ -461,13 +461,13 @@ def test_ctrl_c_reaches_the_workers_too_and_harms_nothing(
 # torch reports a lost worker from a signal handler, so wherever the process is; in one of its own it harms no test.
 FATAL_DRIVER = """
 import os, signal
-from dsdmae_builtin.folder import FolderImages
-me, load = os.getpid(), FolderImages.load
+from dsdmae_cli.data.files import FileImages
+me, load = os.getpid(), FileImages.load
 def fatal(self, index):
     if os.getpid() != me and index == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return load(self, index)
-FolderImages.load = fatal
+FileImages.load = fatal
 """
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dsdmae_cli.data.augment import prepare
+from dsdmae_cli.data.run_data import Rows
 from dsdmae_cli.evaluation import mean_features
 from dsdmae_cli.runs.observers.base import Observer
 
@@ -65,7 +66,7 @@ class Features(Observer):
                 watcher.judge(run, record)
 
 
-def features_of(run: Run, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
+def features_of(run: Run, images: UInt8[Tensor, "n 3 s s"] | Rows) -> Float[Tensor, "n d"]:
     """Mean tokens of clean images, in the run's precision."""
     return mean_features(run.method.encoder(), images, max(run.runtime.micro_batch, 64), run.runtime.precision)
 

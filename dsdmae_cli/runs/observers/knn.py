@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from dsdmae_cli.data.open import Labelled
+from dsdmae_cli.data.run_data import Labelled
 from dsdmae_cli.evaluation import knn_accuracy
 from dsdmae_cli.runs.observers.features import features_of
 

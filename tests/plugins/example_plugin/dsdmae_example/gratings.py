@@ -46,8 +46,8 @@ class Gratings(ImageDataset):
     def name(self, index: int) -> str:
         return f"{self.split}/{ANGLES[self.labels[index]]}-degrees-{index:05d}"
 
-    def arrays(self) -> UInt8[np.ndarray, "n height width 3"]:
-        return np.stack([self.load(index) for index in range(len(self))])
+    def size(self, index: int) -> tuple[int, int]:
+        return GRATING_SIZE, GRATING_SIZE
 
 
 def build(settings: GratingsSettings, split: Split) -> Gratings:

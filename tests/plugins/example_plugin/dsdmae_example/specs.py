@@ -48,6 +48,14 @@ GRATINGS = DatasetSpec(
 )
 
 
+TABLE = DatasetSpec(
+    summary="image files whose classes are in PATH/train.csv and PATH/test.csv (columns file, class)",
+    build="dsdmae_example.table:build",
+    argument="PATH",
+    image_size=64,
+)
+
+
 class ColourSettings(MethodSettings):
     """Colourisation."""
 

@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import DataError, SettingsError
 from dsdmae_cli.plugins import Kind, find, load
+from dsdmae_cli.settings.models import DataSettings
+from PIL import Image
 from torch import Generator, Tensor
 
 from dsdmae_example.colour import LUMA, Colour, Greyed
@@ -37,7 +40,8 @@ def method(**settings: Any) -> Colour:
 
 def images() -> Tensor:
     """Eight real images as dsdmae hands them over: [b, 3, s, s] in [-1, 1]."""
-    return torch.from_numpy(gratings().arrays()[:8]).permute(0, 3, 1, 2) / 127.5 - 1
+    made = gratings()
+    return torch.from_numpy(np.stack([made.load(i) for i in range(8)])).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def seeded(seed: int) -> Generator:
@@ -46,7 +50,12 @@ def seeded(seed: int) -> Generator:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("backbone", "example-mixer"), ("dataset", "example-gratings"), ("method", "example-colour")],
+    [
+        ("backbone", "example-mixer"),
+        ("dataset", "example-gratings"),
+        ("dataset", "example-table:PATH"),
+        ("method", "example-colour"),
+    ],
 )
 def test_dsdmae_finds_them(kind: Kind, name: str) -> None:
     assert find(kind, name).distribution == "dsdmae-example"
@@ -85,6 +94,24 @@ def test_gratings_are_what_they_say() -> None:
     # A wave along the columns (0 degrees) does not change from row to row, and the other way round.
     assert (train.load(0) == train.load(0)[:1]).all()
     assert (train.load(2) == train.load(2)[:, :1]).all()
+
+
+def test_a_table_says_what_files_show(tmp_path: Path) -> None:
+    for index, kind in enumerate(("leaf", "bark", "leaf")):
+        Image.fromarray(gratings().load(index)).save(tmp_path / f"{index}.png")
+        with (tmp_path / "train.csv").open("a") as table:
+            table.write(f"{index}.png,{kind}\n" if index else f"file,class\n{index}.png,{kind}\n")
+    make, chosen = (
+        load(find("dataset", "example-table:x").spec.build),
+        DataSettings(dataset=f"example-table:{tmp_path}"),
+    )
+    dataset = make(chosen, "train")
+    assert dataset.classes == ("bark", "leaf")
+    assert dataset.labels.tolist() == [1, 0, 1]
+    assert np.array_equal(dataset.load(2), gratings().load(2))
+    assert dataset.size(2) == (32, 32)
+    with pytest.raises(DataError, match=r"test\.csv must be a table"):
+        make(chosen, "test")
 
 
 def test_only_masked_patches_turn_grey() -> None:

@@ -1,0 +1,188 @@
+"""Image files inside a tar or zip, read where they lie. No torch here."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import struct
+import tarfile
+import tempfile
+import weakref
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.files import KINDS, Files, Names, is_image, require_images, stamp_of
+from dsdmae_cli.errors import DataError
+
+MAX_UNPACKED_BYTES = 4 * 2**30  # of a compressed tar, which has to be unpacked into a temporary file
+MAX_FILE_BYTES = 2**30  # of one image in an archive
+
+# Compressed tars, by their first bytes: nothing in them can be reached before all in front of it is unpacked.
+_COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+_ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
+_ZIP_LOCAL_HEADER = struct.Struct("<26xHH")  # its last two fields: lengths of the name and of the extra field
+
+
+class _Member(NamedTuple):
+    """Where one file lies in an archive: a tar's bytes begin at `offset`, a zip's local header does."""
+
+    name: str
+    offset: int
+    stored: int
+    size: int
+    deflated: bool = False
+    crc: int | None = None
+
+
+class Archive(Files):
+    """Image files inside a tar or zip, read where they lie.
+
+    Reads go through `os.pread`, which has no file position that forked workers could fight over. A pickled
+    copy opens the archive anew, and unpacks a compressed tar once more: for spawned workers a plain tar or a
+    zip is the better choice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = stamp_of(path)
+        self._descriptor: int | None = None
+        with os.fdopen(os.dup(self._open()), "rb") as file:
+            members, num_files = _members(file, path)
+        require_images(path, len(members), num_files)
+        self.names = Names([member.name for member in members])
+        self._offsets = np.array([m.offset for m in members], dtype=np.int64)
+        self._stored = np.array([m.stored for m in members], dtype=np.int64)
+        self._sizes = np.array([m.size for m in members], dtype=np.int64)
+        self._deflated = np.array([m.deflated for m in members])
+        self._checksums = np.array([m.crc for m in members]) if members[0].crc is not None else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None}
+
+    def full_name(self, index: int) -> str:
+        return f"{self._path}!{self.names[index]}"
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        return self._stamp
+
+    def read(self, index: int) -> bytes:
+        if max(self._sizes[index], self._stored[index]) > MAX_FILE_BYTES:
+            raise UnreadableImage(self.full_name(index), f"file of more than {MAX_FILE_BYTES // 2**30} GiB")
+        descriptor, offset, stored = self._open(), int(self._offsets[index]), int(self._stored[index])
+        if self._checksums is None:
+            return os.pread(descriptor, stored, offset)
+        try:
+            # The local header may differ in length from the entry in the zip's directory.
+            header = _ZIP_LOCAL_HEADER.unpack(os.pread(descriptor, _ZIP_LOCAL_HEADER.size, offset))
+            content = os.pread(descriptor, stored, offset + _ZIP_LOCAL_HEADER.size + sum(header))
+            if self._deflated[index]:
+                size = int(self._sizes[index])  # a bound: what promises less than it holds fails the checksum
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size or 1)
+        except (struct.error, zlib.error) as error:
+            raise UnreadableImage(self.full_name(index), "damaged in the archive") from error
+        if zlib.crc32(content) != self._checksums[index]:
+            raise UnreadableImage(self.full_name(index), "damaged in the archive")
+        return content
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            if stamp_of(self._path) != self._stamp:
+                raise DataError(f"{self._path} changed while it was in use; start again")
+            self._descriptor = _open_descriptor(self._path)
+            weakref.finalize(self, os.close, self._descriptor)
+        return self._descriptor
+
+
+def _open_descriptor(path: Path) -> int:
+    with path.open("rb") as file:
+        start = file.read(8)
+        opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
+        if opener is None:
+            return os.dup(file.fileno())
+    with opener(path) as packed, tempfile.TemporaryFile(prefix="dsdmae-") as unpacked:
+        _copy(packed, unpacked, path)
+        unpacked.flush()
+        return os.dup(unpacked.fileno())
+
+
+def _copy(packed: io.BufferedIOBase, unpacked: IO[bytes], path: Path) -> None:
+    copied = 0
+    while chunk := packed.read(2**20):
+        copied += len(chunk)
+        if copied > MAX_UNPACKED_BYTES:
+            limit = MAX_UNPACKED_BYTES / 2**30
+            raise DataError(
+                f"{path} unpacks to more than {limit:g} GiB; unpack it, or make it a plain .tar or a .zip,"
+                " which are read in place"
+            )
+        unpacked.write(chunk)
+
+
+def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], int]:
+    """The images of an archive, sorted by name, and the number of all its visible files."""
+    file.seek(0)
+    if file.read(4) in _ZIP_STARTS:  # zipfile.is_zipfile would also take a tar that ends with a zip for one
+        found = _zip_members(file, path)
+    else:
+        file.seek(0)
+        try:
+            found = _tar_members(file)
+        except tarfile.ReadError as error:
+            if file.seek(0) == 0 and tarfile.is_tarfile(file):
+                raise
+            message = f"{path} is neither a folder nor an archive; give {KINDS}"
+            raise DataError(message) from error
+    # Of two with one name the later counts, as it does for tar.
+    visible = {member.name: member for member in found if not _is_hidden(member.name)}
+    images = sorted((m for m in visible.values() if is_image(m.name)), key=lambda m: m.name)
+    return images, len(visible)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or "/." in name
+
+
+def _clean(name: str) -> str:
+    return name.removeprefix("./").lstrip("/")
+
+
+def _tar_members(file: BinaryIO) -> list[_Member]:
+    members = []
+    by_name: dict[str, tarfile.TarInfo] = {}
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for info in archive:
+            # tar stores the second name of a hard-linked file as a link to the first.
+            source = by_name.get(info.linkname) if info.islnk() else info
+            if source is None or not source.isreg():
+                continue
+            by_name[info.name] = source
+            members.append(_Member(_clean(info.name), source.offset_data, source.size, source.size))
+    return members
+
+
+def _zip_members(file: BinaryIO, path: Path) -> list[_Member]:
+    members = []
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
+            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                how = "encrypted" if info.flag_bits & 1 else f"compressed by method {info.compress_type}"
+                raise DataError(f"{path}!{info.filename} is {how}; make the zip again with plain deflate")
+            deflated = info.compress_type == zipfile.ZIP_DEFLATED
+            place = (info.header_offset, info.compress_size, info.file_size)
+            members.append(_Member(_clean(info.filename), *place, deflated, info.CRC))
+    return members

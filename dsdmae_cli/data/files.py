@@ -1,0 +1,248 @@
+"""Image files by index, in a folder or in an archive, and a dataset of them. No torch here.
+
+`open_files` lists what is there; archives.py reads archives, splits.py says which split and class a file belongs to by
+its name, decode.py turns a file into pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from dsdmae_cli.data.base import ImageDataset
+from dsdmae_cli.data.decode import IMAGE_SUFFIXES, decode, image_size
+from dsdmae_cli.data.once import shared
+from dsdmae_cli.errors import DataError
+
+KINDS = "a folder of images, or a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of one"
+
+
+# ------------------------------------------------------------------------------------------------- the dataset
+
+
+class FileImages(ImageDataset):
+    """Some image files as a dataset.
+
+    Args:
+        files: where they are.
+        indices: which of them, in order.
+        labels: one for each index (-1 = none), or None.
+        classes: names by label, or None.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        indices: Int64[np.ndarray, " n"],
+        labels: Int64[np.ndarray, " n"] | None = None,
+        classes: tuple[str, ...] | None = None,
+    ) -> None:
+        self._files = files
+        self._indices = indices
+        self.labels = labels
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def load(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        return decode(self._files.read(int(self._indices[index])), self.name(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        return image_size(self._files.read(int(self._indices[index])), self.name(index))
+
+    def name(self, index: int) -> str:
+        return self._files.full_name(int(self._indices[index]))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over each file's name below the folder, size, time of change and label; nothing is decoded.
+
+        An archive counts by its own size and time, and its members by their names. So a million files take seconds;
+        a folder that was copied without its times is a new one, and one that was moved is not. A file that is replaced
+        by another of the same size and time (to the nanosecond) goes unnoticed.
+        """
+        digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        for index in self._indices.tolist():
+            digest.update(b"%s\0%s\0" % (name_bytes(self._files.names[index]), repr(self._files.stamp(index)).encode()))
+        return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------- where files lie
+
+
+def name_bytes(name: str) -> bytes:
+    """A file's name as the system has it, which need not be valid UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+class Names(Sequence[str]):
+    """Many strings in one buffer, shared by forked workers; a million names cost what their letters cost."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        encoded = [name_bytes(name) for name in names]
+        self._letters = b"".join(encoded)
+        self._starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._letters[self._starts[index] : self._starts[index + 1]].decode("utf-8", "surrogateescape")
+
+
+class Files(ABC):
+    """Image files by index, sorted by name; for use from several threads and forked or spawned processes."""
+
+    names: Names
+
+    @abstractmethod
+    def read(self, index: int) -> Path | bytes:
+        """Where the file is, or what it holds.
+
+        Raises:
+            UnreadableImage: an archive is damaged at this file.
+        """
+
+    @abstractmethod
+    def full_name(self, index: int) -> str:
+        """What to call the file in messages."""
+
+    @abstractmethod
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        """Size and time of change (ns) of the file, or of the archive it is in; None if it cannot be looked at."""
+
+
+class Directory(Files):
+    """Files under a directory.
+
+    Args:
+        root: the directory.
+        names: of the files, relative to it, with "/" between folders.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self._root = root
+        self.names = Names(names)
+
+    def read(self, index: int) -> Path:
+        return self._root / self.names[index]
+
+    def full_name(self, index: int) -> str:
+        return str(self.read(index))
+
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        try:
+            return stamp_of(self._root / self.names[index])
+        except OSError:  # it is reported as unreadable when it is read
+            return None
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size and time of change (ns) of a file."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+# ------------------------------------------------------------------------------------------- what there is
+
+
+def open_files(path: Path) -> Files:
+    """The image files in a folder or archive; listed once within `once.opened_once`.
+
+    Raises:
+        DataError: the path is missing, unreadable, not an archive, or holds no images.
+    """
+    return shared(_open_files, path.absolute())
+
+
+def _open_files(path: Path) -> Files:
+    from dsdmae_cli.data.archives import Archive  # it is made of Files, and must not be needed to define them
+
+    with _reading(path):
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give {KINDS}")
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return Archive(path)
+        files = sorted(_walk(path, "", ()))
+        names = [name for name in files if is_image(name)]
+        require_images(path, len(names), len(files))
+        return Directory(path, names)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's suffix is one of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (ten times faster than Path)
+
+
+def require_images(path: Path, num_images: int, num_files: int) -> None:
+    """Raise DataError if there are none among the visible files of a folder or archive."""
+    if not num_images:
+        kinds = " ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{path} holds no images: {num_files} visible files, none of {kinds}; give another path")
+
+
+def _walk(folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Names of visible files below a folder; a symbolic link back to a folder above is not followed."""
+    found = os.stat(folder)  # noqa: PTH116
+    identity = (found.st_dev, found.st_ino)
+    if identity in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            kind = _kind(entry)
+            if kind == "folder":
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, identity))
+            elif kind == "file":
+                yield prefix + entry.name
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "other"]:
+    # A link that leads nowhere counts as a file, to be reported as unreadable like any other; a pipe or a
+    # device is left out because it would block whoever opens it.
+    try:
+        if entry.is_dir():
+            return "folder"
+        dangling = entry.is_symlink() and not os.path.exists(entry)  # noqa: PTH110
+        return "file" if dangling or entry.is_file() else "other"
+    except OSError:  # a link to itself
+        return "file"
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong on the way to a list of files, in one line."""
+    try:
+        yield
+    except OSError as error:
+        if not error.strerror:
+            raise DataError(f"{path} is damaged: {error}; make or fetch it again") from error
+        what = f"{error.filename or path}: {error.strerror.lower()}"
+        raise DataError(f"cannot read {what}; mend that or give another path") from error
+    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
+        raise DataError(f"{path} is a damaged archive: {error}; make or fetch it again") from error

@@ -1,0 +1,123 @@
+"""From images of a dataset to squares of one size in one array, each image decoded once. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dsdmae_cli.data.base import ImageDataset, UnreadableImage
+from dsdmae_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from dsdmae_cli.data.source import Unreadable  # whose module needs torch
+
+
+def to_square(rgb: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Resize the shorter side to `size` pixels (bicubic, antialiased) and cut the middle square out."""
+    height, width = rgb.shape[:2]
+    if (height, width) == (size, size):
+        return rgb
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    image = Image.fromarray(rgb)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+
+
+def common_side(dataset: ImageDataset, look_at: int = 64) -> int | None:
+    """The side that images of a dataset share, judged by `look_at` of them; None if they differ or are no squares."""
+    sizes = set()
+    for index in np.linspace(0, len(dataset) - 1, min(look_at, len(dataset)), dtype=int):
+        try:
+            sizes.add(dataset.size(int(index)))
+        except UnreadableImage:
+            continue  # it is met again, and counted, when the dataset is read
+    (width, height) = sizes.pop() if len(sizes) == 1 else (0, 1)
+    return width if width == height else None
+
+
+class Squares:
+    """Room for squares of one size of some images, which `decode_into` fills.
+
+    Args:
+        indices: which images of a dataset, each once.
+        size: side in pixels.
+
+    Attributes:
+        kept: the images that could be read, in the order in which they were decoded.
+    """
+
+    def __init__(self, indices: Sequence[int], size: int) -> None:
+        self.size = size
+        self.kept: list[int] = []
+        self._wanted = indices if isinstance(indices, range) else frozenset(indices)
+        self._room = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+
+    @property
+    def pixels(self) -> UInt8[np.ndarray, "n size size 3"]:
+        """One square for each of `kept`; a view."""
+        return self._room[: len(self.kept)]
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._wanted
+
+    def add(self, index: int, square: UInt8[np.ndarray, "size size 3"]) -> None:
+        """The square of an image."""
+        self._room[len(self.kept)] = square
+        self.kept.append(index)
+
+    def require(self, unreadable: Unreadable) -> None:
+        """Raise DataError if none of the images could be read."""
+        require_some(len(self.kept), len(self._room), unreadable)
+
+
+def require_some(num_kept: int, num_asked: int, unreadable: Unreadable) -> None:
+    """Raise DataError if none of the images that were asked for could be read."""
+    if not num_kept:
+        raise DataError(f"none of {num_asked} images can be read (first: {unreadable.lines(1)[0]})")
+
+
+def decode_into(
+    dataset: ImageDataset, indices: Sequence[int], rooms: Sequence[Squares], unreadable: Unreadable
+) -> None:
+    """Decode each image once and put its square into every room that wants it.
+
+    Raises:
+        DataError: too many are unreadable.
+    """
+
+    def one(index: int) -> list[UInt8[np.ndarray, "s s 3"] | None] | UnreadableImage:
+        try:
+            rgb = dataset.load(index)
+        except UnreadableImage as error:
+            return error
+        return [to_square(rgb, room.size) if index in room else None for room in rooms]
+
+    with ThreadPoolExecutor(cpu_count()) as pool:  # PIL decodes outside the interpreter's lock
+        for index, squares in zip(indices, pool.map(one, indices), strict=True):
+            if isinstance(squares, UnreadableImage):
+                unreadable.add(squares.name, squares.reason)
+                continue
+            for room, square in zip(rooms, squares, strict=True):
+                if square is not None:
+                    room.add(index, square)
+
+
+def decode_square(
+    dataset: ImageDataset, indices: Sequence[int], size: int, unreadable: Unreadable, may_be_empty: bool = False
+) -> tuple[UInt8[np.ndarray, "n size size 3"], list[int]]:
+    """Decode images into one array, with the indices of those that could be read.
+
+    Raises:
+        DataError: too many are unreadable, or all of them are and the answer may not be empty.
+    """
+    squares = Squares(indices, size)
+    decode_into(dataset, indices, [squares], unreadable)
+    if not may_be_empty:
+        squares.require(unreadable)
+    return squares.pixels, squares.kept
