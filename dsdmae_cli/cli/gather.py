@@ -61,9 +61,7 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
             "say what to judge: a run's directory, an encoder's .safetensors file, timm:NAME, or scratch"
         )
     if given.like is not None and given.subject not in ("scratch", "pixels"):
-        raise SettingsError(
-            f"--like is for scratch and pixels, which have no data of their own; {given.subject} has"
-        )
+        raise SettingsError(f"--like is for scratch and pixels, which have no data of their own; {given.subject} has")
     values, origin = taken_over(given.subject, given.like)
     return compose(
         schema, preset=given.preset, config=given.config, flags=given.flags, assignments=given.assignments,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,14 +81,14 @@ def _option(*names: str, metavar: str | None = None, panel: str, help: str, comp
 
 
 def _preset(command: str) -> Any:
-    alone, beside = DEFAULT_PRESETS[command.removeprefix("config ").replace("show", "pretrain")]
-    default = f"Default {alone}" + (f", or {beside} where a dataset is named" if beside else ", where no dataset is named")
-    text = (
-        "Packaged settings, several between commas or by repeating it, such as METHOD,DATASET,SIZE; `dsdmae config"
-        f" presets` lists them. {default if alone != beside else f'Default {alone}'}"
-    )
     whose = "finetune" if command == "finetune" else "pretrain"
-    return _option("--preset", metavar="NAME[,NAME...]", panel=SOURCES, help=text, complete=completion.presets(whose))
+    alone, beside = DEFAULT_PRESETS[whose if command == "config show" else command]
+    default = {alone: f"{alone}", None: f"{alone}, where no dataset is named"}.get(
+        beside, f"{alone}, or {beside} where a dataset is named"
+    )
+    kinds = "RECIPE,DATASET" if whose == "finetune" else "METHOD,DATASET,SIZE"
+    text = f"Packaged settings, together as {kinds}, or repeated; `dsdmae config presets` lists them. Default {default}"
+    return _option("--preset", metavar="NAME[,NAME]", panel=SOURCES, help=text, complete=completion.presets(whose))
 
 
 def _set(command: str) -> Any:
@@ -161,24 +161,32 @@ Debug = Annotated[bool, _DEBUG]
 def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command's function every flag that is declared for it, in place of its parameter `given`.
 
+    Another parameter whose type is a dataclass stands for flags of the command's own, one a field; it gets an instance.
+
     Args:
         command: its name, by which flags are declared for it.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def given(**values: Any) -> Given:
+            said = {flag.setting: values.pop(_identifier(flag)) for flag in flags_of(command)}
+            several = {name: tuple(values.pop(name)) for name in ("preset", "assignments") if values.get(name)}
+            return Given({k: v for k, v in said.items() if v is not None}, **(values | several))
+
         own = inspect.signature(function, eval_str=True).parameters
-        parameters: list[inspect.Parameter] = []
-        for name, parameter in own.items():
-            parameters += _declared(command) if name == "given" else [parameter]
-        settings = {_identifier(flag): flag.setting for flag in flags_of(command)}
+        made = {
+            name: (given, _declared(command)) if name == "given" else (p.annotation, _fields(p.annotation))
+            for name, p in own.items()
+            if is_dataclass(p.annotation)
+        }
+        parameters = [flag for name, p in own.items() for flag in (made[name][1] if name in made else [p])]
 
         def run(**values: Any) -> None:
-            said = {setting: values.pop(name) for name, setting in settings.items()}
-            shared = {s.field: values.pop(s.field) for s in SHARED if command in s.commands}
-            for name in ("preset", "assignments"):
-                shared[name] = tuple(shared[name]) if shared.get(name) else None
-            flags = {setting: value for setting, value in said.items() if value is not None}
-            function(given=Given(flags=flags, **shared), **values)
+            wholes = {
+                name: make(**{flag.name: values.pop(flag.name) for flag in flags})
+                for name, (make, flags) in made.items()
+            }
+            function(**wholes, **values)
 
         run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -186,6 +194,12 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return run
 
     return decorate
+
+
+def _fields(whole: type) -> list[inspect.Parameter]:
+    """The parameters that stand for a dataclass."""
+    parameters = inspect.signature(whole, eval_str=True).parameters.values()
+    return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
 
 
 def _declared(command: str) -> list[inspect.Parameter]:
@@ -205,7 +219,10 @@ def _setting(flag: Flag, command: str) -> inspect.Parameter:
 
 def _parameter(name: str, type_: Any, info: Any) -> inspect.Parameter:
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=False if type_ is bool else None, annotation=Annotated[type_, info]
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if type_ is bool else None,
+        annotation=Annotated[type_, info],
     )
 
 

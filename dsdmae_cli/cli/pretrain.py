@@ -39,8 +39,6 @@ def carry_out(given: Given, loaded: Loaded[Any]) -> None:
 
     from dsdmae_cli.recipes.pretrain import pretrain, summary
 
-    result = pretrain(
-        loaded, out=given.out, resume=given.resume, overridden=given.any_setting, as_json=given.json
-    )
+    result = pretrain(loaded, out=given.out, resume=given.resume, overridden=given.any_setting, as_json=given.json)
     if result:
         print_result(result, as_json=given.json, text=summary(result))

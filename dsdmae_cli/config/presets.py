@@ -69,7 +69,7 @@ def preset_layers(presets: str | Sequence[str], origin: str, schema: Schema[Any]
         kind = next(kind for kind, names in by_kind.items() if name in names)
         if kind in chosen:
             raise SettingsError(
-                f"presets {chosen[kind]} and {name} (from {origin}) are both of the kind {KINDS[kind]}; give one of them"
+                f"presets {chosen[kind]} and {name} (from {origin}) are both a {KINDS[kind]}; give one of them"
             )
         chosen[kind] = name
     return [_layer(schema, kind, chosen[kind], set(chosen.values())) for kind in KINDS if kind in chosen]

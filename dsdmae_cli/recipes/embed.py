@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,8 +49,8 @@ class Request:
 
     subject: str
     out: Path
-    flags: dict[str, Any]
-    assignments: list[str] | None = None
+    flags: Mapping[str, Any]
+    assignments: Sequence[str] | None = None
     split: Split = "train"
     pool: Pool = "mean"
     image_size: int | None = None
