@@ -101,6 +101,19 @@ class Requirement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamedSweep:
+    """Names for values of one setting, for `dsdmae ablate --sweep NAME WORD,WORD`.
+
+    Args:
+        setting: key under [method].
+        values: what each word sets, as on the command line; None = the setting stays as it is.
+    """
+
+    setting: str
+    values: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodSpec(Spec):
     """A pre-training method; `build(settings, backbone) -> dsdmae_cli.methods.base.Method`.
 
@@ -112,6 +125,7 @@ class MethodSpec(Spec):
         augment: what "auto" means for data.crop_scale, data.flip and data.shift with this method, over what it means
             for the dataset. Where the dataset says None or False, that stands: it knows what a crop or a mirror would
             do to its images, and a method does not.
+        named_sweeps: what `--sweep` may call values of a setting, by name ("heads"); a flag's name is no such name.
         paper: what to cite.
     """
 
@@ -120,6 +134,7 @@ class MethodSpec(Spec):
     needs_mask_token: bool = False
     requires: Requirement | None = None
     augment: Mapping[str, Any] = field(default_factory=dict)
+    named_sweeps: Mapping[str, NamedSweep] = field(default_factory=dict)
     paper: str = ""
 
 

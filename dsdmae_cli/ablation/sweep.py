@@ -1,59 +1,29 @@
 """What `--sweep KEY VALUES` means: the settings of every trial, checked before anything runs. No torch here.
 
-    VALUES    0.75..0.95        a range, ends included, about five steps
-              0.75..0.95:0.05   the same with a step
-              0.75..0.95/5      the same with a number of values; 1e-4..1e-2/5log spaces them evenly by ratio
-              0.2,0.4,0.6       a list of values, words or ranges; a pair stands in brackets: [0.8,0.95],[0.7,0.9]
-
-In --mask-ratio "0.75..0.95" is one value, a range that the run draws from; here it is a range of runs. How trials are
-run and kept is in dsdmae_cli.ablation.
+How VALUES are written is in values.py; how trials are run and kept, in run.py and study.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from dsdmae_cli import plugins
+from dsdmae_cli.ablation.values import MOST_TRIALS, Span, is_number, parse_values, split_values
 from dsdmae_cli.config.compose import compose
-from dsdmae_cli.config.describe import admits, key_of
+from dsdmae_cli.config.describe import admits, key_of, plain
+from dsdmae_cli.config.flags import flags_of
 from dsdmae_cli.config.resolve import resolve
-from dsdmae_cli.config.schema import NAMED, PRETRAIN, SECTIONS, Loaded, Schema, section_class
+from dsdmae_cli.config.schema import ABLATE, NAMED, SECTIONS, Loaded, section_class
+from dsdmae_cli.config.sources import parse_word
 from dsdmae_cli.errors import DsdmaeError, PluginError, SettingsError, nearest
 from dsdmae_cli.settings.models import Settings
 
-MOST_TRIALS = 1000
-_USUAL_VALUES = 5
-_RANGE = re.compile(r"(?P<low>[^.].*?)\.\.(?P<high>[^:/]+?)(?::(?P<step>[^/]+?))?(?:/(?P<count>\w+?))?(?P<log>log)?")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
-
-# Names for several settings of one key, in the words of the paper's Table 3. None leaves the setting as it is.
-HEADS: dict[str, str | None] = {"both": None, "decoder": "1", "regressor": "0"}
-
 Point = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A range that a search may draw from.
-
-    Attributes:
-        low, high: its ends, included.
-        step: distance of the values that are allowed; None = any.
-        log: evenly by ratio.
-        whole: whole numbers only.
-    """
-
-    low: float
-    high: float
-    step: float | None
-    log: bool
-    whole: bool
 
 
 @dataclass(frozen=True)
@@ -61,25 +31,27 @@ class Axis:
     """One --sweep.
 
     Attributes:
-        key: as it was written, without dashes before it: "mask-ratio", "optim.weight_decay", "heads".
+        key: as it was written, without dashes before it: "mask-ratio", "optim.weight_decay".
         dotted: the setting: "method.mask_ratio".
         values: the values as texts, in the order written.
         span: the range that a search may draw from, if VALUES is one.
+        words: what each value sets where the key is a method's own (plugins.NamedSweep); None = nothing.
     """
 
     key: str
     dotted: str
     values: tuple[str, ...]
     span: Span | None = None
+    words: Mapping[str, str | None] = field(default_factory=dict)
 
     def word(self, value: str) -> str | None:
         """What a value sets; None = nothing."""
-        return HEADS[value] if self.key == "heads" else value
+        return self.words.get(value, value)
 
     @property
     def numbers(self) -> list[float] | None:
         """The values as numbers, None where one is a word."""
-        return [float(v) for v in self.values] if all(_NUMBER.fullmatch(v) for v in self.values) else None
+        return [float(v) for v in self.values] if all(map(is_number, self.values)) else None
 
 
 @dataclass(frozen=True)
@@ -91,7 +63,7 @@ class Base:
             holds for those plugins that have the setting: method.decoder_depth for MAE, not for MoCo v3.
     """
 
-    preset: str | None = None
+    preset: str | Sequence[str] | None = None
     config: Path | None = None
     flags: Mapping[str, Any] | None = None
     assignments: tuple[str, ...] = ()
@@ -101,11 +73,10 @@ class Base:
         """The same, for the two words of every --sweep."""
         found = {}
         for section, (key, _, _) in NAMED.items():
-            # A plugin's flag is called after its kind: method, backbone, dataset.
-            flag = next(f.removeprefix("--") for f, dotted in PRETRAIN.flags.items() if dotted == f"{section}.{key}")
+            flag = _flag_words()[f"{section}.{key}"]
             words = [values for name, values in pairs if name.removeprefix("--") in (flag, f"{section}.{key}")]
             if words:
-                found[section] = tuple(_split(words[0]))
+                found[section] = tuple(split_values(words[0]))
         return replace(self, plugins=found)
 
     def _left_out(self, words: Mapping[str, str]) -> set[str]:
@@ -123,7 +94,7 @@ class Base:
     def _own(self, section: str, given: set[str]) -> str:
         """The plugin that is named without the sweep."""
         loaded = compose(
-            replace(PRETRAIN, default_preset="quick-ablate"),
+            ABLATE,
             preset=self.preset,
             config=self.config,
             flags={k: v for k, v in (self.flags or {}).items() if k not in given},
@@ -150,20 +121,18 @@ class Base:
             SettingsError, PluginError: a value is refused; the message names the --sweep it is from.
         """
         words = {axis.dotted: word for axis in axes if point and (word := axis.word(point[axis.key])) is not None}
-        named = {f"--sweep {axis.key}": axis.dotted for axis in axes}
+        origins = {axis.dotted: f"--sweep {axis.key}" for axis in axes if axis.dotted in words}
         if epochs is not None:
-            words["train.epochs"] = str(epochs)
-            named["--equal compute"] = "train.epochs"
-        flags = {flag: dotted for flag, dotted in PRETRAIN.flags.items() if dotted not in words}
+            words["train.epochs"], origins["train.epochs"] = str(epochs), "--equal compute"
         if seed is not None:
             words["train.seed"] = str(seed)
-        schema: Schema[Settings] = replace(PRETRAIN, default_preset="quick-ablate", flags={**flags, **named})
         left = self._left_out(words)
         return compose(
-            schema,
+            ABLATE,
             preset=self.preset,
             config=self.config,
             flags={**{k: v for k, v in (self.flags or {}).items() if k not in left}, **words},
+            origins=origins,
             # --set stands above flags, but not above what makes this trial differ from the others.
             assignments=[a for a in self.assignments if _assigned(a) not in {*words, *left}],
         )
@@ -171,7 +140,7 @@ class Base:
     def gives(self, dotted: str) -> str | None:
         """The flag that sets this setting for all trials, None if there is none."""
         if (self.flags or {}).get(dotted) is not None:
-            return next(flag for flag, name in PRETRAIN.flags.items() if name == dotted)
+            return next(flag for flag, name in ABLATE.flags.items() if name == dotted)
         return next((f"--set {a}" for a in self.assignments if _assigned(a) == dotted), None)
 
 
@@ -215,44 +184,55 @@ def parse_axes(pairs: list[tuple[str, str]], base: Base) -> tuple[Axis, ...]:
 def parse_axis(key: str, values: str, settings: Settings) -> Axis:
     """One --sweep; `settings` are those that all trials start from."""
     key, values = (" ".join(text.split()) for text in (key, values))  # a line break would break the messages' line
+    own = _own_sweeps(settings)
+    name = key.removeprefix("--")
+    if name in own:
+        dotted = f"method.{own[name].setting}"
+        found, _ = parse_values(name, values, whole=None)
+        _check_words(name, found, own[name], settings)
+        return Axis(name, dotted, found, words=own[name].values)
     name, dotted = _find_key(key, settings)
-    whole = _is_whole(dotted, settings)
-    if not values:
-        raise SettingsError(f"--sweep {name} has no values; write a range (0.75..0.95) or a list (0.2,0.4)")
-    found: list[str] = []
-    span: Span | None = None
-    for item in _split(values):
-        if not item:
-            raise SettingsError(f"--sweep {name} {values}: a value is missing between commas")
-        ranged = _range(name, item, whole)
-        found += ranged[0] if ranged else [item]
-        span = ranged[1] if ranged else None
-    if name == "heads":
-        _check_heads(found, settings)
-    for value in found:
-        if found.count(value) > 1:
-            raise SettingsError(f"--sweep {name} {values}: {value} stands there twice; nothing is run twice")
-    return Axis(name, dotted, tuple(found), span if len(_split(values)) == 1 else None)
+    found, span = parse_values(name, values, _is_whole(dotted, settings))
+    return Axis(name, dotted, found, span)
+
+
+def named_sweeps() -> dict[str, plugins.NamedSweep]:
+    """Names that installed methods have for values of their settings, the first method's where two share one."""
+    found: dict[str, plugins.NamedSweep] = {}
+    for plugin in plugins.discover("method"):
+        found = {**plugin.spec.named_sweeps, **found} if isinstance(plugin, plugins.Plugin) else found
+    return found
+
+
+def _own_sweeps(settings: Settings) -> Mapping[str, plugins.NamedSweep]:
+    """The names that the method at hand has."""
+    found: Mapping[str, plugins.NamedSweep] = plugins.find("method", settings.method.name).spec.named_sweeps
+    return found
+
+
+def _flag_words() -> dict[str, str]:
+    """What the settings that have a flag are called: {"method.mask_ratio": "mask-ratio"}."""
+    return {flag.setting: flag.word for flag in flags_of(ABLATE.command)}
 
 
 def _find_key(written: str, settings: Settings) -> tuple[str, str]:
     """(name, dotted name) of a key."""
     name = written.removeprefix("--")
-    if name == "heads":
-        return name, "method.lambda"
-    flags = {f.split("/")[0].removeprefix("--"): d for f, d in PRETRAIN.flags.items()}
-    del flags["seed"]
+    flags = {word: dotted for dotted, word in _flag_words().items() if dotted != "train.seed"}
     dotted = flags.get(name.replace("_", "-"), name)
     section, dot, key = dotted.partition(".")
     if dotted in ("seed", "train.seed"):
         raise SettingsError("--sweep seed: seeds repeat every trial and are no setting to choose; use --seeds N")
     if dot and section in SECTIONS and key:
         return (name.replace("_", "-") if dotted != name else name), dotted
+    if name in named_sweeps():
+        raise SettingsError(f"--sweep {name} is of another method; method {settings.method.name!r} has none such")
+    own = list(_own_sweeps(settings))
     known = [f"{s}.{key_of(n, f)}" for s, model in settings for n, f in type(model).model_fields.items()]
     bare = next((d for d in known if d.partition(".")[2] == name.replace("-", "_")), None)
-    hint = f" (did you mean {bare}?)" if bare else nearest(name, [*flags, "heads", *known])
+    hint = f" (did you mean {bare}?)" if bare else nearest(name, [*flags, *own, *known])
     raise SettingsError(
-        f"--sweep {written}: there is no such setting{hint}; KEY is {', '.join(flags)}, heads, or SECTION.KEY as"
+        f"--sweep {written}: there is no such setting{hint}; KEY is {', '.join([*flags, *own])}, or SECTION.KEY as"
         " `dsdmae config describe` lists them"
     )
 
@@ -264,130 +244,20 @@ def _is_whole(dotted: str, settings: Settings) -> bool | None:
     return None if key not in fields else admits(fields[key], int) and not admits(fields[key], float)
 
 
-def _check_heads(values: list[str], settings: Settings) -> None:
-    strange = next((v for v in values if v not in HEADS), None)
+def _check_words(name: str, words: Sequence[str], sweep: plugins.NamedSweep, settings: Settings) -> None:
+    known = sweep.values
+    strange = next((word for word in words if word not in known), None)
     if strange is not None:
-        raise SettingsError(f"--sweep heads {strange}{nearest(strange, list(HEADS))}: it takes {', '.join(HEADS)}")
-    weight = getattr(settings.method, "lambda_", None)
-    if weight is None:
-        raise SettingsError(f"--sweep heads is about dsdmae's two heads; method {settings.method.name!r} has none")
-    if "both" in values and not 0 < weight < 1:
-        raise SettingsError(f"--sweep heads both needs a --lambda between 0 and 1, got {weight:g}")
-
-
-def _split(values: str) -> list[str]:
-    """At commas that stand outside brackets and braces."""
-    parts, depth = [""], 0
-    for letter in values:
-        depth += (letter in "[{") - (letter in "]}")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
-
-
-def _number(text: str) -> Decimal | None:
-    try:
-        return Decimal(text) if _NUMBER.fullmatch(text) else None
-    except InvalidOperation:
-        return None
-
-
-def _range(key: str, item: str, whole: bool | None) -> tuple[list[str], Span] | None:
-    """The values of LOW..HIGH, and its span; None if the text is no range of numbers.
-
-    Raises:
-        SettingsError: it is empty, runs backwards, or its steps do not meet its end.
-    """
-    match = _RANGE.fullmatch(item)
-    ends = (_number(match["low"].strip()), _number(match["high"].strip())) if match else (None, None)
-    low, high = ends
-    if match is None or low is None or high is None:
-        return None
-    said = f"--sweep {key} {item}"
-    if low == high:
-        raise SettingsError(f"{said}: the range is empty; write one value, {low}, or two different ends")
-    if low > high:
-        raise SettingsError(f"{said}: the range runs backwards; write {match['high']}..{match['low']}")
-    if whole is None:
-        whole = low == low.to_integral_value() and high == high.to_integral_value()
-    if whole and (low != int(low) or high != int(high)):
-        raise SettingsError(f"{said}: this setting takes whole numbers; got ends {low} and {high}")
-    log = match["log"] is not None
-    if log and low <= 0:
-        raise SettingsError(f"{said}: log needs ends above 0, got {low}")
-    if match["step"] is not None and (log or match["count"] is not None):
-        raise SettingsError(f"{said}: give a step (:0.05) or a number of values (/5, /5log), not both")
-    if match["step"] is not None:
-        step = _number(match["step"].strip())
-        values = _stepped(said, low, high, step, whole)
-        return [_text(v) for v in values], Span(float(low), float(high), float(step or 0), False, whole)
-    count = _count(said, match["count"])
-    if count is None:
-        count = _USUAL_VALUES if log else _usual_count(low, high, whole)
-    values = _spaced(low, high, count, whole, log)
-    if len(set(values)) < count:
-        raise SettingsError(f"{said}: there are not {count} different whole numbers from {low} to {high}; take fewer")
-    return [_text(v) for v in values], Span(float(low), float(high), None, log, whole)
-
-
-def _count(said: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or not 2 <= int(text) <= MOST_TRIALS:
-        raise SettingsError(f"{said}: after / stands how many values, 2 to {MOST_TRIALS}, got {text!r}")
-    return int(text)
-
-
-def _stepped(said: str, low: Decimal, high: Decimal, step: Decimal | None, whole: bool) -> list[Decimal]:
-    if step is None or step <= 0 or (whole and step != int(step)):
-        kind = "whole number" if whole else "number"
-        raise SettingsError(f"{said}: after : stands the step, a {kind} above 0")
-    steps = (high - low) / step
-    if steps > MOST_TRIALS:
-        raise SettingsError(f"{said}: that is more than {MOST_TRIALS} values; take a larger step")
-    if steps != int(steps):
-        last = _text(low + step * int(steps))
+        raise SettingsError(f"--sweep {name} {strange}{nearest(strange, list(known))}: it takes {', '.join(known)}")
+    fields = {key_of(n, f): n for n, f in type(settings.method).model_fields.items()}
+    now = plain(getattr(settings.method, fields[sweep.setting]))
+    twin = next((word for word, value in known.items() if value is not None and parse_word(value) == now), None)
+    unchanged = next((word for word in words if known[word] is None), None)
+    if twin is not None and unchanged is not None:
         raise SettingsError(
-            f"{said}: steps of {_text(step)} end at {last}, not at {_text(high)}; change the step or the end, or say"
-            " how many values by /N"
+            f"--sweep {name} {unchanged} leaves method.{sweep.setting} as it is, and that is {now}, which is {twin};"
+            f" give another method.{sweep.setting}"
         )
-    return [low + step * i for i in range(int(steps) + 1)]
-
-
-def _usual_count(low: Decimal, high: Decimal, whole: bool) -> int:
-    """How many values make round steps, four to seven of them; five where nothing is round."""
-
-    def roundness(count: int) -> tuple[int, int]:
-        step = (high - low) / (count - 1)
-        digits = step.normalize().as_tuple().digits
-        return len(digits), abs(count - _USUAL_VALUES)
-
-    if whole and high - low < _USUAL_VALUES + 2:
-        return int(high - low) + 1
-    fits = [n for n in range(4, 8) if not whole or (high - low) % (n - 1) == 0]
-    best = min(fits, key=roundness, default=_USUAL_VALUES)
-    return best if fits and (whole or roundness(best)[0] <= 2) else _USUAL_VALUES
-
-
-def _spaced(low: Decimal, high: Decimal, count: int, whole: bool, log: bool) -> list[Decimal]:
-    shares = [Decimal(i) / (count - 1) for i in range(count)]
-    if log:
-        values = [low * (high / low) ** share for share in shares]
-    else:
-        values = [low + (high - low) * share for share in shares]
-    # Four digits are plenty, unless the values lie closer to each other than that.
-    apart = float((values[1] - low) / max(abs(low), abs(high)))
-    digits = max(4, 2 + math.ceil(-math.log10(max(apart, 1e-20))))
-    rounded = [value.to_integral_value() if whole else Decimal(f"{value:.{digits}g}") for value in values]
-    return [low, *rounded[1:-1], high]
-
-
-def _text(number: Decimal) -> str:
-    """The number as TOML takes it: 0.75, 20, 1e-05."""
-    plain = format(number.normalize(), "f")
-    return plain if len(plain) <= 8 else repr(float(number))
 
 
 def grid(axes: tuple[Axis, ...]) -> list[Point]:

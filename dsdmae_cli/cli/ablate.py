@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections import deque
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from typer.core import TyperCommand
 
-from dsdmae_cli.cli import options as o
-from dsdmae_cli.config.flags import FLAGS
+from dsdmae_cli.cli import completion
+from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.config.flags import flags_of
 from dsdmae_cli.errors import SettingsError, nearest
 
+if TYPE_CHECKING:
+    from dsdmae_cli.ablation.definition import Definition, Metric
+    from dsdmae_cli.ablation.paper import Paper
+
 _STUDY = "Study"
-_PAPERS = ("fig3", "fig4", "table3")
-_METRICS = ("knn", "linear", "finetune", "loss")
-_SEARCHES = ("grid", "tpe", "random")
-_EQUALS = ("epochs", "compute")
-_KEYS = [flag.split("/")[0].removeprefix("--") for flag in FLAGS if flag != "--seed"] + ["heads"]
 
 
 def fold(words: list[str]) -> list[str]:
@@ -49,139 +50,120 @@ class SweepCommand(TyperCommand):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         # The shell asks for the word after --sweep KEY: the key stands there alone, folded without values.
         last = (ctx.params.get("sweep") or [""])[-1]
-        if last and "=" not in last and not incomplete.startswith("-"):
-            from typer._click.shell_completion import CompletionItem
-
-            return [CompletionItem(text) for text in _examples(last) if text.startswith(incomplete)]
-        return list(super().shell_complete(ctx, incomplete))
-
-
-def _complete_keys(incomplete: str) -> list[str]:
-    from dsdmae_cli.config.describe import key_of
-    from dsdmae_cli.config.schema import SECTIONS, section_class
-
-    if "." not in incomplete:
-        return [key for key in [*_KEYS, *(f"{s}." for s in SECTIONS)] if key.startswith(incomplete)]
-    section = incomplete.partition(".")[0]
-    if section not in SECTIONS:
-        return []
-    fields = section_class(section, {}).model_fields
-    return [d for n, f in fields.items() if (d := f"{section}.{key_of(n, f)}").startswith(incomplete)]
+        if not last or "=" in last or incomplete.startswith("-"):
+            return list(super().shell_complete(ctx, incomplete))
+        # Typer's releases have this class in different places, none of them public.
+        item = type(super().shell_complete(ctx, "--")[0])
+        return [item(text) for text in _values(last) if text.startswith(incomplete)]
 
 
-def _examples(key: str) -> list[str]:
-    """Values that a key may have, where they are few words."""
-    from dsdmae_cli import plugins
+def _keys(incomplete: str) -> list[str]:
+    from dsdmae_cli.ablation.sweep import named_sweeps
 
-    kinds: dict[str, plugins.Kind] = {"method": "method", "backbone": "backbone", "dataset": "dataset"}
-    if key in kinds:
-        return [plugin.name for plugin in plugins.discover(kinds[key])]
-    return {
-        "heads": ["both,decoder,regressor"],
-        "mask-ratio": ["0.75..0.95"],
-        "lambda": ["0.2..0.8"],
-        "precision": ["bf16,fp32"],
-        "compile": ["true,false"],
-        "lr": ["1e-4..1e-2/5log"],
-    }.get(key, [])
+    if "." in incomplete:
+        return completion.settings(incomplete)
+    words = [flag.word for flag in flags_of("ablate") if flag.setting != "train.seed"]
+    return [w for w in (*words, *named_sweeps()) if w.startswith(incomplete)] + completion.settings(incomplete)
+
+
+def _values(key: str) -> list[str]:
+    """Values that a key may have, where they are few words, or an example."""
+    from dsdmae_cli.ablation.sweep import named_sweeps
+
+    named = named_sweeps()
+    if key in named:
+        return [",".join(named[key].values)]
+    flag = next((flag for flag in flags_of("ablate") if key in (flag.word, flag.setting)), None)
+    if flag is not None and flag.sweep:
+        return [flag.sweep]
+    return completion.setting_values(flag.setting if flag else key)
 
 
 def _option(*words: str, **more: Any) -> Any:
     return typer.Option(*words, rich_help_panel=_STUDY, show_default=False, **more)
 
 
-Sweep = Annotated[
-    list[str] | None,
-    _option("--sweep", metavar="KEY VALUES", autocompletion=_complete_keys,
-            help="What differs between trials, repeatable (a grid). KEY is a flag's name (mask-ratio), a setting"
-            " (optim.weight_decay) or heads (both,decoder,regressor); VALUES a range 0.75..0.95, with :0.05 a step or"
-            " /5 a number of values, or a list 0.2,0.4,0.6"),
-]  # fmt: skip
-PaperPreset = Annotated[
-    str | None,
-    _option("--paper", metavar="NAME", autocompletion=lambda: list(_PAPERS),
-            help="An ablation of the paper: fig3 (mask ratio), fig4 (lambda), table3 (heads), three seeds each"),
-]  # fmt: skip
-MetricName = Annotated[
-    str | None,
-    _option("--metric", metavar="NAME", autocompletion=lambda: list(_METRICS),
-            help="What trials are judged by: knn (default), linear, finetune or loss"),
-]  # fmt: skip
-MetricOptions = Annotated[
-    str | None,
-    _option("--metric-options", metavar="WORDS",
-            help="Further options of the command that measures linear or finetune, in one word: '--epochs 20'"),
-]  # fmt: skip
-Seeds = Annotated[
-    int | None,
-    _option("--seeds", metavar="N", min=1, help="Runs of each setting, for error bars. Default 1; 3 with --paper"),
-]
-Equal = Annotated[
-    str,
-    _option("--equal", metavar="NAME", autocompletion=lambda: list(_EQUALS),
-            help="What trials have the same of: epochs (default), or compute: each gets the epochs whose work comes"
-            " nearest to that of the settings they share, without what is swept"),
-]  # fmt: skip
-Search = Annotated[
-    str,
-    _option("--search", metavar="NAME", autocompletion=lambda: list(_SEARCHES),
-            help="grid (default: all values), or tpe or random: --trials settings drawn from the ranges"),
-]  # fmt: skip
-Trials = Annotated[int | None, _option("--trials", metavar="N", min=1, help="Settings that a search draws")]
-Prune = Annotated[
-    bool, _option("--prune", help="Stop a trial that does worse than half of the finished ones did at that moment")
-]
-Workers = Annotated[
-    int | None, _option("--workers", metavar="N", min=1, help="Trials at a time. Default: on a CPU one a core, else 1")
-]
-Parallel = Annotated[
-    bool, _option("--parallel", help="A worker for each GPU; on a CPU the cores are shared out anyway")
-]
-Storage = Annotated[
-    str | None,
-    _option("--storage", metavar="URL", help="A database that several machines share (sqlite:///FILE, postgresql://...,"
-            " mysql://...). Default: a journal in the study's directory"),
-]  # fmt: skip
-RetryFailed = Annotated[bool, _option("--retry-failed", help="Run failed trials once more")]
+def _known(flag: str) -> tuple[str, ...]:
+    """The words that a flag takes."""
+    from dsdmae_cli.ablation.definition import METRICS, Equal, Search
+    from dsdmae_cli.ablation.paper import PAPERS
+
+    return {
+        "--paper": tuple(PAPERS), "--metric": tuple(METRICS), "--search": get_args(Search), "--equal": get_args(Equal),
+    }[flag]  # fmt: skip
 
 
-def command(
-    sweep: Sweep = None,
-    paper: PaperPreset = None,
-    metric: MetricName = None,
-    metric_options: MetricOptions = None,
-    seeds: Seeds = None,
-    equal: Equal = "epochs",
-    search: Search = "grid",
-    trials: Trials = None,
-    prune: Prune = False,
-    workers: Workers = None,
-    parallel: Parallel = False,
-    storage: Storage = None,
-    retry_failed: RetryFailed = False,
-    preset: o.Preset = None,
-    config: o.Config = None,
-    set_: o.Set = None,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    strict_data: o.StrictData = None,
-    method: o.Method = None,
-    backbone: o.Backbone = None,
-    mask_ratio: o.MaskRatio = None,
-    noise_std: o.NoiseStd = None,
-    lambda_: o.Lambda = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    lr: o.Lr = None,
-    seed: o.Seed = None,
-    device: o.Device = None,
-    precision: o.Precision = None,
-    compile: o.Compile = None,
-    out: o.Out = None,
-    dry_run: o.DryRun = False,
-    json: o.Json = False,
-    debug: o.Debug = False,
-) -> None:
+def _words(flag: str) -> completion.Complete:
+    return lambda incomplete: [word for word in _known(flag) if word.startswith(incomplete)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The flags of a study."""
+
+    sweep: Annotated[
+        list[str] | None,
+        _option("--sweep", metavar="KEY VALUES", autocompletion=_keys,
+                help="What differs between trials, repeatable (a grid). KEY is a flag's name (mask-ratio), a setting"
+                " (optim.weight_decay) or a name that the method has; VALUES a range 0.75..0.95, with :0.05 a step or"
+                " /5 a number of values, or a list 0.2,0.4,0.6"),
+    ] = None  # fmt: skip
+    paper: Annotated[
+        str | None,
+        _option("--paper", metavar="NAME", autocompletion=_words("--paper"),
+                help="An ablation of the paper: fig3 (mask ratio), fig4 (lambda), table3 (heads), three seeds each"),
+    ] = None  # fmt: skip
+    metric: Annotated[
+        str | None,
+        _option("--metric", metavar="NAME", autocompletion=_words("--metric"),
+                help="What trials are judged by: knn (default), linear, finetune or loss"),
+    ] = None  # fmt: skip
+    metric_options: Annotated[
+        str | None,
+        _option("--metric-options", metavar="WORDS",
+                help="Further options of the command that measures linear or finetune, in one word: '--epochs 20'"),
+    ] = None  # fmt: skip
+    seeds: Annotated[
+        int | None,
+        _option("--seeds", metavar="N", min=1, help="Runs of each setting, for error bars. Default 1; 3 with --paper"),
+    ] = None  # fmt: skip
+    equal: Annotated[
+        str,
+        _option("--equal", metavar="NAME", autocompletion=_words("--equal"),
+                help="What trials have the same of: epochs (default), or compute: each gets the epochs whose work comes"
+                " nearest to that of the settings they share, without what is swept"),
+    ] = "epochs"  # fmt: skip
+    search: Annotated[
+        str,
+        _option("--search", metavar="NAME", autocompletion=_words("--search"),
+                help="grid (default: all values), or tpe or random: --trials settings drawn from the ranges"),
+    ] = "grid"  # fmt: skip
+    trials: Annotated[
+        int | None, _option("--trials", metavar="N", min=1, help="Settings that a search draws")
+    ] = None  # fmt: skip
+    prune: Annotated[
+        bool, _option("--prune", help="Stop a trial that does worse than half of the finished ones did at that moment")
+    ] = False  # fmt: skip
+    workers: Annotated[
+        int | None,
+        _option("--workers", metavar="N", min=1, help="Trials at a time. Default: on a CPU one a core, else 1"),
+    ] = None  # fmt: skip
+    parallel: Annotated[
+        bool, _option("--parallel", help="A worker for each GPU; on a CPU the cores are shared out anyway")
+    ] = False  # fmt: skip
+    storage: Annotated[
+        str | None,
+        _option("--storage", metavar="URL", help="A database that several machines share (sqlite:///FILE,"
+                " postgresql://..., mysql://...). Default: a journal in the study's directory"),
+    ] = None  # fmt: skip
+    retry_failed: Annotated[bool, _option("--retry-failed", help="Run failed trials once more")] = False
+
+
+COMMAND_CLASS = SweepCommand
+
+
+@takes("ablate")
+def command(*, asked: Asked, given: Given) -> None:
     """Run an ablation: pre-train once for each value of a setting, and report which is best.
 
     dsdmae ablate --sweep mask-ratio 0.75..0.95 --seeds 3
@@ -190,103 +172,112 @@ def command(
     (quick-ablate) stands in. Every trial is a run of its own below --out. The same command again goes on where it was,
     and may run several times at once: the processes share the trials.
     """
-    given = dict(locals())
-    if (sweep is None) == (paper is None):
-        raise SettingsError(
-            "ablate needs --sweep KEY VALUES (for example --sweep mask-ratio 0.75..0.95) or --paper NAME (fig3, fig4,"
-            " table3)" + ("" if sweep is None else "; got both, leave one out")
-        )
-    _one_of("--search", search, _SEARCHES)
-    _one_of("--equal", equal, _EQUALS)
-    if (search == "grid") != (trials is None):
-        wrong = "--trials is for --search tpe or random; a grid runs all its values" if trials else None
-        raise SettingsError(wrong or f"--search {search} needs --trials N: how many settings to draw")
-    if paper is not None:
-        _one_of("--paper", paper, _PAPERS)
-    if paper is not None and search != "grid":
-        raise SettingsError(f"--paper {paper} is a grid; leave --search out, or say the --sweep yourself")
-    if workers is not None and parallel:
-        raise SettingsError("--workers N and --parallel both say how many trials run at a time; give one")
-
-    definition = _definition(given)
+    _check(asked)
+    definition = _definition(asked, given)
     from dsdmae_cli.ablation.dry_run import dry_run as planned
     from dsdmae_cli.recipes.ablate import ablate, study_folder
     from dsdmae_cli.report import Report, print_result
 
-    if dry_run:
-        folder = study_folder(definition, out)
-        plan, text, warnings = planned(definition, folder, workers=workers, parallel=parallel)
+    if given.dry_run:
+        folder = study_folder(definition, given.out)
+        plan, text, warnings = planned(definition, folder, workers=asked.workers, parallel=asked.parallel)
         for warning in warnings:
             Report().warn(warning)
-        print_result(plan, as_json=json, text=text)
+        print_result(plan, as_json=given.json, text=text)
         return
     result, text = ablate(
         definition,
-        out=out,
-        storage=storage,
-        workers=workers,
-        parallel=parallel,
-        retry_failed=retry_failed,
-        as_json=json,
+        out=given.out,
+        storage=asked.storage,
+        workers=asked.workers,
+        parallel=asked.parallel,
+        retry_failed=asked.retry_failed,
+        as_json=given.json,
     )
-    print_result(result, as_json=json, text=text)
+    print_result(result, as_json=given.json, text=text)
 
 
-def _one_of(flag: str, word: str, known: tuple[str, ...]) -> None:
+def _check(asked: Asked) -> None:
+    """Flags that do not go together, before anything is loaded."""
+    if (asked.sweep is None) == (asked.paper is None):
+        raise SettingsError(
+            "ablate needs --sweep KEY VALUES (for example --sweep mask-ratio 0.75..0.95) or --paper NAME"
+            f" ({', '.join(_known('--paper'))})" + ("" if asked.sweep is None else "; got both, leave one out")
+        )
+    _one_of("--search", asked.search)
+    _one_of("--equal", asked.equal)
+    if (asked.search == "grid") != (asked.trials is None):
+        wrong = "--trials is for --search tpe or random; a grid runs all its values" if asked.trials else None
+        raise SettingsError(wrong or f"--search {asked.search} needs --trials N: how many settings to draw")
+    if asked.paper is not None:
+        _one_of("--paper", asked.paper)
+    if asked.paper is not None and asked.search != "grid":
+        raise SettingsError(f"--paper {asked.paper} is a grid; leave --search out, or say the --sweep yourself")
+    if asked.workers is not None and asked.parallel:
+        raise SettingsError("--workers N and --parallel both say how many trials run at a time; give one")
+
+
+def _one_of(flag: str, word: str) -> None:
+    known = _known(flag)
     if word not in known:
         raise SettingsError(f"{flag} {word}{nearest(word, list(known))}: it takes {', '.join(known)}")
 
 
-def _definition(given: dict[str, Any]) -> Any:
+def _definition(asked: Asked, given: Given) -> Definition:
     """The study that the flags ask for."""
-    from dsdmae_cli.ablation.definition import METRICS, Definition
+    from dsdmae_cli.ablation.definition import Definition
     from dsdmae_cli.ablation.paper import PAPERS
     from dsdmae_cli.ablation.sweep import Base, parse_axes
-    from dsdmae_cli.config.schema import PRETRAIN
 
-    figure = PAPERS[given["paper"]] if given["paper"] else None
-    name = given["metric"] or (figure.metric if figure else "knn")
-    _one_of("--metric", name, tuple(METRICS))
-    metric = METRICS[name]
-    try:
-        options = tuple(shlex.split(given["metric_options"] or ""))
-    except ValueError as error:
-        raise SettingsError(f"--metric-options {given['metric_options']}: {str(error).lower()}") from error
-    if options and not metric.command:
-        raise SettingsError(
-            f"--metric-options is for --metric linear or finetune; {name} is measured by the run itself"
-        )
-    if metric.command:
-        _see_that_there_is(metric.command[0], name)
-    base = Base(given["preset"], given["config"], o.by_setting(PRETRAIN, given), tuple(given["set_"] or ()))
-    pairs = [figure.sweep] if figure else [_pair(text) for text in given["sweep"]]
-    seeds = given["seeds"] or (figure.seeds if figure else 1)
-    base = base.sweeping(pairs)
+    figure = PAPERS[asked.paper] if asked.paper else None
+    metric = _metric(asked, figure)
+    pairs = [figure.sweep] if figure else [_pair(text) for text in asked.sweep or ()]
+    base = Base(given.preset, given.config, given.flags, given.assignments or ()).sweeping(pairs)
     axes = parse_axes(pairs, base)
     swept = next((axis.key for axis in axes if axis.dotted == "train.epochs"), None)
-    if swept and given["equal"] == "compute":
+    if swept and asked.equal == "compute":
         raise SettingsError(f"--equal compute gives every trial its epochs, and so does --sweep {swept}; leave one out")
     if base.load().settings.train.knn_every is None:
-        if name == "knn":
-            raise SettingsError(
-                "--metric knn needs train.knn_every, which is none; leave it out, or choose another metric"
-            )
-        if given["prune"] and name != "loss":
-            raise SettingsError(
-                "--prune goes by the k-NN accuracy on the way, and train.knn_every is none; leave one out"
-            )
+        _check_without_knn(metric.name, asked.prune)
     return Definition(
         base=base,
         axes=axes,
         metric=metric,
-        seeds=seeds,
-        equal=given["equal"],
-        search=given["search"],
-        trials=given["trials"],
-        prune=given["prune"],
-        paper=given["paper"],
-        metric_options=options,
+        seeds=asked.seeds or (figure.seeds if figure else 1),
+        equal=cast(Any, asked.equal),
+        search=cast(Any, asked.search),
+        trials=asked.trials,
+        prune=asked.prune,
+        paper=asked.paper,
+        metric_options=_metric_options(asked, metric),
     )
+
+
+def _metric(asked: Asked, figure: Paper | None) -> Metric:
+    from dsdmae_cli.ablation.definition import METRICS
+
+    name = asked.metric or (figure.metric if figure else "knn")
+    _one_of("--metric", name)
+    return METRICS[name]
+
+
+def _metric_options(asked: Asked, metric: Metric) -> tuple[str, ...]:
+    try:
+        options = tuple(shlex.split(asked.metric_options or ""))
+    except ValueError as error:
+        raise SettingsError(f"--metric-options {asked.metric_options}: {str(error).lower()}") from error
+    if options and not metric.command:
+        raise SettingsError(
+            f"--metric-options is for --metric linear or finetune; {metric.name} is measured by the run itself"
+        )
+    return options
+
+
+def _check_without_knn(metric: str, prune: bool) -> None:
+    if metric == "knn":
+        raise SettingsError("--metric knn needs train.knn_every, which is none; leave it out, or choose another metric")
+    if prune and metric != "loss":
+        raise SettingsError("--prune goes by the k-NN accuracy on the way, and train.knn_every is none; leave one out")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -295,10 +286,3 @@ def _pair(text: str) -> tuple[str, str]:
         said = f"--sweep {text}".strip()
         raise SettingsError(f"{said} has no values: it takes KEY VALUES (for example --sweep lambda 0.2,0.6)")
     return key, values
-
-
-def _see_that_there_is(command: str, metric: str) -> None:
-    from dsdmae_cli.cli import app
-
-    if command not in {known.name for known in app.registered_commands}:
-        raise SettingsError(f"--metric {metric} needs `dsdmae {command}`, which this version has not; use knn or loss")

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from dsdmae_cli.cli import options as o
+from dsdmae_cli.cli import completion
+from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError
 
 _FORM = "Form"
@@ -17,7 +18,7 @@ _FORM = "Form"
 Runs = Annotated[
     list[Path] | None,
     typer.Argument(metavar="RUN...", help="Directories of finished runs of pretrain, probe or finetune, or their"
-                   " result.json files", show_default=False),
+                   " result.json files", show_default=False, autocompletion=completion.runs),
 ]  # fmt: skip
 Paper = Annotated[
     str | None,
@@ -36,7 +37,7 @@ def command(
     markdown: Markdown = False,
     csv: Csv = False,
     json: Json = False,
-    debug: o.Debug = False,
+    debug: Debug = False,
 ) -> None:
     """Lay results side by side, with the paper's own beside them.
 

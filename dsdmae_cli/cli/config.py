@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dsdmae_cli.cli import options as o
-from dsdmae_cli.config.compose import compose, load
-from dsdmae_cli.config.describe import key_of, reference, tables, to_toml
-from dsdmae_cli.config.resolve import methods_augment, resolve
-from dsdmae_cli.config.schema import (
-    ALL_SECTIONS,
-    FINETUNE,
-    NAMED,
-    PRETRAIN,
-    SCHEMAS,
-    SECTIONS,
-    schema_of,
-    section_class,
-)
-from dsdmae_cli.config.sources import preset_names, read_toml
+from dsdmae_cli.cli import completion
+from dsdmae_cli.cli.group import Group
+from dsdmae_cli.cli.options import Debug, Given, takes
 from dsdmae_cli.errors import SettingsError, nearest
-from dsdmae_cli.settings.models import MethodSettings
 
-app = typer.Typer(help="Show, check and explain settings.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Show, check and explain settings.", no_args_is_help=True, add_completion=False)
 
 
 @app.command()
+@takes("config show")
 def show(
+    *,
     command: Annotated[
-        str, typer.Option("--for", metavar="COMMAND", help="Whose settings: pretrain or finetune or probe")
+        str,
+        typer.Option("--for", metavar="COMMAND", help="Whose settings: pretrain or finetune or probe",
+                     autocompletion=completion.schemas),
     ] = "pretrain",
-    preset: o.Preset = None,
-    config: o.Config = None,
-    set_: o.Set = None,
+    given: Given,
     sources: Annotated[bool, typer.Option("--sources", help="Say where each value came from")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of TOML")] = False,
-    debug: o.Debug = False,
-) -> None:
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of TOML")] = False,
+) -> None:  # fmt: skip
     """Print the resolved settings as TOML; the output is a valid --config file."""
+    from dsdmae_cli.config.compose import compose
+    from dsdmae_cli.config.describe import tables, to_toml
+    from dsdmae_cli.config.resolve import methods_augment, resolve
+    from dsdmae_cli.config.schema import SCHEMAS
+
     if command not in SCHEMAS:
         raise SettingsError(f"--for {command}{nearest(command, list(SCHEMAS))}: it takes {', '.join(SCHEMAS)}")
-    loaded = compose(SCHEMAS[command], preset=preset, config=config, assignments=set_)
+    loaded = compose(SCHEMAS[command], preset=given.preset, config=given.config, assignments=given.assignments)
     before, after = tables(loaded.settings), tables(resolve(loaded.settings))
-    method: MethodSettings | None = getattr(loaded.settings, "method", None)
+    method = getattr(loaded.settings, "method", None)
     by = f" (auto, by {method.name})" if method is not None else ""
     decided = {f"data.{key}": by for key in methods_augment(loaded.settings.data, method)}
     origin = {
@@ -54,8 +47,8 @@ def show(
         for dotted, source in loaded.sources.items()
         for s, _, k in [dotted.partition(".")]
     }
-    if json:
-        typer.echo(json_module.dumps({"settings": after, **({"sources": origin} if sources else {})}, indent=2))
+    if as_json:
+        typer.echo(json.dumps({"settings": after, **({"sources": origin} if sources else {})}, indent=2))
     else:
         typer.echo(to_toml(after, origin if sources else None).rstrip())
 
@@ -63,41 +56,64 @@ def show(
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="A TOML file of settings")],
-    debug: o.Debug = False,
+    debug: Debug = False,
 ) -> None:
     """Say whether a file's settings are valid; exit code 2 and one line if not."""
+    from dsdmae_cli.config.compose import compose
+    from dsdmae_cli.config.resolve import resolve
+    from dsdmae_cli.config.schema import schema_of
+    from dsdmae_cli.config.sources import read_toml
+
     values = read_toml(file)
     resolve(compose(schema_of(values), config=file, parsed=values, environ={}).settings)
     typer.echo(f"{file} is valid")
 
 
 @app.command()
-def presets(debug: o.Debug = False) -> None:
-    """List the packaged presets."""
-    width = max(map(len, [*preset_names(), *preset_names(FINETUNE)]))
-    for name in preset_names():
-        settings = load(preset=name, environ={}).settings
-        train = settings.train
-        typer.echo(
-            f"{name:<{width}}  {settings.method.name} with {settings.backbone.name} on {settings.data.dataset},"
-            f" batch {train.batch_size}, {train.epochs} epochs"
-        )
-    for name in preset_names(FINETUNE):
-        found = compose(FINETUNE, preset=name, environ={}).settings
-        typer.echo(
-            f"{name:<{width}}  for finetune: batch {found.train.batch_size}, {found.train.epochs} epochs,"
-            f" layer decay {found.optim.layer_decay:g}"
-        )
+def presets(debug: Debug = False) -> None:
+    """List the packaged presets by kind, and what each sets.
+
+    One of each kind may be named, in any order: dsdmae pretrain --preset dsdmae,cifar10,vit-tiny
+    """
+    from dsdmae_cli.config.presets import KINDS, presets_by_kind, read_preset
+    from dsdmae_cli.config.schema import FINETUNE, PRETRAIN
+
+    rows = [
+        (name, f"{'finetune ' if schema is FINETUNE else ''}{KINDS[kind]}", _says(read_preset(schema, kind, name)))
+        for schema in (PRETRAIN, FINETUNE)
+        for kind, names in presets_by_kind(schema).items()
+        for name in names
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, kind, says in rows:
+        typer.echo(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {says}")
+
+
+def _says(values: dict[str, Any]) -> str:
+    """What a preset sets, and what it sets beside another one."""
+    beside = values.pop("with", {})
+    said = [f"{section}.{key}={_short(value)}" for section, table in values.items() for key, value in table.items()]
+    return "; ".join([" ".join(said), *(f"with {other}: {_says(tables)}" for other, tables in beside.items())])
+
+
+def _short(value: Any) -> str:
+    """A value as --set takes it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 @app.command()
 def describe(
     section: Annotated[
-        str | None, typer.Argument(help=f"One of {', '.join(ALL_SECTIONS)}; all of them by default")
+        str | None,
+        typer.Argument(help="A section of settings, such as train; all of them by default",
+                       autocompletion=completion.sections),
     ] = None,
-    debug: o.Debug = False,
-) -> None:
+    debug: Debug = False,
+) -> None:  # fmt: skip
     """Explain every setting of every command and installed plugin, as Markdown."""
+    from dsdmae_cli.config.describe import reference
+    from dsdmae_cli.config.schema import ALL_SECTIONS, NAMED, PRETRAIN, SCHEMAS, SECTIONS, section_class
+
     if section is not None and section not in ALL_SECTIONS:
         raise SettingsError(
             f"there is no section {section!r}{nearest(section, list(ALL_SECTIONS))}; there is {', '.join(ALL_SECTIONS)}"
@@ -114,6 +130,8 @@ def describe(
 def _describe_pretraining(name: str) -> None:
     """A section of pre-training, with what each plugin adds to it."""
     from dsdmae_cli import plugins
+    from dsdmae_cli.config.describe import reference
+    from dsdmae_cli.config.schema import NAMED, section_class
 
     base = NAMED[name][2] if name in NAMED else section_class(name, {})
     typer.echo(reference(f"[{name}]", base))
@@ -127,4 +145,6 @@ def _describe_pretraining(name: str) -> None:
 
 
 def _keys(model: type) -> set[str]:
+    from dsdmae_cli.config.describe import key_of
+
     return {key_of(name, field) for name, field in model.model_fields.items()}  # type: ignore[attr-defined]

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from dsdmae_cli.cli import options as o
+from dsdmae_cli.cli import completion
+from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.config.flags import NETWORK
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.settings import models
 
-_RESULT, _NETWORK, _COMPARE = "Result", "Network", "Noise and comparison"
+_RESULT, _COMPARE = "Result", "Noise and comparison"
 _MEGA = 1_000_000
 
 Inputs = Annotated[
@@ -40,29 +41,23 @@ MaxMegapixels = Annotated[
 Run = Annotated[
     Path | None,
     typer.Option("--run", metavar="DIR", help="Denoise with what this pre-training run has learned so far",
-                 rich_help_panel=_NETWORK, show_default=False),
+                 rich_help_panel=NETWORK, show_default=False, autocompletion=completion.runs),
 ]  # fmt: skip
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", metavar="FILE.safetensors", help="Denoise with what `dsdmae export --to denoiser`"
-                 " wrote. Default: weights that ship with dsdmae", rich_help_panel=_NETWORK, show_default=False),
+                 " wrote. Default: weights that ship with dsdmae", rich_help_panel=NETWORK, show_default=False),
 ]  # fmt: skip
 Passes = Annotated[
     int,
     typer.Option("--passes", metavar="N", min=1, max=256, help="Average N passes, each shifted, mirrored or turned:"
-                 " better, in N times the time", rich_help_panel=_NETWORK),
+                 " better, in N times the time", rich_help_panel=NETWORK),
 ]  # fmt: skip
 Strength = Annotated[
     float | None,
     typer.Option("--strength", metavar="X", min=0, max=1, help="Share of the correction to apply, 0..1. Default: all"
-                 " of it, less where next to no noise is found", rich_help_panel=_NETWORK, show_default=False),
+                 " of it, less where next to no noise is found", rich_help_panel=NETWORK, show_default=False),
 ]  # fmt: skip
-Device = Annotated[
-    str, typer.Option("--device", metavar="NAME", help=models.DEVICE.description, rich_help_panel=_NETWORK)
-]
-Precision = Annotated[
-    models.Precision, typer.Option("--precision", help=models.PRECISION.description, rich_help_panel=_NETWORK)
-]
 Reference = Annotated[
     Path | None,
     typer.Option("--reference", metavar="FILE|DIR", help="The clean picture, or a folder of them by the same names:"
@@ -86,24 +81,24 @@ Seed = Annotated[
 ]  # fmt: skip
 
 
+@takes("denoise")
 def command(
+    *,
     inputs: Inputs = None,
     out: Out = None,
     force: Force = False,
     sheet: Sheet = None,
-    json: Json = False,
+    as_json: Json = False,
     max_megapixels: MaxMegapixels = 100,
     run: Run = None,
     weights: Weights = None,
     passes: Passes = 1,
     strength: Strength = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
     reference: Reference = None,
     corrupt: Corrupt = None,
     noise_std: NoiseStd = None,
     seed: Seed = None,
-    debug: o.Debug = False,
+    given: Given,
 ) -> None:
     """Take the noise out of pictures.
 
@@ -113,7 +108,11 @@ def command(
     """
     if run is not None and weights is not None:
         raise SettingsError("--run and --weights both name a network; give one")
-    _check(out, sheet, force, reference, corrupt, noise_std, seed, json)
+    _check(out, sheet, force, reference, corrupt, noise_std, seed, as_json)
+    from dsdmae_cli.config.use import hardware
+
+    where = hardware(given.flags)
+
     from dsdmae_cli.pictures import paths as pictures
 
     sources, failed = pictures.find(inputs or [])
@@ -122,7 +121,7 @@ def command(
 
         raise RunFailed(f"nothing to denoise: {'; '.join(map(str, failed))}")
     targets = pictures.targets(sources, out, "triptych" if corrupt is not None else "denoised")
-    _check_stdout(targets[0].path, json)
+    _check_stdout(targets[0].path, as_json)
 
     from dsdmae_cli.pictures.restore import Corruption
     from dsdmae_cli.recipes import denoise as recipe
@@ -135,16 +134,16 @@ def command(
         weights=weights,
         passes=passes,
         strength=strength,
-        device=device,
-        precision=precision,
+        device=where.device,
+        precision=where.precision,
         corrupt=None if corrupt is None else Corruption(corrupt, 0.2 if noise_std is None else noise_std, seed or 0),
         reference=reference,
         sheet=sheet,
         max_pixels=round(max_megapixels * _MEGA),
-        quiet=json,
+        quiet=as_json,
     )
     outcome = recipe.denoise(sources, targets, failed, options)
-    if json:
+    if as_json:
         print_result(recipe.result(outcome, options, time.monotonic() - began), as_json=True, text="")
     if error := recipe.failure(outcome):
         raise error

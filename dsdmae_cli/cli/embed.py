@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from dsdmae_cli.cli import options as o
-from dsdmae_cli.cli.export import Architecture, Set, Subject
+from dsdmae_cli.cli.export import Subject
+from dsdmae_cli.cli.options import Given, takes
 
 _RESULT = "Result"
 
@@ -32,36 +32,23 @@ ImageSize = Annotated[
     typer.Option("--image-size", metavar="N", min=1, help="Side in pixels of the images that the encoder sees. Default:"
                  " that of its training", rich_help_panel="Data", show_default=False),
 ]  # fmt: skip
-Device = Annotated[
-    str,
-    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps; auto = the fastest at hand"),
-]
-Precision = Annotated[
-    Literal["auto", "bf16", "fp16", "fp32"],
-    typer.Option("--precision", help="auto = bf16 where the hardware has it, else fp16 on CUDA, else fp32"),
-]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither look for the features in the cache nor keep them")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out", rich_help_panel=_RESULT)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout", rich_help_panel=_RESULT)]
 
 
+@takes("embed")
 def command(
+    *,
     subject: Subject,
     out: Out,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    strict_data: o.StrictData = None,
     split: Split = "train",
     image_size: ImageSize = None,
     pool: Pool = "mean",
-    backbone: Architecture = None,
-    set_: Set = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
     no_cache: NoCache = False,
     force: Force = False,
-    json: Json = False,
-    debug: o.Debug = False,
+    as_json: Json = False,
+    given: Given,
 ) -> None:
     """Write the features of every image of a dataset, with names and labels.
 
@@ -69,10 +56,26 @@ def command(
 
     Without --dataset it embeds what the run learned from.
     """
+    from dsdmae_cli.config.use import hardware
+
+    where = hardware(given.flags)
+
     from dsdmae_cli.recipes.embed import Request, embed, summary
     from dsdmae_cli.report import print_result
 
-    flags = {"data.dataset": dataset, "data.data_dir": data_dir, "data.strict": strict_data, "backbone.name": backbone}
-    request = Request(subject, out, flags, set_, split, pool, image_size, device, precision, not no_cache, force, json)
+    request = Request(
+        subject,
+        out,
+        given.flags,
+        given.assignments,
+        split,
+        pool,
+        image_size,
+        where.device,
+        where.precision,
+        not no_cache,
+        force,
+        as_json,
+    )
     said = embed(request)
-    print_result(said, as_json=json, text=summary(said))
+    print_result(said, as_json=as_json, text=summary(said))

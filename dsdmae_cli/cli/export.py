@@ -7,14 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from dsdmae_cli.cli import options as o
+from dsdmae_cli.cli import completion
+from dsdmae_cli.cli.options import Given, takes
 
 _CARD = "Model card"
 
 Subject = Annotated[
     str,
     typer.Argument(metavar="RUN|ENCODER|timm:NAME", help="A run's directory (of pre-training also one that has not"
-                   " ended), an encoder's .safetensors file, or timm's published weights", show_default=False),
+                   " ended), an encoder's .safetensors file, or timm's published weights", show_default=False,
+                   autocompletion=completion.runs),
 ]  # fmt: skip
 To = Annotated[
     Literal["timm", "hf", "onnx", "denoiser"],
@@ -32,16 +34,6 @@ ImageSize = Annotated[
     typer.Option("--image-size", metavar="N", min=1, help="Side of the images it shall take, in pixels; position"
                  " embeddings are resampled. Default: that of its training", show_default=False),
 ]  # fmt: skip
-Architecture = Annotated[
-    str | None,
-    typer.Option("--backbone", metavar="NAME", help="Architecture of weights that do not name theirs: vit-tiny,"
-                 " timm:NAME, ... with --set backbone.KEY=VALUE for its settings", show_default=False),
-]  # fmt: skip
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting of \\[data] or \\[backbone], repeatable;"
-                 " `dsdmae config describe` lists them", show_default=False),
-]  # fmt: skip
 NoHead = Annotated[bool, typer.Option("--no-head", help="Of a fine-tuned network write the encoder alone")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out")]
 Licence = Annotated[
@@ -58,19 +50,19 @@ Results = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]
 
 
+@takes("export")
 def command(
+    *,
     subject: Subject,
     to: To,
     out: Out,
     image_size: ImageSize = None,
     no_head: NoHead = False,
     force: Force = False,
-    backbone: Architecture = None,
-    set_: Set = None,
     licence: Licence = None,
     results: Results = None,
-    json: Json = False,
-    debug: o.Debug = False,
+    as_json: Json = False,
+    given: Given,
 ) -> None:
     """Write an encoder in the form that other programs read.
 
@@ -78,16 +70,16 @@ def command(
 
     Of a run of `dsdmae finetune` it writes the classifier, with its head and the names of its classes.
     """
-    from dsdmae_cli.config.use import given, passed_over
+    from dsdmae_cli.config import use
 
-    chosen = given({"backbone.name": backbone}, set_)[1]
+    chosen = use.given(given.flags, given.assignments)[1]
 
     from dsdmae_cli.recipes.export import Request, export, summary
     from dsdmae_cli.report import make_report, print_result
 
     request = Request(subject, to, out, image_size, chosen, force, licence, tuple(results or ()), not no_head)
     said = export(request)
-    report = make_report(as_json=json, main_process=True)
-    for note in [*passed_over(), *said["notes"]]:
+    report = make_report(as_json=as_json, main_process=True)
+    for note in [*use.passed_over(), *said["notes"]]:
         report.note(note)
-    print_result(said, as_json=json, text=summary(said))
+    print_result(said, as_json=as_json, text=summary(said))

@@ -1,187 +1,230 @@
-"""Flags that commands share. Their help is made from the settings they stand for."""
+"""From declared flags to a command's parameters, and from what was typed to one object.
+
+Flags for settings are declared in config/flags.py; the others that commands share are declared here. `takes` gives a
+command all of both that are its own: Typer reads them off the signature, the function gets a `Given`.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dsdmae_cli.config.compose import compose, load
-from dsdmae_cli.config.describe import help_text
-from dsdmae_cli.config.flags import FLAGS
-from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, PROBE, Loaded, Schema, section_class
-from dsdmae_cli.errors import PluginError, SettingsError
-from dsdmae_cli.settings.models import Settings
-
-_SOURCES, _DATA, _METHOD, _TRAINING, _RUN = "Where settings come from", "Data", "Method", "Training", "Run"
-_PROBE = "Probe"
+from dsdmae_cli.cli import completion
+from dsdmae_cli.config.flags import DEFAULT_PRESETS, RUN, SOURCES, Flag, flags_of
+from dsdmae_cli.config.help import help_of
 
 
-def _help(dotted: str, schema: Schema[Any] = PRETRAIN) -> str:
-    section, _, key = dotted.partition(".")
-    try:
-        # What the flag of a method means is written in that method's settings; DSdMAE's stand for all.
-        return help_text(section_class(section, {}, schema=schema), key)
-    except (PluginError, StopIteration):
-        # Help must work beside a broken installation; the command itself will say what is wrong.
-        return f"The setting {dotted}"
+@dataclass(frozen=True)
+class Given:
+    """What a person gave on the command line of a command that takes settings.
+
+    Attributes:
+        flags: {"train.epochs": "5"}, of the flags that were given.
+        subject: what is judged.
+        preset: names of presets.
+        config: a TOML file.
+        assignments: the texts of --set.
+        like: whose data and backbone to take for scratch.
+        out: the run's directory.
+        resume: go on with the run there.
+        dry_run: say what would be.
+        json: for scripts.
+        debug: show the traceback of an error; __main__ sees to it.
+    """
+
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    subject: str | None = None
+    preset: tuple[str, ...] | None = None
+    config: Path | None = None
+    assignments: tuple[str, ...] | None = None
+    like: str | None = None
+    out: Path | None = None
+    resume: bool = False
+    dry_run: bool = False
+    json: bool = False
+    debug: bool = False
+
+    @property
+    def any_setting(self) -> bool:
+        """Whether anything was said about settings."""
+        places = (self.subject, self.preset, self.config, self.assignments, self.like)
+        return bool(self.flags) or any(place is not None for place in places)
 
 
-def _setting(flag: str, metavar: str | None, panel: str, schema: Schema[Any] = PRETRAIN) -> Any:
-    text = _help(schema.flags[flag], schema)
-    return typer.Option(flag, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+@dataclass(frozen=True)
+class Shared:
+    """A parameter of several commands that is no setting's.
+
+    Attributes:
+        field: of Given.
+        type: as Typer knows it.
+        info: makes its typer.Option or typer.Argument for a command.
+        commands: that have it.
+    """
+
+    field: str
+    type: Any
+    info: Callable[[str], Any]
+    commands: tuple[str, ...]
 
 
-Text = str | None
-
-Preset = Annotated[
-    Text,
-    typer.Option("--preset", metavar="NAME", help="Packaged settings; `dsdmae config presets` lists them. Default"
-                 " quick, where no dataset is named", rich_help_panel=_SOURCES, show_default=False),
-]  # fmt: skip
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE.toml", help="Your settings, as `dsdmae config show` prints them",
-                 rich_help_panel=_SOURCES, show_default=False),
-]  # fmt: skip
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting, repeatable; `dsdmae config describe` lists"
-                 " them", rich_help_panel=_SOURCES, show_default=False),
-]  # fmt: skip
-
-Dataset = Annotated[Text, _setting("--dataset", "NAME", _DATA)]
-DataDir = Annotated[Text, _setting("--data-dir", "DIR", _DATA)]
-StrictData = Annotated[
-    bool | None,
-    typer.Option("--strict-data", help=_help(FLAGS["--strict-data"]), rich_help_panel=_DATA, show_default=False),
-]
-Method = Annotated[Text, _setting("--method", "NAME", _METHOD)]
-Backbone = Annotated[Text, _setting("--backbone", "NAME", _METHOD)]
-MaskRatio = Annotated[Text, _setting("--mask-ratio", "R[,R]", _METHOD)]
-NoiseStd = Annotated[Text, _setting("--noise-std", "SIGMA[,SIGMA]", _METHOD)]
-Lambda = Annotated[Text, _setting("--lambda", "X", _METHOD)]
-Epochs = Annotated[Text, _setting("--epochs", "N", _TRAINING)]
-BatchSize = Annotated[Text, _setting("--batch-size", "N", _TRAINING)]
-Lr = Annotated[Text, _setting("--lr", "X", _TRAINING)]
-Seed = Annotated[Text, _setting("--seed", "N", _TRAINING)]
-Device = Annotated[Text, _setting("--device", "NAME", _TRAINING)]
-Precision = Annotated[Text, _setting("--precision", "NAME", _TRAINING)]
-Compile = Annotated[
-    bool | None,
-    typer.Option("--compile/--no-compile", help=_help(FLAGS["--compile/--no-compile"]), rich_help_panel=_TRAINING,
-                 show_default=False),
-]  # fmt: skip
-
-FinetuneEpochs = Annotated[Text, _setting("--epochs", "N", _TRAINING, FINETUNE)]
-FinetuneBatchSize = Annotated[Text, _setting("--batch-size", "N", _TRAINING, FINETUNE)]
-LayerDecay = Annotated[Text, _setting("--layer-decay", "X", _TRAINING, FINETUNE)]
-Validation = Annotated[Text, _setting("--validation", "SHARE", _DATA, FINETUNE)]
-FinetunePool = Annotated[Text, _setting("--pool", "NAME", _METHOD, FINETUNE)]
-
-Kind = Annotated[Text, _setting("--kind", "NAME", _PROBE, PROBE)]
-ProbePool = Annotated[Text, _setting("--pool", "NAME", _PROBE, PROBE)]
-FewShot = Annotated[Text, _setting("--few-shot", "SHARE[,SHARE...]", _PROBE, PROBE)]
-ProbeEpochs = Annotated[Text, _setting("--epochs", "N", _PROBE, PROBE)]
-ProbeBatchSize = Annotated[Text, _setting("--batch-size", "N", _PROBE, PROBE)]
-
-Subject = Annotated[
-    Text,
-    typer.Argument(metavar="RUN|ENCODER|timm:NAME|scratch", help="What to start from: a run's directory, an encoder's"
-                   " .safetensors file, timm's published weights, or random ones", show_default=False),
-]  # fmt: skip
-
-Like = Annotated[
-    Text,
-    typer.Option("--like", metavar="RUN", help="For scratch and pixels: whose data and backbone to take",
-                 rich_help_panel=_SOURCES, show_default=False),
-]  # fmt: skip
-FinetunePreset = Annotated[
-    Text,
-    typer.Option("--preset", metavar="NAME", help="Packaged recipe: paper or strong, and both with -stl or -imagenet."
-                 " Default paper", rich_help_panel=_SOURCES, show_default=False),
-]  # fmt: skip
-
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="The run's directory, new or empty. Default: one of its own under the"
-                 " user's data directory", rich_help_panel=_RUN, show_default=False),
-]  # fmt: skip
-Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Go on with the run in --out, by its own settings", rich_help_panel=_RUN),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what the run would be, write nothing", rich_help_panel=_RUN)
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, no progress", rich_help_panel=_RUN)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error", rich_help_panel=_RUN)]
+def _option(*names: str, metavar: str | None = None, panel: str, help: str, complete: Any = None) -> Any:
+    return typer.Option(
+        *names, metavar=metavar, help=help.replace("[", "\\["), rich_help_panel=panel, show_default=False,
+        autocompletion=complete,
+    )  # fmt: skip
 
 
-def load_settings(
-    preset: str | None,
-    config: Path | None,
-    assignments: list[str] | None,
-    flags: dict[str, Any],
-    base: Settings | None = None,
-) -> Loaded[Settings]:
-    """Pre-training settings from a command's flags; `flags` maps parameter names (mask_ratio) to what was given."""
-    dotted = by_setting(PRETRAIN, flags)
-    return load(preset=preset, config=config, flags=dotted, assignments=assignments, base=base)
+def _preset(command: str) -> Any:
+    whose = "finetune" if command == "finetune" else "pretrain"
+    alone, beside = DEFAULT_PRESETS[whose if command == "config show" else command]
+    default = {alone: f"{alone}", None: f"{alone}, where no dataset is named"}.get(
+        beside, f"{alone}, or {beside} where a dataset is named"
+    )
+    kinds = "RECIPE,DATASET" if whose == "finetune" else "METHOD,DATASET,SIZE"
+    text = f"Packaged settings, together as {kinds}, or repeated; `dsdmae config presets` lists them. Default {default}"
+    return _option("--preset", metavar="NAME[,NAME]", panel=SOURCES, help=text, complete=completion.presets(whose))
 
 
-def load_judging(
-    schema: Schema[Any],
-    section: str,
-    start: str | None,
-    like: str | None,
-    preset: str | None,
-    config: Path | None,
-    assignments: list[str] | None,
-    flags: dict[str, Any],
-    resume: Path | None,
-) -> Loaded[Any]:
-    """Settings of a command that judges `start`, on the data and with the backbone that it was made with.
+def _set(command: str) -> Any:
+    what = "A setting of [data] or [backbone]" if command in ("embed", "export") else "Any setting"
+    return _option(
+        "--set", metavar="SECTION.KEY=VALUE", panel=SOURCES, complete=completion.assignments,
+        help=f"{what}, repeatable; `dsdmae config describe` lists them",
+    )  # fmt: skip
+
+
+def _subject(command: str) -> Any:
+    return typer.Argument(
+        metavar="RUN|ENCODER|timm:NAME|scratch", show_default=False, autocompletion=completion.runs,
+        help="What to start from: a run's directory, an encoder's .safetensors file, timm's published weights, or"
+        " random ones",
+    )  # fmt: skip
+
+
+_DEBUG = _option("--debug", panel=RUN, help="Show the traceback of an error")
+_TRAIN = ("pretrain", "tokenizer", "finetune")
+_RUNS = (*_TRAIN, "ablate", "probe")
+
+SHARED = (
+    Shared("subject", str | None, _subject, ("finetune", "probe")),
+    Shared("preset", list[str] | None, _preset, (*_TRAIN, "ablate", "config show")),
+    Shared(
+        "config", Path | None,
+        lambda _: _option("--config", metavar="FILE.toml", panel=SOURCES,
+                          help="Your settings, as `dsdmae config show` prints them"),
+        (*_RUNS, "config show"),
+    ),
+    Shared("assignments", list[str] | None, _set, (*_RUNS, "config show", "embed", "export")),
+    Shared(
+        "like", str | None,
+        lambda _: _option("--like", metavar="RUN", panel=SOURCES, complete=completion.runs,
+                          help="For scratch and pixels: whose data and backbone to take"),
+        ("finetune", "probe"),
+    ),
+    Shared(
+        "out", Path | None,
+        lambda _: _option("--out", metavar="DIR", panel=RUN, complete=completion.runs,
+                          help="The run's directory, new or empty. Default: one of its own under the user's data"
+                          " directory"),
+        _RUNS,
+    ),
+    Shared(
+        "resume", bool,
+        lambda _: _option("--resume", panel=RUN, help="Go on with the run in --out, by its own settings"),
+        _TRAIN,
+    ),
+    Shared(
+        "dry_run", bool,
+        lambda _: _option("--dry-run", panel=RUN, help="Print what the run would be, write nothing"),
+        _RUNS,
+    ),
+    Shared(
+        "json", bool,
+        lambda _: _option("--json", panel=RUN, help="One JSON object on stdout, no progress"),
+        _RUNS,
+    ),
+    Shared("debug", bool, lambda _: _DEBUG, (*_RUNS, "config show", "embed", "export", "denoise")),
+)  # fmt: skip
+# The flags for settings stand between what is said of their sources and what is said of the run.
+_BEFORE_SETTINGS = ("subject", "preset", "config", "assignments", "like")
+
+# For commands that take no settings.
+Debug = Annotated[bool, _DEBUG]
+
+
+def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command's function every flag that is declared for it, in place of its parameter `given`.
+
+    Another parameter whose type is a dataclass stands for flags of the command's own, one a field; it gets an instance.
 
     Args:
-        section: that holds what is judged, as `start`.
-        like: whose data and backbone to take for scratch.
-        resume: the run to go on with; its settings then stand below all others.
+        command: its name, by which flags are declared for it.
     """
-    dotted = by_setting(schema, flags)
-    if resume is not None:
-        from dsdmae_cli.config.describe import tables
-        from dsdmae_cli.runs.rundir import RunDir
 
-        before = tables(RunDir(resume).settings().settings)
-        if section not in before:
-            raise SettingsError(
-                f"{resume} holds no run of `dsdmae {section}`; resume it with the command that began it"
-            )
-        given = [f"{section}.start={start}"] if start is not None else []
-        return compose(
-            schema, preset=preset, config=config, flags=dotted, assignments=[*given, *(assignments or [])],
-            base=(before, "the run"), use_default_preset=False,
-        )  # fmt: skip
-    from dsdmae_cli.artifacts.subject import taken_over
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def given(**values: Any) -> Given:
+            said = {flag.setting: values.pop(_identifier(flag)) for flag in flags_of(command)}
+            several = {name: tuple(values.pop(name)) for name in ("preset", "assignments") if values.get(name)}
+            return Given({k: v for k, v in said.items() if v is not None}, **(values | several))
 
-    if start is None:
-        raise SettingsError(
-            "say what to judge: a run's directory, an encoder's .safetensors file, timm:NAME, or scratch"
-        )
-    if like is not None and start not in ("scratch", "pixels"):
-        raise SettingsError(f"--like is for scratch and pixels, which have no data of their own; {start} has")
-    values, origin = taken_over(start, like)
-    values = {**values, section: {"start": start}}
-    return compose(schema, preset=preset, config=config, flags=dotted, assignments=assignments, base=(values, origin))
+        own = inspect.signature(function, eval_str=True).parameters
+        made = {
+            name: (given, _declared(command)) if name == "given" else (p.annotation, _fields(p.annotation))
+            for name, p in own.items()
+            if is_dataclass(p.annotation)
+        }
+        parameters = [flag for name, p in own.items() for flag in (made[name][1] if name in made else [p])]
 
+        def run(**values: Any) -> None:
+            wholes = {
+                name: make(**{flag.name: values.pop(flag.name) for flag in flags})
+                for name, (make, flags) in made.items()
+            }
+            function(**wholes, **values)
 
-def by_setting(schema: Schema[Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """What flags set: {"train.epochs": ...} of {"epochs": ...}."""
-    return {dotted: flags[name] for flag, dotted in schema.flags.items() if (name := _parameter(flag)) in flags}
+        run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
 
 
-def _parameter(flag: str) -> str:
-    name = flag.split("/")[0].removeprefix("--").replace("-", "_")
-    return "lambda_" if name == "lambda" else name
+def _fields(whole: type) -> list[inspect.Parameter]:
+    """The parameters that stand for a dataclass."""
+    parameters = inspect.signature(whole, eval_str=True).parameters.values()
+    return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+
+
+def _declared(command: str) -> list[inspect.Parameter]:
+    """The parameters that stand for a command's declared flags."""
+    shared = {s.field: _parameter(s.field, s.type, s.info(command)) for s in SHARED if command in s.commands}
+    first = [shared.pop(name) for name in _BEFORE_SETTINGS if name in shared]
+    return [*first, *(_setting(flag, command) for flag in flags_of(command)), *shared.values()]
+
+
+def _setting(flag: Flag, command: str) -> inspect.Parameter:
+    info = _option(
+        flag.name, metavar=flag.metavar, panel=flag.panel, help=help_of(flag, command),
+        complete=completion.values_of(flag, command) if flag.metavar else None,
+    )  # fmt: skip
+    return _parameter(_identifier(flag), (str if flag.metavar else bool) | None, info)
+
+
+def _parameter(name: str, type_: Any, info: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if type_ is bool else None,
+        annotation=Annotated[type_, info],
+    )
+
+
+def _identifier(flag: Flag) -> str:
+    return flag.setting.replace(".", "_")

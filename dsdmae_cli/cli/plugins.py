@@ -10,16 +10,19 @@ import sys
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsdmae_cli.cli import options as o
-from dsdmae_cli.plugins import KINDS, BrokenPlugin, Kind, Plugin, discover
+from dsdmae_cli.cli.group import Group
+from dsdmae_cli.cli.options import Debug
+from dsdmae_cli.errors import SettingsError, nearest
 
-app = typer.Typer(help="List the installed plugins, or make a package for a new one.")
+if TYPE_CHECKING:
+    from dsdmae_cli.plugins import BrokenPlugin, Plugin
 
-Found = Plugin[Any] | BrokenPlugin
+app = typer.Typer(cls=Group, help="List the installed plugins, or make a package for a new one.", add_completion=False)
+
 _HEADER = ("name", "kind", "distribution", "version", "summary")
 Row = tuple[str, str, str, str, str]
 
@@ -28,11 +31,13 @@ Row = tuple[str, str, str, str, str]
 def list_plugins(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
-    debug: o.Debug = False,
+    debug: Debug = False,
 ) -> None:
     """List the installed backbones, datasets and methods, and the packages that bring them."""
     if context.invoked_subcommand is not None:
         return
+    from dsdmae_cli.plugins import KINDS, BrokenPlugin, discover
+
     found = list(chain.from_iterable(discover(kind) for kind in KINDS))
     _print_json(found) if as_json else _print_table([_row(plugin) for plugin in found])
     for plugin in found:
@@ -41,23 +46,38 @@ def list_plugins(
             typer.echo(f"dsdmae: warning: {source} is broken: {plugin.reason}", err=True)
 
 
+def _kinds(incomplete: str) -> list[str]:
+    from dsdmae_cli.plugins import KINDS
+
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
 @app.command("new")
 def new(
-    kind: Annotated[Kind, typer.Argument(help="what to make", show_default=False)],
+    kind: Annotated[
+        str, typer.Argument(help="what to make: a backbone, dataset, method", show_default=False, autocompletion=_kinds)
+    ],
     name: Annotated[str, typer.Argument(help="its name: lower-case letters, digits and hyphens", show_default=False)],
     into: Annotated[Path, typer.Option(help="folder that receives dsdmae-NAME/")] = Path(),
-    debug: o.Debug = False,
+    debug: Debug = False,
 ) -> None:
     """Write the package dsdmae-NAME: a small plugin that works, to be installed, tested and changed."""
     from dsdmae_cli import scaffold
+    from dsdmae_cli.plugins import KINDS
 
-    folder, *written = scaffold.create(kind, name, into)
+    known = next((known for known in KINDS if known == kind), None)
+    if known is None:
+        there = ", ".join(map(repr, KINDS))
+        raise SettingsError(f"dsdmae plugins new {kind!r}{nearest(kind, list(KINDS))}: the kind is one of {there}")
+    folder, *written = scaffold.create(known, name, into)
     typer.echo(folder)
     then = f"pip install -e '{folder}[test]' && pytest {folder} && dsdmae plugins"
     typer.echo(f"wrote {len(written)} files; next: {then}", err=True)
 
 
-def _print_json(found: Iterable[Found]) -> None:
+def _print_json(found: Iterable[Plugin[Any] | BrokenPlugin]) -> None:
+    from dsdmae_cli.plugins import BrokenPlugin
+
     listing: dict[str, list[dict[str, Any]]] = {"plugins": [], "broken": []}
     for plugin in found:
         entry = {
@@ -74,7 +94,9 @@ def _print_json(found: Iterable[Found]) -> None:
     typer.echo(json.dumps(listing, indent=2))
 
 
-def _row(plugin: Found) -> Row:
+def _row(plugin: Plugin[Any] | BrokenPlugin) -> Row:
+    from dsdmae_cli.plugins import BrokenPlugin
+
     if isinstance(plugin, BrokenPlugin):
         name, summary = plugin.name, f"broken: {plugin.reason}"
     else:

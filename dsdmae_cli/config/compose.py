@@ -1,4 +1,4 @@
-"""Gather settings from everywhere: defaults < preset < TOML file < environment < flags.
+"""Gather settings from everywhere: defaults < presets < TOML file < environment < flags.
 
 Nothing here imports torch. Every value remembers where it came from, so that a message can say so. What "auto" means
 is decided later: by resolve.py where settings and specs suffice, by runtime.py where the hardware has a say.
@@ -7,14 +7,15 @@ is decided later: by resolve.py where settings and specs suffice, by runtime.py 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from dsdmae_cli import plugins
-from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.describe import key_of, tables
+from dsdmae_cli.config.presets import preset_layers
 from dsdmae_cli.config.schema import NAMED, PRETRAIN, Loaded, S, Schema, Values
 from dsdmae_cli.config.sources import (
     Layer,
@@ -22,7 +23,6 @@ from dsdmae_cli.config.sources import (
     command_line_layer,
     environment_layer,
     file_layer,
-    preset_layer,
 )
 from dsdmae_cli.config.validate import validate
 from dsdmae_cli.errors import PluginError
@@ -31,10 +31,10 @@ from dsdmae_cli.settings.models import Settings
 
 def load(
     *,
-    preset: str | None = None,
+    preset: str | Sequence[str] | None = None,
     config: Path | None = None,
     flags: Mapping[str, Any] | None = None,
-    assignments: list[str] | None = None,
+    assignments: Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
     base: Settings | None = None,
 ) -> Loaded[Settings]:
@@ -59,11 +59,12 @@ def load(
 def compose(
     schema: Schema[S],
     *,
-    preset: str | None = None,
+    preset: str | Sequence[str] | None = None,
     config: Path | None = None,
     parsed: Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
-    assignments: list[str] | None = None,
+    assignments: Sequence[str] | None = None,
+    origins: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     base: tuple[Values, str] | None = None,
     use_default_preset: bool = True,
@@ -71,12 +72,14 @@ def compose(
     """Compose and validate the settings of a command.
 
     Args:
-        preset: name of a packaged preset; by default the config file's `preset` key, then DSDMAE_PRESET, then
-            "quick" if no place names a dataset.
+        preset: names of packaged presets, at most one of each kind, in any order; one text may hold several between
+            commas. By default those of DSDMAE_PRESET, then of the config file's `preset` key, then the command's own
+            (schema.default_preset).
         config: a TOML file; by default DSDMAE_CONFIG.
         parsed: what `config` holds, where it was read already (a pipe can be read once).
         flags: {"section.key": value} from the command line; None values are ignored.
         assignments: "section.key=value" texts from --set; they stand above flags.
+        origins: where values of `flags` come from that no flag gave: {"method.mask_ratio": "--sweep mask-ratio"}.
         environ: the environment; os.environ by default.
         base: values to stand below all others, and where they come from: those of a run that resumes or is judged.
         use_default_preset: whether the command's default preset stands in where none is named.
@@ -91,7 +94,7 @@ def compose(
     upper = [
         from_file,
         environment_layer(environ, schema),
-        command_line_layer(flags or {}, assignments or [], schema),
+        command_line_layer(flags or {}, assignments or (), {**_names(schema), **(origins or {})}, schema),
     ]
 
     named = (
@@ -99,14 +102,17 @@ def compose(
         (environ.get("DSDMAE_PRESET") or None, "DSDMAE_PRESET"),
         (file_preset, f"preset in {config}"),
     )
-    chosen = next(((name, origin) for name, origin in named if name is not None), None)
-    if chosen is None and use_default_preset and schema.default_preset is not None:
-        # Pre-training's default is about one dataset; naming another leaves it out.
-        about_others = schema.model is Settings and any("dataset" in layer.values.get("data", {}) for layer in upper)
-        chosen = None if about_others else (schema.default_preset, "default")
+    chosen = next(((names, origin) for names, origin in named if names is not None), None)
+    if chosen is None and use_default_preset:
+        default = schema.default_preset(any("dataset" in layer.values.get("data", {}) for layer in upper))
+        chosen = (default, "default") if default is not None else None
     lower = [checked_layer(*base, schema)] if base else []
-    lower += [preset_layer(*chosen, schema)] if chosen else []
+    lower += preset_layers(*chosen, schema) if chosen else []
     return validate(*_merge([*lower, *upper], schema), schema)
+
+
+def _names(schema: Schema[Any]) -> dict[str, str]:
+    return {dotted: flag for flag, dotted in schema.flags.items()}
 
 
 def from_tables(values: Values, origin: str) -> Loaded[Settings]:
@@ -123,30 +129,38 @@ def _merge(layers: list[Layer], schema: Schema[Any]) -> tuple[Values, dict[str, 
     """Lay the layers over each other, lowest first.
 
     A layer that names another plugin keeps only what all plugins of that kind share: the mask ratio of DSdMAE's
-    preset is no mask ratio for MAE.
+    preset is no mask ratio for MAE. What was said before any plugin was named is about none in particular, and stays
+    where the plugin has such a setting: the layer scale of preset `cae` is one for whichever ViT.
     """
     values: Values = {section: {} for section in schema.sections}
     origin: dict[str, str] = {}
     for layer in layers:
         for section, table in layer.values.items():
-            if section in NAMED:
-                key, kind, shared = NAMED[section]
-                before = values[section].get(key, shared.model_fields[key].default)
-                after = table.get(key, before)
-                if after != before:
-                    kept = _shared_keys(kind, shared, str(after))
-                    values[section] = {k: v for k, v in values[section].items() if k in kept}
+            if section in NAMED and NAMED[section][0] in table:
+                values[section] = _kept(section, values[section], str(table[NAMED[section][0]]))
             values[section].update(table)
         origin.update(layer.origin)
     return values, origin
 
 
-def _shared_keys(kind: plugins.Kind, shared: type[BaseModel], name: str) -> set[str]:
-    """The keys of a section that mean the same for the plugin `name` as for the one named below it."""
-    keys = set(shared.model_fields)
+def _kept(section: str, values: dict[str, Any], name: str) -> dict[str, Any]:
+    """What remains of a section when a layer names the plugin `name`."""
+    key, kind, shared = NAMED[section]
+    default = str(shared.model_fields[key].default)
+    if name == str(values.get(key, default)):
+        return values
     try:
         spec = plugins.find(kind, name).spec
+        dropped = _keys(plugins.find(kind, default).spec.settings) - _keys(spec.settings)
     except PluginError:
-        return keys  # validation will say so, and from where the name came
+        return values  # validation will say so, and from where the name came
+    if key in values:
+        dropped = values.keys() - _keys(shared)
     # A preset's patch size is a ViT's; a convolutional stem would refuse it or shrink by it.
-    return keys - {"patch_size"} if getattr(spec, "own_patch_size", False) else keys
+    if getattr(spec, "own_patch_size", False):
+        dropped = {*dropped, "patch_size"}
+    return {k: v for k, v in values.items() if k not in dropped}
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    return {key_of(name, field) for name, field in model.model_fields.items()}

@@ -72,6 +72,22 @@ def admits(field: FieldInfo, *kinds: type) -> bool:
     return within(field.annotation)
 
 
+def words(field: FieldInfo) -> list[str]:
+    """The words that a setting may be, where its type lists some: "auto", "true", "none"."""
+
+    def within(annotation: Any) -> list[str]:
+        origin = get_origin(annotation)
+        if origin is Annotated:
+            return within(get_args(annotation)[0])
+        if origin in (Union, UnionType):
+            return [word for part in get_args(annotation) for word in within(part)]
+        if origin is Literal:
+            return [str(word) for word in get_args(annotation)]
+        return {bool: ["true", "false"], NoneType: ["none"]}.get(annotation, [])
+
+    return within(field.annotation)
+
+
 def allowed(field: FieldInfo) -> str:
     """What a setting may be, in words: "a whole number from 1 up or 'auto'"."""
     return _allowed(field.annotation, list(field.metadata))
@@ -131,30 +147,12 @@ def to_toml(values: dict[str, dict[str, Any]], sources: dict[str, str] | None = 
     return "\n".join(lines)
 
 
-def help_text(model: type[BaseModel], key: str) -> str:
-    """One line of help for a flag: description, range and default."""
-    name, field = next((n, f) for n, f in model.model_fields.items() if key_of(n, f) == key)
+def help_text(model: type[BaseModel], section: str, key: str) -> str:
+    """One line of help for a flag: description, range, default and where the setting lives."""
+    field = next(field for name, field in model.model_fields.items() if key_of(name, field) == key)
     default = plain(field.get_default())
     shown = str(default).lower() if isinstance(default, bool) else default
-    text = f"{field.description}. Takes {allowed(field)}; default {shown} ({name_hint(model, name)})"
-    return text.replace("[", "\\[")  # Typer's help is Rich markup
-
-
-def name_hint(model: type[BaseModel], name: str) -> str:
-    """Where a setting lives, for help: "train.epochs"."""
-    return f"{section_of(model)}.{key_of(name, model.model_fields[name])}"
-
-
-def section_of(model: type[BaseModel]) -> str:
-    """The section that a settings class describes: "train" of TrainSettings, also for a plugin's subclass."""
-    from dsdmae_cli.settings.judge import FinetuneSettings, ProbeSettings
-    from dsdmae_cli.settings.models import Settings
-
-    for whole in (Settings, FinetuneSettings, ProbeSettings):
-        for section, field in whole.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(model, field.annotation):
-                return section
-    raise AssertionError(f"{model} is no section of any settings")
+    return f"{field.description}. Takes {allowed(field)}; default {shown} ({section}.{key})"
 
 
 def reference(title: str, model: type[BaseModel], intro: str = "", leave_out: Collection[str] = ()) -> str:

@@ -1,45 +1,98 @@
-"""The settings that have a flag of their own; everything else is reached with --set."""
+"""Every flag that stands for a setting, declared once; all other settings are reached with --set.
 
-FLAGS = {
-    "--dataset": "data.dataset",
-    "--data-dir": "data.data_dir",
-    "--strict-data": "data.strict",
-    "--method": "method.name",
-    "--backbone": "backbone.name",
-    "--epochs": "train.epochs",
-    "--batch-size": "train.batch_size",
-    "--lr": "optim.lr",
-    "--mask-ratio": "method.mask_ratio",
-    "--noise-std": "method.noise_std",
-    "--lambda": "method.lambda",
-    "--seed": "train.seed",
-    "--device": "train.device",
-    "--precision": "train.precision",
-    "--compile/--no-compile": "train.compile",
+A line says which setting a flag is for, how help shows it and which commands take it. From here on a value travels
+under its setting's name: cli/options.py makes the commands' parameters from these lines and hands what was typed over
+as {"method.mask_ratio": "0.75"}; config/compose.py lays that over the other sources. Meaning, range and default in help
+are read off the settings (config/help.py). Nothing is imported here, so that help need not wait for the settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SOURCES, DATA, METHOD, TRAINING, RUN = "Where settings come from", "Data", "Method", "Training", "Run"
+PROBE, NETWORK = "Probe", "Network"
+
+# What stands lowest where no preset is named: (alone, where a dataset is named).
+DEFAULT_PRESETS: dict[str, tuple[str | None, str | None]] = {
+    "pretrain": ("quick", None),
+    "tokenizer": ("tokenizer-quick", "tokenizer"),
+    "ablate": ("quick-ablate", None),
+    "finetune": ("paper", "paper"),
 }
 
-_SHARED = (
-    "--dataset",
-    "--data-dir",
-    "--strict-data",
-    "--backbone",
-    "--epochs",
-    "--batch-size",
-    "--seed",
-    "--device",
-    "--precision",
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag for a setting.
+
+    Attributes:
+        name: as typed; "--compile/--no-compile" for both sides of a switch.
+        setting: what it sets: "train.epochs".
+        metavar: what help writes for its value; None = a switch.
+        panel: its box in help.
+        commands: that take it.
+        values: what completion offers where the setting's type does not say.
+        sweep: an example of VALUES for `dsdmae ablate --sweep`.
+        help: in place of the setting's own words.
+    """
+
+    name: str
+    setting: str
+    metavar: str | None
+    panel: str
+    commands: tuple[str, ...]
+    values: tuple[str, ...] = ()
+    sweep: str = ""
+    help: str = ""
+
+    @property
+    def word(self) -> str:
+        """Its name in `--sweep`: "mask-ratio"."""
+        return self.name.split("/")[0].removeprefix("--")
+
+
+_TASK = ("pretrain", "ablate")
+_PRETRAIN = (*_TASK, "tokenizer")
+_TRAIN = (*_PRETRAIN, "finetune")
+_LEARN = (*_TRAIN, "probe")
+_USE = ("embed", "export")
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+_OF_WEIGHTS = (
+    "Architecture of weights that do not name theirs, with --set backbone.KEY=VALUE for its settings; `dsdmae plugins`"
+    " lists what there is"
 )
 
-FINETUNE_FLAGS = {
-    **{flag: FLAGS[flag] for flag in (*_SHARED, "--lr", "--compile/--no-compile")},
-    "--layer-decay": "optim.layer_decay",
-    "--pool": "finetune.pool",
-    "--validation": "finetune.validation",
-}
+FLAGS = (
+    Flag("--dataset", "data.dataset", "NAME", DATA, (*_LEARN, "embed")),
+    Flag("--data-dir", "data.data_dir", "DIR", DATA, (*_LEARN, "embed")),
+    Flag("--strict-data", "data.strict", None, DATA, (*_LEARN, "embed")),
+    Flag("--validation", "finetune.validation", "SHARE", DATA, ("finetune",)),
+    Flag("--method", "method.name", "NAME", METHOD, _TASK),
+    Flag("--backbone", "backbone.name", "NAME", METHOD, _LEARN),
+    Flag("--backbone", "backbone.name", "NAME", NETWORK, _USE, help=_OF_WEIGHTS),
+    Flag("--mask-ratio", "method.mask_ratio", "R[,R]", METHOD, _TASK, sweep="0.75..0.95"),
+    Flag("--noise-std", "method.noise_std", "SIGMA[,SIGMA]", METHOD, _TASK, sweep="0.5,1.0"),
+    Flag("--lambda", "method.lambda", "X", METHOD, _TASK, sweep="0.2..0.8"),
+    Flag("--pool", "finetune.pool", "NAME", METHOD, ("finetune",)),
+    Flag("--kind", "probe.kind", "NAME", PROBE, ("probe",)),
+    Flag("--pool", "probe.pool", "NAME", PROBE, ("probe",)),
+    Flag("--few-shot", "probe.few_shot", "SHARE[,SHARE...]", PROBE, ("probe",)),
+    Flag("--epochs", "train.epochs", "N", PROBE, ("probe",)),
+    Flag("--batch-size", "train.batch_size", "N", PROBE, ("probe",)),
+    Flag("--epochs", "train.epochs", "N", TRAINING, _TRAIN, sweep="20..100"),
+    Flag("--batch-size", "train.batch_size", "N", TRAINING, _TRAIN, sweep="16,32,64"),
+    Flag("--lr", "optim.lr", "X", TRAINING, _TRAIN, sweep="1e-4..1e-2/5log"),
+    Flag("--layer-decay", "optim.layer_decay", "X", TRAINING, ("finetune",)),
+    Flag("--seed", "train.seed", "N", TRAINING, _LEARN),
+    Flag("--device", "train.device", "NAME", TRAINING, _LEARN, values=_DEVICES),
+    Flag("--device", "train.device", "NAME", NETWORK, ("embed", "denoise"), values=_DEVICES),
+    Flag("--precision", "train.precision", "NAME", TRAINING, _LEARN),
+    Flag("--precision", "train.precision", "NAME", NETWORK, ("embed", "denoise")),
+    Flag("--compile/--no-compile", "train.compile", None, TRAINING, _TRAIN),
+)
 
-PROBE_FLAGS = {
-    **{flag: FLAGS[flag] for flag in _SHARED},
-    "--kind": "probe.kind",
-    "--pool": "probe.pool",
-    "--few-shot": "probe.few_shot",
-}
+
+def flags_of(command: str) -> tuple[Flag, ...]:
+    """The flags of a command, in the order of its help."""
+    return tuple(flag for flag in FLAGS if command in flag.commands)

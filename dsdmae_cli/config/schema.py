@@ -1,4 +1,5 @@
-"""What settings a command takes: its sections, flags and presets, and the class that validates each section."""
+"""What settings a command takes: its sections and presets, and the class that validates each section. Its flags are
+declared in config/flags.py."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from dsdmae_cli import plugins
-from dsdmae_cli.config.flags import FINETUNE_FLAGS, FLAGS, PROBE_FLAGS
+from dsdmae_cli.config.flags import DEFAULT_PRESETS, flags_of
 from dsdmae_cli.errors import PluginError
 from dsdmae_cli.settings.judge import FinetuneSettings, ProbeSettings
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings, Settings
@@ -23,21 +24,28 @@ class Schema(Generic[S]):
     """What settings a command takes.
 
     Attributes:
+        command: its name, by which it has flags and a default preset.
         model: the class of all its sections.
-        flags: flags of its own for settings, by what they set ("--epochs": "train.epochs").
-        presets: folder of its presets below dsdmae_cli/presets; empty = that one itself; None = it has none.
-        default_preset: what stands lowest if no preset is named.
+        presets: folder of its presets below dsdmae_cli/presets; None = it has none.
     """
 
+    command: str
     model: type[S]
-    flags: Mapping[str, str]
     presets: str | None = None
-    default_preset: str | None = None
 
     @property
     def sections(self) -> tuple[str, ...]:
         """Names of its sections, in order."""
         return tuple(self.model.model_fields)
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """What its flags set: {"--epochs": "train.epochs"}."""
+        return {flag.name: flag.setting for flag in flags_of(self.command)}
+
+    def default_preset(self, dataset_named: bool) -> str | None:
+        """What stands lowest if no preset is named; a default about one dataset gives way where another is named."""
+        return DEFAULT_PRESETS.get(self.command, (None, None))[dataset_named]
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,12 @@ class Loaded(Generic[S]):
     sources: dict[str, str] = field(compare=False)
 
 
-PRETRAIN = Schema(Settings, FLAGS, presets="", default_preset="quick")
-FINETUNE = Schema(FinetuneSettings, FINETUNE_FLAGS, presets="finetune", default_preset="paper")
-PROBE = Schema(ProbeSettings, PROBE_FLAGS)
+PRETRAIN = Schema("pretrain", Settings, presets="pretrain")
+TOKENIZER = Schema("tokenizer", Settings, presets="pretrain")
+ABLATE = Schema("ablate", Settings, presets="pretrain")
+FINETUNE = Schema("finetune", FinetuneSettings, presets="finetune")
+PROBE = Schema("probe", ProbeSettings)
+# One for each kind of run; what is written down is told apart by its sections.
 SCHEMAS: dict[str, Schema[Any]] = {"pretrain": PRETRAIN, "finetune": FINETUNE, "probe": PROBE}
 SECTIONS = PRETRAIN.sections
 # The key of a section that names its plugin, and the class that holds what all plugins of the kind share.

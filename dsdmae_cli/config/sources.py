@@ -1,16 +1,15 @@
-"""Where settings come from, one layer each: presets, TOML files, the environment, flags and --set. No torch here."""
+"""Where settings come from, one layer each: TOML files, the environment, flags and --set; presets are in
+config/presets.py. No torch here."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.config.schema import ALL_SECTIONS, PRETRAIN, Schema, Values
+from dsdmae_cli.config.schema import ALL_SECTIONS, Schema, Values
 from dsdmae_cli.errors import SettingsError, nearest
 
 # Environment variables of ours that are no settings.
@@ -23,18 +22,6 @@ class Layer:
 
     values: Values
     origin: dict[str, str]
-
-
-def preset_names(schema: Schema[Any] = PRETRAIN) -> list[str]:
-    """A command's packaged presets, sorted."""
-    if schema.presets is None:
-        return []
-    found = _preset_folder(schema).iterdir()
-    return sorted(f.name.removesuffix(".toml") for f in found if f.name.endswith(".toml"))
-
-
-def _preset_folder(schema: Schema[Any]) -> Traversable:
-    return files("dsdmae_cli").joinpath("presets", *(schema.presets or "").split())
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -85,20 +72,15 @@ def checked_layer(values: Mapping[str, Any], origin: str, schema: Schema[Any]) -
     return Layer(copied, {f"{s}.{k}": origin for s, table in copied.items() for k in table})
 
 
-def preset_layer(name: str, origin: str, schema: Schema[Any]) -> Layer:
-    names = preset_names(schema)
-    if name not in names:
-        there = f"there is {', '.join(names)}" if names else "this command has none; leave it out"
-        raise SettingsError(f"unknown preset {name!r} (from {origin}){nearest(name, names)}; {there}")
-    text = (_preset_folder(schema) / f"{name}.toml").read_text(encoding="utf-8")
-    return checked_layer(tomllib.loads(text), f"preset {name}", schema)
-
-
-def file_layer(path: Path, parsed: Mapping[str, Any] | None, schema: Schema[Any]) -> tuple[Layer, str | None]:
+def file_layer(
+    path: Path, parsed: Mapping[str, Any] | None, schema: Schema[Any]
+) -> tuple[Layer, str | list[str] | None]:
+    """The settings of a TOML file, and the presets that it names."""
     values = read_toml(path) if parsed is None else dict(parsed)
     preset = values.pop("preset", None)
-    if preset is not None and not isinstance(preset, str):
-        raise SettingsError(f"preset in {path} must be a preset's name, got {preset!r}")
+    named = preset if isinstance(preset, list) else [preset]
+    if preset is not None and not all(isinstance(name, str) for name in named):
+        raise SettingsError(f"preset in {path} must be a preset's name or a list of them, got {preset!r}")
     return checked_layer(values, str(path), schema), preset
 
 
@@ -127,9 +109,15 @@ def _nearest_variable(variable: str) -> str:
     return nearest(variable, known)
 
 
-def command_line_layer(flags: Mapping[str, Any], assignments: list[str], schema: Schema[Any]) -> Layer:
-    """Flags and --set in one: whichever way a person names a method, what they say of it beside is about that one."""
-    spoken, assigned = _flag_layer(flags, schema), _assignment_layer(assignments, schema)
+def command_line_layer(
+    flags: Mapping[str, Any], assignments: Sequence[str], names: Mapping[str, str], schema: Schema[Any]
+) -> Layer:
+    """Flags and --set in one: whichever way a person names a method, what they say of it beside is about that one.
+
+    Args:
+        names: what a message calls each value of `flags`: {"train.epochs": "--epochs"}.
+    """
+    spoken, assigned = _flag_layer(flags, names), _assignment_layer(assignments, schema)
     both = {
         section: spoken.values.get(section, {}) | assigned.values.get(section, {})
         for section in spoken.values.keys() | assigned.values.keys()
@@ -137,8 +125,7 @@ def command_line_layer(flags: Mapping[str, Any], assignments: list[str], schema:
     return Layer(both, spoken.origin | assigned.origin)
 
 
-def _flag_layer(flags: Mapping[str, Any], schema: Schema[Any]) -> Layer:
-    names = {dotted: flag for flag, dotted in schema.flags.items()}
+def _flag_layer(flags: Mapping[str, Any], names: Mapping[str, str]) -> Layer:
     values: Values = {}
     origin: dict[str, str] = {}
     for dotted, value in flags.items():
@@ -150,7 +137,7 @@ def _flag_layer(flags: Mapping[str, Any], schema: Schema[Any]) -> Layer:
     return Layer(values, origin)
 
 
-def _assignment_layer(assignments: list[str], schema: Schema[Any]) -> Layer:
+def _assignment_layer(assignments: Sequence[str], schema: Schema[Any]) -> Layer:
     sections = schema.sections
     values: Values = {}
     origin: dict[str, str] = {}

@@ -4,6 +4,7 @@ written in artifacts/embedding.py).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,8 +47,8 @@ class Request:
 
     subject: str
     out: Path
-    flags: dict[str, Any]
-    assignments: list[str] | None = None
+    flags: Mapping[str, Any]
+    assignments: Sequence[str] | None = None
     split: Split = "train"
     pool: Pool = "mean"
     image_size: int | None = None

@@ -6,6 +6,7 @@ Most tests run it in this process; a few need a process of their own. What setti
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -22,19 +23,23 @@ import pytest
 
 from dsdmae_cli import __version__, plugins
 from dsdmae_cli.__main__ import _run, main
+from dsdmae_cli.cli import COMMANDS as COMMANDS_LISTED
+from dsdmae_cli.cli import Entry
+from dsdmae_cli.cli import load as load_command
 from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.describe import allowed, key_of, plain, tables, to_toml
-from dsdmae_cli.config.flags import FLAGS
-from dsdmae_cli.config.schema import FINETUNE, SECTIONS, section_class
-from dsdmae_cli.config.sources import preset_names
+from dsdmae_cli.config.presets import preset_names
+from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, SECTIONS, section_class
 from dsdmae_cli.errors import SettingsError
 
 COMMANDS = [
-    (), ("pretrain",), ("ablate",), ("probe",), ("finetune",), ("compare",), ("embed",), ("export",), ("denoise",),
+    (), ("pretrain",), ("tokenizer",), ("ablate",),
+    ("probe",), ("finetune",), ("compare",), ("embed",), ("export",), ("denoise",),
     ("config",), ("config", "show"), ("config", "check"), ("config", "presets"), ("config", "describe"), ("plugins",),
     ("plugins", "new"),
 ]  # fmt: skip
-PAPER = [name for name in preset_names() if name.startswith(("cifar", "stl"))]
+FLAGS = PRETRAIN.flags
+PAPER = ["dsdmae,cifar10,vit-tiny", "dsdmae,cifar100,vit-small", "dsdmae,stl10,vit-base"]
 REFERENCE = Path(__file__).parents[2] / "docs" / "settings.md"
 REGENERATE = "(head -n 2 docs/settings.md; echo; dsdmae config describe) > new.md && mv new.md docs/settings.md"
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -110,20 +115,26 @@ def rows(help_text: str) -> dict[str, str]:
 
 
 def test_no_help_loads_anything_heavy() -> None:
+    assert_none_loads([*([*command, "--help"] for command in COMMANDS)], "nor settings and plugins")
+    # So that a wrong setting is reported at once, none of these does either.
+    assert_none_loads([["config", "show"], ["config", "presets"], ["config", "describe"], ["plugins"]])
+
+
+def assert_none_loads(lines: list[list[str]], *more: str) -> None:
     script = """
 import contextlib, io, json, sys
 from dsdmae_cli.__main__ import _run
 heavy, found = ("torch", "torchvision", "timm", "sklearn", "matplotlib", "numpy"), {}
+if sys.argv[2:]:
+    heavy += ("pydantic", "importlib.metadata")
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()):
         code = _run(words)
     found[" ".join(words)] = [code, [name for name in heavy if name in sys.modules]]
 print(json.dumps(found))
 """
-    lines = [[*command, "--help"] for command in COMMANDS]
-    # So that a wrong setting is reported at once, none of these does either.
-    lines += [["--version"], ["config", "show"], ["config", "presets"], ["config", "describe"], ["plugins"]]
-    done = subprocess.run([sys.executable, "-c", script, json.dumps(lines)], capture_output=True, text=True, check=True)
+    words = [sys.executable, "-c", script, json.dumps(lines), *more]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {" ".join(line): [0, []] for line in lines}
 
 
@@ -135,6 +146,11 @@ def test_every_command_has_help(command: tuple[str, ...], flag: str, run: Run) -
     assert (done.code, done.err) == (0, "")
     assert "Usage: " in done.out
     assert "--help" in rows(done.out)
+
+
+@pytest.mark.parametrize("entry", COMMANDS_LISTED, ids=lambda entry: entry.name)
+def test_a_command_is_listed_with_its_own_first_line(entry: Entry) -> None:
+    assert inspect.cleandoc(load_command(entry.name).help).splitlines()[0] == entry.summary
 
 
 @pytest.mark.usefixtures("wide")
@@ -303,10 +319,10 @@ def test_debug_shows_the_traceback(run: Run) -> None:
 
 
 def test_ctrl_c_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt() -> list[str]:
+    def interrupt(schema: object) -> dict[str, list[str]]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dsdmae_cli.cli.config.preset_names", interrupt)
+    monkeypatch.setattr("dsdmae_cli.config.presets.presets_by_kind", interrupt)
     done = run("config", "presets")
     assert (done.code, done.out) == (130, "")
     assert done.err in ("", "dsdmae: error: interrupted\n")
@@ -385,7 +401,7 @@ def on_a_terminal(words: list[str], environ: dict[str, str]) -> str:
 # dsdmae config show
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", [*preset_names(), "cae,imagenet,vit-base"])
 @pytest.mark.parametrize("words", [[], ["--sources"]], ids=["plain", "sources"])
 def test_shown_settings_are_a_valid_configuration(preset: str, words: list[str], run: Run, tmp_path: Path) -> None:
     shown = run("config", "show", "--preset", preset, *words)
@@ -399,7 +415,7 @@ def test_shown_settings_are_a_valid_configuration(preset: str, words: list[str],
 
 
 def test_shown_settings_are_resolved(run: Run) -> None:
-    values = tomllib.loads(run("config", "show", "--preset", "cifar10-vit-tiny").out)
+    values = tomllib.loads(run("config", "show", "--preset", "cifar10", "--preset", "dsdmae,vit-tiny").out)
     assert values["optim"]["lr"] == pytest.approx(1.2e-3)
     assert values["optim"]["warmup_epochs"] == pytest.approx(20)
     assert values["data"]["crop_scale"] == [0.2, 1.0]
@@ -547,7 +563,19 @@ def test_a_check_is_of_the_file_alone(run: Run, monkeypatch: pytest.MonkeyPatch,
 def test_presets_are_listed_one_a_line(run: Run) -> None:
     done = run("config", "presets")
     assert [line.split()[0] for line in done.out.splitlines()] == [*preset_names(), *preset_names(FINETUNE)]
-    assert "dsdmae with vit-tiny on cifar10, batch 2048, 500 epochs" in done.out
+    kinds = {line.split()[0]: line.split()[1] for line in done.out.splitlines()[: len(preset_names())]}
+    assert {kinds[name] for name in ("quick", "cifar10", "vit-tiny", "mae")} == {"recipe", "dataset", "size", "method"}
+    [sdae] = [line for line in done.out.splitlines() if line.startswith("sdae ")]
+    assert "optim.base_lr=0.0002666" in sdae
+    assert "; with imagenet: backbone.class_token=true method.decoder_depth=8 " in sdae
+
+
+def test_presets_may_be_repeated(run: Run, refused: Callable[..., str]) -> None:
+    shown = run("config", "show", "--preset", "vit-small", "--preset", "sdae", "--preset", "stl10")
+    assert shown == run("config", "show", "--preset", "sdae,stl10,vit-small")
+    assert "presets mae and sdae (from --preset) are both a method" in refused(
+        "pretrain", "--dry-run", "--preset", "mae", "--preset", "sdae"
+    )
 
 
 def test_every_setting_is_described(run: Run) -> None:
@@ -609,7 +637,7 @@ def test_a_dry_run_of_the_paper_needs_no_data_and_writes_nothing(preset: str, ru
     assert (done.code, done.err) == (0, "")
     plan = json.loads(done.out)
     settings = load(preset=preset, environ={}).settings
-    images = 100_000 if preset.startswith("stl10") else 50_000
+    images = 100_000 if "stl10" in preset else 50_000
     assert plan["dataset"] == settings.data.dataset
     assert plan["train_images"] == images
     assert plan["tokens"] == 256

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dsdmae_cli.plugins import MethodSpec, Requirement
+from dsdmae_cli.plugins import MethodSpec, NamedSweep, Requirement
 from dsdmae_cli.settings.models import (
     Auto,
     MethodSettings,
@@ -243,6 +243,8 @@ DSDMAE = MethodSpec(
     summary="denoise noisy patches and match a teacher's features; drops nothing",
     build="dsdmae_builtin.methods.dsdmae:build",
     settings=DSdMAESettings,
+    # In the words of the paper's Table 3.
+    named_sweeps={"heads": NamedSweep(setting="lambda", values={"both": None, "decoder": "1", "regressor": "0"})},
     paper="Xu & Stirenko 2023, doi:10.5815/ijigsp.2023.05.03",
 )
 MAE = MethodSpec(

@@ -1,0 +1,82 @@
+"""From what was given on a command line to settings: one way for the commands that train, one for those that judge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dsdmae_cli.artifacts.subject import taken_over
+from dsdmae_cli.cli.options import Given
+from dsdmae_cli.config.compose import compose
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.schema import PRETRAIN, Loaded, Schema
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.runs.rundir import RunDir
+from dsdmae_cli.settings.models import Settings
+
+
+def resumed(given: Given) -> Path | None:
+    """The directory of the run to go on with; None for a new one, whose directory must be free.
+
+    Raises:
+        SettingsError: --resume without --out.
+    """
+    if given.resume and given.out is None:
+        raise SettingsError("--resume needs the run's directory; add --out DIR")
+    if given.dry_run and given.out is not None and not given.resume:
+        RunDir(given.out).check_free()
+    return given.out if given.resume else None
+
+
+def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str | None = None) -> Loaded[Settings]:
+    """Settings of a run of pre-training.
+
+    Args:
+        schema: of the command.
+        method: that the command stands for, where it stands for one.
+    """
+    before = resumed(given)
+    base = (tables(RunDir(before).settings().settings), "the run") if before else None
+    flags, origins = dict(given.flags), {}
+    if method is not None:
+        flags["method.name"], origins["method.name"] = method, f"dsdmae {schema.command}"
+    return compose(
+        schema, preset=given.preset, config=given.config, flags=flags, origins=origins, assignments=given.assignments,
+        base=base, use_default_preset=base is None,
+    )  # fmt: skip
+
+
+def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
+    """Settings of a command that judges `given.subject`, on the data and with the backbone that it was made with.
+
+    Args:
+        section: that holds what is judged, as `start`.
+    """
+    before = resumed(given)
+    if before is not None:
+        return _judging_on(given, schema, section, before)
+    if given.subject is None:
+        raise SettingsError(
+            "say what to judge: a run's directory, an encoder's .safetensors file, timm:NAME, or scratch"
+        )
+    if given.like is not None and given.subject not in ("scratch", "pixels"):
+        raise SettingsError(f"--like is for scratch and pixels, which have no data of their own; {given.subject} has")
+    values, origin = taken_over(given.subject, given.like)
+    return compose(
+        schema, preset=given.preset, config=given.config, flags=given.flags, assignments=given.assignments,
+        base=({**values, section: {"start": given.subject}}, origin),
+    )  # fmt: skip
+
+
+def _judging_on(given: Given, schema: Schema[Any], section: str, run: Path) -> Loaded[Any]:
+    """Settings of a run that is resumed; its own stand below what was given."""
+    before = tables(RunDir(run).settings().settings)
+    if section not in before:
+        raise SettingsError(f"{run} holds no run of `dsdmae {section}`; resume it with the command that began it")
+    start = (f"{section}.start={given.subject}",) if given.subject is not None else ()
+    given = replace(given, assignments=(*start, *(given.assignments or ())))
+    return compose(
+        schema, preset=given.preset, config=given.config, flags=given.flags, assignments=given.assignments,
+        base=(before, "the run"), use_default_preset=False,
+    )  # fmt: skip

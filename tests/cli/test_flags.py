@@ -1,0 +1,157 @@
+"""Flags as declared once: every command takes its own and hands them over by setting; shells complete their values."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import start
+
+from dsdmae_cli.cli import COMMANDS, load
+from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.config import help as help_module
+from dsdmae_cli.config.describe import key_of
+from dsdmae_cli.config.flags import FLAGS, Flag, flags_of
+from dsdmae_cli.config.help import all_made
+from dsdmae_cli.config.presets import preset_names
+from dsdmae_cli.config.schema import SCHEMAS, section_class
+
+KEPT = Path(help_module.__file__).with_name("help.json")
+
+
+def options_of(command: str) -> dict[str, Any]:
+    """The parameters of a command as Typer made them, by their first flag."""
+    return {parameter.opts[0]: parameter for parameter in load(command).params}
+
+
+def test_the_help_of_flags_is_what_the_settings_say() -> None:
+    assert json.loads(KEPT.read_text(encoding="utf-8")) == all_made(), help_module.__doc__
+
+
+@pytest.mark.parametrize("command", sorted({name for flag in FLAGS for name in flag.commands}))
+def test_a_command_takes_the_flags_that_are_declared_for_it(command: str) -> None:
+    assert command in {entry.name for entry in COMMANDS}
+    found = options_of(command)
+    names = [flag.name.partition("/")[0] for flag in flags_of(command)]
+    assert len(set(names)) == len(names)
+    assert set(names) <= set(found)
+    for flag in flags_of(command):
+        option = found[flag.name.partition("/")[0]]
+        assert (option.metavar, option.rich_help_panel) == (flag.metavar, flag.panel)
+        assert option.is_flag == (flag.metavar is None)
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: f"{flag.name} of {flag.commands[0]}")
+def test_a_flag_stands_for_a_setting(flag: Flag) -> None:
+    section, _, key = flag.setting.partition(".")
+    for command in flag.commands:
+        schema = SCHEMAS.get(command, SCHEMAS["pretrain"])
+        fields = section_class(section, {}, schema=schema).model_fields
+        assert key in {key_of(name, field) for name, field in fields.items()}
+
+
+def test_a_new_flag_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    flag = Flag("--weight-decay", "optim.weight_decay", "X", "Training", ("pretrain",))
+    monkeypatch.setattr("dsdmae_cli.config.flags.FLAGS", (*FLAGS, flag))
+    got: list[Given] = []
+    command = takes("pretrain")(keep(got))
+    command(**{name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
+            | {"optim_weight_decay": "0.1", "preset": ["mae", "stl10"]})  # fmt: skip
+    [given] = got
+    assert given.flags == {"optim.weight_decay": "0.1"}
+    assert given.preset == ("mae", "stl10")
+    assert given.any_setting
+
+
+def keep(got: list[Given]) -> Callable[..., None]:
+    def command(given: Given) -> None:
+        got.append(given)
+
+    return command
+
+
+def test_nothing_given_is_nothing() -> None:
+    assert not Given().any_setting
+    assert Given(flags={"data.strict": False}).any_setting
+    assert not Given(out=Path("run"), resume=True, json=True).any_setting
+
+
+# Completion
+
+
+def complete(line: str, environ: dict[str, str] | None = None) -> list[str]:
+    """What a shell offers for the last word of a line, which may be empty."""
+    variables = {"_DSDMAE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    driver = (
+        "import sys; sys.argv = ['dsdmae']\nfrom dsdmae_cli.cli import app\n"
+        "try: app(prog_name='dsdmae')\n"
+        "finally: sys.exit('torch' if 'torch' in sys.modules else 0)"
+    )
+    program = start("-c", driver, environ={**variables, **(environ or {})})
+    out, err = program.communicate(timeout=60)
+    assert (program.returncode, err) == (0, "")
+    return list(out.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("dsdmae fi", ["finetune"]),
+        ("dsdmae config pre", ["presets"]),
+        ("dsdmae pretrain --preset ci", ["cifar10", "cifar100"]),
+        ("dsdmae pretrain --preset mae,", [f"mae,{name}" for name in preset_names() if "vit" in name]),
+        ("dsdmae pretrain --preset quick,cifar10,vit-s", ["quick,cifar10,vit-small"]),
+        ("dsdmae finetune scratch --preset str", ["strong"]),
+        ("dsdmae pretrain --method ms", ["msa"]),
+        ("dsdmae pretrain --method x --backbone vit-", ["vit-base", "vit-small", "vit-tiny"]),
+        ("dsdmae embed RUN --dataset fo", ["folder:"]),
+        ("dsdmae pretrain --precision b", ["bf16"]),
+        ("dsdmae denoise x.png --device cu", ["cuda"]),
+        ("dsdmae probe RUN --pool me", ["mean", "mean+cls"]),
+        ("dsdmae finetune RUN --pool ", ["mean", "cls"]),
+        ("dsdmae config show --for f", ["finetune"]),
+        ("dsdmae config describe op", ["optim"]),
+        ("dsdmae pretrain --set fi", ["finetune."]),
+        ("dsdmae pretrain --set train.c", ["train.compile=", "train.checkpoint_every="]),
+        ("dsdmae plugins new ba", ["backbone"]),
+        ("dsdmae ablate --equal c", ["compute"]),
+    ],
+)
+def test_values_are_completed(line: str, offers: list[str]) -> None:
+    found = complete(line)
+    assert found == offers or (set(offers) <= set(found) and line.endswith(","))
+
+
+def test_values_of_settings_are_completed() -> None:
+    from dsdmae_cli.cli.completion import assignments
+
+    assert assignments("train.precision=") == [f"train.precision={word}" for word in ("auto", "bf16", "fp16", "fp32")]
+    assert assignments("data.flip=t") == ["data.flip=true"]
+    assert assignments("method.name=mask") == ["method.name=maskfeat"]
+    assert assignments("nonsense.x=") == assignments("nonsense.x") == []
+
+
+def test_runs_are_completed_the_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    from platformdirs import user_data_path
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    folder = user_data_path("dsdmae") / "runs"
+    if tmp_path not in folder.parents:
+        pytest.skip("this system keeps users' data elsewhere")
+    there = {"XDG_DATA_HOME": str(tmp_path)}
+    assert complete("dsdmae probe ", there) == []
+    for age, name in enumerate(("new", "old")):
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    both = [str(folder / "new"), str(folder / "old")]
+    for line in ("dsdmae probe ", "dsdmae finetune ", "dsdmae pretrain --resume --out ", "dsdmae export ",
+                 "dsdmae probe scratch --like ", "dsdmae compare "):  # fmt: skip
+        assert complete(line, there) == both
+    assert complete(f"dsdmae embed {folder}/o", there) == both[1:]
+    assert complete("dsdmae embed my", there) == []
