@@ -47,7 +47,7 @@ def md5(content: bytes) -> str:
 
 def tar_of(members: dict[str, bytes], mode: str = "w:gz", links: dict[str, str] | None = None) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -186,7 +186,8 @@ class Server:
     """Serves a folder on 127.0.0.1 and counts what is fetched."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.fetched = root, []
+        self.root = root
+        self.fetched: list[str] = []
         fetched = self.fetched
 
         class Handler(SimpleHTTPRequestHandler):
@@ -590,7 +591,7 @@ def packed(source: Path, suffix: str, inside: str = "") -> Path:
             for path in sorted(source.rglob("*"), reverse=True):  # an order that is not ours
                 archive.write(path, f"{inside}{path.relative_to(source)}")
         return target
-    with tarfile.open(target, f"w:{suffix.removeprefix('.tar').lstrip('.')}") as archive:
+    with tarfile.open(target, f"w:{suffix.removeprefix('.tar').lstrip('.')}") as archive:  # type: ignore[call-overload]
         archive.add(source, inside or ".")
     return target
 
