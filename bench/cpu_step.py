@@ -17,12 +17,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.resolve import resolve
 
+if TYPE_CHECKING:
+    import torch
 
-def settings_of(arguments: argparse.Namespace):
+    from dsdmae_cli.settings.models import Settings
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
     flags = {
         "data.dataset": arguments.data,
         "backbone.name": arguments.backbone,
@@ -43,7 +49,7 @@ def worker(variant: str, arguments: argparse.Namespace, pipe: Connection) -> Non
         pipe.send(time.perf_counter() - began)
 
 
-def parts(arguments: argparse.Namespace):
+def parts(arguments: argparse.Namespace) -> tuple[Settings, Any, torch.Tensor, list[Any]]:
     """The method, a batch of real images, and the masks and noise of each micro-batch of 16."""
     import torch
 
@@ -57,6 +63,7 @@ def parts(arguments: argparse.Namespace):
     settings = settings_of(arguments)
     dataset = open_dataset(settings.data, "train")
     size = settings.data.image_size
+    assert isinstance(size, int)
     arrays, _ = decode_square(dataset, list(range(arguments.batch)), size, Unreadable(len(dataset), settings.data))
     images = prepare(to_tensor(arrays, torch.device("cpu")), size, "bicubic")
     method = build_method(settings)
@@ -206,7 +213,7 @@ def report(arguments: argparse.Namespace, times: dict[str, list[float]]) -> None
     print(json.dumps({"times": times}))
 
 
-def matmul_peak(kind) -> float:
+def matmul_peak(kind: torch.dtype) -> float:
     """GFLOP/s of a 2048-cube matrix product on random data."""
     import torch
 

@@ -19,13 +19,17 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+if TYPE_CHECKING:
+    from dsdmae_cli.artifacts.denoiser import Denoiser
 
 SIGMAS = (15, 25, 50)
 # Strengths of non-local means as shares of σ.
@@ -64,7 +68,7 @@ def bm3d(picture: Rgb, sigma: int) -> Rgb:
 
 
 @cache
-def network(kind: str, where: str) -> object:
+def network(kind: str, where: str) -> Denoiser:
     from dsdmae_cli.artifacts.denoiser import load_denoiser
 
     if kind == "shipped":
@@ -142,7 +146,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def _rows(results: dict[str, object]) -> dict[str, list[str]]:
+def _rows(results: Mapping[str, object]) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     for name in results:
         rows.setdefault("nlm, best strength" if name.startswith("nlm ") else name, []).append(name)

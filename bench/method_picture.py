@@ -47,10 +47,12 @@ def main() -> None:
     saved, _ = checkpoint.load_newest_weights(arguments.run / "checkpoints")
     assert saved is not None, f"{arguments.run} has no checkpoint"
     checkpoint.load_into(method, saved.model, str(arguments.run))
+    size = settings.data.image_size
+    assert isinstance(size, int)
     dataset = open_dataset(settings.data, "test")
     shown = choose(len(dataset), arguments.columns, 0, "pictures")
-    pixels, _ = decode_square(dataset, shown, settings.data.image_size, Unreadable(len(dataset), settings.data))
-    images = prepare(to_tensor(pixels, torch.device("cpu")), settings.data.image_size, "bicubic")
+    pixels, _ = decode_square(dataset, shown, size, Unreadable(len(dataset), settings.data))
+    images = prepare(to_tensor(pixels, torch.device("cpu")), size, "bicubic")
     batch = method.as_views(images)
     rows = method.eval().show(batch, method.corrupt(batch, seeded(images.device, 0)))
     page = sheet([(name, [tile(image) for image in row]) for name, row in {**rows, "image": images}.items()])

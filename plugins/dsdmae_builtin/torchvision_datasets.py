@@ -11,6 +11,7 @@ import io
 import lzma
 import os
 import pickle
+import shutil
 import socket
 import sys
 import tarfile
@@ -187,7 +188,7 @@ def _unpack_files(archive: Path, root: Path, base_folder: str) -> None:
     """Unpack aside and then put each file of `base_folder` into its place."""
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=root) as folder:
         with tarfile.open(archive) as packed:
-            packed.extractall(folder, filter=_plain_member)
+            _unpack(packed, Path(folder))
         (root / base_folder).mkdir(exist_ok=True)
         for file in (Path(folder) / base_folder).iterdir():
             file.replace(root / base_folder / file.name)
@@ -203,7 +204,7 @@ def _prepare_imagenet(root: Path, part: str) -> None:
         devkit = _official_archive(root, "devkit")
         with tarfile.open(devkit) as packed:
             for member in packed:
-                _plain_member(member, root)
+                _require_plain(member)
         parse_devkit_archive(root)
     if not (root / part).is_dir():
         archive = _official_archive(root, part)
@@ -234,18 +235,19 @@ def _official_archive(root: Path, part: str) -> Path:
 def _unpack_train(archive: Path, folder: Path) -> None:
     with tarfile.open(archive, "r:") as outer:
         for member in outer:
-            content = outer.extractfile(_plain_member(member, folder))
+            _require_plain(member)
+            content = outer.extractfile(member)
             if content is None:
                 continue
             with tarfile.open(fileobj=content, mode="r:") as inner:
-                inner.extractall(folder / PurePosixPath(member.name).stem, filter=_plain_member)
+                _unpack(inner, folder / PurePosixPath(member.name).stem)
 
 
 def _unpack_val(archive: Path, folder: Path) -> None:
     from torchvision.datasets.imagenet import load_meta_file
 
     with tarfile.open(archive, "r:") as packed:
-        packed.extractall(folder, filter=_plain_member)
+        _unpack(packed, folder)
     images = sorted(folder.iterdir())
     _, wnids = load_meta_file(folder.parent.parent)
     for image, wnid in zip(images, wnids, strict=True):
@@ -256,12 +258,28 @@ def _unpack_val(archive: Path, folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- common
 
 
-def _plain_member(member: tarfile.TarInfo, destination: str | Path) -> tarfile.TarInfo:
-    """Stricter than tarfile's "data" filter: the official archives hold files and folders, never links."""
+def _unpack(packed: tarfile.TarFile, folder: Path) -> None:
+    """Take names and bytes alone from an archive.
+
+    tarfile's own "data" filter is missing from Python 3.11.0 to 3.11.3, and allows links.
+    """
+    for member in packed:
+        _require_plain(member)
+        target = folder / member.name
+        content = packed.extractfile(member)
+        if content is None:
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with content, target.open("wb") as file:
+            shutil.copyfileobj(content, file)
+
+
+def _require_plain(member: tarfile.TarInfo) -> None:
+    """The official archives hold files and folders that stay inside, never links."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
         raise DataError(f"archive member {member.name!r} is not a plain file inside the archive; nothing was unpacked")
-    return tarfile.data_filter(member, str(destination))
 
 
 @contextmanager

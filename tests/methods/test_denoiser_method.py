@@ -43,7 +43,8 @@ def built(*more: str, unet: bool = True) -> DSdMAE:
     """A tiny method with weights away from zero, so that no last layer hides what comes before it."""
     given = [*(UNET if unet else ()), *more]
     # helpers.assignments adds a ViT's sizes to anything that is no timm model.
-    method: DSdMAE = build_method(resolve(load(assignments=_tiny(given), environ={}).settings))
+    method = build_method(resolve(load(assignments=_tiny(given), environ={}).settings))
+    assert isinstance(method, DSdMAE)
     generator = seeded(CPU, 1)
     with torch.no_grad():
         for parameter in method.parameters():
@@ -162,7 +163,8 @@ def test_denoise_without_pixels() -> None:
 
 
 def test_an_untrained_residual_denoiser_gives_the_picture_back() -> None:
-    method: DSdMAE = build_method(resolve(load(assignments=_tiny([*UNET, *BLIND]), environ={}).settings))
+    method = build_method(resolve(load(assignments=_tiny([*UNET, *BLIND]), environ={}).settings))
+    assert isinstance(method, DSdMAE)
     got = method.denoise(images())
     assert got is not None
     assert torch.equal(got, images())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,12 +33,12 @@ def cosine(a: Array, b: Array) -> float:
 def cosine_reference(predicted: Array, target: Array, kind: CosineKind) -> float:
     """DSdMAE Eq. 2, one vector pair after the other, in each reading of what a vector is."""
     images, tokens, width = predicted.shape
-    spans = {
+    spans: dict[str, list[Any]] = {
         "token": [(i, t, slice(None)) for i in range(images) for t in range(tokens)],
         "channel": [(i, slice(None), d) for i in range(images) for d in range(width)],
         "global": [(i, slice(None), slice(None)) for i in range(images)],
-    }[kind]
-    return 1 - sum(cosine(predicted[span], target[span]) for span in spans) / len(spans)
+    }
+    return 1 - sum(cosine(predicted[span], target[span]) for span in spans[kind]) / len(spans[kind])
 
 
 def test_pixel_loss_is_eq_1_as_a_mean() -> None:

@@ -138,8 +138,8 @@ def reference(method: MaskFeat, clean: Tensor, masked: Tensor) -> float:
         kernel = w["backbone.vit.patch_embed.proj.weight"].flatten(1)
         tokens = []
         for token in range(16):
-            y, x = 4 * (token // 4), 4 * (token % 4)
-            pixels = image[:, y : y + 4, x : x + 4].flatten()
+            top, left = 4 * (token // 4), 4 * (token % 4)
+            pixels = image[:, top : top + 4, left : left + 4].flatten()
             seen = kernel @ pixels + w["backbone.vit.patch_embed.proj.bias"]
             tokens.append(w["mask_token"][0, 0] if token in ids.tolist() else seen)
         x = torch.stack(tokens)

@@ -213,7 +213,8 @@ def test_the_teacher_gets_no_gradient() -> None:
     clean = images()
     losses = method(clean, method.corrupt(clean, seeded(CPU, 1)))
     losses["loss"].backward()
-    teacher, rest = [], []
+    teacher: list[tuple[str, torch.Tensor]] = []
+    rest: list[tuple[str, torch.Tensor]] = []
     for name, parameter in method.named_parameters():
         (teacher if name.startswith("teacher.") else rest).append((name, parameter))
     assert teacher
