@@ -174,10 +174,10 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             return Given({k: v for k, v in said.items() if v is not None}, **(values | several))
 
         own = inspect.signature(function, eval_str=True).parameters
-        made = {
-            name: (given, _declared(command)) if name == "given" else (p.annotation, _fields(p.annotation))
-            for name, p in own.items()
-            if is_dataclass(p.annotation)
+        made: dict[str, tuple[Callable[..., Any], list[inspect.Parameter]]] = {
+            name: (given, _declared(command)) if kind is Given else (kind, _fields(kind))
+            for name, kind in ((name, p.annotation) for name, p in own.items())
+            if isinstance(kind, type) and is_dataclass(kind)
         }
         parameters = [flag for name, p in own.items() for flag in (made[name][1] if name in made else [p])]
 
@@ -196,7 +196,7 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-def _fields(whole: type) -> list[inspect.Parameter]:
+def _fields(whole: Any) -> list[inspect.Parameter]:
     """The parameters that stand for a dataclass."""
     parameters = inspect.signature(whole, eval_str=True).parameters.values()
     return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]

@@ -136,13 +136,25 @@ def _check_together(settings: Any) -> None:
     if method.needs_subset and not backbone.encodes_subset:
         raise SettingsError(
             f"method {settings.method.name!r} drops patches, and backbone {settings.backbone.name!r} cannot encode"
-            " a subset of them; use a vit-* backbone, or a method that drops none (dsdmae)"
+            f" a subset of them; {_others('needs_subset', 'encodes_subset')}"
         )
     if method.needs_mask_token and not backbone.takes_mask_token:
         raise SettingsError(
             f"method {settings.method.name!r} replaces patches by a mask token, and backbone"
-            f" {settings.backbone.name!r} cannot take one; use a vit-* backbone, or a method that masks none (dsdmae)"
+            f" {settings.backbone.name!r} cannot take one; {_others('needs_mask_token', 'takes_mask_token')}"
         )
+
+
+def _others(needs: str, can: str) -> str:
+    """Which installed backbones and methods go together with any of the other kind, by the names of what a spec says."""
+
+    def names(kind: plugins.Kind, word: str, wanted: bool) -> str:
+        found = [p for p in plugins.discover(kind) if isinstance(p, plugins.Plugin)]
+        return ", ".join(p.name for p in found if getattr(p.spec, word) is wanted)
+
+    return (
+        f"use a backbone that can ({names('backbone', can, True)}), or another method ({names('method', needs, False)})"
+    )
 
 
 def _check_schedule(optim: ResolvedOptim, epochs: int) -> None:

@@ -390,11 +390,11 @@ def test_refused_paths(
 def test_a_recipe_in_the_environment_is_passed_over_aloud(
     encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DSDMAE_PRESET", "cifar10-vit-small")
+    monkeypatch.setenv("DSDMAE_PRESET", "cifar10,vit-small")
     monkeypatch.setenv("DSDMAE_CONFIG", str(tmp_path / "none.toml"))
     code, _, err = cli(capfd, "export", encoder_run, "--to", "timm", "--out", tmp_path / "out")
     assert code == 0
-    for line in (f"DSDMAE_CONFIG={tmp_path / 'none.toml'}", "DSDMAE_PRESET=cifar10-vit-small"):
+    for line in (f"DSDMAE_CONFIG={tmp_path / 'none.toml'}", "DSDMAE_PRESET=cifar10,vit-small"):
         assert f"{line} is about training and does not count here" in err.replace("\n", "")
 
 
