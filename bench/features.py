@@ -24,7 +24,8 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.data.open import Labelled, labelled_images, open_dataset
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.evaluation import knn_accuracy, mean_features
+from dsdmae_cli.evaluation.features import mean_features
+from dsdmae_cli.evaluation.knn import knn_accuracy
 from dsdmae_cli.runs.build import build_method
 
 

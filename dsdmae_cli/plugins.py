@@ -1,4 +1,4 @@
-"""Plugins: what a backbone, dataset or method declares about itself, and how they are found.
+"""Plugins: what a backbone, dataset, method or probe declares about itself, and how they are found.
 
 A spec is cheap and free of torch; the code that needs torch is named as "module:attribute" and imported by `load`
 when a run begins. Plugins are found through the entry-point groups below and in no other way, ours included.
@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from dsdmae_cli.errors import PluginError, nearest
+from dsdmae_cli.settings.judge import ProbeSection
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings
 
-Kind = Literal["backbone", "dataset", "method"]
-KINDS: tuple[Kind, ...] = ("backbone", "dataset", "method")
+Kind = Literal["backbone", "dataset", "method", "probe"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,21 @@ class MethodSpec(Spec):
     paper: str = ""
 
 
-SPECS: dict[Kind, type[Spec]] = {"backbone": BackboneSpec, "dataset": DatasetSpec, "method": MethodSpec}
+@dataclass(frozen=True, kw_only=True)
+class ProbeSpec(Spec):
+    """A probe of frozen features; `build` names its function fit(settings, data) -> ProbeResult, whose arguments are
+    explained in dsdmae_cli.evaluation.probes.
+    """
+
+    settings: type[ProbeSection] = ProbeSection
+
+
+SPECS: dict[Kind, type[Spec]] = {
+    "backbone": BackboneSpec,
+    "dataset": DatasetSpec,
+    "method": MethodSpec,
+    "probe": ProbeSpec,
+}
 S = TypeVar("S", bound=Spec)
 
 

@@ -15,7 +15,6 @@ from dsdmae_cli.errors import SettingsError, nearest
 
 _STUDY = "Study"
 _PAPERS = ("fig3", "fig4", "table3")
-_METRICS = ("knn", "linear", "finetune", "loss")
 _SEARCHES = ("grid", "tpe", "random")
 _EQUALS = ("epochs", "compute")
 _KEYS = [flag.split("/")[0].removeprefix("--") for flag in FLAGS if flag != "--seed"] + ["heads"]
@@ -69,6 +68,12 @@ def _complete_keys(incomplete: str) -> list[str]:
     return [d for n, f in fields.items() if (d := f"{section}.{key_of(n, f)}").startswith(incomplete)]
 
 
+def _complete_metrics() -> list[str]:
+    from dsdmae_cli.ablation.definition import metric_names
+
+    return metric_names()
+
+
 def _examples(key: str) -> list[str]:
     """Values that a key may have, where they are few words."""
     from dsdmae_cli import plugins
@@ -104,13 +109,13 @@ PaperPreset = Annotated[
 ]  # fmt: skip
 MetricName = Annotated[
     str | None,
-    _option("--metric", metavar="NAME", autocompletion=lambda: list(_METRICS),
-            help="What trials are judged by: knn (default), linear, finetune or loss"),
+    _option("--metric", metavar="NAME", autocompletion=_complete_metrics,
+            help="What trials are judged by: knn (default) or loss of the run itself, finetune, or a probe by name"),
 ]  # fmt: skip
 MetricOptions = Annotated[
     str | None,
     _option("--metric-options", metavar="WORDS",
-            help="Further options of the command that measures linear or finetune, in one word: '--epochs 20'"),
+            help="Further options of the command that probes or fine-tunes, in one word: '--epochs 20'"),
 ]  # fmt: skip
 Seeds = Annotated[
     int | None,
@@ -239,22 +244,21 @@ def _one_of(flag: str, word: str, known: tuple[str, ...]) -> None:
 
 def _definition(given: dict[str, Any]) -> Any:
     """The study that the flags ask for."""
-    from dsdmae_cli.ablation.definition import METRICS, Definition
+    from dsdmae_cli.ablation.definition import Definition, find_metric
     from dsdmae_cli.ablation.paper import PAPERS
     from dsdmae_cli.ablation.sweep import Base, parse_axes
     from dsdmae_cli.config.schema import PRETRAIN
 
     figure = PAPERS[given["paper"]] if given["paper"] else None
     name = given["metric"] or (figure.metric if figure else "knn")
-    _one_of("--metric", name, tuple(METRICS))
-    metric = METRICS[name]
+    metric = find_metric(name)
     try:
         options = tuple(shlex.split(given["metric_options"] or ""))
     except ValueError as error:
         raise SettingsError(f"--metric-options {given['metric_options']}: {str(error).lower()}") from error
     if options and not metric.command:
         raise SettingsError(
-            f"--metric-options is for --metric linear or finetune; {name} is measured by the run itself"
+            f"--metric-options is for --metric finetune or a probe; {name} is measured by the run itself"
         )
     if metric.command:
         _see_that_there_is(metric.command[0], name)

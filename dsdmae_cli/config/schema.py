@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from dsdmae_cli import plugins
 from dsdmae_cli.config.flags import FINETUNE_FLAGS, FLAGS, PROBE_FLAGS
 from dsdmae_cli.errors import PluginError
-from dsdmae_cli.settings.judge import FinetuneSettings, ProbeSettings
+from dsdmae_cli.settings.judge import FinetuneSettings, ProbeSection, ProbeSettings
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings, Settings
 
 S = TypeVar("S", bound=BaseModel)
@@ -58,6 +58,7 @@ NAMED: dict[str, tuple[str, plugins.Kind, type[BaseModel]]] = {
     "data": ("dataset", "dataset", DataSettings),
     "backbone": ("name", "backbone", BackboneSettings),
     "method": ("name", "method", MethodSettings),
+    "probe": ("kind", "probe", ProbeSection),
 }
 ALL_SECTIONS = tuple(dict.fromkeys(section for schema in SCHEMAS.values() for section in schema.sections))
 

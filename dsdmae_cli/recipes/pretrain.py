@@ -25,8 +25,9 @@ from dsdmae_cli.data.open import Labelled, choose, labelled_images, open_dataset
 from dsdmae_cli.data.resident import decode_square, to_tensor
 from dsdmae_cli.data.source import Source, Unreadable, seeded
 from dsdmae_cli.errors import DsdmaeError, RunInterrupted, SettingsError
-from dsdmae_cli.evaluation import knn_accuracy, mean_features
 from dsdmae_cli.evaluation.collapse import Spread, collapse_warning, feature_spread
+from dsdmae_cli.evaluation.features import mean_features
+from dsdmae_cli.evaluation.knn import knn_accuracy
 from dsdmae_cli.figures import RestorationRecord, curves
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method

@@ -25,6 +25,8 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # The folder of a template tree that takes the package's own name.
 _PACKAGE_FOLDER = "package"
 _SUFFIX = ".tmpl"
+# Where a plugin's spec is; a probe is one file.
+_MODULES: dict[Kind, str] = {"probe": "probe"}
 
 
 def create(kind: Kind, name: str, into: Path) -> list[Path]:
@@ -34,7 +36,7 @@ def create(kind: Kind, name: str, into: Path) -> list[Path]:
 
     Args:
         kind: what to make.
-        name: what `--backbone`, `--dataset` or `--method` will call it.
+        name: what a user types for it, as in `--method NAME`.
         into: the folder that receives dsdmae-NAME/; it is made if need be.
 
     Returns:
@@ -76,6 +78,7 @@ def _words(kind: Kind, name: str) -> dict[str, str]:
         "name": name,
         "distribution": f"dsdmae-{name}",
         "package": f"dsdmae_{name.replace('-', '_')}",
+        "module": _MODULES.get(kind, "spec"),
         "group": group(kind),
         "version": __version__,
     }

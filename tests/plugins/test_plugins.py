@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ OURS: dict[Kind, set[str]] = {
     "backbone": {"vit-tiny", "vit-small", "vit-base", "timm"},
     "dataset": {"cifar10", "cifar100", "stl10", "imagenet", "digits", "folder"},
     "method": {"dsdmae", "mae"},
+    "probe": {"linear", "knn", "logistic", "attentive"},
 }
 GOOD_METHOD = """
 from dsdmae_cli.plugins import MethodSpec
@@ -114,7 +116,8 @@ def test_a_plugin_on_the_path_is_found_and_loads(install: Install) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrong", "right"), [("backbone", "vit-tinny", "vit-tiny"), ("dataset", "cifar-10", "cifar10")]
+    ("kind", "wrong", "right"),
+    [("backbone", "vit-tinny", "vit-tiny"), ("dataset", "cifar-10", "cifar10"), ("probe", "lineal", "linear")],
 )
 def test_an_unknown_name_suggests_the_nearest_and_lists_the_rest(kind: Kind, wrong: str, right: str) -> None:
     with pytest.raises(PluginError) as caught:
@@ -280,9 +283,14 @@ def test_new_writes_a_whole_package(kind: Kind, tmp_path: Path) -> None:
         "pyproject.toml",
         "README.md",
         "dsdmae_fresh_one/__init__.py",
-        "dsdmae_fresh_one/spec.py",
         "tests/test_plugin.py",
     } < written
+    [entry] = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"][
+        f"dsdmae.{kind}s"
+    ].items()
+    module, _, attribute = entry[1].partition(":")
+    assert (entry[0], attribute) == ("fresh-one", "SPEC")
+    assert f"{module.replace('.', '/')}.py" in written
     for path in folder.rglob("*.py"):
         compile(path.read_text(), str(path), "exec")
     assert not any("$" in path.read_text() for path in folder.rglob("*") if path.is_file())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.plugins import Kind, find, load
+from dsdmae_cli.testing import check_probe
 from torch import Generator, Tensor
 
 from dsdmae_example.colour import LUMA, Colour, Greyed
@@ -46,15 +47,24 @@ def seeded(seed: int) -> Generator:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("backbone", "example-mixer"), ("dataset", "example-gratings"), ("method", "example-colour")],
+    [
+        ("backbone", "example-mixer"),
+        ("dataset", "example-gratings"),
+        ("method", "example-colour"),
+        ("probe", "example-ridge"),
+    ],
 )
 def test_dsdmae_finds_them(kind: Kind, name: str) -> None:
     assert find(kind, name).distribution == "dsdmae-example"
 
 
 def test_the_specs_are_read_without_torch() -> None:
-    code = "import sys, dsdmae_example.specs; sys.exit('torch' in sys.modules)"
+    code = "import sys, dsdmae_example.specs, dsdmae_example.ridge; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_probe_keeps_what_every_probe_promises() -> None:
+    check_probe("example-ridge")
 
 
 @pytest.mark.parametrize(("image_size", "patch_size"), [(32, 8), (32, 2), (96, 16)])
