@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -314,23 +313,15 @@ def test_a_failed_trial_is_kept_and_the_rest_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("metric", ["linear", "logistic"])
 def test_metrics_of_other_commands_are_measured(
-    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], has_command: Callable[[str], bool]
+    metric: str, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if not has_command("probe"):
-        pytest.skip("this version has no `dsdmae probe`")
     out = tmp_path / "study"
-    code, printed, err = cli(capfd, *tiny(images, *SWEEP, "--metric", "linear", "--out", str(out), "--json"))
+    code, printed, err = cli(capfd, *tiny(images, *SWEEP, "--metric", metric, "--out", str(out), "--json"))
     assert code == 0, err
     for trial in json.loads(printed)["trials"]:
         judged: dict[str, Any] = json.loads(
-            (out / "trials" / f"{trial['facts']['run']}-linear/result.json").read_text()
+            (out / "trials" / f"{trial['facts']['run']}-{metric}/result.json").read_text()
         )
-        assert trial["value"] == judged["top1"]
-
-
-@pytest.fixture
-def has_command() -> Callable[[str], bool]:
-    from dsdmae_cli.cli import app
-
-    return lambda name: any(command.name == name for command in app.registered_commands)
+        assert (trial["value"], judged["probe"]) == (judged["top1"], metric)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from dsdmae_cli.ablation.definition import Definition, find_metric, trial_name
+from dsdmae_cli import plugins
+from dsdmae_cli.ablation.definition import Definition, find_metric, metric_names, trial_name
 from dsdmae_cli.ablation.study import Row, Study
 from dsdmae_cli.ablation.sweep import Base, parse_axes
 from dsdmae_cli.errors import SettingsError
@@ -30,6 +31,16 @@ def definition(*sweeps: tuple[str, str], **more: Any) -> Definition:
     base = Base()
     pairs = list(sweeps) or [("mask-ratio", "0.75,0.9")]
     return Definition(base, parse_axes(pairs, base), find_metric("knn"), **more)
+
+
+def test_every_installed_probe_is_a_metric() -> None:
+    for plugin in plugins.discover("probe"):
+        metric = find_metric(plugin.name)
+        # k-NN at the end of pre-training comes with every run.
+        assert metric.command == (() if plugin.name == "knn" else ("probe", "--kind", plugin.name))
+        assert metric.is_share
+        assert metric.higher_is_better
+        assert plugin.name in metric_names()
 
 
 def work_off(
