@@ -25,10 +25,10 @@ from dsdmae_cli.config.resolve import resolve
 if TYPE_CHECKING:
     import torch
 
-    from dsdmae_cli.settings.models import Settings
+    from dsdmae_cli.settings.resolved import ResolvedSettings
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
+def settings_of(arguments: argparse.Namespace) -> ResolvedSettings:
     flags = {
         "data.dataset": arguments.data,
         "backbone.name": arguments.backbone,
@@ -49,7 +49,7 @@ def worker(variant: str, arguments: argparse.Namespace, pipe: Connection) -> Non
         pipe.send(time.perf_counter() - began)
 
 
-def parts(arguments: argparse.Namespace) -> tuple[Settings, Any, torch.Tensor, list[Any]]:
+def parts(arguments: argparse.Namespace) -> tuple[ResolvedSettings, Any, torch.Tensor, list[Any]]:
     """The method, a batch of real images, and the masks and noise of each micro-batch of 16."""
     import torch
 

@@ -27,7 +27,8 @@ from dsdmae_cli.data.resident import to_tensor
 from dsdmae_cli.data.run_data import Labelled, labelled_indices
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.square import decode_square
-from dsdmae_cli.evaluation import knn_accuracy, mean_features
+from dsdmae_cli.evaluation.features import mean_features
+from dsdmae_cli.evaluation.knn import knn_accuracy
 from dsdmae_cli.runs.build import build_method
 
 
@@ -62,8 +63,8 @@ def main() -> None:
         unreadable = Unreadable(len(dataset), settings.data)
         chosen = labelled_indices(dataset, most)
         assert dataset.labels is not None, "this protocol needs labels"
-        pixels, kept = decode_square(dataset, chosen, settings.data.image_size, unreadable)
-        sets.append(Labelled(to_tensor(pixels, torch.device("cpu")), torch.from_numpy(dataset.labels[kept])))
+        arrays, kept = decode_square(dataset, chosen, settings.data.image_size, unreadable)
+        sets.append(Labelled(to_tensor(arrays, torch.device("cpu")), torch.from_numpy(dataset.labels[kept])))
     train, test = sets
     method = build_method(settings)
     untrained = [mean_features(method.encoder(), s.images, 256) for s in sets]

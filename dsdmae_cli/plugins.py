@@ -1,4 +1,4 @@
-"""Plugins: what a backbone, dataset, method or tracker declares about itself, and how they are found.
+"""Plugins: what a backbone, dataset, method, probe or tracker declares about itself, and how they are found.
 
 A spec is cheap and free of torch; the code that needs torch is named as "module:attribute" and imported by `load`
 when a run begins. Plugins are found through the entry-point groups below and in no other way, ours included.
@@ -14,9 +14,10 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from dsdmae_cli.errors import PluginError, nearest
+from dsdmae_cli.settings.judge import ProbeSection
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings
 
-Kind = Literal["backbone", "dataset", "method", "tracker"]
+Kind = Literal["backbone", "dataset", "method", "probe", "tracker"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -143,10 +144,20 @@ class TrackerSpec(Spec):
     """A tracker; `build(run: dsdmae_cli.tracking.TrackedRun) -> dsdmae_cli.tracking.Tracker`, before the first step."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeSpec(Spec):
+    """A probe of frozen features; `build` names its function fit(settings, data) -> ProbeResult, whose arguments are
+    explained in dsdmae_cli.evaluation.probes.
+    """
+
+    settings: type[ProbeSection] = ProbeSection
+
+
 SPECS: dict[Kind, type[Spec]] = {
     "backbone": BackboneSpec,
     "dataset": DatasetSpec,
     "method": MethodSpec,
+    "probe": ProbeSpec,
     "tracker": TrackerSpec,
 }
 S = TypeVar("S", bound=Spec)

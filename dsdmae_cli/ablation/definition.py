@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from platformdirs import user_data_path
 
+from dsdmae_cli import plugins
 from dsdmae_cli.ablation.sweep import Axis, Base, Point, grid
 from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.schema import Loaded
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.runs.rundir import changed_settings, file_name
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings
 
@@ -50,15 +51,36 @@ class Metric:
         return f"{100 * value:.2f}%" if self.is_share else f"{value:.4f}"
 
 
-METRICS = {
+# A probe of the name "knn" has its word taken: the run's own score costs nothing.
+_OWN = {
     metric.name: metric
     for metric in (
         Metric("knn", "k-NN accuracy"),
-        Metric("linear", "linear-probe accuracy", command=("probe", "--kind", "linear"), resumes=False),
-        Metric("finetune", "fine-tuned accuracy", command=("finetune",)),
         Metric("loss", "pre-training loss", higher_is_better=False),
+        Metric("finetune", "fine-tuned accuracy", command=("finetune",)),
     )
 }
+
+
+def metric_names() -> list[str]:
+    """What trials can be judged by: the run's own scores, fine-tuning, and every probe that is installed."""
+    return list(dict.fromkeys([*_OWN, *(plugin.name for plugin in plugins.discover("probe"))]))
+
+
+def find_metric(name: str) -> Metric:
+    """The metric that `--metric NAME` means.
+
+    Raises:
+        SettingsError: there is none of that name.
+        PluginError: it is a probe that is broken.
+    """
+    if name in _OWN:
+        return _OWN[name]
+    names = metric_names()
+    if name not in names:
+        raise SettingsError(f"--metric {name}{nearest(name, names)}: it takes {', '.join(names)}")
+    plugins.find("probe", name)
+    return Metric(name, f"{name}-probe accuracy", command=("probe", "--kind", name), resumes=False)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class Base:
     def sweeping(self, pairs: list[tuple[str, str]]) -> Base:
         """The same, for the two words of every --sweep."""
         found = {}
-        for section, (key, _, _) in NAMED.items():
+        for section in (s for s in SECTIONS if s in NAMED):
+            key = NAMED[section][0]
             flag = _flag_words()[f"{section}.{key}"]
             words = [values for name, values in pairs if name.removeprefix("--") in (flag, f"{section}.{key}")]
             if words:

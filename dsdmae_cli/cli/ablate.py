@@ -85,11 +85,12 @@ def _option(*words: str, **more: Any) -> Any:
 
 def _known(flag: str) -> tuple[str, ...]:
     """The words that a flag takes."""
-    from dsdmae_cli.ablation.definition import METRICS, Equal, Search
+    from dsdmae_cli.ablation.definition import Equal, Search, metric_names
     from dsdmae_cli.ablation.paper import PAPERS
 
     return {
-        "--paper": tuple(PAPERS), "--metric": tuple(METRICS), "--search": get_args(Search), "--equal": get_args(Equal),
+        "--paper": tuple(PAPERS), "--metric": tuple(metric_names()), "--search": get_args(Search),
+        "--equal": get_args(Equal),
     }[flag]  # fmt: skip
 
 
@@ -116,12 +117,12 @@ class Asked:
     metric: Annotated[
         str | None,
         _option("--metric", metavar="NAME", autocompletion=_words("--metric"),
-                help="What trials are judged by: knn (default), linear, finetune or loss"),
+                help="What trials are judged by: knn (default) or loss of the run itself, finetune, or a probe's name"),
     ] = None  # fmt: skip
     metric_options: Annotated[
         str | None,
         _option("--metric-options", metavar="WORDS",
-                help="Further options of the command that measures linear or finetune, in one word: '--epochs 20'"),
+                help="Further options of the command that probes or fine-tunes, in one word: '--epochs 20'"),
     ] = None  # fmt: skip
     seeds: Annotated[
         int | None,
@@ -254,11 +255,9 @@ def _definition(asked: Asked, given: Given) -> Definition:
 
 
 def _metric(asked: Asked, figure: Paper | None) -> Metric:
-    from dsdmae_cli.ablation.definition import METRICS
+    from dsdmae_cli.ablation.definition import find_metric
 
-    name = asked.metric or (figure.metric if figure else "knn")
-    _one_of("--metric", name)
-    return METRICS[name]
+    return find_metric(asked.metric or (figure.metric if figure else "knn"))
 
 
 def _metric_options(asked: Asked, metric: Metric) -> tuple[str, ...]:
@@ -268,7 +267,7 @@ def _metric_options(asked: Asked, metric: Metric) -> tuple[str, ...]:
         raise SettingsError(f"--metric-options {asked.metric_options}: {str(error).lower()}") from error
     if options and not metric.command:
         raise SettingsError(
-            f"--metric-options is for --metric linear or finetune; {metric.name} is measured by the run itself"
+            f"--metric-options is for --metric finetune or a probe; {metric.name} is measured by the run itself"
         )
     return options
 

@@ -112,32 +112,32 @@ def describe(
 ) -> None:  # fmt: skip
     """Explain every setting of every command and installed plugin, as Markdown."""
     from dsdmae_cli.config.describe import reference
-    from dsdmae_cli.config.schema import ALL_SECTIONS, NAMED, PRETRAIN, SCHEMAS, SECTIONS, section_class
+    from dsdmae_cli.config.schema import ALL_SECTIONS, NAMED, PRETRAIN, SCHEMAS, section_class
 
     if section is not None and section not in ALL_SECTIONS:
         raise SettingsError(
             f"there is no section {section!r}{nearest(section, list(ALL_SECTIONS))}; there is {', '.join(ALL_SECTIONS)}"
         )
     for name in ALL_SECTIONS if section is None else (section,):
-        if name in SECTIONS:
-            _describe_pretraining(name)
+        if name in NAMED:
+            _describe_plugins(name)
+            continue
         for command, schema in SCHEMAS.items():
-            own = section_class(name, {}, schema=schema) if name in schema.sections and name not in NAMED else None
-            if own is not None and schema is not PRETRAIN:
-                typer.echo(reference(f"[{name}] of `dsdmae {command}`", own))
+            if name in schema.sections:
+                of = "" if schema is PRETRAIN else f" of `dsdmae {command}`"
+                typer.echo(reference(f"[{name}]{of}", section_class(name, {}, schema=schema)))
 
 
-def _describe_pretraining(name: str) -> None:
-    """A section of pre-training, with what each plugin adds to it."""
+def _describe_plugins(name: str) -> None:
+    """A section that all plugins of a kind share, with what each of them adds to it."""
     from dsdmae_cli import plugins
     from dsdmae_cli.config.describe import reference
-    from dsdmae_cli.config.schema import NAMED, section_class
+    from dsdmae_cli.config.schema import NAMED, SECTIONS
 
-    base = NAMED[name][2] if name in NAMED else section_class(name, {})
-    typer.echo(reference(f"[{name}]", base))
-    if name not in NAMED:
-        return
-    for plugin in plugins.discover(NAMED[name][1]):
+    _, kind, base = NAMED[name]
+    of = "" if name in SECTIONS else f" of `dsdmae {name}`"
+    typer.echo(reference(f"[{name}]{of}", base))
+    for plugin in plugins.discover(kind):
         if isinstance(plugin, plugins.Plugin) and plugin.spec.settings is not base:
             own = plugin.spec.settings
             intro = f"{plugin.spec.summary} ({plugin.distribution}); beside the keys of [{name}]:"

@@ -33,7 +33,7 @@ def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
     debug: Debug = False,
 ) -> None:
-    """List the installed backbones, datasets and methods, and the packages that bring them."""
+    """List the installed backbones, datasets, methods and probes, and the packages that bring them."""
     if context.invoked_subcommand is not None:
         return
     from dsdmae_cli.plugins import KINDS, BrokenPlugin, discover

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from dsdmae_cli import plugins
 from dsdmae_cli.config.flags import DEFAULT_PRESETS, flags_of
 from dsdmae_cli.errors import PluginError
-from dsdmae_cli.settings.judge import FinetuneSettings, ProbeSettings
+from dsdmae_cli.settings.judge import FinetuneSettings, ProbeSection, ProbeSettings
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings, Settings
 
 S = TypeVar("S", bound=BaseModel)
@@ -69,6 +69,7 @@ NAMED: dict[str, tuple[str, plugins.Kind, type[BaseModel]]] = {
     "data": ("dataset", "dataset", DataSettings),
     "backbone": ("name", "backbone", BackboneSettings),
     "method": ("name", "method", MethodSettings),
+    "probe": ("kind", "probe", ProbeSection),
 }
 ALL_SECTIONS = tuple(dict.fromkeys(section for schema in SCHEMAS.values() for section in schema.sections))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,27 +10,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import open_source, place
 from dsdmae_cli.data.source import Batching, Unreadable, derive_seed
 from dsdmae_cli.engine import Trainer
 from dsdmae_cli.evaluation.features import square_batches
-from dsdmae_cli.evaluation.judging import Judged
-from dsdmae_cli.evaluation.split import HeldOut
+from dsdmae_cli.evaluation.probes import ProbeData, best_of
+from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.report import Report
 from dsdmae_cli.runtime import Runtime, autocast, choose_micro_batch
 from dsdmae_cli.settings.models import LoopSettings
-from dsdmae_cli.settings.resolved import ResolvedOptim, ResolvedProbeSettings
+from dsdmae_cli.settings.resolved import ResolvedOptim
 from dsdmae_cli.tasks.classifier import AttentiveProbe
 
-_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _BATCH = 256
 
 
-class Answers(NamedTuple):
-    """Test logits by index of the test image (NaN for one that cannot be read), the rate, and held-out accuracy."""
+class Attentive(NamedTuple):
+    """The outcome of `select_and_fit`: test logits, the rate, and held-out accuracy by rate."""
 
     logits: Float[Tensor, "m c"]
     chosen: float
@@ -39,8 +38,8 @@ class Answers(NamedTuple):
 class _Quiet:
     """Hooks of a training that leaves nothing on the way but a line now and then."""
 
-    def __init__(self, report: Report, total_epochs: int) -> None:
-        self.report, self.total_epochs = report, total_epochs
+    def __init__(self, report: Report) -> None:
+        self.report = report
 
     def stepped(self, step: int) -> None:
         self.report.stepped(step)
@@ -55,85 +54,64 @@ class _Quiet:
         return False
 
 
-def attentive_logits(
-    settings: ResolvedProbeSettings,
-    encoder: Backbone,
-    judged: Judged,
-    split: HeldOut,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    report: Report,
-) -> Answers:
-    """Train a head per rate on `split.fit`, choose by `split.held`, train that one anew on both.
+def select_and_fit(data: ProbeData, rates: Sequence[float]) -> Attentive:
+    """Train a head per rate on `split.fit`, choose by `split.held`, train that one anew on both; never the test set.
 
-    Training images are varied as the [data] section says.
+    Training images are varied as the [data] section says. The choice is by accuracy after the last epoch; of equally
+    good rates the lowest is taken.
+
+    Args:
+        rates: of AdamW, as they are: none is scaled by the batch.
+
+    Raises:
+        DataError: there is a choice to make and no held-out image to make it on.
     """
-    given = settings.probe.learning_rates
-    rates = sorted(_RATES if given == "auto" else given)
+    rates, split = sorted(rates), data.split
     held_out: dict[float, float] = {}
     if len(rates) > 1:
-        fit, held = Subset(judged.train, split.fit), Subset(judged.train, split.held)
-        probe = _train(settings, encoder, fit, rates, len(judged.classes), batch_size, device, precision, report)
-        logits, indices = _answers(settings, probe, held, device, precision)
-        assert held.labels is not None
-        truth = torch.from_numpy(held.labels)[indices]
-        right = (logits.argmax(dim=2) == truth).double().mean(dim=1)
+        require_held_out(split, "learning rate", rates)
+        probe = _train(data, Subset(data.train_images, split.fit), rates)
+        logits = _answers(data, probe, Subset(data.train_images, split.held))
+        right = (logits.argmax(dim=2) == data.train_labels[torch.from_numpy(split.held)]).double().mean(dim=1)
         held_out = dict(zip(rates, right.tolist(), strict=True))
-    chosen = max(held_out, key=held_out.__getitem__) if held_out else rates[0]
-    every = Subset(judged.train, np.sort(np.concatenate(split)))
-    probe = _train(settings, encoder, every, [chosen], len(judged.classes), batch_size, device, precision, report)
-    found, indices = _answers(settings, probe, judged.test, device, precision)
-    logits = torch.full((len(judged.test), len(judged.classes)), torch.nan)
-    logits[indices] = found[0]
-    return Answers(logits, chosen, held_out)
+    chosen = best_of(held_out) if held_out else rates[0]
+    probe = _train(data, Subset(data.train_images, np.sort(np.concatenate(split))), [chosen])
+    return Attentive(_answers(data, probe, data.test_images)[0], chosen, held_out)
 
 
-def _train(
-    settings: ResolvedProbeSettings,
-    encoder: Backbone,
-    dataset: ImageDataset,
-    rates: list[float],
-    num_classes: int,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    report: Report,
-) -> AttentiveProbe:
-    train = settings.train
-    torch.manual_seed(derive_seed(train.seed, "attentive"))
+def _train(data: ProbeData, dataset: ImageDataset, rates: list[float]) -> AttentiveProbe:
+    schedule, device = data.schedule, data.device
     peak = max(rates)
-    method = AttentiveProbe(encoder, num_classes, [rate / peak for rate in rates]).to(device)
-    batch_size = min(batch_size, len(dataset))
-    loop = LoopSettings.model_validate({"epochs": train.epochs, "batch_size": batch_size, "seed": train.seed})
-    warmup = min(train.warmup_epochs, train.epochs / 2)
+    batch_size = min(data.batch_size, len(dataset))
+    loop = LoopSettings.model_validate({"epochs": schedule.epochs, "batch_size": batch_size, "seed": schedule.seed})
+    warmup = min(schedule.warmup_epochs, schedule.epochs / 2)
     optim = ResolvedOptim.model_validate({"lr": peak, "warmup_epochs": warmup, "betas": (0.9, 0.999)})
-    micro = choose_micro_batch("auto", batch_size, encoder.num_tokens, encoder.width, device)
-    unreadable = Unreadable(len(dataset), settings.data)
-    placement = place(dataset, settings.data, device)
-    batching = Batching(len(dataset), batch_size, micro, train.seed)
-    source = open_source(dataset, settings.data, placement, batching, device, unreadable, labelled=True)
-    runtime = Runtime(device, precision, device.type == "cuda", micro)
-    trainer = Trainer(method, source, optim, loop, runtime, _Quiet(report, train.epochs))
-    report.start(trainer.total_steps, 0, trainer.steps_per_epoch)
-    trainer.fit()
-    report.stop()
+    micro = choose_micro_batch("auto", batch_size, data.encoder.num_tokens, data.encoder.width, device)
+    unreadable = Unreadable(len(dataset), data.image_settings)
+    placement = place(dataset, data.image_settings, device)
+    batching = Batching(len(dataset), batch_size, micro, schedule.seed)
+    source = open_source(dataset, data.image_settings, placement, batching, device, unreadable, labelled=True)
+    runtime = Runtime(device, data.precision, device.type == "cuda", micro)
+    # The engine seeds torch's global generators for every micro-batch; they are the caller's again afterwards.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(schedule.seed, "attentive"))
+        method = AttentiveProbe(data.encoder, data.num_classes, [rate / peak for rate in rates]).to(device)
+        trainer = Trainer(method, source, optim, loop, runtime, _Quiet(data.report))
+        data.report.start(trainer.total_steps, 0, trainer.steps_per_epoch)
+        trainer.fit()
+    data.report.stop()
     source.close()
     return method
 
 
 @torch.no_grad()
-def _answers(
-    settings: ResolvedProbeSettings, probe: AttentiveProbe, dataset: ImageDataset, device: torch.device, precision: str
-) -> tuple[Tensor, Tensor]:
-    """([heads, n, classes], [n] indices) of the images that can be read."""
+def _answers(data: ProbeData, probe: AttentiveProbe, dataset: ImageDataset) -> Float[Tensor, "h n c"]:
+    """Of every head, on the CPU."""
     probe.eval()
-    size = probe.backbone.image_size
-    unreadable = Unreadable(len(dataset), settings.data)
-    logits, indices = [], []
-    for batch in square_batches(dataset, range(len(dataset)), size, _BATCH, device, unreadable):
-        with autocast(device, precision):
-            images = prepare(batch.images, size, settings.data.interpolation)
-            logits.append(probe.logits(images).float().cpu())
-        indices.append(batch.indices)
-    return torch.cat(logits, dim=1), torch.cat(indices)
+    size = data.encoder.image_size
+    unreadable = Unreadable(len(dataset), data.image_settings)
+    logits = []
+    for batch in square_batches(dataset, range(len(dataset)), size, _BATCH, data.device, unreadable):
+        with autocast(data.device, data.precision):
+            logits.append(probe.logits(prepare(batch.images, size, data.image_settings.interpolation)).float().cpu())
+    return torch.cat(logits, dim=1)

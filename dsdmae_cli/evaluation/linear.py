@@ -23,8 +23,8 @@ from torch import Tensor
 
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.errors import RunFailed
-from dsdmae_cli.evaluation.logistic import require_held_out
-from dsdmae_cli.evaluation.split import HeldOut
+from dsdmae_cli.evaluation.probes import Curves, best_of
+from dsdmae_cli.evaluation.split import HeldOut, require_held_out
 from dsdmae_cli.optim import learning_rate
 
 Optimizer = Literal["lars", "sgd", "adamw"]
@@ -100,21 +100,6 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """What a training passed through, by epoch and head. A diverged head's loss is None.
-
-    Attributes:
-        base_lrs: the heads' base learning rates.
-        loss: [epochs][H] mean training loss of the epoch's batches.
-        held_out: [epochs][H] accuracy on the held-out images after the epoch; empty where none were given.
-    """
-
-    base_lrs: tuple[float, ...]
-    loss: list[list[float | None]]
-    held_out: list[list[float]]
-
-
-@dataclass(frozen=True)
 class LinearProbe:
     """The outcome of `select_and_fit`.
 
@@ -173,7 +158,7 @@ def select_and_fit(
         _, selection = train_heads(features[fit], labels[fit], num_classes, base_lrs, protocol, watched)
         held_out = dict(zip(base_lrs, selection.held_out[-1], strict=True))
         notes = _notes(selection, held_out)
-    chosen = max(held_out, key=held_out.__getitem__) if held_out else base_lrs[0]
+    chosen = best_of(held_out) if held_out else base_lrs[0]
     every = torch.from_numpy(np.sort(np.concatenate(split))).to(device)
     head, final = train_heads(features[every], labels[every], num_classes, [chosen], protocol)
     logits = head.logits(test_features)[0].cpu()
@@ -185,11 +170,11 @@ def select_and_fit(
 
 
 def _notes(curves: Curves, held_out: dict[float, float]) -> list[str]:
-    best = max(held_out, key=held_out.__getitem__)
-    diverged = [lr for lr, loss in zip(curves.base_lrs, curves.loss[-1], strict=True) if loss is None]
+    best = best_of(held_out)
+    diverged = [lr for lr, loss in zip(curves.values, curves.loss[-1], strict=True) if loss is None]
     notes = [f"heads at base rates {', '.join(f'{lr:g}' for lr in diverged)} diverged"] if diverged else []
-    if best in (curves.base_lrs[0], curves.base_lrs[-1]):
-        side = "lowest" if best == curves.base_lrs[0] else "highest"
+    if best in (curves.values[0], curves.values[-1]):
+        side = "lowest" if best == curves.values[0] else "highest"
         notes.append(f"the chosen base rate, {best:g}, is the {side} on offer; a wider range may do better")
     return notes
 

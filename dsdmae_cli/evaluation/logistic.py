@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dsdmae_cli.errors import DataError
-from dsdmae_cli.evaluation.split import HeldOut
+from dsdmae_cli.evaluation.probes import best_of
+from dsdmae_cli.evaluation.split import HeldOut, require_held_out
 
 # Logits of 16,384 images and 1,000 classes are 64 MiB.
 _ROWS_AT_ONCE = 16_384
@@ -109,7 +109,7 @@ def select_and_fit(
             )
             right = model.logits(features[held]).argmax(dim=1) == labels[held].cpu()
             tried[c], held_out[c] = model, float(right.double().mean())
-    chosen = max(held_out, key=held_out.__getitem__) if held_out else cs[0]
+    chosen = best_of(held_out) if held_out else cs[0]
     every = torch.from_numpy(np.sort(np.concatenate(split))).to(features.device)
     final = fit_logistic(
         features[every], labels[every], num_classes, chosen, device,
@@ -123,15 +123,6 @@ def select_and_fit(
         model=final,
         notes=(*notes, *_note(final, "final fit")),
     )
-
-
-def require_held_out(split: HeldOut, what: str, values: Sequence[float]) -> None:
-    """Raise DataError if nothing was held out to choose a setting on."""
-    if not len(split.held):
-        raise DataError(
-            f"no class has two training images, so that none can be held out to choose between {len(values)} values"
-            f" of {what}; give a single {what}, use more images, or probe with --kind knn"
-        )
 
 
 def _note(model: Logistic, where: str) -> list[str]:

@@ -5,6 +5,7 @@ Everything is stratified: each class gives its own share. Images without a label
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,23 @@ def few_shot(labels: Int64[np.ndarray, " n"], share: float, seed: int, draw: int
     """
     order, rank, size = _ranked(labels, seed, "few shot", draw)
     return np.sort(order[rank < np.maximum(1, np.rint(share * size))])
+
+
+def require_held_out(split: HeldOut, what: str, values: Sequence[float]) -> None:
+    """See that there are images to choose a setting on.
+
+    Args:
+        what: the setting, in a word.
+        values: that it may have.
+
+    Raises:
+        DataError: none are held out.
+    """
+    if not len(split.held):
+        raise DataError(
+            f"no class has two training images, so that none can be held out to choose between {len(values)} values"
+            f" of {what}; give a single {what}, or use more images"
+        )
 
 
 def _ranked(

@@ -1,74 +1,53 @@
-"""`dsdmae probe`: what a frozen backbone's features are worth, in figures that can be compared and published."""
+"""`dsdmae probe`: what a frozen backbone's features are worth, in figures that can be compared and published.
+
+What is fitted to the features is a plugin's (dsdmae_cli.evaluation.probes says what one is); here is what all of them
+share: opening, features, few labels, scores, and what is left.
+"""
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
 
+from dsdmae_cli import plugins
 from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
-from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.evaluation import linear, logistic
-from dsdmae_cli.evaluation.attentive import attentive_logits
-from dsdmae_cli.evaluation.dataset_features import dataset_features
 from dsdmae_cli.evaluation.features import check_pools
-from dsdmae_cli.evaluation.judging import base_result, draw, open_judged
-from dsdmae_cli.evaluation.knn import knn_probabilities
+from dsdmae_cli.evaluation.judging import Judged, base_result, draw, open_judged
 from dsdmae_cli.evaluation.metrics import Scores, score, spread
-from dsdmae_cli.evaluation.split import HeldOut, few_shot, hold_out
+from dsdmae_cli.evaluation.probe_data import Truth, drawn, gather
+from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
+from dsdmae_cli.evaluation.split import few_shot
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.report import Report, duration, make_report
 from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path, environment
 from dsdmae_cli.runtime import choose_device, choose_precision
-from dsdmae_cli.settings.judge import ProbeSettings
+from dsdmae_cli.settings.judge import ProbeSection, ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.work import encoder_flops
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What a probe found.
+class Subject:
+    """An encoder and the data that it is judged by."""
 
-    Attributes:
-        logits: [m, c] of the test images.
-        protocol: what was done, in words.
-        chosen: the setting that was chosen on held-out images: its name and value. None = there was no choice.
-        held_out: held-out accuracy by value.
-        notes: what a person should know.
-    """
-
-    logits: Float[Tensor, "m c"]
-    protocol: str
-    chosen: tuple[str, float] | None
-    held_out: dict[float, float]
-    notes: tuple[str, ...]
-    curves: linear.Curves | None = None
-
-
-@dataclass(frozen=True)
-class Material:
-    """Features and labels of the training and test images that could be read."""
-
-    train: Float[Tensor, "n d"]
-    train_labels: Int64[Tensor, " n"]
-    test: Float[Tensor, "m d"]
-    test_labels: Int64[Tensor, " m"]
-    test_indices: Int64[Tensor, " m"]
-    num_classes: int
+    settings: ResolvedProbeSettings
+    report: Report
+    device: torch.device
+    precision: str
+    judged: Judged
+    opened: Opened
+    began: float = field(default_factory=time.monotonic)
 
 
 def probe(loaded: Loaded[ProbeSettings], *, out: Path | None, as_json: bool) -> dict[str, Any]:
@@ -86,9 +65,9 @@ def probe(loaded: Loaded[ProbeSettings], *, out: Path | None, as_json: bool) -> 
     run = RunDir(path)
     run.check_free()
     try:
-        subject = _Subject(settings, report)  # before a directory is made: most mistakes are found here
+        subject = open_subject(settings, report)  # before a directory is made: most mistakes are found here
         run.create(loaded.settings)
-        return subject.judge(run)
+        return judge(subject, run)
     except BaseException:  # Ctrl-C too: nothing was found, so nothing should be in the way of another try
         if run.held:
             run.abandon()
@@ -97,224 +76,105 @@ def probe(loaded: Loaded[ProbeSettings], *, out: Path | None, as_json: bool) -> 
         run.release()
 
 
-class _Subject:
-    """An encoder and the data that it is judged by."""
+def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
+    """What is judged and by which images; nothing is computed."""
+    device = choose_device(settings.train.device)
+    judged = open_judged(settings.data)
+    opened = open_encoder(
+        parse(settings.probe.start), settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
+        seed=settings.train.seed,
+    )  # fmt: skip
+    for note in opened.notes:
+        report.note(note)
+    check_pools(opened.encoder, [settings.probe.pool])
+    return Subject(settings, report, device, choose_precision(settings.train.precision, device), judged, opened)
 
-    def __init__(self, settings: ResolvedProbeSettings, report: Report) -> None:
-        self.settings, self.report = settings, report
-        self.began = time.monotonic()
-        self.device = choose_device(settings.train.device)
-        self.precision = choose_precision(settings.train.precision, self.device)
-        self.judged = open_judged(settings.data)
-        size = settings.data.image_size
-        subject = parse(settings.probe.start)
-        self.opened = open_encoder(
-            subject, settings.data, backbone=settings.backbone, image_size=size, seed=settings.train.seed
-        )
-        for note in self.opened.notes:
-            report.note(note)
-        check_pools(self.opened.encoder, [settings.probe.pool])
-        if settings.probe.kind == "attentive" and settings.probe.few_shot:
-            raise SettingsError("--few-shot goes with linear, knn and logistic probes; leave it out for attentive")
 
-    def judge(self, run: RunDir) -> dict[str, Any]:
-        settings = self.settings
-        self.report.note(
-            f"{settings.probe.kind} probe of {self.opened.name} on {settings.data.dataset}: {len(self.judged.train)}"
-            f" training and {len(self.judged.test)} test images on {self.device} in {self.precision}"
-        )
-        self.opened.encoder.to(self.device)
-        material = self.material()
-        split = self._split(material.train_labels)
-        if settings.probe.few_shot:
-            result, scores, probed = self._few_shot(material)
-        else:
-            probed = self._probe(material, split)
-            result, scores = {}, score(probed.logits, material.test_labels)
-        for note in probed.notes:
-            self.report.warn(note)
-        result = self._result(run, probed, scores, len(material.train)) | result
-        draw(
-            run.figures, self.judged, scores, probed.logits, material.test_labels, material.test_indices,
-            material.test, settings.data,
+def judge(subject: Subject, run: RunDir) -> dict[str, Any]:
+    """Features, the probe, its scores, and all that is left in the run's directory."""
+    settings, judged = subject.settings, subject.judged
+    subject.report.note(
+        f"{settings.probe.kind} probe of {subject.opened.name} on {settings.data.dataset}: {len(judged.train)} training"
+        f" and {len(judged.test)} test images on {subject.device} in {subject.precision}"
+    )
+    subject.opened.encoder.to(subject.device).eval().requires_grad_(False)
+    data, truth = gather(subject.opened.encoder, judged, settings, subject.device, subject.precision, subject.report)
+    rows: list[dict[str, Any]] = []
+    if settings.probe.few_shot:
+        rows, scores, found = few_labels(settings, data, truth)
+    else:
+        found = fit(settings.probe, data)
+        scores = score(found.logits, truth.labels)
+    for note in found.notes:
+        subject.report.warn(note)
+    result = describe(subject, run, found, scores) | ({"few_shot": rows} if rows else {})
+    draw(run.figures, judged, scores, found.logits, truth.labels, truth.indices, data.test_features, settings.data)
+    draw_choice(run, found)
+    run.write_json("run.json", environment() | {"run": "probe", "device": str(subject.device),
+                   "precision": subject.precision, "resolved_settings": tables(settings)})  # fmt: skip
+    run.write_json(RESULT, result)
+    return result
+
+
+def fit(settings: ProbeSection, data: ProbeData) -> ProbeResult:
+    """What the probe's plugin finds."""
+    found: ProbeResult = plugins.load(plugins.find("probe", settings.kind).spec.build)(settings, data)
+    return found
+
+
+def few_labels(
+    settings: ResolvedProbeSettings, data: ProbeData, truth: Truth
+) -> tuple[list[dict[str, Any]], Scores, ProbeResult]:
+    """Repeated draws for each share, as rows for result.json; scores and answers of the largest share's first draw."""
+    rows, shown = [], None
+    for share in sorted(settings.probe.few_shot):
+        scores = []
+        for number in range(settings.probe.draws):
+            chosen = few_shot(data.train_labels.numpy(), share, settings.train.seed, number)
+            part = drawn(data, chosen, settings.probe.validation)
+            # With a single image a class there is nothing to choose on.
+            found = fit(settings.probe if len(part.split.held) else settings.probe.without_choice(), part)
+            scores.append(score(found.logits, truth.labels))
+            shown = (scores[-1], found) if number == 0 else shown
+        of = spread([s.top1 for s in scores])
+        rows.append(
+            {"share": share, "images": len(chosen), "draws": len(of.values), "top1": of.mean, "std": of.std,
+             "values": list(of.values)}
         )  # fmt: skip
-        self._draw_choice(run, probed)
-        run.write_json("run.json", environment() | {"run": "probe", "device": str(self.device),
-                       "precision": self.precision, "resolved_settings": tables(settings)})  # fmt: skip
-        run.write_json(RESULT, result)
-        return result
-
-    # -- features
-
-    def material(self) -> Material:
-        """Features of both splits, from the cache where they are."""
-        parts = []
-        for name in ("train", "test"):
-            dataset = getattr(self.judged, name)
-            unreadable = Unreadable(len(dataset), self.settings.data)
-            pool = self.settings.probe.pool
-            cached = dataset_features(
-                self.opened.encoder, dataset, self.settings.data.interpolation, [pool], self.device, self.precision,
-                unreadable, cache=self.settings.probe.cache,
-            )  # fmt: skip
-            if cached.note:
-                self.report.warn(cached.note)
-            found = cached.features
-            for line in unreadable.lines():
-                self.report.warn(f"skipped an unreadable image: {line}")
-            labels = torch.from_numpy(dataset.labels)[found.indices]
-            parts.append((found.by_pool[self.settings.probe.pool], labels, found.indices))
-        (train, train_labels, _), (test, test_labels, indices) = parts
-        return Material(train, train_labels, test, test_labels, indices, len(self.judged.classes))
-
-    def _without_choice(self) -> _Subject:
-        """The same with one customary value of what else is chosen: MAE's rate, one neighbour, C = 1."""
-        rate = {"lars": 0.1, "sgd": 0.1, "adamw": 1e-3}[self.settings.probe.optimizer]
-        single = self.settings.probe.model_copy(update={"learning_rates": (rate,), "k": (1,), "c": (1.0,)})
-        other = copy.copy(self)
-        other.settings = self.settings.model_copy(update={"probe": single})
-        return other
-
-    def _split(self, labels: Int64[Tensor, " n"]) -> HeldOut:
-        return hold_out(labels.numpy(), self.settings.probe.validation, self.settings.train.seed)
-
-    # -- kinds
-
-    def _probe(self, material: Material, split: HeldOut) -> Probed:
-        return _KINDS[self.settings.probe.kind](self, material, split)
-
-    def _batch_size(self, num_images: int) -> int:
-        """The batch of a linear or attentive probe."""
-        wanted = self.settings.train.batch_size
-        return wanted if wanted != "auto" else min(1024, 1 << max(16, num_images // 16).bit_length() - 1)
-
-    def _linear(self, m: Material, split: HeldOut) -> Probed:
-        s, t = self.settings.probe, self.settings.train
-        batch_size = self._batch_size(len(m.train))
-        rates = linear.BASE_LRS[s.optimizer] if s.learning_rates == "auto" else s.learning_rates
-        protocol = linear.Protocol(s.optimizer, t.epochs, t.warmup_epochs, batch_size, seed=t.seed)
-        found = linear.select_and_fit(
-            m.train, m.train_labels, split, m.test, m.num_classes, rates, protocol, self.device
-        )
-        words = (
-            f"BatchNorm without affine terms and a linear layer on {s.pool}-pooled features of clean images, backbone"
-            f" frozen in eval mode; {s.optimizer.upper()}, {t.epochs} epochs, batch {batch_size}, base rate"
-            f" {found.chosen:g}{self._how_chosen(len(rates), split)}; the last epoch is the result"
-        )
-        chosen = ("base learning rate", found.chosen)
-        return Probed(found.logits, words, chosen, found.held_out, found.notes, found.selection)
-
-    def _knn(self, m: Material, split: HeldOut) -> Probed:
-        ks = self.settings.probe.k
-        fit, held = (torch.from_numpy(part) for part in split)
-        held_out: dict[float, float] = {}
-        if len(ks) > 1:
-            logistic.require_held_out(split, "k", ks)
-            votes = knn_probabilities(
-                m.train[fit], m.train_labels[fit], m.train[held], m.num_classes, ks, device=self.device
-            )
-            truth = m.train_labels[held]
-            held_out = {k: float((p.argmax(dim=1) == truth).double().mean()) for k, p in votes.items()}
-        k = int(max(held_out, key=held_out.__getitem__)) if held_out else ks[0]
-        answers = knn_probabilities(m.train, m.train_labels, m.test, m.num_classes, (k,), device=self.device)[k]
-        words = (
-            f"the {k} nearest neighbours by cosine of centred {self.settings.probe.pool}-pooled features, votes"
-            f" weighted by exp(cosine/0.07); k{self._how_chosen(len(ks), split, 'with neighbours among')}"
-        )
-        return Probed(answers.log(), words, ("k", k), held_out, ())
-
-    def _logistic(self, m: Material, split: HeldOut) -> Probed:
-        cs = self.settings.probe.c
-        found = logistic.select_and_fit(m.train, m.train_labels, split, m.test, m.num_classes, cs, self.device)
-        words = (
-            f"logistic regression (L-BFGS, L2) on standardised {self.settings.probe.pool}-pooled features,"
-            f" C = {found.chosen:g}{self._how_chosen(len(cs), split)}"
-        )
-        return Probed(found.logits, words, ("C", found.chosen), found.held_out, found.notes)
-
-    def _attentive(self, m: Material, split: HeldOut) -> Probed:
-        batch_size = self._batch_size(len(m.train))
-        found = attentive_logits(
-            self.settings, self.opened.encoder, self.judged, split, batch_size, self.device, self.precision, self.report
-        )
-        words = (
-            "one cross-attention block with a learned query and a linear layer on all tokens, backbone frozen in eval"
-            f" mode; AdamW, {self.settings.train.epochs} epochs, batch {batch_size}, rate"
-            f" {found.chosen:g}{self._how_chosen(len(found.held_out), split)}; the last epoch is the result"
-        )
-        # The map of features and the pictures are of the images that could be read, which are those of `m`.
-        return Probed(found.logits[m.test_indices], words, ("learning rate", found.chosen), found.held_out, ())
-
-    def _how_chosen(self, number: int, split: HeldOut, then: str = "trained anew on") -> str:
-        if number < 2:
-            return ""
-        return (
-            f" chosen from {number} on {len(split.held)} held-out training images, then {then} all"
-            f" {len(split.fit) + len(split.held)}"
-        )
-
-    # -- few labels
-
-    def _few_shot(self, m: Material) -> tuple[dict[str, Any], Scores, Probed]:
-        """Repeated draws for each share; scores and figures of the largest share's first draw."""
-        settings, rows, shown = self.settings, [], None
-        for share in sorted(settings.probe.few_shot):
-            scores = []
-            for number in range(settings.probe.draws):
-                chosen = torch.from_numpy(few_shot(m.train_labels.numpy(), share, settings.train.seed, number))
-                part = replace(m, train=m.train[chosen], train_labels=m.train_labels[chosen])
-                split = self._split(part.train_labels)
-                # With a single image a class there is nothing to choose on.
-                subject = self if len(split.held) else self._without_choice()
-                probed = subject._probe(part, split)
-                scores.append(score(probed.logits, m.test_labels))
-                shown = (scores[-1], probed) if number == 0 else shown
-            of = spread([s.top1 for s in scores])
-            rows.append(
-                {"share": share, "images": len(chosen), "draws": len(of.values), "top1": of.mean, "std": of.std,
-                 "values": list(of.values)}
-            )  # fmt: skip
-            self.report.note(f"{share:.3g} of the labels ({len(chosen)} images): {_pm(of.mean, of.std)}")
-        assert shown is not None
-        return {"few_shot": rows}, *shown
-
-    # -- what is left
-
-    def _result(self, run: RunDir, probed: Probed, scores: Scores, used: int) -> dict[str, Any]:
-        seen = len(self.judged.train) + len(self.judged.test)
-        return {
-            "run": str(run.path),
-            **base_result("probe", probed.protocol, self.opened.described(), self.settings, self.judged, scores),
-            "probe": self.settings.probe.kind,
-            "pool": self.settings.probe.pool,
-            "epochs": self.settings.train.epochs if self.settings.probe.kind in ("linear", "attentive") else None,
-            "chosen": dict([probed.chosen]) if probed.chosen else None,
-            "held_out": {f"{value:g}": accuracy for value, accuracy in probed.held_out.items()},
-            "features_width": self.opened.encoder.width,
-            "flops": encoder_flops(self.opened.encoder) * seen,
-            "seconds": round(time.monotonic() - self.began, 1),
-            "notes": list(probed.notes),
-            "figures": str(run.figures),
-        }
-
-    def _draw_choice(self, run: RunDir, probed: Probed) -> None:
-        if probed.chosen is None or len(probed.held_out) < 2:
-            return
-        name, value = probed.chosen
-        figures.selection(probed.held_out, value, name, run.figures / "choice.png")
-        if probed.curves is not None:
-            rates = probed.curves.base_lrs
-            labels = [f"{rate:g}" for rate in rates]
-            chosen = int(np.argmin([abs(rate - value) for rate in rates]))
-            figures.head_curves(probed.curves.loss, probed.curves.held_out, labels, chosen, run.figures / "curves.png")
+        data.report.note(f"{share:.3g} of the labels ({len(chosen)} images): {_pm(of.mean, of.std)}")
+    assert shown is not None
+    return rows, *shown
 
 
-_KINDS: dict[str, Callable[[_Subject, Material, HeldOut], Probed]] = {
-    "linear": _Subject._linear,
-    "knn": _Subject._knn,
-    "logistic": _Subject._logistic,
-    "attentive": _Subject._attentive,
-}
+def describe(subject: Subject, run: RunDir, found: ProbeResult, scores: Scores) -> dict[str, Any]:
+    """What result.json holds."""
+    settings, judged, encoder = subject.settings, subject.judged, subject.opened.encoder
+    return {
+        "run": str(run.path),
+        **base_result("probe", found.protocol, subject.opened.described(), settings, judged, scores),
+        "probe": settings.probe.kind,
+        "pool": settings.probe.pool,
+        "epochs": found.epochs,
+        "chosen": dict([found.chosen]) if found.chosen else None,
+        "held_out": {f"{value:g}": accuracy for value, accuracy in found.held_out.items()},
+        "features_width": encoder.width,
+        "flops": encoder_flops(encoder) * (len(judged.train) + len(judged.test)),
+        "seconds": round(time.monotonic() - subject.began, 1),
+        "notes": list(found.notes),
+        "figures": str(run.figures),
+    }
+
+
+def draw_choice(run: RunDir, found: ProbeResult) -> None:
+    """Figures of the choice on held-out images, where there was one."""
+    if found.chosen is None or len(found.held_out) < 2:
+        return
+    name, value = found.chosen
+    figures.selection(found.held_out, value, name, run.figures / "choice.png")
+    if found.curves is not None:
+        names = [f"{tried:g}" for tried in found.curves.values]
+        chosen = int(np.argmin([abs(tried - value) for tried in found.curves.values]))
+        figures.head_curves(found.curves.loss, found.curves.held_out, names, chosen, run.figures / "curves.png")
 
 
 def _pm(mean: float, std: float | None) -> str:
@@ -323,7 +183,7 @@ def _pm(mean: float, std: float | None) -> str:
 
 def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     """--dry-run: what resolved settings amount to, as an object and as lines; nothing is computed or written."""
-    subject = _Subject(settings, Report())
+    subject = open_subject(settings, Report())
     judged, encoder = subject.judged, subject.opened.encoder
     flop = encoder_flops(encoder)
     plan = {

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _PACKAGE_FOLDER = "package"
 _SUFFIX = ".tmpl"
 # Where the spec is; what is small enough stands in one file with it.
-_MODULES: dict[Kind, str] = {"tracker": "tracker"}
+_MODULES: dict[Kind, str] = {"probe": "probe", "tracker": "tracker"}
 
 
 def create(kind: Kind, name: str, into: Path) -> list[Path]:
@@ -36,7 +36,7 @@ def create(kind: Kind, name: str, into: Path) -> list[Path]:
 
     Args:
         kind: what to make.
-        name: what `--backbone`, `--dataset` or `--method` will call it.
+        name: what a user types for it, as in `--method NAME`.
         into: the folder that receives dsdmae-NAME/; it is made if need be.
 
     Returns:

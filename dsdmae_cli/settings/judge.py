@@ -1,5 +1,5 @@
 """Settings of the commands that judge a backbone: `dsdmae finetune` and `dsdmae probe`. Those of pre-training, and the
-sections that all share, are in models.py.
+sections that all share, are in models.py; those of a single probe are in its plugin, whose class extends ProbeSection.
 """
 
 from __future__ import annotations
@@ -106,6 +106,11 @@ class FinetuneSettings(BaseModel):
     train: FinetuneTrainSettings
 
 
+def one_or_more(value: object) -> object:
+    """A validator to run before a field that is a list of numbers: a single number stands for a list of one."""
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class ProbeSection(Section):
     """How frozen features are judged."""
 
@@ -114,26 +119,12 @@ class ProbeSection(Section):
         description="a run's directory, a .safetensors file or a folder with one, PLUGIN:NAME of published weights,"
         " scratch or pixels",
     )
-    kind: Literal["linear", "knn", "logistic", "attentive"] = Field(
-        "linear",
-        description="BatchNorm and a linear layer (MAE's protocol), k nearest neighbours, logistic regression,"
-        " or a cross-attention block and a linear layer",
-    )
+    kind: str = Field("linear", description="probe plugin; linear is MAE's protocol")
     pool: Literal["mean", "cls", "max", "mean+cls"] = Field(
         "mean", description="what is probed: mean or largest of the patch tokens, the class token, or two of them"
     )
-    optimizer: Literal["lars", "sgd", "adamw"] = Field("lars", description="optimiser of the linear probe")
-    learning_rates: tuple[PositiveFloat, ...] | Auto = Field(
-        "auto", description="base rates (for a batch of 256) that are trained at once; the best on held-out images wins"
-    )
-    k: tuple[PositiveInt, ...] = Field(
-        (5, 10, 20, 50, 100), description="numbers of neighbours; the best on held-out images wins"
-    )
-    c: tuple[PositiveFloat, ...] = Field(
-        (0.001, 0.01, 0.1, 1.0, 10.0), description="inverse strengths of logistic regression's penalty; as k"
-    )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of the training images by which rates, k and C are chosen, every class alike"
+        0.1, description="share of the training images on which a probe chooses its settings, every class alike"
     )
     few_shot: tuple[PositiveShare, ...] = Field(
         (), description="shares of the training labels to probe with, for example [0.01, 0.05, 0.1]; empty = all labels"
@@ -141,13 +132,20 @@ class ProbeSection(Section):
     draws: PositiveInt = Field(5, description="repeated draws of the labels of a few-shot probe")
     cache: bool = Field(True, description="keep features in the user cache, so that the next probe starts with them")
 
-    @field_validator("learning_rates", "k", "c", "few_shot", mode="before")
+    @field_validator("few_shot", mode="before")
     @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        """A single number for a list of one, and "1,5,10%" for shares."""
+    def _shares(cls, value: object) -> object:
+        """ "1,5,10%" for [0.01, 0.05, 0.1]."""
         if isinstance(value, str) and value.endswith("%"):
             return [float(part.removesuffix("%")) / 100 for part in value.split(",")]
-        return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+        return one_or_more(value)
+
+    def without_choice(self) -> ProbeSection:
+        """These settings with one customary value of whatever the probe would choose, for where nothing is held out.
+
+        A probe that chooses overrides it.
+        """
+        return self
 
 
 class ProbeTrainSettings(Section):
@@ -170,5 +168,5 @@ class ProbeSettings(BaseModel):
 
     data: SerializeAsAny[DataSettings]
     backbone: SerializeAsAny[BackboneSettings]
-    probe: ProbeSection
+    probe: SerializeAsAny[ProbeSection]
     train: ProbeTrainSettings

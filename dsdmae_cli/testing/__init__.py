@@ -14,6 +14,7 @@ from __future__ import annotations
 from dsdmae_cli.testing.backbones import check_backbone
 from dsdmae_cli.testing.datasets import check_dataset
 from dsdmae_cli.testing.methods import check_method
+from dsdmae_cli.testing.probes import check_probe
 from dsdmae_cli.testing.trackers import check_tracker
 
-__all__ = ["check_backbone", "check_dataset", "check_method", "check_tracker"]
+__all__ = ["check_backbone", "check_dataset", "check_method", "check_probe", "check_tracker"]

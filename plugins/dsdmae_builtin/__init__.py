@@ -1,1 +1,1 @@
-"""The backbones, datasets and methods that come with dsdmae, found through entry points like anyone's."""
+"""The backbones, datasets, methods and probes that come with dsdmae, found through entry points like anyone's."""

@@ -49,7 +49,9 @@ def table(folder: Path) -> list[dict[str, str]]:
         (("--sweep", "lambda", "0,1", "--lambda", "0.5"), "--sweep lambda and --lambda both set"),
         (("--sweep", "lambda", "0,1", "--paper", "fig4"), "leave one out"),
         (("--paper", "fig5"), "it takes fig3, fig4, table3"),
-        ((*SWEEP, "--metric", "accuracy"), "it takes knn, linear, finetune, loss"),
+        ((*SWEEP, "--metric", "accuracy"), "it takes knn, loss, finetune, attentive, linear, logistic"),
+        ((*SWEEP, "--metric", "logistik"), "did you mean logistic?"),
+        ((*SWEEP, "--metric-options", "--epochs 3"), "knn is measured by the run itself"),
         ((*SWEEP, "--search", "tpe"), "--search tpe needs --trials N"),
         ((*SWEEP, "--trials", "3"), "--trials is for --search"),
         ((*SWEEP, "--search", "bayes"), "it takes grid, tpe, random"),
@@ -305,14 +307,15 @@ def test_a_failed_trial_is_kept_and_the_rest_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("metric", ["linear", "logistic"])
 def test_metrics_of_other_commands_are_measured(
-    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    metric: str, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "study"
-    code, printed, err = cli(capfd, *tiny(images, *SWEEP, "--metric", "linear", "--out", str(out), "--json"))
+    code, printed, err = cli(capfd, *tiny(images, *SWEEP, "--metric", metric, "--out", str(out), "--json"))
     assert code == 0, err
     for trial in json.loads(printed)["trials"]:
         judged: dict[str, Any] = json.loads(
-            (out / "trials" / f"{trial['facts']['run']}-linear/result.json").read_text()
+            (out / "trials" / f"{trial['facts']['run']}-{metric}/result.json").read_text()
         )
-        assert trial["value"] == judged["top1"]
+        assert (trial["value"], judged["probe"]) == (judged["top1"], metric)

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import stats
 
 from dsdmae_cli.ablation import report
-from dsdmae_cli.ablation.definition import METRICS, Definition
+from dsdmae_cli.ablation.definition import Definition, find_metric
 from dsdmae_cli.ablation.paper import PAPERS, paper_dataset
 from dsdmae_cli.ablation.remaining import time_left
 from dsdmae_cli.ablation.results import Results
@@ -72,7 +72,7 @@ def made(
     """A study in which every run of the i-th point came to about 0.5 + i/100."""
     base = Base(flags={"data.dataset": dataset})
     axes = parse_axes(sweeps, base)
-    definition = Definition(base, axes, METRICS[metric], seeds=seeds, **more)
+    definition = Definition(base, axes, find_metric(metric), seeds=seeds, **more)
     noise = np.random.default_rng(0).normal(0, 0.004, (len(grid(axes)), seeds))
     rows = [
         Row(0, point, seed, "done", 0.5 + i / 100 + noise[i, seed], FACTS | {"knn_untrained": 0.3 + seed / 100})
@@ -151,7 +151,7 @@ def test_time_left_has_probes_in_it_once_one_has_shown_its_length(tmp_path: Path
     assert left() == "6 min 00 s left"
     # A run that is resumed at 40% says nothing of the speed before it has done some more.
     loaded = Base().load()
-    job = Job(tmp_path, "a", loaded, METRICS["linear"], (), Slot("worker 1", {}), steps=100)
+    job = Job(tmp_path, "a", loaded, find_metric("linear"), (), Slot("worker 1", {}), steps=100)
     job.run.mkdir()
     metrics = job.run / "metrics.jsonl"
     metrics.write_text('{"step": 40, "loss": 1.0}\n')

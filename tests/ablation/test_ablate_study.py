@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from dsdmae_cli.ablation.definition import METRICS, Definition, trial_name
+from dsdmae_cli import plugins
+from dsdmae_cli.ablation.definition import Definition, find_metric, metric_names, trial_name
 from dsdmae_cli.ablation.study import Row, Study
 from dsdmae_cli.ablation.sweep import Base, parse_axes
 from dsdmae_cli.errors import SettingsError
@@ -29,7 +30,17 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 def definition(*sweeps: tuple[str, str], **more: Any) -> Definition:
     base = Base()
     pairs = list(sweeps) or [("mask-ratio", "0.75,0.9")]
-    return Definition(base, parse_axes(pairs, base), METRICS["knn"], **more)
+    return Definition(base, parse_axes(pairs, base), find_metric("knn"), **more)
+
+
+def test_every_installed_probe_is_a_metric() -> None:
+    for plugin in plugins.discover("probe"):
+        metric = find_metric(plugin.name)
+        # k-NN at the end of pre-training comes with every run.
+        assert metric.command == (() if plugin.name == "knn" else ("probe", "--kind", plugin.name))
+        assert metric.is_share
+        assert metric.higher_is_better
+        assert plugin.name in metric_names()
 
 
 def work_off(
@@ -167,8 +178,8 @@ def test_a_living_process_keeps_its_trial(storage: Path | str) -> None:
             "and this command says mask-ratio 0.75,0.9 and",
         ),
         (definition(equal="compute"), "--equal epochs, and this command says compute"),
-        (Definition(Base(), definition().axes, METRICS["loss"]), "--metric knn"),
-        (Definition(Base(flags={"train.epochs": "3"}), definition().axes, METRICS["knn"]), "train.epochs"),
+        (Definition(Base(), definition().axes, find_metric("loss")), "--metric knn"),
+        (Definition(Base(flags={"train.epochs": "3"}), definition().axes, find_metric("knn")), "train.epochs"),
     ],
 )
 def test_another_study_in_the_same_place_is_refused(tmp_path: Path, other: Definition, said: str) -> None:
@@ -217,7 +228,7 @@ def test_a_study_from_before_grids_could_grow_does(tmp_path: Path) -> None:
 
 def test_the_device_may_differ_between_machines(tmp_path: Path) -> None:
     Study(definition(), tmp_path / "j")
-    elsewhere = Definition(Base(flags={"train.device": "cuda:1"}), definition().axes, METRICS["knn"])
+    elsewhere = Definition(Base(flags={"train.device": "cuda:1"}), definition().axes, find_metric("knn"))
     Study(elsewhere, tmp_path / "j")
     assert elsewhere.name == definition().name
 

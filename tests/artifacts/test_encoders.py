@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dsdmae_builtin.backbones import TimmSettings, ViTSettings
 from dsdmae_cli import checkpoint
-from dsdmae_cli.artifacts.open import Opened, open_encoder
+from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, PluginError, SettingsError
 from dsdmae_cli.runs.build import build_method

@@ -69,8 +69,8 @@ def test_their_order_does_not_matter(presets: str, tmp_path: Path) -> None:
     for names in itertools.permutations(presets.split(",")):
         assert loaded(*names) == wanted
         assert loaded(" , ".join(names)) == wanted
-    names = presets.split(",")
-    assert loaded(names[0], ",".join(names[1:])) == wanted
+    first, *others = presets.split(",")
+    assert loaded(first, ",".join(others)) == wanted
     assert load(environ={"DSDMAE_PRESET": presets}) == wanted
     config = tmp_path / "mine.toml"
     config.write_text(f"preset = {json.dumps(names)}")

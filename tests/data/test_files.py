@@ -50,7 +50,7 @@ def packed(source: Path, suffix: str, inside: str = "") -> Path:
             for path in sorted(source.rglob("*"), reverse=True):  # an order that is not ours
                 archive.write(path, f"{inside}{path.relative_to(source)}")
         return target
-    with tarfile.open(target, f"w:{suffix.removeprefix('.tar').lstrip('.')}") as archive:
+    with tarfile.open(target, f"w:{suffix.removeprefix('.tar').lstrip('.')}") as archive:  # type: ignore[call-overload]
         archive.add(source, inside or ".")
     return target
 
@@ -302,7 +302,7 @@ def test_a_failure_is_not_remembered(tmp_path: Path) -> None:
 def test_sizes_are_read_from_headers(tmp_path: Path) -> None:
     whole = png(crops(1, 40)[0][:24])
     dataset = folder.build(of(write(tmp_path / "set", {"a.png": whole, "b.png": whole[:60], "c.png": b""})), "train")
-    found = {}
+    found: dict[str, object] = {}
     for i in range(len(dataset)):
         try:
             found[Path(dataset.name(i)).name] = dataset.size(i)

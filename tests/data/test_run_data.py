@@ -37,7 +37,7 @@ class Count:
         self.decoded: Counter[str] = Counter()
         self.pixels = 0
         lock = threading.Lock()
-        scandir, decode_file, to_rgb = os.scandir, files.decode, decode.to_rgb
+        scandir, decode_file, to_rgb = os.scandir, decode.decode, decode.to_rgb
 
         def listing(folder: Any = ".") -> Any:
             self.listed[str(folder)] += 1

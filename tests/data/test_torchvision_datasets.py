@@ -134,7 +134,8 @@ class Server:
     """Serves a folder on 127.0.0.1 and counts what is fetched."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.fetched = root, []
+        self.root = root
+        self.fetched: list[str] = []
         fetched = self.fetched
 
         class Handler(SimpleHTTPRequestHandler):

@@ -26,7 +26,6 @@ from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import DataError, RunFailed, SettingsError
-from dsdmae_cli.evaluation import mean_features
 from dsdmae_cli.evaluation.features import (
     FORMAT_VERSION,
     POOLS,
@@ -37,6 +36,7 @@ from dsdmae_cli.evaluation.features import (
     encoder_digest,
     extract,
     indices_digest,
+    mean_features,
     square_batches,
 )
 from dsdmae_cli.settings.models import DataSettings

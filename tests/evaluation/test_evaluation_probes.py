@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from dsdmae_cli.data.source import derive_seed
 from dsdmae_cli.errors import DataError, RunFailed
-from dsdmae_cli.evaluation import knn, knn_accuracy, linear, logistic, reducing
+from dsdmae_cli.evaluation import knn, linear, logistic, reducing
+from dsdmae_cli.evaluation.knn import knn_accuracy
 from dsdmae_cli.evaluation.linear import Protocol, train_heads
 from dsdmae_cli.evaluation.logistic import fit_logistic
 from dsdmae_cli.evaluation.metrics import score

@@ -25,6 +25,7 @@ OURS: dict[Kind, set[str]] = {
     "dataset": {"cifar10", "cifar100", "stl10", "imagenet", "digits", "folder"},
     "method": {"dsdmae", "mae"},
     "tracker": {"tensorboard"},
+    "probe": {"linear", "knn", "logistic", "attentive"},
 }
 GOOD_METHOD = """
 from dsdmae_cli.plugins import MethodSpec
@@ -116,7 +117,8 @@ def test_a_plugin_on_the_path_is_found_and_loads(install: Install) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrong", "right"), [("backbone", "vit-tinny", "vit-tiny"), ("dataset", "cifar-10", "cifar10")]
+    ("kind", "wrong", "right"),
+    [("backbone", "vit-tinny", "vit-tiny"), ("dataset", "cifar-10", "cifar10"), ("probe", "lineal", "linear")],
 )
 def test_an_unknown_name_suggests_the_nearest_and_lists_the_rest(kind: Kind, wrong: str, right: str) -> None:
     with pytest.raises(PluginError) as caught:

@@ -71,6 +71,7 @@ def test_the_example_is_listed(example_site: Path, tmp_path: Path) -> None:
         ("dataset", "example-gratings", "1.2.0"),
         ("dataset", "example-table", "1.2.0"),
         ("method", "example-colour", "1.2.0"),
+        ("probe", "example-ridge", "1.2.0"),
     }
     assert listing["broken"] == []
     assert done.stderr == ""

@@ -37,10 +37,13 @@ from dsdmae_cli.config.schema import FINETUNE, Loaded
 from dsdmae_cli.data.rand_augment import RandAugment
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.evaluation import judging
 from dsdmae_cli.methods.base import StepInfo
 from dsdmae_cli.optim import parameter_groups
+from dsdmae_cli.recipes import finetune as recipe
 from dsdmae_cli.recipes.finetune import finetune
 from dsdmae_cli.runs.build import build_backbone
+from dsdmae_cli.runs.run import Run
 from dsdmae_cli.settings.judge import FinetuneSection
 from dsdmae_cli.tasks.classifier import AttentiveProbe, Classifier, Softened
 
@@ -160,8 +163,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole = tmp_path / "whole"
     tune(run, whole, *strong)
 
-    from dsdmae_cli.runs.run import Run
-
     stop_at = 7  # within the second epoch
     stepped = Run.stepped
 
@@ -190,6 +191,36 @@ def test_a_signal_stops_and_resume_goes_on(run: Path, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert f"dsdmae finetune --resume --out {out}" in err
+
+
+def test_the_best_epoch_is_chosen_without_the_test_images(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks at a test image before the last step has a choice to make by it."""
+    seen: set[int] = set()
+    now = [0]
+    stepped, open_judged = Run.stepped, judging.open_judged
+
+    def counted(self: Run, step: int) -> None:
+        now[0] = step
+        stepped(self, step)
+
+    def watched(*given: Any) -> Any:
+        judged = open_judged(*given)
+        load = judged.test.load
+
+        def watched_load(index: int) -> Any:
+            seen.add(now[0])
+            return load(index)
+
+        monkeypatch.setattr(judged.test, "load", watched_load)
+        return judged
+
+    monkeypatch.setattr(Run, "stepped", counted)
+    monkeypatch.setattr(recipe, "open_judged", watched)
+    result = tune(run, tmp_path / "tuned", "finetune.validation=0.3", "finetune.select=best", "train.epochs=4")
+    assert len([r for r in records(tmp_path / "tuned") if "validation" in r]) == 4
+    assert seen == {result["steps"]}
 
 
 def test_resume_takes_the_command_that_began_the_run(

@@ -33,9 +33,11 @@ from helpers import (
     words,
 )
 from PIL import Image
+from safetensors.torch import load as load_tensors
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.errors import CheckpointError, RunInterrupted, SettingsError
+from dsdmae_cli.files import write_bytes
 from dsdmae_cli.runs.run import Run
 from dsdmae_cli.runs.rundir import RunDir
 from dsdmae_cli.signals import listening
@@ -313,7 +315,7 @@ def test_settings_that_change_no_result_may_change(copied: Path, resident: Path,
     train(digits, copied, *RANDOM, *PLACES["resident"], *free, resume=True, overridden=True)
     assert untimed(copied) == untimed(resident)
     weights = "checkpoints/step-00000015/model.safetensors"
-    ours, theirs = (checkpoint.load_tensors((run / weights).read_bytes()) for run in (copied, resident))
+    ours, theirs = (load_tensors((run / weights).read_bytes()) for run in (copied, resident))
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
 
 
@@ -649,7 +651,7 @@ def full_for_encoder(path: Path, content: bytes, *advice: str) -> None:
         _write_bytes(path, content, *advice)
 
 
-_write_bytes = checkpoint.write_bytes
+_write_bytes = write_bytes
 
 
 def test_checkpoints_of_another_shape_are_refused(copied: Path, digits: Path) -> None:

@@ -20,8 +20,8 @@ from dsdmae_cli.config.schema import PROBE
 from dsdmae_cli.recipes.probe import probe
 
 KINDS = ("linear", "knn", "logistic", "attentive")
-QUICK = ("train.device=cpu", "train.precision=fp32", "train.epochs=3", "train.batch_size=16", "probe.k=[1,3]",
-         "probe.c=[0.1,1]")  # fmt: skip
+QUICK = ("train.device=cpu", "train.precision=fp32", "train.epochs=3", "train.batch_size=16")
+FEWER = {"knn": ["probe.k=[1,3]"], "logistic": ["probe.c=[0.1,1]"], "attentive": ["probe.learning_rates=[0.001,0.01]"]}
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ def judge(subject: str | Path, out: Path, *assignments: str, like: Path | None =
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_leaves_its_result_and_figures(kind: str, run: Path, tmp_path: Path) -> None:
-    more = ["probe.learning_rates=[0.001,0.01]"] if kind == "attentive" else []
-    result = judge(run, tmp_path / "probed", f"probe.kind={kind}", *more)
+    result = judge(run, tmp_path / "probed", f"probe.kind={kind}", *FEWER.get(kind, []))
     figures = {"confusion", "classes", "mistakes", "pca", "tsne", "choice", *(["curves"] if kind == "linear" else [])}
     assert listing(tmp_path / "probed") == {
         "settings.toml", "run.json", "result.json", ".lock", "figures", *(f"figures/{name}.png" for name in figures)
     }  # fmt: skip
     assert json.loads((tmp_path / "probed" / "result.json").read_text()) == result
     assert (result["kind"], result["probe"], result["num_images"]) == ("probe", kind, 40)
+    assert result["epochs"] == (3 if kind in ("linear", "attentive") else None)
     low, high = result["top1_interval"]
     assert low <= result["top1"] <= high
     assert result["top5"] >= result["top1"]
@@ -78,23 +78,24 @@ def test_frozen_timm_weights_are_probed_twice_alike(digits: Path, tmp_path: Path
 
 def test_a_logistic_probe_is_scikit_learns(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole command against scikit-learn on the features it used."""
+    from dsdmae_cli.evaluation import probe_data
     from dsdmae_cli.recipes import probe as recipe
 
     seen: list[Any] = []
-    material = recipe._Subject.material
+    gather = probe_data.gather
 
-    def and_keep(self: Any) -> Any:
-        seen.append(material(self))
+    def and_keep(*given: Any) -> Any:
+        seen.append(gather(*given))
         return seen[-1]
 
-    monkeypatch.setattr(recipe._Subject, "material", and_keep)
+    monkeypatch.setattr(recipe, "gather", and_keep)
     result = judge(run, tmp_path / "probed", "probe.kind=logistic", "probe.c=1.0")
-    [m] = seen
-    scaler = StandardScaler().fit(m.train.numpy())
+    [(data, truth)] = seen
+    scaler = StandardScaler().fit(data.train_features.numpy())
     model = LogisticRegression(C=1.0, max_iter=5000, tol=1e-8).fit(
-        scaler.transform(m.train.numpy()), m.train_labels.numpy()
+        scaler.transform(data.train_features.numpy()), data.train_labels.numpy()
     )
-    assert result["top1"] == model.score(scaler.transform(m.test.numpy()), m.test_labels.numpy())
+    assert result["top1"] == model.score(scaler.transform(data.test_features.numpy()), truth.labels.numpy())
 
 
 def test_the_choice_does_not_depend_on_the_test_images(run: Path, digits: Path, tmp_path: Path) -> None:
@@ -104,8 +105,8 @@ def test_the_choice_does_not_depend_on_the_test_images(run: Path, digits: Path, 
     (shuffled / "test" / "9").rename(shuffled / "test" / "0")
     for number in range(9):
         (shuffled / "test" / f"was{number}").rename(shuffled / "test" / str(number + 1))
-    mine = judge(run, tmp_path / "a", "probe.kind=knn")
-    theirs = judge(run, tmp_path / "b", "probe.kind=knn", f"data.dataset=folder:{shuffled}")
+    mine = judge(run, tmp_path / "a", "probe.kind=knn", *FEWER["knn"])
+    theirs = judge(run, tmp_path / "b", "probe.kind=knn", *FEWER["knn"], f"data.dataset=folder:{shuffled}")
     assert mine["held_out"] == theirs["held_out"]
     assert mine["chosen"] == theirs["chosen"]
     assert mine["top1"] != theirs["top1"]
@@ -120,6 +121,34 @@ def test_few_labels_are_drawn_repeatedly(run: Path, tmp_path: Path) -> None:
         assert row["top1"] == pytest.approx(np.mean(row["values"]))
         assert row["std"] == pytest.approx(np.std(row["values"], ddof=1))
     assert rows[0]["images"] < rows[1]["images"] < 80
+
+
+def test_one_label_a_class_leaves_nothing_to_choose(run: Path, tmp_path: Path) -> None:
+    words = {"linear": "base rate 0.1;", "knn": "the 1 nearest", "logistic": "C = 1", "attentive": "rate 0.001;"}
+    for kind, said in words.items():
+        result = judge(run, tmp_path / kind, f"probe.kind={kind}", "probe.few_shot=1%", "probe.draws=1")
+        [row] = result["few_shot"]
+        assert (row["images"], row["values"]) == (10, [result["top1"]])
+        assert said in result["protocol"]
+        assert result["held_out"] == {}
+
+
+def test_unreadable_images_shift_no_label(run: Path, digits: Path, tmp_path: Path) -> None:
+    """A probe that reads images, not features, sees the same ones under the same labels."""
+    torn = shutil.copytree(digits, tmp_path / "data")
+    for split in ("train", "test"):
+        first = min((torn / split).rglob("*.png"))
+        first.write_bytes(first.read_bytes()[:60])
+    gone = shutil.copytree(torn, tmp_path / "gone")
+    for split in ("train", "test"):
+        min((gone / split).rglob("*.png")).unlink()
+    a, b = (
+        judge(run, tmp_path / f"{folder.name}-probed", "probe.kind=attentive", *FEWER["attentive"],
+              "train.epochs=6", f"data.dataset=folder:{folder}", "data.max_unreadable=0.2")
+        for folder in (torn, gone)
+    )  # fmt: skip
+    same = ("confusion", "chosen", "held_out", "num_images")
+    assert {key: a[key] for key in same} == {key: b[key] for key in same}
 
 
 def test_scratch_has_random_weights_of_the_seed(run: Path, tmp_path: Path) -> None:
@@ -165,7 +194,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
     assert "say what to judge" in refuse()
     assert "there is no nowhere" in refuse("nowhere")
-    assert "'linear'" in refuse(run, "--kind", "lineal")
+    assert "probe.kind = 'lineal' (from --kind): probe 'lineal' is not installed (did you mean linear?); there is" in (
+        refuse(run, "--kind", "lineal")
+    )
+    assert "[probe] has" in refuse(run, "--set", "probe.k=3")  # the linear probe has none
+    assert "probe.k = []" in refuse(run, "--kind", "knn", "--set", "probe.k=[]")
     assert "class token" in refuse(run, "--pool", "cls")
     assert "probe.few_shot" in refuse(run, "--few-shot", "150%")
     torn = tmp_path / "torn.safetensors"

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from dsdmae_builtin.digits import build as digits
+from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import PluginError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.testing import check_backbone, check_dataset, check_method, check_tracker
@@ -131,7 +132,7 @@ class Wrapped(Method):
         if self.fault == "skipped":
             self.count.add_(1)
 
-    def encoder(self):
+    def encoder(self) -> Backbone:
         return self.inner.encoder()
 
     def show(self, images: Tensor, corruption: object) -> dict[str, Tensor]:
@@ -162,7 +163,8 @@ def test_a_dataset_with_a_fault_is_told_which() -> None:
     from dsdmae_cli.settings.models import DataSettings
 
     train, other = (digits(DataSettings(), "train") for _ in range(2))
-    train.labels = train.labels + 5
+    assert train.labels is not None
+    train.labels = np.asarray(train.labels + 5)
     with pytest.raises(AssertionError, match="a label of train is 14, and there are 10 classes"):
         _labels_fit(train, "train")
     other._images = np.ascontiguousarray(other._images[::-1])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.run_data import Rows
-from dsdmae_cli.evaluation import mean_features
+from dsdmae_cli.evaluation.features import mean_features
 from dsdmae_cli.runs.observers.base import Observer
 
 if TYPE_CHECKING:

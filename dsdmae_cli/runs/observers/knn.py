@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsdmae_cli.data.run_data import Labelled
-from dsdmae_cli.evaluation import knn_accuracy
+from dsdmae_cli.evaluation.knn import knn_accuracy
 from dsdmae_cli.runs.observers.features import features_of
 
 if TYPE_CHECKING:

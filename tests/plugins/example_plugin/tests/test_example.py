@@ -11,6 +11,7 @@ import torch
 from dsdmae_cli.errors import DataError, SettingsError
 from dsdmae_cli.plugins import Kind, find, load
 from dsdmae_cli.settings.models import DataSettings
+from dsdmae_cli.testing import check_probe
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -55,6 +56,7 @@ def seeded(seed: int) -> Generator:
         ("dataset", "example-gratings"),
         ("dataset", "example-table:PATH"),
         ("method", "example-colour"),
+        ("probe", "example-ridge"),
     ],
 )
 def test_dsdmae_finds_them(kind: Kind, name: str) -> None:
@@ -62,8 +64,12 @@ def test_dsdmae_finds_them(kind: Kind, name: str) -> None:
 
 
 def test_the_specs_are_read_without_torch() -> None:
-    code = "import sys, dsdmae_example.specs; sys.exit('torch' in sys.modules)"
+    code = "import sys, dsdmae_example.specs, dsdmae_example.ridge; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_probe_keeps_what_every_probe_promises() -> None:
+    check_probe("example-ridge")
 
 
 @pytest.mark.parametrize(("image_size", "patch_size"), [(32, 8), (32, 2), (96, 16)])

@@ -1,0 +1,99 @@
+"""What a probe is given: features of both splits of a dataset, and the images behind them without test labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.data.base import ImageDataset, Subset
+from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.evaluation.dataset_features import dataset_features
+from dsdmae_cli.evaluation.judging import Judged
+from dsdmae_cli.evaluation.probes import ProbeData
+from dsdmae_cli.evaluation.split import hold_out
+from dsdmae_cli.report import Report
+from dsdmae_cli.settings.resolved import ResolvedProbeSettings
+
+
+class Truth(NamedTuple):
+    """What no probe sees: labels of the test images that could be read, and which of the test set those are."""
+
+    labels: Int64[Tensor, " m"]
+    indices: Int64[Tensor, " m"]
+
+
+class Unlabelled(Subset):
+    """Some images of a dataset without their labels."""
+
+    def __init__(self, dataset: ImageDataset, indices: Int64[np.ndarray, " m"]) -> None:
+        super().__init__(dataset, indices)
+        self.labels = None
+
+
+def gather(
+    encoder: Backbone,
+    judged: Judged,
+    settings: ResolvedProbeSettings,
+    device: torch.device,
+    precision: str,
+    report: Report,
+) -> tuple[ProbeData, Truth]:
+    """Features of both splits, from the cache where they are, and what else a probe may see.
+
+    Args:
+        encoder: frozen, in eval mode, on the device.
+
+    Raises:
+        DataError: too many images cannot be read.
+    """
+
+    def features(dataset: ImageDataset) -> tuple[Tensor, Int64[Tensor, " n"]]:
+        unreadable, pool = Unreadable(len(dataset), settings.data), settings.probe.pool
+        cached = dataset_features(
+            encoder, dataset, settings.data.interpolation, [pool], device, precision, unreadable,
+            cache=settings.probe.cache,
+        )  # fmt: skip
+        if cached.note:
+            report.warn(cached.note)
+        for line in unreadable.lines():
+            report.warn(f"skipped an unreadable image: {line}")
+        return cached.features.by_pool[pool], cached.features.indices
+
+    train_features, train = features(judged.train)
+    test_features, test = features(judged.test)
+    labels = torch.from_numpy(judged.train_labels)[train]
+    data = ProbeData(
+        train_features=train_features,
+        train_labels=labels,
+        test_features=test_features,
+        split=hold_out(labels.numpy(), settings.probe.validation, settings.train.seed),
+        num_classes=len(judged.classes),
+        encoder=encoder,
+        # A subset of arrays is a copy of them.
+        train_images=judged.train if len(train) == len(judged.train) else Subset(judged.train, train.numpy()),
+        test_images=Unlabelled(judged.test, test.numpy()),
+        image_settings=settings.data,
+        schedule=settings.train,
+        device=device,
+        precision=precision,
+        report=report,
+    )
+    return data, Truth(torch.from_numpy(judged.test_labels)[test], test)
+
+
+def drawn(data: ProbeData, chosen: Int64[np.ndarray, " k"], validation: float) -> ProbeData:
+    """The same with some of the training images alone, of which a share is held out anew."""
+    labels = data.train_labels[torch.from_numpy(chosen)]
+    return replace(
+        data,
+        train_features=data.train_features[torch.from_numpy(chosen)],
+        train_labels=labels,
+        train_images=Subset(data.train_images, chosen),
+        split=hold_out(labels.numpy(), validation, data.schedule.seed),
+    )
