@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -128,7 +127,6 @@ def command(
     from dsdmae_cli.recipes import denoise as recipe
     from dsdmae_cli.report import print_result
 
-    began = time.monotonic()
     options = recipe.Options(
         force=force,
         run=run,
@@ -145,8 +143,8 @@ def command(
     )
     outcome = recipe.denoise(sources, targets, failed, options)
     if json:
-        print_result(recipe.result(outcome, options, time.monotonic() - began), as_json=True, text="")
-    if error := recipe.failure(outcome):
+        print_result(outcome.result(), as_json=True, text="")
+    if error := outcome.failure():
         raise error
 
 
