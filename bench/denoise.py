@@ -86,7 +86,7 @@ def ours(kind: str, where: str, passes: int, precision: str) -> Denoise:
     keep_freed_memory()
     device = torch.device("cpu")
     restorer = Restorer(network(kind, where), device, choose_precision(precision, device), passes)
-    return lambda picture, sigma: restorer(Picture(picture, "RGB"), 1.0, lambda done, total: None).pixels
+    return lambda picture, sigma: restorer(Picture.of(picture), 1.0).picture.pixels
 
 
 def candidates(method: str, precision: str) -> dict[str, Denoise]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -127,7 +126,6 @@ def command(
     from dsdmae_cli.recipes import denoise as recipe
     from dsdmae_cli.report import print_result
 
-    began = time.monotonic()
     options = recipe.Options(
         force=force,
         run=run,
@@ -144,8 +142,8 @@ def command(
     )
     outcome = recipe.denoise(sources, targets, failed, options)
     if as_json:
-        print_result(recipe.result(outcome, options, time.monotonic() - began), as_json=True, text="")
-    if error := recipe.failure(outcome):
+        print_result(outcome.result(), as_json=True, text="")
+    if error := outcome.failure():
         raise error
 
 

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dsdmae_cli.backbone import Backbone, gather_tokens, sincos_positions, to_autocast_dtype
@@ -46,6 +45,9 @@ class TokenTransformer(nn.Module):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
+        # timm takes longer to import than torch, and a method with convolutional heads needs none of it.
+        from timm.models.vision_transformer import Block
+
         # A plain (unregistered) constant would not follow .to(device); a buffer that is not persistent is not saved.
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)

@@ -68,6 +68,10 @@ class Likeness(NamedTuple):
     psnr: float
     ssim: float | None
 
+    def __str__(self) -> str:
+        psnr = f"{self.psnr:.2f} dB" if math.isfinite(self.psnr) else "equal"
+        return psnr if self.ssim is None else f"{psnr}, SSIM {self.ssim:.3f}"
+
 
 def compare(
     pixels: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"],

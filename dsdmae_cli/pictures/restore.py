@@ -1,9 +1,11 @@
-"""One picture through a denoiser: tiles in, bands out, at its own depth. denoise.py says which pictures."""
+"""One picture through a denoiser: tiles in, bands out, at its own depth. recipes/denoise.py says which pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,22 +13,45 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsdmae_cli import corruption as C
-from dsdmae_cli.artifacts.denoiser import Denoiser
+from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser
 from dsdmae_cli.data.source import derive_seed, seeded
-from dsdmae_cli.pictures.noise_level import noise_level
+from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.picture import Picture, Pixels
 from dsdmae_cli.pictures.tiling import Corner, blended, grids, reflected, turn, turn_back
-from dsdmae_cli.runtime import Runtime, autocast, choose_attention, choose_micro_batch
+from dsdmae_cli.runtime import (
+    Runtime,
+    autocast,
+    choose_attention,
+    choose_device,
+    choose_micro_batch,
+    choose_precision,
+)
 
 # Tiles overlap by a quarter of their side: less shows seams, more costs time that shifted passes spend better.
 _OVERLAP = 0.25
 _GPU_TILES = 256
+# What the network takes from a photograph that carries no noise, root mean square, of 255 (docs/denoise.md).
+_TAKEN = 2.5
 Progress = Callable[[int, int], None]
+
+
+class Restored(NamedTuple):
+    """What came of a picture.
+
+    Attributes:
+        picture: without its noise.
+        noise_level: σ of the noise that was estimated before, in units of 1/255 of the full range.
+        strength: share of the network's correction that was taken, 0..1.
+    """
+
+    picture: Picture
+    noise_level: float
+    strength: float
 
 
 @dataclass(frozen=True)
 class Restorer:
-    """A denoiser at work on a device.
+    """A denoiser at work on a device; `open_restorer` makes one.
 
     Args:
         denoiser: its network is moved to the device.
@@ -37,7 +62,7 @@ class Restorer:
     denoiser: Denoiser
     device: torch.device
     precision: str
-    passes: int
+    passes: int = 1
 
     def __post_init__(self) -> None:
         network = self.denoiser.network.to(self.device)
@@ -49,14 +74,21 @@ class Restorer:
         encoder = self.denoiser.network.encoder()
         return choose_micro_batch("auto", _GPU_TILES, encoder.num_tokens, encoder.width, self.device)
 
-    @torch.inference_mode()
-    def __call__(self, picture: Picture, strength: float, progress: Progress) -> Picture:
+    def __call__(self, picture: Picture, strength: float | None = None, progress: Progress | None = None) -> Restored:
         """The picture without its noise; alpha is as it was.
 
         Args:
-            strength: 0 gives the picture back, 1 what the network says, between is a mixture.
+            strength: 0 gives the picture back, 1 what the network says, between is a mixture; None = by the noise that
+                is found (see `automatic_strength`).
             progress: told the number of tiles done and of all tiles.
         """
+        level = noise_level(picture.pixels[..., : picture.num_colors])
+        if strength is None:
+            strength = automatic_strength(level)
+        return Restored(self._mixed(picture, strength, progress or _silent), level, strength)
+
+    @torch.inference_mode()
+    def _mixed(self, picture: Picture, strength: float, progress: Progress) -> Picture:
         result = picture.pixels.copy()
         # Bands run across the shorter side, so that they stay small for panoramas and strips too.
         turned = picture.width > picture.height
@@ -68,13 +100,13 @@ class Restorer:
         grey = _is_grey(picture)
         groups = [(0,)] if grey else picture.color_groups
         for number, channels in enumerate(groups):
-            veil = _Veil(picture.pixels[..., channels], self.device) if len(channels) == 1 else None
+            color_noise = _ColorNoise(picture.pixels[..., channels], self.device) if len(channels) == 1 else None
 
             def predict(
-                corners: list[Corner], channels: tuple[int, ...] = channels, veil: _Veil | None = veil
+                corners: list[Corner], channels: tuple[int, ...] = channels, noise: _ColorNoise | None = color_noise
             ) -> Float[Tensor, "b c s s"]:
                 tiles = [turn(_cut(source, corner, side, channels), corner.way) for corner in corners]
-                restored = self._predict(np.stack(tiles), turned, veil)
+                restored = self._predict(np.stack(tiles), turned, noise)
                 return torch.stack([turn_back(x, c.way) for x, c in zip(restored, corners, strict=True)])
 
             for band in blended(height, width, side, passes, predict, self.batch_size):
@@ -88,23 +120,62 @@ class Restorer:
             result[..., 1 : picture.num_colors] = result[..., :1]
         return picture.with_pixels(result)
 
-    def _predict(self, tiles: Pixels, turned: bool, veil: _Veil | None) -> Float[Tensor, "b c s s"]:
+    def _predict(self, tiles: Pixels, turned: bool, color_noise: _ColorNoise | None) -> Float[Tensor, "b c s s"]:
         """What the network makes of tiles [b, s, s, c]."""
         peak = float(np.iinfo(tiles.dtype).max)
         # The network sees every tile the way up that the picture has.
         x = torch.from_numpy(tiles).to(self.device).permute((0, 3, 2, 1) if turned else (0, 3, 1, 2))
         x = x.to(torch.float32) / (peak / 2) - 1
-        if veil is not None:
-            x = veil.over(x)
+        if color_noise is not None:
+            x = color_noise.added_to(x)
         with autocast(self.device, self.precision):
             restored = self.denoiser(x.contiguous())
-        if veil is not None:
+        if color_noise is not None:
             restored = restored.mean(dim=1, keepdim=True)
         return restored.transpose(2, 3).cpu() if turned else restored.cpu()
 
 
-class _Veil:
-    """Grey as a network for colour knows it.
+def open_restorer(
+    run: Path | None = None,
+    weights: Path | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    passes: int = 1,
+) -> Restorer:
+    """The denoiser of a run, of a file, or by default the one that is packaged, at work on a device.
+
+    Args:
+        device, precision: as in the settings of a training; "auto" = what the machine has and what is fast there.
+        passes: shifted and turned passes to average.
+
+    Raises:
+        CheckpointError: there is no denoiser, it is damaged, or does not fit its own settings.
+        SettingsError: there is no such device, or the method restores no pixels.
+    """
+    where = choose_device(device)
+    return Restorer(load_denoiser(run, weights), where, choose_precision(precision, where), passes)
+
+
+def automatic_strength(level: float) -> float:
+    """How much of the network's correction to take where nobody said it, 0..1.
+
+    The given picture errs by its noise, σ² a pixel; the network by the finest texture that it takes for noise. Of two
+    estimates with independent errors the best mixture gives the second one σ² / (σ² + its own error). Where there is
+    much noise this is all of it, and where there is none the picture is left as it is.
+
+    Args:
+        level: σ of the noise in units of 1/255 of the full range.
+    """
+    return level**2 / (level**2 + _TAKEN**2)
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+class _ColorNoise:
+    """What makes grey noise look to a network for colour like the noise that it knows.
 
     Such a network has learned from noise that is independent in every channel, and takes the noise of three equal
     channels for something depicted (at σ = 25 it then restores half a decibel out of six). Noise of σ in brightness
@@ -116,7 +187,7 @@ class _Veil:
         self.std = 3**0.5 * noise_level(grey) / 127.5
         self.generator = seeded(device, 0)
 
-    def over(self, grey: Float[Tensor, "b 1 s s"]) -> Float[Tensor, "b 3 s s"]:
+    def added_to(self, grey: Float[Tensor, "b 1 s s"]) -> Float[Tensor, "b 3 s s"]:
         """Three channels whose mean is the grey one, but for clipping to [-1, 1]."""
         size = (grey.shape[0], 3, *grey.shape[2:])
         noise = torch.randn(size, generator=self.generator, device=grey.device)

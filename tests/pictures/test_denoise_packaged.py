@@ -21,7 +21,7 @@ from dsdmae_cli.artifacts.denoiser import PACKAGED, Denoiser, load_denoiser
 from dsdmae_cli.data.decode import decode
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import compare
-from dsdmae_cli.pictures.restore import Restorer
+from dsdmae_cli.pictures.restore import Restorer, automatic_strength
 
 ROOT = Path(__file__).parents[2]
 Rgb = Any
@@ -33,8 +33,7 @@ def denoiser() -> Denoiser:
 
 
 def restored(denoiser: Denoiser, pixels: Rgb, passes: int = 1, precision: str = "fp32") -> Rgb:
-    picture = Picture(pixels, "RGB" if pixels.shape[2] == 3 else "L")
-    return Restorer(denoiser, torch.device("cpu"), precision, passes)(picture, 1.0, lambda done, total: None).pixels
+    return Restorer(denoiser, torch.device("cpu"), precision, passes)(Picture.of(pixels), 1.0).picture.pixels
 
 
 def noisy(clean: Rgb, sigma: float) -> Rgb:
@@ -124,6 +123,52 @@ def test_passes_help(denoiser: Denoiser, photos_folder: Path) -> None:
         gains.append(four - one)
     assert min(gains) > 0
     assert np.mean(gains) > 0.05
+
+
+# -- how much of the correction is taken where nobody said it
+
+
+@pytest.mark.parametrize("sigma", [0, 0.25, 1, 2.5, 10, 25])
+def test_the_strength_that_a_level_of_noise_asks_for(sigma: float) -> None:
+    assert automatic_strength(sigma) == pytest.approx(sigma**2 / (sigma**2 + 2.5**2))
+
+
+def test_noisy_photographs_get_nearly_all_of_the_correction(denoiser: Denoiser, photos_folder: Path) -> None:
+    """σ = 15, where a level or a formula off by ten either way would leave a tenth, or take what is not noise."""
+    restorer = Restorer(denoiser, torch.device("cpu"), "fp32")
+    gains = []
+    for path in sorted((photos_folder / "val").iterdir())[:4]:
+        clean = decode(path, path.name)
+        given = noisy(clean, 15)
+        found = restorer(Picture.of(given))
+        assert found.noise_level == pytest.approx(15, rel=0.25)
+        assert found.strength == automatic_strength(found.noise_level)
+        assert 0.95 < found.strength < 0.99
+        gains.append(compare(found.picture.pixels, clean).psnr - compare(given, clean).psnr)
+        whole = compare(restorer(Picture.of(given), 1.0).picture.pixels, clean).psnr
+        assert compare(found.picture.pixels, clean).psnr == pytest.approx(whole, abs=0.1)
+    print(gains)
+    assert 7 < np.mean(gains) < 12
+    assert min(gains) > 4
+
+
+def test_clean_photographs_are_left_nearly_as_they_are(denoiser: Denoiser, photos_folder: Path) -> None:
+    restorer = Restorer(denoiser, torch.device("cpu"), "fp32")
+    for path in sorted((photos_folder / "val").iterdir())[:4]:
+        clean = Picture.of(decode(path, path.name))
+        found = restorer(clean)
+        assert found.strength < 0.3
+        whole = compare(restorer(clean, 1.0).picture.pixels, clean.pixels).psnr
+        assert compare(found.picture.pixels, clean.pixels).psnr > whole + 6
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_strength_does_not_depend_on_the_depth(dtype: Any, denoiser: Denoiser) -> None:
+    peak = np.iinfo(dtype).max
+    pixels = np.random.default_rng(0).normal(0.5 * peak, 5 / 255 * peak, (64, 64, 3)).astype(dtype)
+    alpha = np.random.default_rng(0).integers(0, peak, (64, 64, 1), dtype)  # alpha is no noise
+    found = Restorer(denoiser, torch.device("cpu"), "fp32")(Picture.of(np.concatenate([pixels, alpha], axis=2)))
+    assert found.strength == pytest.approx(0.8, abs=0.04)
 
 
 def _offline() -> list[str]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, ImageOps
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import Refused
 from dsdmae_cli.pictures import picture as pictures
+from dsdmae_cli.pictures.metadata import Metadata
 from dsdmae_cli.pictures.picture import Picture
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -42,10 +43,10 @@ def round_trip(picture: Picture, suffix: str) -> Picture:
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_png_gives_back_every_bit(mode: str, dtype: Any, shape: tuple[int, int], random: np.random.Generator) -> None:
     pixels = random.integers(0, np.iinfo(dtype).max, (*shape, len(mode)), dtype, endpoint=True)
-    back = round_trip(Picture(pixels, mode, dpi=(300.0, 300.0)), ".png")
+    back = round_trip(Picture(pixels, mode, Metadata(dpi=(300.0, 300.0))), ".png")
     assert (back.mode, back.depth) == (mode, 8 * np.dtype(dtype).itemsize)
     np.testing.assert_array_equal(back.pixels, pixels)
-    assert back.dpi == pytest.approx((300, 300), rel=1e-3)
+    assert back.metadata.dpi == pytest.approx((300, 300), rel=1e-3)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -160,7 +161,7 @@ def test_deep_pictures_turn_too(random: np.random.Generator) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
-    pictures.write(Picture(pixels, "RGB", exif=exif.tobytes().removeprefix(b"Exif\0\0")), stream, ".png")
+    pictures.write(Picture(pixels, "RGB", Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0"))), stream, ".png")
     np.testing.assert_array_equal(pictures.read(stream.getvalue(), "deep").pixels, np.rot90(pixels, -1))
 
 
@@ -174,19 +175,21 @@ def test_profile_exif_and_xmp_survive(suffix: str, dtype: Any, random: np.random
     picture = Picture(
         random.integers(0, 255, (20, 30, 3), dtype),
         "RGB",
-        icc=PROFILE,
-        exif=exif.tobytes().removeprefix(b"Exif\0\0"),
-        xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>',
+        Metadata(
+            icc=PROFILE,
+            exif=exif.tobytes().removeprefix(b"Exif\0\0"),
+            xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>',
+        ),
     )
     if dtype == np.uint16 and suffix != ".png":
         with pytest.raises(Refused, match=r"write \.png"):
             round_trip(picture, suffix)
         return
     back = round_trip(picture, suffix)
-    assert back.icc == PROFILE
-    assert back.xmp == picture.xmp
+    assert back.metadata.icc == PROFILE
+    assert back.metadata.xmp == picture.metadata.xmp
     found = Image.Exif()
-    found.load(back.exif or b"")
+    found.load(back.metadata.exif or b"")
     assert found[0x010F] == "Maker"
     assert found.get_ifd(0x8769)[0x9286] == b"ASCII\0\0\0a comment"
     assert found.get_ifd(0x8825)[0x0001] == "N"
@@ -199,16 +202,16 @@ def test_exif_keeps_every_other_byte() -> None:
     exif.get_ifd(0x8769)[0x927C] = bytes(range(200))
     raw = exif.tobytes().removeprefix(b"Exif\0\0")
     picture = pictures.read(saved(Image.new("RGB", (4, 4)), "JPEG", exif=exif), "jpeg")
-    assert picture.exif is not None
-    assert len(picture.exif) == len(raw)
-    assert sum(a != b for a, b in zip(picture.exif, raw, strict=True)) == 1
+    assert picture.metadata.exif is not None
+    assert len(picture.metadata.exif) == len(raw)
+    assert sum(a != b for a, b in zip(picture.metadata.exif, raw, strict=True)) == 1
 
 
 def test_xmp_orientation_is_said_to_be_upright() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     picture = pictures.read(saved(Image.new("RGB", (4, 2)), "JPEG", xmp=xmp), "jpeg")
     assert (picture.height, picture.width) == (4, 2)
-    assert picture.xmp == xmp.replace(b'"6"', b'"1"')
+    assert picture.metadata.xmp == xmp.replace(b'"6"', b'"1"')
 
 
 def _bomb() -> bytes:
@@ -272,3 +275,57 @@ def test_formats_that_cannot_hold_it() -> None:
 def test_frames_are_counted() -> None:
     frames = [Image.new("L", (5, 5), grey) for grey in (0, 100, 200)]
     assert pictures.read(saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), "gif").frames == 3
+
+
+# -- pictures that are no files
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("shape", "mode"), [((5, 7), "L"), ((5, 7, 1), "L"), ((5, 7, 2), "LA"), ((5, 7, 3), "RGB"),
+                                             ((5, 7, 4), "RGBA")])  # fmt: skip
+def test_an_array_is_a_picture(shape: tuple[int, ...], mode: str, dtype: Any, random: np.random.Generator) -> None:
+    array = random.integers(0, 255, shape, dtype)
+    picture = Picture.of(array)
+    assert (picture.mode, picture.depth) == (mode, 8 * array.itemsize)
+    np.testing.assert_array_equal(picture.pixels, array.reshape(5, 7, -1))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4, 5), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4, 3), np.uint8),
+     np.zeros((1, 4, 4, 3), np.uint8), np.zeros((4, 4), bool)],
+)  # fmt: skip
+def test_an_array_that_is_no_picture(array: np.ndarray) -> None:
+    with pytest.raises(Refused, match=rf"an array of {array.dtype} \[.*\] is no picture; it takes uint8 or uint16"):
+        Picture.of(array)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_pillow_image_is_what_its_file_is(mode: str, random: np.random.Generator) -> None:
+    pixels = random.integers(0, 256, (13, 11, 3), np.uint8)
+    image = Image.fromarray(pixels).convert("I" if mode == "I;16" else mode).convert(mode)
+    wanted = pictures.read(saved(image, "TIFF"), mode)
+    picture = Picture.of(image)
+    assert picture.mode == wanted.mode
+    np.testing.assert_array_equal(picture.pixels, wanted.pixels)
+
+
+def test_an_opened_image_is_turned_and_keeps_what_is_known_of_it(random: np.random.Generator) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    image = Image.fromarray(random.integers(0, 256, (13, 11, 3), np.uint8))
+    content = saved(image, "PNG", exif=exif, icc_profile=PROFILE, dpi=(300, 300))
+    wanted = pictures.read(content, "png")
+    with Image.open(io.BytesIO(content)) as opened:
+        picture = Picture.of(opened)
+    assert (picture.height, picture.width) == (11, 13)
+    np.testing.assert_array_equal(picture.pixels, wanted.pixels)
+    assert picture.metadata == wanted.metadata
+    assert picture.metadata.icc == PROFILE
+
+
+def test_an_opened_image_is_not_halved(random: np.random.Generator) -> None:
+    stream = io.BytesIO()
+    pictures.write(Picture(random.integers(0, 65536, (5, 8, 3), np.uint16), "RGB"), stream, ".png")
+    with Image.open(stream) as image, pytest.raises(Refused, match="name its file instead"):
+        Picture.of(image)

@@ -12,7 +12,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dsdmae_cli.data.decode import decode
-from dsdmae_cli.pictures.noise_level import noise_level
+from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.quality import compare, psnr, ssim
 
 

@@ -52,10 +52,6 @@ def look(source: Path | bytes) -> Image.Image:
     return image
 
 
-def quiet(done: int, total: int) -> None:
-    pass
-
-
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A denoiser of 16x16 pixels that has learned nothing: what it does to pixels is small and random."""
@@ -166,8 +162,8 @@ def test_16_bits_stay(mode: str, run: Run, tmp_path: Path) -> None:
 
 def test_strength_mixes(weights: Path) -> None:
     picture = Picture(np.random.default_rng(0).integers(0, 65536, (40, 30, 3), np.uint16), "RGB")
-    restorer = Restorer(load_denoiser(weights=weights), CPU, "fp32", 1)
-    none, half, full = (restorer(picture, strength, quiet).pixels.astype(float) for strength in (0, 0.5, 1))
+    restorer = Restorer(load_denoiser(weights=weights), CPU, "fp32")
+    none, half, full = (restorer(picture, strength).picture.pixels.astype(float) for strength in (0, 0.5, 1))
     np.testing.assert_array_equal(none, picture.pixels)
     inside = (full > 0) & (full < 65535)
     np.testing.assert_allclose(half[inside], ((none + full) / 2)[inside], atol=1)
@@ -177,21 +173,21 @@ def test_tiles_are_what_the_network_says(weights: Path) -> None:
     """A picture of one tile, upright and lying, against the network called by hand."""
     denoiser = load_denoiser(weights=weights)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    result = Restorer(denoiser, CPU, "fp32", 1)(Picture(pixels, "RGB"), 1.0, quiet)
+    result = Restorer(denoiser, CPU, "fp32")(Picture(pixels, "RGB"), 1.0).picture
     x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     wanted = ((denoiser(x)[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255)
     np.testing.assert_array_equal(result.pixels, wanted.numpy())
     tall = np.concatenate([pixels, pixels[::-1]])
-    lying = Restorer(denoiser, CPU, "fp32", 1)(Picture(tall.transpose(1, 0, 2), "RGB"), 1.0, quiet)
+    lying = Restorer(denoiser, CPU, "fp32")(Picture(tall.transpose(1, 0, 2), "RGB"), 1.0).picture
     assert np.abs(lying.pixels.astype(int) - tall.transpose(1, 0, 2)).max() > 0
 
 
 def test_black_and_white_stored_as_colour_stays_so(weights: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (30, 40, 1), np.uint8)
-    restorer = Restorer(load_denoiser(weights=weights), CPU, "fp32", 1)
-    result = restorer(Picture(np.repeat(grey, 3, axis=2), "RGB"), 1.0, quiet).pixels
+    restorer = Restorer(load_denoiser(weights=weights), CPU, "fp32")
+    result = restorer(Picture(np.repeat(grey, 3, axis=2), "RGB"), 1.0).picture.pixels
     assert (result == result[..., :1]).all()
-    np.testing.assert_array_equal(result[..., :1], restorer(Picture(grey, "L"), 1.0, quiet).pixels)
+    np.testing.assert_array_equal(result[..., :1], restorer(Picture(grey, "L"), 1.0).picture.pixels)
 
 
 # -- the paper's noise, scores, sheets

@@ -1,0 +1,118 @@
+"""What is known of a picture beside its pixels: colour profile, EXIF, XMP, resolution. No torch here.
+
+Pixels are kept upright (picture.py), so that the orientation in EXIF and XMP is set to 1; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any, NamedTuple
+
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
+
+# EXIF of a TIFF lies among the tags that say how its pixels lie; these and the tables of EXIF and GPS go along.
+_XMP_TAG = 700
+_DESCRIBING_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+_TAG_TABLES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+
+
+class Metadata(NamedTuple):
+    """As in the file but for the orientation, which is 1; None where there was none.
+
+    Attributes:
+        icc: colour profile.
+        exif, xmp: without what a format puts before them.
+        dpi: pixels per inch across and down.
+    """
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+
+def read_metadata(image: Image.Image) -> Metadata:
+    """What Pillow has found in an image's file; all of it only once the image is loaded."""
+    xmp = image.info.get("xmp")
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+    if xmp:
+        xmp = re.sub(rb'(tiff:Orientation(?:="|>))[1-8]', rb"\g<1>1", xmp)
+    dpi = image.info.get("dpi")
+    if not (isinstance(dpi, tuple) and len(dpi) == 2 and all(float(x) > 0 for x in dpi)):
+        dpi = None
+    return Metadata(
+        image.info.get("icc_profile") or None,
+        _exif(image) or None,
+        xmp or None,
+        (float(dpi[0]), float(dpi[1])) if dpi else None,
+    )
+
+
+def _exif(image: Image.Image) -> bytes:
+    raw = image.info.get("exif")
+    if isinstance(raw, bytes) and image.format != "TIFF":
+        return _oriented_upright(raw.removeprefix(b"Exif\0\0"))
+    try:
+        found, kept = image.getexif(), Image.Exif()
+        for tag in _DESCRIBING_TAGS if image.format == "TIFF" else found:
+            if tag in found and tag != ExifTags.Base.Orientation:
+                kept[tag] = found[tag]
+        for table in _TAG_TABLES:
+            if entries := found.get_ifd(table):
+                kept.get_ifd(table).update(entries)
+        return kept.tobytes().removeprefix(b"Exif\0\0") if len(kept) or kept._ifds else b""
+    except Exception:  # damaged EXIF; the pixels are whole
+        return b""
+
+
+def _oriented_upright(raw: bytes) -> bytes:
+    """EXIF with its orientation set to 1 where it stands; every other byte, a maker's own among them, is kept."""
+    order = {b"II": "<", b"MM": ">"}.get(raw[:2])
+    if order is None or len(raw) < 8:
+        return b""
+    [first] = struct.unpack_from(f"{order}L", raw, 4)
+    if first + 2 > len(raw):
+        return b""
+    [count] = struct.unpack_from(f"{order}H", raw, first)
+    changed = bytearray(raw)
+    for at in range(first + 2, min(first + 2 + 12 * count, len(raw) - 11), 12):
+        if struct.unpack_from(f"{order}H", raw, at)[0] == ExifTags.Base.Orientation:
+            struct.pack_into(f"{order}H", changed, at + 8, 1)
+    return bytes(changed)
+
+
+def save_options(known: Metadata, kind: str) -> dict[str, Any]:
+    """Arguments of Image.save, as each of Pillow's writers wants them.
+
+    Args:
+        kind: PNG, TIFF, WEBP or JPEG.
+    """
+    options: dict[str, Any] = {}
+    if known.icc:
+        options["icc_profile"] = known.icc
+    if known.dpi and kind != "WEBP":
+        options["dpi"] = known.dpi
+    return options | _exif_and_xmp(known, kind)
+
+
+def _exif_and_xmp(known: Metadata, kind: str) -> dict[str, Any]:
+    exif, xmp = known.exif, known.xmp
+    if kind == "TIFF":  # both are tags of the file itself; Pillow's compressing writer loses tables of EXIF
+        tags = Image.Exif()
+        tags.load(exif or b"")
+        if xmp:
+            tags[_XMP_TAG] = xmp
+        return {"exif": tags, **({"compression": None} if exif else {})}
+    options: dict[str, Any] = {}
+    if exif:
+        options["exif"] = exif if kind == "PNG" else b"Exif\0\0" + exif
+    if xmp and kind == "PNG":
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+        options["pnginfo"] = text
+    elif xmp:
+        options["xmp"] = xmp
+    return options

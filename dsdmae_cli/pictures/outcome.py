@@ -1,0 +1,129 @@
+"""What became of pictures: records for scripts, lines for people, and the error to end with where some failed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsdmae_cli.artifacts.denoiser import Denoiser
+from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.pictures.paths import Failure
+from dsdmae_cli.pictures.picture import Picture
+from dsdmae_cli.pictures.quality import Likeness, compare
+
+
+class Scores(NamedTuple):
+    """A picture before and after, each against its original."""
+
+    noisy: Likeness
+    restored: Likeness
+
+    @classmethod
+    def of(cls, noisy: Picture, restored: Picture, original: Picture) -> Scores:
+        """Alpha is left out."""
+        reference = original.pixels[..., : original.num_colors]
+        before, after = (compare(p.pixels[..., : p.num_colors], reference) for p in (noisy, restored))
+        return cls(before, after)
+
+    def record(self) -> dict[str, float | None]:
+        """For JSON, which has no infinity: null where the pictures are equal."""
+        return {
+            f"{kind}_{name}": value if value is not None and math.isfinite(value) else None
+            for kind, likeness in self._asdict().items()
+            for name, value in likeness._asdict().items()
+        }
+
+
+@dataclass(frozen=True)
+class Done:
+    """A picture that was written.
+
+    Attributes:
+        output: its file; None = standard output.
+        frames: pictures in the source, of which the first was taken.
+        noise_level: σ that was found before, in units of 1/255.
+        strength: share of the network's correction that was taken, 0..1.
+        scores: None where there was nothing to compare with.
+        seconds: from reading to writing.
+    """
+
+    source: str
+    output: Path | None
+    width: int
+    height: int
+    mode: str
+    depth: int
+    frames: int
+    noise_level: float
+    strength: float
+    scores: Scores | None
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "source": self.source,
+            "output": str(self.output) if self.output else None,
+            "width": self.width,
+            "height": self.height,
+            "mode": self.mode,
+            "depth": self.depth,
+            "frames": self.frames,
+            "noise_level": round(self.noise_level, 2),
+            "strength": round(self.strength, 3),
+            **(self.scores.record() if self.scores else {}),
+            "seconds": round(self.seconds, 2),
+        }
+
+    def __str__(self) -> str:
+        depth = f" {self.depth}-bit" if self.depth != 8 else ""
+        words = [f"{self.width}x{self.height} {self.mode}{depth}", f"noise about {self.noise_level:.1f}/255"]
+        if self.strength < 0.995:
+            words.append(f"strength {self.strength:.2g}")
+        if self.scores:
+            words.append(f"{self.scores.noisy} -> {self.scores.restored}")
+        if self.frames > 1:
+            words.append(f"the first of {self.frames} pictures in the file")
+        return f"{self.output or 'standard output'}  {', '.join(words)}, {self.seconds:.1f} s"
+
+
+@dataclass
+class Outcome:
+    """What became of all pictures.
+
+    Attributes:
+        passes: shifted and turned passes that were averaged.
+        done: what was written.
+        failed: what was not, and why.
+        sheet: the file that has all of them beside their results, once it is written.
+        seconds: from opening the denoiser to the last file.
+    """
+
+    denoiser: Denoiser
+    passes: int
+    done: list[Done] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    sheet: Path | None = None
+    seconds: float = 0.0
+
+    def result(self) -> dict[str, Any]:
+        """What --json prints."""
+        return {
+            "weights": {"origin": self.denoiser.origin, "sha256": self.denoiser.sha256},
+            "passes": self.passes,
+            "pictures": [done.record() for done in self.done],
+            "failed": [asdict(failure) for failure in self.failed],
+            "sheet": str(self.sheet) if self.sheet else None,
+            "seconds": round(self.seconds, 2),
+        }
+
+    def failure(self) -> RunFailed | None:
+        """What to end with where something failed."""
+        if not self.failed:
+            return None
+        names = "; ".join(map(str, self.failed))
+        if not self.done:
+            return RunFailed(f"nothing was denoised: {names}")
+        return RunFailed(f"{len(self.failed)} of {len(self.failed) + len(self.done)} failed: {names}")
