@@ -1,6 +1,59 @@
 """dsdmae: pre-train vision backbones on your own images.
 
-The rooms of the house are described in docs/design/architecture.md.
+    import dsdmae_cli as dsdmae
+
+gives `pretrain`, `finetune`, `probe`, `embed`, `denoise` and `load_encoder` (dsdmae_cli.api, docs/python.md) and the
+errors that they raise; each is imported when it is first asked for. The rooms of the house are described in
+docs/design/architecture.md.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dsdmae_cli.api import DsdmaeWarning, denoise, embed, finetune, load_encoder, pretrain, probe
+    from dsdmae_cli.errors import (
+        CheckpointError,
+        DataError,
+        DsdmaeError,
+        PluginError,
+        RunFailed,
+        RunInterrupted,
+        SettingsError,
+    )
+
+_FROM = {
+    **dict.fromkeys(("DsdmaeWarning", "denoise", "embed", "finetune", "load_encoder", "pretrain", "probe"), "api"),
+    **dict.fromkeys(
+        ("CheckpointError", "DataError", "DsdmaeError", "PluginError", "RunFailed", "RunInterrupted", "SettingsError"),
+        "errors",
+    ),
+}
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DsdmaeError",
+    "DsdmaeWarning",
+    "PluginError",
+    "RunFailed",
+    "RunInterrupted",
+    "SettingsError",
+    "denoise",
+    "embed",
+    "finetune",
+    "load_encoder",
+    "pretrain",
+    "probe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"dsdmae_cli.{_FROM[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -11,8 +11,9 @@ import typer
 from typer.core import TyperCommand
 
 from dsdmae_cli.cli import completion
-from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.flags import flags_of
+from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError, nearest
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import typer
 
 from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.group import Group
-from dsdmae_cli.cli.options import Debug, Given, takes
+from dsdmae_cli.cli.options import Debug, takes
+from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError, nearest
 
 app = typer.Typer(cls=Group, help="Show, check and explain settings.", no_args_is_help=True, add_completion=False)

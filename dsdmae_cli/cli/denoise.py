@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from dsdmae_cli.cli import completion
-from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.flags import NETWORK
+from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError
 
 _RESULT, _COMPARE = "Result", "Noise and comparison"

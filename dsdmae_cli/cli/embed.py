@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from dsdmae_cli.cli.export import Subject
-from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.cli.options import takes
+from dsdmae_cli.config.given import Given
 
 _RESULT = "Result"
 
@@ -65,7 +66,6 @@ def command(
 
     request = Request(
         subject,
-        out,
         given.flags,
         given.assignments,
         split,
@@ -74,8 +74,6 @@ def command(
         where.device,
         where.precision,
         not no_cache,
-        force,
-        as_json,
     )
-    said = embed(request)
+    said = embed(request, out, force=force, as_json=as_json)
     print_result(said, as_json=as_json, text=summary(said))

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from dsdmae_cli.cli import completion
-from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.cli.options import takes
+from dsdmae_cli.config.given import Given
 
 _CARD = "Model card"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.cli.options import takes
+from dsdmae_cli.config.given import Given
 
 
 @takes("finetune")
@@ -16,9 +17,9 @@ def command(given: Given) -> None:
     Dataset and backbone are those of RUN unless you name others. The result is the last epoch, or with
     --set finetune.select=best the best on a held-out share of the training images; never the best on the test set.
     """
-    from dsdmae_cli.cli.gather import judging
     from dsdmae_cli.config.resolve import resolve
     from dsdmae_cli.config.schema import FINETUNE
+    from dsdmae_cli.recipes.gather import judging
 
     loaded = judging(given, FINETUNE, "finetune")
 

@@ -7,8 +7,8 @@ command all of both that are its own: Typer reads them off the signature, the fu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,44 +16,8 @@ import typer
 
 from dsdmae_cli.cli import completion
 from dsdmae_cli.config.flags import DEFAULT_PRESETS, RUN, SOURCES, Flag, flags_of
+from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.help import help_of
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a person gave on the command line of a command that takes settings.
-
-    Attributes:
-        flags: {"train.epochs": "5"}, of the flags that were given.
-        subject: what is judged.
-        preset: names of presets.
-        config: a TOML file.
-        assignments: the texts of --set.
-        like: whose data and backbone to take for scratch.
-        out: the run's directory.
-        resume: go on with the run there.
-        dry_run: say what would be.
-        json: for scripts.
-        debug: show the traceback of an error; __main__ sees to it.
-    """
-
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    subject: str | None = None
-    preset: tuple[str, ...] | None = None
-    config: Path | None = None
-    assignments: tuple[str, ...] | None = None
-    like: str | None = None
-    out: Path | None = None
-    resume: bool = False
-    dry_run: bool = False
-    json: bool = False
-    debug: bool = False
-
-    @property
-    def any_setting(self) -> bool:
-        """Whether anything was said about settings."""
-        places = (self.subject, self.preset, self.config, self.assignments, self.like)
-        return bool(self.flags) or any(place is not None for place in places)
 
 
 @dataclass(frozen=True)

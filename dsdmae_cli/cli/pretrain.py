@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.cli.options import takes
+from dsdmae_cli.config.given import Given
 
 if TYPE_CHECKING:
     from dsdmae_cli.config.schema import Loaded
@@ -20,7 +21,7 @@ def command(given: Given) -> None:
     Values come from defaults, then --preset, --config, environment variables (DSDMAE_TRAIN_EPOCHS=5), flags and --set;
     the later wins. Ctrl-C saves and stops (exit code 130); --resume --out DIR goes on.
     """
-    from dsdmae_cli.cli.gather import pretraining
+    from dsdmae_cli.recipes.gather import pretraining
 
     carry_out(given, pretraining(given))
 

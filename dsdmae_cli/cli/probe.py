@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.cli.options import takes
+from dsdmae_cli.config.given import Given
 
 
 @takes("probe")
@@ -17,9 +18,9 @@ def command(given: Given) -> None:
 
     What there is to choose (rates, k, C) is chosen on held-out training images, never on the test set.
     """
-    from dsdmae_cli.cli.gather import judging
     from dsdmae_cli.config.resolve import resolve
     from dsdmae_cli.config.schema import PROBE
+    from dsdmae_cli.recipes.gather import judging
 
     loaded = judging(given, PROBE, "probe")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.cli.options import takes
 from dsdmae_cli.cli.pretrain import carry_out
+from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError
 
 _METHOD = "tokenizer"
@@ -19,8 +20,8 @@ def command(given: Given) -> None:
     Settings are gathered as for `dsdmae pretrain`; the preset is tokenizer, or tokenizer-quick where no dataset is
     named.
     """
-    from dsdmae_cli.cli.gather import pretraining
     from dsdmae_cli.config.schema import TOKENIZER
+    from dsdmae_cli.recipes.gather import pretraining
     from dsdmae_cli.runs.rundir import RunDir
 
     if given.resume and given.out is not None:

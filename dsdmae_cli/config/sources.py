@@ -133,7 +133,7 @@ def _flag_layer(flags: Mapping[str, Any], names: Mapping[str, str]) -> Layer:
             continue
         section, _, key = dotted.partition(".")
         values.setdefault(section, {})[key] = Word(value) if isinstance(value, str) else value
-        origin[dotted] = names[dotted]
+        origin[dotted] = names.get(dotted, "the call")  # from Python any setting may be named
     return Layer(values, origin)
 
 

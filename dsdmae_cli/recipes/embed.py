@@ -35,18 +35,15 @@ class Request:
 
     Attributes:
         subject: see artifacts/subject.py.
-        out: the .npz or .parquet file to write.
         flags, assignments: settings of data and backbone, as given; without a dataset, a run's own is taken.
         split: "all" = train, then test.
         pool: see evaluation.features.
         image_size: side of the images the encoder sees; None = that of its training.
         device, precision: as train.device and train.precision.
         cache: keep the features in the user's cache, and look for them there.
-        force: replace what is at `out`.
     """
 
     subject: str
-    out: Path
     flags: Mapping[str, Any]
     assignments: Sequence[str] | None = None
     split: Split = "train"
@@ -55,25 +52,64 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     cache: bool = True
-    force: bool = False
-    as_json: bool = False
 
 
-def embed(request: Request) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Computed:
+    """Features, and what is said of them.
+
+    Attributes:
+        about: what the numbers are, kept in a file beside them.
+        unreadable: reasons by the names of images that could not be read.
+    """
+
+    embedding: Embedding
+    about: dict[str, Any]
+    unreadable: dict[str, str]
+
+
+def embed(request: Request, out: Path, *, force: bool = False, as_json: bool = False) -> dict[str, Any]:
     """Compute and write features; what was written, as --json prints it.
 
+    Args:
+        out: the .npz or .parquet file to write.
+        force: replace what is there.
+
     Raises:
-        SettingsError: the path is taken or its ending unknown, the encoder has no such pooling, no dataset is named.
-        CheckpointError, PluginError: see open_encoder.
-        DataError: the dataset is not there, or too many images cannot be read.
+        SettingsError: the path is taken or its ending unknown; and see compute.
         RunFailed: the file cannot be written.
     """
-    write = writer(request.out)
-    if request.out.is_dir():
-        raise SettingsError(f"--out {request.out} is a folder; name a file in it")
-    if request.out.exists() and not request.force:
-        raise SettingsError(f"--out {request.out} exists; choose another path, or replace it with --force")
-    report = make_report(as_json=request.as_json, main_process=True)
+    write = writer(out)
+    if out.is_dir():
+        raise SettingsError(f"--out {out} is a folder; name a file in it")
+    if out.exists() and not force:
+        raise SettingsError(f"--out {out} exists; choose another path, or replace it with --force")
+    found = compute(request, make_report(as_json=as_json, main_process=True))
+    with files.explained(out, _ADVICE):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with files.aside(out, _ADVICE) as partial:
+        write(partial, found.embedding, found.about)
+    whole = found.embedding
+    return {
+        "path": str(out),
+        "images": len(whole.names),
+        "features": whole.features.shape[1],
+        "labelled": int((whole.labels >= 0).sum()) if whole.labels is not None else 0,
+        "classes": len(whole.classes) if whole.classes else None,
+        "unreadable_images": len(found.unreadable),
+        "unreadable": found.unreadable,
+        **found.about,
+    }
+
+
+def compute(request: Request, report: Report) -> Computed:
+    """Features of the images that are asked for.
+
+    Raises:
+        SettingsError: the encoder has no such pooling, no dataset is named.
+        CheckpointError, PluginError: see open_encoder.
+        DataError: the dataset is not there, or too many images cannot be read.
+    """
     subject = parse(request.subject)
     data, backbone = _data(request, subject)
     opened = open_encoder(subject, data, backbone=backbone, image_size=request.image_size, seed=0)
@@ -82,7 +118,8 @@ def embed(request: Request) -> dict[str, Any]:
     precision = choose_precision(request.precision, device)
     for note in [*passed_over(), *opened.notes]:
         report.note(note)
-    parts, unreadable = [], {}
+    parts: list[Embedding] = []
+    unreadable: dict[str, str] = {}
     opened.encoder.to(device)
     for split in ("train", "test") if request.split == "all" else (request.split,):
         dataset = open_dataset(data, split)
@@ -97,22 +134,7 @@ def embed(request: Request) -> dict[str, Any]:
             report.warn(f"skipped an unreadable image: {line}")
         unreadable.update(skipped.reasons)
         parts.append(_part(found.features, request.pool, dataset, kept, split))
-    whole = joined(parts)
-    about = _about(request, opened, data, precision, str(device))
-    with files.explained(request.out, _ADVICE):
-        request.out.parent.mkdir(parents=True, exist_ok=True)
-    with files.aside(request.out, _ADVICE) as partial:
-        write(partial, whole, about)
-    return {
-        "path": str(request.out),
-        "images": len(whole.names),
-        "features": whole.features.shape[1],
-        "labelled": int((whole.labels >= 0).sum()) if whole.labels is not None else 0,
-        "classes": len(whole.classes) if whole.classes else None,
-        "unreadable_images": len(unreadable),
-        "unreadable": unreadable,
-        **about,
-    }
+    return Computed(joined(parts), _about(request, opened, data, precision, str(device)), unreadable)
 
 
 def _data(request: Request, subject: Subject) -> tuple[DataSettings, BackboneSettings | None]:

@@ -50,7 +50,9 @@ class Subject:
     began: float = field(default_factory=time.monotonic)
 
 
-def probe(loaded: Loaded[ProbeSettings], *, out: Path | None, as_json: bool) -> dict[str, Any]:
+def probe(
+    loaded: Loaded[ProbeSettings], *, out: Path | None, as_json: bool = False, report: Report | None = None
+) -> dict[str, Any]:
     """Judge a frozen encoder and leave result.json and figures.
 
     Args:
@@ -59,7 +61,7 @@ def probe(loaded: Loaded[ProbeSettings], *, out: Path | None, as_json: bool) -> 
     Returns:
         What result.json holds.
     """
-    report = make_report(as_json=as_json, main_process=True)
+    report = report or make_report(as_json=as_json, main_process=True)
     settings = resolve(loaded.settings)
     path = out or default_path(datetime.now(), f"probe-{settings.probe.kind}", settings.backbone.name, settings.data)
     run = RunDir(path)

@@ -12,10 +12,11 @@ import pytest
 from helpers import start
 
 from dsdmae_cli.cli import COMMANDS, load
-from dsdmae_cli.cli.options import Given, takes
+from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config import help as help_module
 from dsdmae_cli.config.describe import key_of
 from dsdmae_cli.config.flags import FLAGS, Flag, flags_of
+from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.help import all_made
 from dsdmae_cli.config.presets import preset_names
 from dsdmae_cli.config.schema import SCHEMAS, section_class

@@ -30,7 +30,7 @@ def digits(encoder_run: Path) -> Path:
 
 def embedded(encoder_run: Path, out: Path, dataset: str | None = None, **more: Any) -> dict[str, np.ndarray]:
     flags = {"data.dataset": dataset}
-    embed(Request(str(encoder_run), out, flags, precision="fp32", device="cpu", as_json=True, **more))
+    embed(Request(str(encoder_run), flags, precision="fp32", device="cpu", **more), out, as_json=True)
     with np.load(out) as file:
         return dict(file)
 
@@ -65,7 +65,7 @@ def test_parquet_holds_the_same(encoder_run: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(embedding_module, "_ROW_GROUP", 5)  # the last group is a short one
     expected = embedded(encoder_run, tmp_path / "f.npz", split="all")
-    embed(Request(str(encoder_run), tmp_path / "f.parquet", {}, split="all", precision="fp32", device="cpu"))
+    embed(Request(str(encoder_run), {}, split="all", precision="fp32", device="cpu"), tmp_path / "f.parquet")
     table = pq.read_table(tmp_path / "f.parquet")
     assert table.column_names == ["name", "split", "label", "class", "features"]
     assert table["name"].to_pylist() == expected["names"].tolist()
@@ -82,7 +82,7 @@ def test_photographs_without_labels(encoder_run: Path, photos_folder: Path, tmp_
     assert found.keys() == {"features", "names", "split", "about"}
     assert found["features"].shape == (8, 32)
     flags = {"data.dataset": f"folder:{photos_folder}"}
-    embed(Request(str(encoder_run), tmp_path / "f.parquet", flags, split="test", device="cpu"))
+    embed(Request(str(encoder_run), flags, split="test", device="cpu"), tmp_path / "f.parquet")
     assert pq.read_table(tmp_path / "f.parquet").column_names == ["name", "split", "features"]
 
 

@@ -1,4 +1,4 @@
-"""From what was given on a command line to settings: one way for the commands that train, one for those that judge."""
+"""From what was given to settings: one way for the commands that train, one for those that judge."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.artifacts.subject import taken_over
-from dsdmae_cli.cli.options import Given
+from dsdmae_cli.artifacts.subject import allowed, taken_over
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.schema import PRETRAIN, Loaded, Schema
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.rundir import RunDir
@@ -38,7 +38,7 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
     """
     before = resumed(given)
     base = (tables(RunDir(before).settings().settings), "the run") if before else None
-    flags, origins = dict(given.flags), {}
+    flags, origins = dict(given.flags), dict(given.origins)
     if method is not None:
         flags["method.name"], origins["method.name"] = method, f"dsdmae {schema.command}"
     return compose(
@@ -57,14 +57,11 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     if before is not None:
         return _judging_on(given, schema, section, before)
     if given.subject is None:
-        raise SettingsError(
-            "say what to judge: a run's directory, an encoder's .safetensors file, timm:NAME, or scratch"
-        )
-    if given.like is not None and given.subject not in ("scratch", "pixels"):
-        raise SettingsError(f"--like is for scratch and pixels, which have no data of their own; {given.subject} has")
+        raise SettingsError(f"say what to judge: {allowed()}")
     values, origin = taken_over(given.subject, given.like)
     return compose(
-        schema, preset=given.preset, config=given.config, flags=given.flags, assignments=given.assignments,
+        schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
+        assignments=given.assignments,
         base=({**values, section: {"start": given.subject}}, origin),
     )  # fmt: skip
 
@@ -77,6 +74,7 @@ def _judging_on(given: Given, schema: Schema[Any], section: str, run: Path) -> L
     start = (f"{section}.start={given.subject}",) if given.subject is not None else ()
     given = replace(given, assignments=(*start, *(given.assignments or ())))
     return compose(
-        schema, preset=given.preset, config=given.config, flags=given.flags, assignments=given.assignments,
+        schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
+        assignments=given.assignments,
         base=(before, "the run"), use_default_preset=False,
     )  # fmt: skip

@@ -1,0 +1,362 @@
+"""dsdmae from Python: what the commands do, as functions that return results and raise dsdmae's errors.
+
+`import dsdmae_cli as dsdmae` has all of them; docs/python.md shows them. Nothing heavy is loaded before one is called.
+None of them ends the process, prints (warnings go through `warnings`, progress to stderr where it is asked for), or
+leaves the random states of Python, NumPy and torch other than they were.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from dsdmae_cli import plugins
+from dsdmae_cli.config.flags import flags_of
+from dsdmae_cli.config.given import Given
+from dsdmae_cli.data.once import opened_once
+from dsdmae_cli.errors import SettingsError, nearest
+from dsdmae_cli.report import PlainReport, Report
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from dsdmae_cli.artifacts.embedding import Embedding
+    from dsdmae_cli.backbone import Backbone
+    from dsdmae_cli.config.schema import Schema
+
+    Pixels = TypeVar("Pixels", NDArray[np.uint8], NDArray[np.uint16])
+
+Presets = str | Sequence[str] | None
+
+
+class DsdmaeWarning(UserWarning):
+    """What the command line says as a warning."""
+
+
+class _Quiet(Report):
+    """No progress."""
+
+    def warn(self, text: str) -> None:
+        warnings.warn(text, DsdmaeWarning, stacklevel=2)
+
+
+class _Telling(PlainReport):
+    """Lines on stderr, as a log file gets them."""
+
+    def warn(self, text: str) -> None:
+        warnings.warn(text, DsdmaeWarning, stacklevel=2)
+
+
+def pretrain(
+    data: str | Path | None = None,
+    *,
+    method: str | Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    preset: Presets = None,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Pre-train a backbone on images, without labels.
+
+    Args:
+        data: a folder or archive of images, or a dataset's name; None = the preset's.
+        method: name of the method, or its table of settings ({"name": "mae", "mask_ratio": 0.6}).
+        out: the run's directory, new or empty; None = one of its own under the user's data directory.
+        resume: go on with the run in `out`, by its own settings.
+        preset: packaged settings to start from, one or several.
+        progress: lines on stderr.
+        settings: named as the flags are (epochs, batch_size, lambda_), or a section's table (optim={"min_lr": 1e-6}).
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        SettingsError, PluginError, DataError, CheckpointError, RunFailed: as the command line says them.
+        RunInterrupted: Ctrl-C in the main thread; the run is saved.
+    """
+    from dsdmae_cli.config.schema import PRETRAIN
+    from dsdmae_cli.recipes.gather import pretraining
+    from dsdmae_cli.recipes.pretrain import pretrain as run
+
+    with opened_once():
+        given = _given("pretrain", PRETRAIN, {**_named(data), **_but_none(method=method), **settings},
+                       out=_path(out), resume=resume, preset=_presets(preset))  # fmt: skip
+        loaded = pretraining(given)
+        return run(loaded, out=given.out, resume=resume, overridden=given.any_setting, report=_report(progress))
+
+
+def finetune(
+    subject: str | Path = "scratch",
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    like: str | Path | None = None,
+    resume: bool = False,
+    preset: Presets = None,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train a whole network on labels and judge it on the test images.
+
+    Args:
+        subject: where its weights start: a run, a weights file, "timm:NAME" or "scratch".
+        data: as in pretrain; None = what the subject learned from.
+        like: for "scratch": another subject, whose data and backbone are meant.
+        out, resume, preset, progress, settings: as in pretrain.
+
+    Returns:
+        What result.json holds: top1, top1_interval, classifier, ...
+
+    Raises:
+        As pretrain.
+    """
+    from dsdmae_cli.config.schema import FINETUNE
+    from dsdmae_cli.recipes.finetune import finetune as run
+    from dsdmae_cli.recipes.gather import judging
+
+    with opened_once():
+        given = _given("finetune", FINETUNE, {**_named(data), **settings}, subject=str(subject), like=_text(like),
+                       out=_path(out), resume=resume, preset=_presets(preset))  # fmt: skip
+        loaded = judging(given, FINETUNE, "finetune")
+        return run(loaded, out=given.out, resume=resume, overridden=given.any_setting, report=_report(progress))
+
+
+def probe(
+    subject: str | Path,
+    *,
+    kind: str | None = None,
+    data: str | Path | None = None,
+    like: str | Path | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Judge a frozen backbone.
+
+    Args:
+        subject: a run, a weights file, "timm:NAME", "scratch" or "pixels".
+        kind: "linear" (default), "knn", "logistic", "attentive", or any installed probe.
+        data, like, out, progress, settings: as in finetune.
+
+    Returns:
+        What result.json holds: top1, top1_interval, chosen, protocol, ...
+
+    Raises:
+        As pretrain.
+    """
+    from dsdmae_cli.config.schema import PROBE
+    from dsdmae_cli.recipes.gather import judging
+    from dsdmae_cli.recipes.probe import probe as run
+    from dsdmae_cli.runtime import undisturbed
+
+    with opened_once(), undisturbed():
+        given = _given("probe", PROBE, {**_named(data), **_but_none(kind=kind), **settings}, subject=str(subject),
+                       like=_text(like), out=_path(out))  # fmt: skip
+        return run(judging(given, PROBE, "probe"), out=given.out, report=_report(progress))
+
+
+def embed(
+    subject: str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str = "train",
+    pool: str = "mean",
+    image_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    cache: bool = True,
+    progress: bool = False,
+    **settings: Any,
+) -> Embedding:
+    """Features of every image of a dataset, in its order, with names and labels.
+
+    Args:
+        subject: a run, a weights file or "timm:NAME".
+        data: as in pretrain; None = what the subject learned from.
+        split: "train", "test", "labelled" or "all" (train, then test).
+        pool: of the patch tokens "mean" or "max", the class token "cls", or "mean+cls".
+        image_size: side of the images that the encoder sees; None = that of its training.
+        device, precision: as train.device and train.precision.
+        cache: keep the features in the user's cache, and look for them there.
+        settings: of [data] and [backbone], as in pretrain.
+
+    Returns:
+        `features` float32 [n, width], `names`, `splits`, `labels` (-1 = none) and `classes`.
+
+    Raises:
+        As pretrain.
+    """
+    from dsdmae_cli.config.use import USE
+    from dsdmae_cli.recipes.embed import Request, compute
+    from dsdmae_cli.runtime import undisturbed
+
+    with opened_once(), undisturbed():
+        given = _given("embed", USE, {**_named(data), **settings})
+        request = Request(
+            subject=str(subject), flags=given.flags, split=split, pool=pool, image_size=image_size,  # type: ignore[arg-type]
+            device=device, precision=precision, cache=cache,
+        )  # fmt: skip
+        return compute(request, _report(progress)).embedding
+
+
+@overload
+def denoise(picture: Pixels, *, strength: float | None = ..., passes: int = ..., run: str | Path | None = ...,
+            weights: str | Path | None = ..., device: str = ..., precision: str = ...) -> Pixels: ...  # fmt: skip
+@overload
+def denoise(picture: Image.Image | str | Path, *, strength: float | None = ..., passes: int = ...,
+            run: str | Path | None = ..., weights: str | Path | None = ..., device: str = ...,
+            precision: str = ...) -> Image.Image: ...  # fmt: skip
+def denoise(
+    picture: Any,
+    *,
+    strength: float | None = None,
+    passes: int = 1,
+    run: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Any:
+    """A picture without its noise.
+
+    Args:
+        picture: an array, uint8 or uint16, [height, width] or [height, width, channels] with 1 to 4 channels; a PIL
+            image; or a file's path.
+        strength: share of the correction to take, 0 to 1; None = all of it, less where next to no noise is found.
+        passes: shifted, mirrored and turned passes to average: better, in as many times the time.
+        run, weights: denoise with what a run has learned, or with a file of `dsdmae export --to denoiser`; both None =
+            the weights that ship with dsdmae.
+        device, precision: as train.device and train.precision.
+
+    Returns:
+        An array for an array, of its type and shape; else a PIL image.
+
+    Raises:
+        DataError: the picture cannot be read, or is no picture.
+        SettingsError, CheckpointError: there is no such denoiser or device, or `strength` is no share.
+    """
+    import numpy as np
+
+    from dsdmae_cli.data.decode import Refused
+    from dsdmae_cli.errors import DataError
+    from dsdmae_cli.pictures.picture import Picture, read, to_image
+    from dsdmae_cli.pictures.restore import open_restorer
+    from dsdmae_cli.runtime import undisturbed
+
+    if strength is not None and not 0 <= strength <= 1:
+        raise SettingsError(f"strength = {strength!r} is not allowed; it takes a number from 0 to 1, or None")
+    if passes < 1:
+        raise SettingsError(f"passes = {passes!r} is not allowed; it takes a whole number from 1 up")
+    if run is not None and weights is not None:
+        raise SettingsError("run and weights both name a network; give one")
+    try:
+        given = read(Path(picture), str(picture)) if isinstance(picture, str | Path) else Picture.of(picture)
+    except Refused as error:
+        raise DataError(str(error)) from error
+    with undisturbed():
+        restorer = open_restorer(_path(run), _path(weights), device=device, precision=precision, passes=passes)
+        restored = restorer(given, strength).picture
+    if isinstance(picture, np.ndarray):
+        return restored.pixels.reshape(picture.shape)
+    return to_image(restored)
+
+
+def load_encoder(
+    subject: str | Path,
+    *,
+    image_size: int | None = None,
+    backbone: str | Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """A backbone as a torch module: on the CPU, in eval mode, for images [b, 3, s, s] in [-1, 1].
+
+    Args:
+        subject: a run, a weights file, "timm:NAME", or "scratch".
+        image_size: side of the images that it shall take; None = that of its training.
+        backbone: architecture of weights that do not name theirs, and of "scratch": its name or its table of settings.
+        seed: of weights that are drawn.
+
+    Returns:
+        `encoder(images)` gives [b, tokens, width]; `encoder.forward_tokens(images)` the class token beside them.
+
+    Raises:
+        CheckpointError, SettingsError, PluginError: there is no such thing, or it does not fit.
+    """
+    from dsdmae_cli.artifacts.open import open_encoder
+    from dsdmae_cli.config.use import USE, given
+    from dsdmae_cli.runtime import undisturbed
+
+    with undisturbed():
+        flags = _given("export", USE, _but_none(backbone=backbone)).flags
+        opened = open_encoder(str(subject), None, backbone=given(flags, None)[1], image_size=image_size, seed=seed)
+    for note in opened.notes:
+        warnings.warn(note, DsdmaeWarning, stacklevel=2)
+    return opened.encoder.eval()
+
+
+def _given(command: str, schema: Schema[Any], settings: Mapping[str, Any], **places: Any) -> Given:
+    """What keyword arguments say of settings, under the settings' names.
+
+    Raises:
+        SettingsError: there is no such argument.
+    """
+    names = {flag.word.replace("-", "_"): flag.setting for flag in flags_of(command)}
+    names = {("lambda_" if name == "lambda" else name): setting for name, setting in names.items()}
+    flags: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and name in schema.sections:
+            said = {f"{name}.{key}": _plain(item) for key, item in value.items()}
+        elif name in names:
+            said = {} if value is None else {names[name]: _plain(value)}
+        else:
+            known = [*names, *schema.sections]
+            raise SettingsError(
+                f"{command} has no argument {name!r}{nearest(name, known)}; settings are {', '.join(names)}, or the"
+                f" tables of {', '.join(schema.sections)}, as optim={{'weight_decay': 0.1}}"
+            )
+        flags |= said
+        origins |= dict.fromkeys(said, f"argument {name}")
+    return Given(flags=flags, origins=origins, **places)
+
+
+def _plain(value: Any) -> Any:
+    """As a TOML file would have it."""
+    if value is None:
+        return "none"
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _named(data: str | Path | None) -> dict[str, Any]:
+    """A dataset by its name; what is a path and no installed dataset is a folder."""
+    if data is None:
+        return {}
+    text = str(data)
+    known = not isinstance(data, Path) and text.partition(":")[0] in plugins.names("dataset")
+    return {"dataset": text if known else f"folder:{text}"}
+
+
+def _but_none(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _text(value: str | Path | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _presets(preset: Presets) -> tuple[str, ...] | None:
+    return None if preset is None else (preset,) if isinstance(preset, str) else tuple(preset)
+
+
+def _report(progress: bool) -> Report:
+    return _Telling() if progress else _Quiet()
