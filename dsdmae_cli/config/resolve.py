@@ -146,7 +146,7 @@ def _check_together(settings: Any) -> None:
 
 
 def _others(needs: str, can: str) -> str:
-    """Which installed backbones and methods go with any of the other kind, by the names of what a spec says."""
+    """What goes together instead: backbones whose spec has `can`, or methods whose spec has not `needs`."""
 
     def names(kind: plugins.Kind, word: str, wanted: bool) -> str:
         found = [p for p in plugins.discover(kind) if isinstance(p, plugins.Plugin)]
