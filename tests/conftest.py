@@ -71,7 +71,7 @@ def unchecked_shapes() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of cifar10.tar.xz and photos.tar. Where none is named its tests are skipped; a named one must be whole."""
+    """The folder of ARCHIVES. Where none is named its tests are skipped; one that is named must be whole."""
     if TEST_DATA not in os.environ:
         pytest.skip(f"{TEST_DATA} is not set to the folder of {' and '.join(ARCHIVES)}")
     folder = Path(os.environ[TEST_DATA])
