@@ -13,7 +13,7 @@ from PIL import Image
 from dsdmae_cli.__main__ import _run
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 # Installs, downloads or starts other programs; .ci/run and the tests of those parts run them.
 _ELSEWHERE = ("pip ", "pipx ", "uv ", "torchrun ", "python ", "pytest", "cd ", "export ", "tar ", "git ")
 
