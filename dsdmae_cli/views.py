@@ -98,7 +98,7 @@ def draw_jitter(
 def color_jitter(images: Float[Tensor, "b 3 h w"], jitter: Jitter) -> Float[Tensor, "b 3 h w"]:
     """Brightness, contrast, saturation and hue, each image in its own order; pixels in [0, 1].
 
-    Hue, the dear one, is turned once for the batch: what an image wants before it comes before, the rest after. A
+    Hue, the costly one, is turned once for the batch: what an image wants before it comes before, the rest after. A
     change whose turn it is not has the factor 1, which leaves every bit.
     """
     place = jitter.order.argsort(dim=1)  # of each change in the order

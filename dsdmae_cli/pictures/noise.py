@@ -3,7 +3,7 @@
 Noise is loudest, next to what is depicted, in the diagonal detail of the finest Haar wavelet; Donoho & Johnstone (1994,
 "Ideal spatial adaptation by wavelet shrinkage") take the median of its magnitudes over the picture. Half of a
 photograph may be texture, though. So the picture is cut into blocks (Olsen 1993, "Estimation of noise in images: an
-evaluation"), and the calmest tenth of them decides; on 40 clean photographs that halves the level which texture feigns.
+evaluation"), and the calmest tenth of them decides; on 40 clean photographs that halves the level that texture mimics.
 """
 
 from __future__ import annotations

@@ -147,8 +147,7 @@ def test_noisy_photographs_get_nearly_all_of_the_correction(denoiser: Denoiser, 
         gains.append(compare(found.picture.pixels, clean).psnr - compare(given, clean).psnr)
         whole = compare(restorer(Picture.of(given), 1.0).picture.pixels, clean).psnr
         assert compare(found.picture.pixels, clean).psnr == pytest.approx(whole, abs=0.1)
-    print(gains)
-    assert 7 < np.mean(gains) < 12
+    assert 9 < np.mean(gains) < 11
     assert min(gains) > 4
 
 

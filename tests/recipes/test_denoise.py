@@ -26,6 +26,7 @@ from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.pictures import picture as pictures
+from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import compare
 from dsdmae_cli.pictures.restore import Corruption, Restorer, corrupted
@@ -108,6 +109,16 @@ def test_out_names_a_file_and_its_format(run: Run, photo: Image.Image, tmp_path:
     for name in ("b.tif", "b.webp", "b.jpg"):
         assert run(tmp_path / "a.png", "--out", tmp_path / name)[0] == 0
         assert look(tmp_path / name).size == (50, 37)
+
+
+def test_the_strength_follows_the_noise_that_is_found(run: Run, photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "a.png")
+    [record] = json.loads(run(tmp_path / "a.png", "--json")[1])["pictures"]
+    level = noise_level(np.asarray(photo))
+    assert record["noise_level"] == pytest.approx(level, abs=0.01)
+    assert record["strength"] == pytest.approx(level**2 / (level**2 + 2.5**2), abs=0.001)
+    [record] = json.loads(run(tmp_path / "a.png", "--json", "--force", "--strength", "0.25")[1])["pictures"]
+    assert record["strength"] == 0.25
 
 
 def test_standard_input_and_output(weights: Path, photo: Image.Image, tmp_path: Path) -> None:
@@ -212,6 +223,7 @@ def test_triptych(run: Run, photo: Image.Image, tmp_path: Path) -> None:
     [record] = json.loads(out)["pictures"]
     assert code == 0
     assert record["output"] == str(tmp_path / "a.triptych.png")
+    assert record["strength"] == 1  # the noise is there, whatever the estimate says
     clean = pictures.read(tmp_path / "a.png", "a")
     wanted = compare(corrupted(clean, Corruption(0.9, 0.3, 7), (4, 4)).pixels, clean.pixels)
     assert record["noisy_psnr"] == pytest.approx(wanted.psnr)
