@@ -246,7 +246,7 @@ class Results:
         beyond = [describe(s.point) for s in self.settings if (s.gflop_to_budget or 0) > FAR_BEYOND]
         if beyond:
             text += f" Not at equal compute, since a single epoch takes more: {', '.join(beyond)}."
-        return f"{text} Neither the metric nor a tokenizer that a method needs trained beforehand is in it."
+        return f"{text} Neither the metric nor what a method needs trained beforehand is in it."
 
     def base_toml(self) -> str:
         """The settings that all trials share."""

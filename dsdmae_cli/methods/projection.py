@@ -86,6 +86,6 @@ def synchronized(module: Any) -> Any:
     if not torch.cuda.is_available():
         raise SettingsError(
             "this method compares the images of a batch, and the backbone's batch norms can take it as a whole over"
-            " several processes on GPUs only; use one process, or a backbone without batch norm (vit-*)"
+            " several processes on GPUs only; use one process, or a backbone without batch norm, such as a plain ViT"
         )
     return convert_sync_batchnorm(module)  # timm's: torch's own would drop the activations in timm's norms

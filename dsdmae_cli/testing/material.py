@@ -29,7 +29,7 @@ _SMALL = (
 )
 _NETWORK = {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
 # For the methods that have them.
-_PARTS = {"decoder_depth": 1, "regressor_depth": 1, "hidden_dim": 24, "out_dim": 12, "tokenizer_epochs": 1}
+_PARTS = {"decoder_depth": 1, "regressor_depth": 1, "hidden_dim": 24, "out_dim": 12}
 
 
 def small(*more: str, method: str | None = None, backbone: str | None = None) -> Loaded[Settings]:
@@ -38,7 +38,10 @@ def small(*more: str, method: str | None = None, backbone: str | None = None) ->
 
     given = ["data.dataset=digits", *_SMALL]
     if method is not None:
-        has = plugins.find("method", method).spec.settings.model_fields
+        spec = plugins.find("method", method).spec
+        has = spec.settings.model_fields
+        if spec.requires is not None:
+            given.append(f"method.{spec.requires.epochs}=1")
         given += [f"method.name={method}", *(f"method.{k}={v}" for k, v in _PARTS.items() if k in has)]
     if backbone is not None:
         given.append(f"backbone.name={backbone}")
