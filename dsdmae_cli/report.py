@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def words(record: dict[str, Any]) -> str:
+def figures_line(record: dict[str, Any]) -> str:
     """A record of metrics in one line."""
     known = {"step", "epoch", "lr", "images_per_second", "grad_norm", "skipped"}
     parts = [f"{name} {record[name]:.4f}" for name in record if name not in known]
@@ -81,7 +81,7 @@ class PlainReport(Report):
         left = ""
         if self.first < done < self.total_steps:
             left = f"  {duration((now - self.started) / (done - self.first) * (self.total_steps - done))} left"
-        self.note(f"epoch {record['epoch']:.4g}  step {done}  {words(record)}{left}")
+        self.note(f"epoch {record['epoch']:.4g}  step {done}  {figures_line(record)}{left}")
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -126,9 +126,9 @@ class RichReport(Report):
 
     def record(self, record: dict[str, Any]) -> None:
         if "loss" in record:
-            self.progress.update(self.task, figures=words(record))
+            self.progress.update(self.task, figures=figures_line(record))
         else:
-            self.note(f"epoch {record['epoch']:.4g}  {words(record)}")
+            self.note(f"epoch {record['epoch']:.4g}  {figures_line(record)}")
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False)

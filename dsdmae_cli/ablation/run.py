@@ -107,8 +107,8 @@ class Runner:
 
     def _watch(self, row: Row, job: Job) -> None:
         state = job.poll()
-        hopeless = self._follow(row, job)
-        if state == "running" and not hopeless:
+        worse = self._follow(row, job)
+        if state == "running" and not worse:
             return
         if state == "running":
             self._prune(row, job)
@@ -125,12 +125,12 @@ class Runner:
     def _follow(self, row: Row, job: Job) -> bool:
         """Read what the run has written; whether it should be pruned."""
         metric = "loss" if self.definition.metric.name == "loss" else "knn"
-        hopeless = False
+        worse = False
         for record in job.news():
             if metric in record and record["step"]:
                 share = record["step"] / job.steps
-                hopeless = self.study.report(row, share, record[metric]) or hopeless
-        return hopeless and job.doing == "pretrain" and job.share < 1
+                worse = self.study.report(row, share, record[metric]) or worse
+        return worse and job.doing == "pretrain" and job.share < 1
 
     def _prune(self, row: Row, job: Job) -> None:
         """Stop a run that does worse than the others; it is saved, and could be resumed by hand."""

@@ -272,7 +272,7 @@ class Study:
         return time.monotonic() - since > _SILENT_SECONDS
 
     def report(self, row: Row, share: float, value: float) -> bool:
-        """Note a value on the way; whether the trial is hopeless and should be pruned.
+        """Note a value on the way; whether the trial does so badly that it should be pruned.
 
         Optuna compares values of the same moment: that is the nearest tenth of a run, since runs of different lengths
         are judged at different shares. The first value of a moment counts.
@@ -289,7 +289,7 @@ class Study:
         self._tell(trial, values=value)
 
     def prune(self, row: Row, facts: dict[str, Any], reason: str) -> None:
-        """The trial was hopeless."""
+        """The trial was stopped, for it did worse than the others."""
         trial = self._mine.pop(row.number)
         trial.set_user_attr("facts", facts)
         trial.set_user_attr("reason", reason)

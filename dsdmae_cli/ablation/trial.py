@@ -1,6 +1,6 @@
 """One trial: `dsdmae pretrain`, then what measures it, each in a process of its own.
 
-A crash, a kill or an empty memory then takes down one run and not the study, and every run is made by the very command
+A crash, a kill or exhausted memory then takes down one run and not the study, and every run is made by the very command
 that a person would type. What a trial leaves below the study's directory:
 
     settings/NAME.toml      its settings, usable as --config
@@ -211,12 +211,12 @@ class Job:
 
     @property
     def share(self) -> float:
-        """Share of pre-training that is done."""
+        """Fraction of pre-training that is done."""
         return min(1.0, self.step / max(1, self.steps))
 
     @property
     def share_here(self) -> float:
-        """Share of pre-training that was done since `began`; the rest a run that is resumed brought with it."""
+        """Fraction of pre-training that was done since `began`; the rest a run that is resumed brought with it."""
         return max(0.0, self.share - (self._first_step or 0) / max(1, self.steps))
 
     def outcome(self) -> tuple[float | None, dict[str, Any]]:

@@ -55,7 +55,7 @@ Passes = Annotated[
 ]  # fmt: skip
 Strength = Annotated[
     float | None,
-    typer.Option("--strength", metavar="X", min=0, max=1, help="Share of the correction to apply, 0..1. Default: all"
+    typer.Option("--strength", metavar="X", min=0, max=1, help="Fraction of the correction to apply, 0..1. Default: all"
                  " of it, less where next to no noise is found", rich_help_panel=NETWORK, show_default=False),
 ]  # fmt: skip
 Reference = Annotated[

@@ -27,13 +27,13 @@ def command(given: Given) -> None:
 
     if given.dry_run:
         from dsdmae_cli import plugins
-        from dsdmae_cli.evaluation.judging import open_judged
+        from dsdmae_cli.evaluation.judging import open_labelled
         from dsdmae_cli.recipes.finetune import build_classifier
         from dsdmae_cli.runs.plan import make_plan
 
         settings = resolve(loaded.settings)
         split = plugins.find("dataset", settings.data.dataset).spec.labelled_split
-        _, method = build_classifier(settings, len(open_judged(settings.data).classes))
+        _, method = build_classifier(settings, len(open_labelled(settings.data).classes))
         plan = make_plan(settings, method, split)
         print_result(plan.json(), as_json=given.json, text=plan.text())
         return

@@ -28,7 +28,7 @@ _MISTAKES = 32
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelledSplits:
     """Labelled training and test images of one dataset with the same classes.
 
     Images without a label are left out of both.
@@ -51,7 +51,7 @@ class Judged:
         return self.test.labels
 
 
-def open_judged(settings: DataSettings) -> Judged:
+def open_labelled(settings: DataSettings) -> LabelledSplits:
     """The labelled splits of a dataset.
 
     Raises:
@@ -76,7 +76,7 @@ def open_judged(settings: DataSettings) -> Judged:
     if empty or len(train.classes) < 2:
         reason = f"no training image of {', '.join(empty[:4])}" if empty else f"only the class {train.classes[0]}"
         raise DataError(f"{settings.dataset} has {reason}; a classifier needs images of two classes or more, each")
-    return Judged(train, test, train.classes)
+    return LabelledSplits(train, test, train.classes)
 
 
 def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:
@@ -90,7 +90,7 @@ def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:
 
 
 def base_result(
-    kind: str, protocol: str, subject: dict[str, Any], settings: Any, judged: Judged, scores: Scores
+    kind: str, protocol: str, subject: dict[str, Any], settings: Any, judged: LabelledSplits, scores: Scores
 ) -> dict[str, Any]:
     """The entries of result.json that probe and finetune have in common.
 
@@ -112,7 +112,7 @@ def base_result(
 
 def draw(
     folder: Path,
-    judged: Judged,
+    judged: LabelledSplits,
     scores: Scores,
     logits: Float[Tensor, "m k"],
     labels: Int64[Tensor, " m"],
@@ -135,7 +135,7 @@ def draw(
 
 
 def _draw_mistakes(
-    path: Path, judged: Judged, logits: Tensor, labels: Tensor, indices: Tensor, data: ResolvedData
+    path: Path, judged: LabelledSplits, logits: Tensor, labels: Tensor, indices: Tensor, data: ResolvedData
 ) -> None:
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     wrong = torch.nonzero(predicted != labels)[:, 0]
@@ -154,7 +154,7 @@ def _draw_mistakes(
     )
 
 
-def _draw_map(folder: Path, judged: Judged, features: Tensor, labels: Tensor) -> None:
+def _draw_map(folder: Path, judged: LabelledSplits, features: Tensor, labels: Tensor) -> None:
     shown = torch.tensor(choose(len(features), MOST_TSNE_POINTS, 0, "map"))
     chosen, truth = features[shown].float(), labels[shown].numpy()
     points, shares = pca(chosen)

@@ -64,7 +64,7 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of queries that their k nearest bank images classify rightly."""
+    """Fraction of queries that their k nearest bank images classify rightly."""
     num_classes = int(max(bank_labels.max(), labels.max())) + 1
     probabilities = knn_probabilities(bank, bank_labels, queries, num_classes, (k,), temperature)[k]
     return int((probabilities.argmax(dim=1) == labels.cpu()).sum()) / len(labels)

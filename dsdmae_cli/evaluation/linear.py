@@ -89,7 +89,7 @@ class Heads:
         return torch.cat(parts, dim=1).view(*self.bias.shape, len(features)).transpose(1, 2)
 
     def accuracy(self, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " h"]:
-        """Share of right answers of every head, on the CPU; zero for a head that gives non-finite logits."""
+        """Fraction of right answers of every head, on the CPU; zero for a head that gives non-finite logits."""
         right = torch.zeros(len(self.bias), dtype=torch.int64, device=self.weight.device)
         finite = torch.ones_like(right, dtype=torch.bool)
         for part, truth in zip(features.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE), strict=True):

@@ -14,7 +14,7 @@ from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.evaluation.dataset_features import dataset_features
-from dsdmae_cli.evaluation.judging import Judged
+from dsdmae_cli.evaluation.judging import LabelledSplits
 from dsdmae_cli.evaluation.probes import ProbeData
 from dsdmae_cli.evaluation.split import hold_out
 from dsdmae_cli.report import Report
@@ -38,7 +38,7 @@ class Unlabelled(Subset):
 
 def gather(
     encoder: Backbone,
-    judged: Judged,
+    judged: LabelledSplits,
     settings: ResolvedProbeSettings,
     device: torch.device,
     precision: str,

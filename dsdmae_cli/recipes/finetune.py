@@ -24,7 +24,7 @@ from dsdmae_cli.data.source import Unreadable, derive_seed
 from dsdmae_cli.data.streaming import Transform
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.evaluation.features import square_batches
-from dsdmae_cli.evaluation.judging import Judged, base_result, draw, open_judged
+from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.split import hold_out
 from dsdmae_cli.figures.training import curves
@@ -83,7 +83,7 @@ def _put_together(start: Start) -> Parts:
     """The network, its labelled images, and the share of them that watches it."""
     settings: ResolvedFinetuneSettings = start.settings
     with distributed.main_first():
-        judged = open_judged(settings.data)
+        judged = open_labelled(settings.data)
     opened, classifier = build_classifier(settings, len(judged.classes))
     for note in opened.notes:
         start.report.note(note)
@@ -190,7 +190,12 @@ class _Answering:
 
 
 def _result(
-    judged: Judged, opened: Opened, answering: _Answering, validation: Validation | None, train_images: int, run: Run
+    judged: LabelledSplits,
+    opened: Opened,
+    answering: _Answering,
+    validation: Validation | None,
+    train_images: int,
+    run: Run,
 ) -> dict[str, Any]:
     """Judge the network once on the test images, and write it down."""
     settings: ResolvedFinetuneSettings = run.settings

@@ -23,7 +23,7 @@ from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.evaluation.features import check_pools
-from dsdmae_cli.evaluation.judging import Judged, base_result, draw, open_judged
+from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled
 from dsdmae_cli.evaluation.metrics import Scores, score, spread
 from dsdmae_cli.evaluation.probe_data import Truth, drawn, gather
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
@@ -45,7 +45,7 @@ class Subject:
     report: Report
     device: torch.device
     precision: str
-    judged: Judged
+    judged: LabelledSplits
     opened: Opened
     began: float = field(default_factory=time.monotonic)
 
@@ -81,7 +81,7 @@ def probe(
 def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
     """What is judged and by which images; nothing is computed."""
     device = choose_device(settings.train.device)
-    judged = open_judged(settings.data)
+    judged = open_labelled(settings.data)
     opened = open_encoder(
         parse(settings.probe.start), settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
         seed=settings.train.seed,

@@ -16,15 +16,15 @@ from dsdmae_cli.settings.models import (
     BackboneSettings,
     CountOrZero,
     DataSettings,
+    Fraction,
     LoopSettings,
     NonNegativeFloat,
     OptimSettings,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
-    PositiveShare,
     Precision,
     Section,
-    Share,
 )
 
 
@@ -39,19 +39,19 @@ class FinetuneSection(Section):
     pool: Literal["mean", "cls"] = Field(
         "mean", description="what the head reads: the mean of all tokens, or the class token"
     )
-    head_std: PositiveFloat = Field(2e-5, description="spread of the head's first weights")
+    head_std: PositiveFloat = Field(2e-5, description="standard deviation of the head's initial weights")
     mixup: NonNegativeFloat = Field(0.0, description="alpha of mixup; 0 = off")
     cutmix: NonNegativeFloat = Field(0.0, description="alpha of CutMix; 0 = off; with both, each batch takes one")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of a label given to all classes"
+        0.0, description="fraction of a label given to all classes"
     )
     rand_augment: str | None = Field(None, description="timm's RandAugment policy, as rand-m9-mstd0.5-inc1; none = off")
-    random_erasing: Share = Field(0.0, description="share of images of which a rectangle becomes noise")
+    random_erasing: Fraction = Field(0.0, description="fraction of images of which a rectangle becomes noise")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="momentum of an average of the weights, which is then what is judged; none = off"
     )
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the training images held out, every class alike, to watch the training"
+        0.0, description="fraction of the training images held out, every class alike, to watch the training"
     )
     select: Literal["last", "best"] = Field(
         "last", description="the result: the last epoch, or the one best on the held-out share; never the best on test"
@@ -78,7 +78,7 @@ class FinetuneOptimSettings(OptimSettings):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="AdamW's momentum terms"
     )
-    layer_decay: PositiveShare = Field(
+    layer_decay: PositiveFraction = Field(
         1.0, description="factor on the learning rate from each block to the one before it; 1 = none"
     )
 
@@ -124,9 +124,9 @@ class ProbeSection(Section):
         "mean", description="what is probed: mean or largest of the patch tokens, the class token, or two of them"
     )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of the training images on which a probe chooses its settings, every class alike"
+        0.1, description="fraction of the training images on which a probe chooses its settings, every class alike"
     )
-    few_shot: tuple[PositiveShare, ...] = Field(
+    few_shot: tuple[PositiveFraction, ...] = Field(
         (), description="shares of the training labels to probe with, for example [0.01, 0.05, 0.1]; empty = all labels"
     )
     draws: PositiveInt = Field(5, description="repeated draws of the labels of a few-shot probe")

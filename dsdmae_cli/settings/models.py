@@ -18,8 +18,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 
 def ordered(pair: object) -> object:
@@ -62,9 +62,9 @@ class DataSettings(Section):
     image_size: Annotated[int, Field(ge=4, le=4096)] | Auto = Field(
         "auto", description="side of the square the network sees, in pixels; auto = the dataset's own"
     )
-    crop_scale: tuple[PositiveShare, PositiveShare] | Auto | None = Field(
+    crop_scale: tuple[PositiveFraction, PositiveFraction] | Auto | None = Field(
         "auto",
-        description="random resized crop: smallest and largest share of the area; none = no crop; auto = what the"
+        description="random resized crop: smallest and largest fraction of the area; none = no crop; auto = what the"
         " method needs, else the dataset's own",
     )
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = Field(
@@ -84,12 +84,12 @@ class DataSettings(Section):
     )
     workers: CountOrZero | Auto = Field("auto", description="processes that decode images when streaming")
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.05, description="share held out for evaluation when a folder has no test split"
+        0.05, description="fraction held out for evaluation when a folder has no test split"
     )
     strict: bool = Field(False, description="stop at the first unreadable image instead of skipping it")
-    max_unreadable: Share = Field(
+    max_unreadable: Fraction = Field(
         0.01,
-        description="share of unreadable images above which the run stops (a single one is always allowed)",
+        description="fraction of unreadable images above which the run stops (a single one is always allowed)",
     )
 
     _ranges = field_validator("crop_scale", "crop_ratio")(ordered)
@@ -102,7 +102,7 @@ class BackboneSettings(Section):
     patch_size: PositiveInt | Auto = Field(
         "auto", description="side of a patch in pixels; auto = a 16x16 grid up to 128 px, else 16"
     )
-    drop_path: Share = Field(0.0, description="stochastic depth rate of the last block")
+    drop_path: Fraction = Field(0.0, description="stochastic depth rate of the last block")
 
     def without_weights(self) -> BackboneSettings:
         """The same network built without fetching published weights, because its weights come from elsewhere."""

@@ -26,8 +26,8 @@ from dsdmae_cli.settings.models import (
     NonNegativeFloat,
     OptimSettings,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
-    PositiveShare,
     Section,
     Settings,
     TrainSettings,
@@ -49,7 +49,7 @@ class ResolvedData(ResolvedSection, DataSettings):
     """[data]: side of the images and augmentation are known."""
 
     image_size: Annotated[int, Field(ge=4, le=4096)]
-    crop_scale: tuple[PositiveShare, PositiveShare] | None
+    crop_scale: tuple[PositiveFraction, PositiveFraction] | None
     flip: bool
     shift: CountOrZero
 

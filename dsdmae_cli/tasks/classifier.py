@@ -28,7 +28,7 @@ from dsdmae_cli.methods.heads import head_count
 from dsdmae_cli.settings.judge import FinetuneSection
 
 
-class Softened(NamedTuple):
+class MixedBatch(NamedTuple):
     """Images and labels as the network learns them: mixed, erased, smoothed; and the labels as they were."""
 
     images: Float[Tensor, "b c h w"]
@@ -79,14 +79,14 @@ class Classifier(SupervisedMethod):
             else None
         )
 
-    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Softened:
+    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> MixedBatch:
         """As images of the first class, unmixed: for a plan, which measures work."""
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        return Softened(images, F.one_hot(labels, self.num_classes).float(), labels)
+        return MixedBatch(images, F.one_hot(labels, self.num_classes).float(), labels)
 
     def corrupt_labelled(
         self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"], generator: Generator
-    ) -> Softened:
+    ) -> MixedBatch:
         # timm draws from the interpreter's and numpy's global states: give them the batch's own seed.
         seed = generator.initial_seed()
         random.seed(seed)
@@ -100,9 +100,9 @@ class Classifier(SupervisedMethod):
         if self.settings.random_erasing:
             erase = RandomErasing(self.settings.random_erasing, mode="pixel", device=str(images.device))
             images = erase(images.clone())
-        return Softened(images, targets, labels)
+        return MixedBatch(images, targets, labels)
 
-    def forward(self, images: Float[Tensor, "b c h w"], corruption: Softened) -> Losses:
+    def forward(self, images: Float[Tensor, "b c h w"], corruption: MixedBatch) -> Losses:
         logits = self.network(corruption.images).float()
         loss = F.cross_entropy(logits, corruption.targets)
         if self.mixup is not None:

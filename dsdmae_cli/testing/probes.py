@@ -29,7 +29,7 @@ def check_probe(name: str) -> None:
     from dsdmae_cli.config.resolve import resolve
     from dsdmae_cli.config.schema import PROBE
     from dsdmae_cli.data.base import Subset
-    from dsdmae_cli.evaluation.judging import Judged, open_judged
+    from dsdmae_cli.evaluation.judging import LabelledSplits, open_labelled
     from dsdmae_cli.evaluation.probe_data import drawn, gather
     from dsdmae_cli.evaluation.probes import ProbeResult
     from dsdmae_cli.evaluation.split import few_shot
@@ -45,8 +45,8 @@ def check_probe(name: str) -> None:
 
     quick = ("data.dataset=digits", "probe.cache=false", "train.epochs=4", "train.device=cpu", "train.precision=fp32")
     settings = resolve(compose(PROBE, assignments=[f"probe.kind={name}", *quick], environ={}).settings)
-    whole = open_judged(settings.data)
-    few = Judged(Subset(whole.train, np.arange(300)), Subset(whole.test, np.arange(200)), whole.classes)
+    whole = open_labelled(settings.data)
+    few = LabelledSplits(Subset(whole.train, np.arange(300)), Subset(whole.test, np.arange(200)), whole.classes)
     data, truth = gather(Places().eval(), few, settings, torch.device("cpu"), "fp32", Report())
     fit = plugins.load(plugins.find("probe", name).spec.build)
 

@@ -11,7 +11,7 @@ from test_beit import cross_entropy
 from test_methods import blocks, embed, images, layer_norm, linear, positions, tiny
 from torch import Tensor
 
-from dsdmae_builtin.methods.cae import CAE, Parted
+from dsdmae_builtin.methods.cae import CAE, BlockMask
 from dsdmae_cli.data.source import seeded
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def decode(x: Tensor, masked: Tensor, w: dict[str, Tensor], depth: int) -> Tenso
     return linear(layer_norm(x, w, "decoder.norm"), w, "decoder.project")
 
 
-def reference(method: CAE, clean: Tensor, parted: Parted) -> dict[str, float]:
+def reference(method: CAE, clean: Tensor, parted: BlockMask) -> dict[str, float]:
     w = {name: tensor.double() for name, tensor in method.state_dict().items()}
     s = method.settings
     all_words = method.tokenizer(clean)

@@ -62,7 +62,7 @@ def beit(grid: tuple[int, int], count: int, rng: random.Random) -> list[list[boo
 
 
 def neighbours_alike(mask: list[list[bool]]) -> float:
-    """Share of masked tokens' neighbours (right, below) that are masked too: 0.4 if there were no blocks."""
+    """Fraction of masked tokens' neighbours (right, below) that are masked too: 0.4 if there were no blocks."""
     pairs = [(a, b) for line in mask for a, b in pairwise(line)]
     pairs += [(a, b) for upper, lower in pairwise(mask) for a, b in zip(upper, lower, strict=True)]
     either = [a and b for a, b in pairs if a or b]

@@ -45,7 +45,7 @@ from dsdmae_cli.recipes.finetune import finetune
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.runs.run import Run
 from dsdmae_cli.settings.judge import FinetuneSection
-from dsdmae_cli.tasks.classifier import AttentiveProbe, Classifier, Softened
+from dsdmae_cli.tasks.classifier import AttentiveProbe, Classifier, MixedBatch
 
 QUICK = (
     "train.device=cpu", "train.precision=fp32", "train.epochs=2", "train.batch_size=8", "train.log_every=1",
@@ -199,14 +199,14 @@ def test_the_best_epoch_is_chosen_without_the_test_images(
     """Whoever looks at a test image before the last step has a choice to make by it."""
     seen: set[int] = set()
     now = [0]
-    stepped, open_judged = Run.stepped, judging.open_judged
+    stepped, open_labelled = Run.stepped, judging.open_labelled
 
     def counted(self: Run, step: int) -> None:
         now[0] = step
         stepped(self, step)
 
     def watched(*given: Any) -> Any:
-        judged = open_judged(*given)
+        judged = open_labelled(*given)
         load = judged.test.load
 
         def watched_load(index: int) -> Any:
@@ -217,7 +217,7 @@ def test_the_best_epoch_is_chosen_without_the_test_images(
         return judged
 
     monkeypatch.setattr(Run, "stepped", counted)
-    monkeypatch.setattr(recipe, "open_judged", watched)
+    monkeypatch.setattr(recipe, "open_labelled", watched)
     result = tune(run, tmp_path / "tuned", "finetune.validation=0.3", "finetune.select=best", "train.epochs=4")
     assert len([r for r in records(tmp_path / "tuned") if "validation" in r]) == 4
     assert seen == {result["steps"]}
@@ -282,7 +282,7 @@ def test_the_loss_is_soft_cross_entropy() -> None:
     labels = torch.tensor([0, 1, 2, 3, 4, 0])
     corruption = method.corrupt_labelled(images, labels, seeded(torch.device("cpu"), 3))
     assert torch.equal(corruption.images, images)
-    losses = method(images, Softened(images, corruption.targets.double(), labels))
+    losses = method(images, MixedBatch(images, corruption.targets.double(), labels))
     logits = method.network(images).detach().float().numpy().astype(np.float64)
     expected = 0.0
     for row, label in zip(logits, labels.tolist(), strict=True):

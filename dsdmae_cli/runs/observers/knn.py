@@ -27,7 +27,7 @@ class NearestNeighbours:
         self.bank, self.queries = bank, queries
 
     def measure(self, run: Run, features: Float[Tensor, "n d"]) -> dict[str, float]:
-        """Share of the queries that the vote of their neighbours gets right."""
+        """Fraction of the queries that the vote of their neighbours gets right."""
         return {
             "knn": knn_accuracy(features_of(run, self.bank.images), self.bank.labels, features, self.queries.labels)
         }

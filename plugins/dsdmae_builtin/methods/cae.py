@@ -26,7 +26,7 @@ from dsdmae_cli.methods.heads import TokenTransformer
 from dsdmae_cli.methods.tokens import FrozenTokenizer, ImageTokenizer
 
 
-class Parted(NamedTuple):
+class BlockMask(NamedTuple):
     """The masked patches of each image and the visible ones; each row sorted ascending."""
 
     ids_masked: Int64[Tensor, "b m"]
@@ -46,12 +46,12 @@ class CAE(Method):
             backbone.grid, backbone.width, settings.decoder_depth, tokenizer.num_codes, settings.layer_scale
         )
 
-    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Parted:
+    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> BlockMask:
         net = self.backbone
         count = min(C.num_masked(self.settings.mask_ratio, net.num_tokens, generator), net.num_tokens - 1)
-        return Parted(*block_ids(len(images), net.grid, count, generator))
+        return BlockMask(*block_ids(len(images), net.grid, count, generator))
 
-    def forward(self, images: Float[Tensor, "b c h w"], corruption: Parted) -> Losses:
+    def forward(self, images: Float[Tensor, "b c h w"], corruption: BlockMask) -> Losses:
         words = self.tokenizer(images).gather(1, corruption.ids_masked)
         with torch.no_grad():
             target = self.backbone.forward_subset(images, corruption.ids_masked)
@@ -65,7 +65,7 @@ class CAE(Method):
             "accuracy": right,
         }
 
-    def _predict(self, images: Tensor, corruption: Parted) -> tuple[Tensor, Tensor]:
+    def _predict(self, images: Tensor, corruption: BlockMask) -> tuple[Tensor, Tensor]:
         """Logits over the vocabulary, and latents, of the masked patches."""
         visible = self.backbone.forward_subset(images, corruption.ids_keep)
         latents = self.regressor(visible, corruption.ids_keep, corruption.ids_masked)
@@ -74,7 +74,7 @@ class CAE(Method):
     def encoder(self) -> Backbone:
         return self.backbone
 
-    def show(self, images: Float[Tensor, "b c h w"], corruption: Parted) -> Pictures:
+    def show(self, images: Float[Tensor, "b c h w"], corruption: BlockMask) -> Pictures:
         """Masked patches grey; the image of all words with the masked ones as predicted; that of the true words."""
         logits, _ = self._predict(images, corruption)
         return word_pictures(images, corruption.ids_masked, logits, self.tokenizer)

@@ -11,12 +11,12 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from dsdmae_cli.plugins import MethodSpec, NamedSweep, Requirement
 from dsdmae_cli.settings.models import (
     Auto,
+    Fraction,
     MethodSettings,
     NonNegativeFloat,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
-    PositiveShare,
-    Share,
     ordered,
 )
 
@@ -38,15 +38,17 @@ Levels = Annotated[tuple[Annotated[int, Field(ge=3)], ...], AfterValidator(_a_vo
 class DSdMAESettings(MethodSettings):
     """DSdMAE; defaults are the paper's, or docs/methods/dsdmae.md says why not."""
 
-    mask_ratio: PositiveShare | tuple[PositiveShare, PositiveShare] = Field(
-        0.9, description="share of patches that carry noise; a pair is drawn from once a batch"
+    mask_ratio: PositiveFraction | tuple[PositiveFraction, PositiveFraction] = Field(
+        0.9, description="fraction of patches that carry noise; a pair is drawn from once a batch"
     )
     noise: Literal["add", "replace", "mix"] = Field("add", description="x + σn, σn alone, or sqrt(1-σ²)x + σn")
     noise_std: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = Field(
         1.0, description="σ of the Gaussian noise for pixels in [-1, 1]; a pair is drawn from once an image"
     )
     noise_clip: bool = Field(False, description="cut noisy pixels to the valid range, as every 8-bit file has been")
-    lambda_: Share = Field(0.6, alias="lambda", description="weight of the pixel loss; the feature loss has 1 - lambda")
+    lambda_: Fraction = Field(
+        0.6, alias="lambda", description="weight of the pixel loss; the feature loss has 1 - lambda"
+    )
     norm_pix_loss: bool = Field(False, description="restore per-patch normalised pixels instead of raw ones")
     residual: bool = Field(False, description="the decoder predicts what to add to the noisy pixels")
     pixel_weight: Literal["none", "noise"] = Field(
@@ -66,7 +68,7 @@ class DSdMAESettings(MethodSettings):
         (0.96, 0.99), description="first and last η of the teacher's cosine schedule"
     )
     ema_every: Literal["step", "epoch"] = Field("step", description="when the teacher moves")
-    teacher_start: Literal["student", "random"] = Field("student", description="the teacher's first weights")
+    teacher_start: Literal["student", "random"] = Field("student", description="the teacher's initial weights")
 
     _range = field_validator("mask_ratio", "noise_std")(ordered)
 
@@ -87,7 +89,7 @@ class DSdMAESettings(MethodSettings):
 class MaskedDecoderSettings(MethodSettings):
     """What methods share that drop patches and decode all of them."""
 
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.75, description="share of patches that are dropped")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.75, description="fraction of patches that are dropped")
     decoder_depth: PositiveInt = Field(4, description="blocks of the decoder (8 in the papers' ImageNet models)")
     decoder_dim: PositiveInt | Literal["auto"] = Field(
         "auto", description="width of the decoder, a multiple of 4; auto = the encoder's"
@@ -107,8 +109,8 @@ class StrongViewSettings(MethodSettings):
     jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Turn] = Field(
         (0.4, 0.4, 0.2, 0.1), description="largest change of brightness, contrast, saturation and hue (in turns)"
     )
-    jitter_probability: Share = Field(0.8, description="share of images whose colours are jittered")
-    grey_probability: Share = Field(0.2, description="share of images that lose their colour")
+    jitter_probability: Fraction = Field(0.8, description="fraction of images whose colours are jittered")
+    grey_probability: Fraction = Field(0.2, description="fraction of images that lose their colour")
 
 
 class MoCoV3Settings(StrongViewSettings):
@@ -121,12 +123,12 @@ class MoCoV3Settings(StrongViewSettings):
     ema_momentum: tuple[Momentum, Momentum] = Field(
         (0.99, 1.0), description="first and last η of the momentum encoder's cosine schedule"
     )
-    freeze_patch_embed: bool = Field(True, description="leave the patch embedding at its random first weights")
-    blur_probability: tuple[Share, Share] | Auto = Field(
-        "auto", description="share of images that are blurred, in each view; auto = (1, 0.1), none up to 32 px"
+    freeze_patch_embed: bool = Field(True, description="leave the patch embedding at its random initial weights")
+    blur_probability: tuple[Fraction, Fraction] | Auto = Field(
+        "auto", description="fraction of images that are blurred, in each view; auto = (1, 0.1), none up to 32 px"
     )
-    solarize_probability: tuple[Share, Share] = Field(
-        (0.0, 0.2), description="share of images that are solarised, in each view"
+    solarize_probability: tuple[Fraction, Fraction] = Field(
+        (0.0, 0.2), description="fraction of images that are solarised, in each view"
     )
 
 
@@ -146,10 +148,10 @@ class MSASettings(StrongViewSettings, MAESettings):
     ema_momentum: tuple[Momentum, Momentum] = Field(
         (0.99, 1.0), description="first and last η of the teacher's cosine schedule"
     )
-    blur_probability: Share | Auto = Field(
-        "auto", description="share of strong views that are blurred; auto = 0.5, none up to 32 px"
+    blur_probability: Fraction | Auto = Field(
+        "auto", description="fraction of strong views that are blurred; auto = 0.5, none up to 32 px"
     )
-    solarize_probability: Share = Field(0.2, description="share of strong views that are solarised")
+    solarize_probability: Fraction = Field(0.2, description="fraction of strong views that are solarised")
 
 
 class SdAESettings(MaskedDecoderSettings):
@@ -164,7 +166,7 @@ class SdAESettings(MaskedDecoderSettings):
         (0.96, 0.99), description="first and last η of the teacher's cosine schedule"
     )
     ema_every: Literal["step", "epoch"] = Field("epoch", description="when the teacher moves")
-    teacher_start: Literal["student", "random"] = Field("random", description="the teacher's first weights")
+    teacher_start: Literal["student", "random"] = Field("random", description="the teacher's initial weights")
 
 
 class TSCAESettings(MAESettings):
@@ -172,7 +174,7 @@ class TSCAESettings(MAESettings):
 
     name: str = Field("tscae", description="pre-training method plugin")
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.75, description="share of patches that the teacher does not see, and the student alone sees"
+        0.75, description="fraction of patches that the teacher does not see, and the student alone sees"
     )
     contrastive_weight: NonNegativeFloat = Field(
         0.1, description="weight of the contrastive loss beside the pixel loss"
@@ -184,7 +186,7 @@ class MaskFeatSettings(MethodSettings):
     """MaskFeat (Wei et al. 2022)."""
 
     name: str = Field("maskfeat", description="pre-training method plugin")
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.4, description="share of patches that are masked")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.4, description="fraction of patches that are masked")
     mask: Literal["block", "random"] = Field("block", description="mask rectangles of patches, or single ones")
     gaussian: bool = Field(True, description="weight gradients by a Gaussian around the middle of their patch")
 
@@ -220,7 +222,7 @@ class BEiTSettings(TokenSettings):
 
     name: str = Field("beit", description="pre-training method plugin")
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.4, description="share of patches that are masked, in blocks"
+        0.4, description="fraction of patches that are masked, in blocks"
     )
 
 
@@ -229,7 +231,7 @@ class CAESettings(TokenSettings):
 
     name: str = Field("cae", description="pre-training method plugin")
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="share of patches that are masked, in blocks"
+        0.5, description="fraction of patches that are masked, in blocks"
     )
     regressor_depth: PositiveInt = Field(4, description="cross-attention blocks from visible to masked patches")
     decoder_depth: PositiveInt = Field(4, description="self-attention blocks from predicted latents to words")

@@ -7,8 +7,8 @@ from dsdmae_cli.settings.models import (
     BackboneSettings,
     DataSettings,
     MethodSettings,
+    PositiveFraction,
     PositiveInt,
-    PositiveShare,
 )
 from pydantic import Field
 
@@ -59,7 +59,7 @@ TABLE = DatasetSpec(
 class ColourSettings(MethodSettings):
     """Colourisation."""
 
-    mask_ratio: PositiveShare = Field(0.75, description="share of the patches that lose their colour")
+    mask_ratio: PositiveFraction = Field(0.75, description="fraction of the patches that lose their colour")
     loss: Literal["l1", "l2"] = Field("l2", description="absolute or squared error of a pixel")
 
 
