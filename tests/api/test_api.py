@@ -76,6 +76,9 @@ def test_the_pages_examples_run(digits: Path, tmp_path: Path, monkeypatch: pytes
     photograph = Image.fromarray(load_sample_image("china.jpg")[:64, :80])
     photograph.save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
+    small = {"PATCH_SIZE": "4", "EMBED_DIM": "32", "DEPTH": "1", "NUM_HEADS": "2"}  # a network for a test, not a result
+    for key, value in small.items():
+        monkeypatch.setenv(f"DSDMAE_BACKBONE_{key}", value)
     names: dict[str, Any] = {"photograph": photograph}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)

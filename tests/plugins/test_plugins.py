@@ -97,7 +97,7 @@ from dsdmae_cli.cli.plugins import app
 from dsdmae_cli import plugins, scaffold
 for kind in plugins.KINDS:
     for plugin in plugins.discover(kind):
-        plugin.spec.settings
+        getattr(plugin.spec, "settings", None)
 sys.exit(str({"torch", "timm", "torchvision", "sklearn", "matplotlib"} & set(sys.modules) or ""))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -30,7 +30,8 @@ def digits(encoder_run: Path) -> Path:
 
 def embedded(encoder_run: Path, out: Path, dataset: str | None = None, **more: Any) -> dict[str, np.ndarray]:
     flags = {"data.dataset": dataset}
-    embed(Request(str(encoder_run), flags, precision="fp32", device="cpu", **more), out, as_json=True)
+    force = more.pop("force", False)
+    embed(Request(str(encoder_run), flags, precision="fp32", device="cpu", **more), out, force=force, as_json=True)
     with np.load(out) as file:
         return dict(file)
 
