@@ -155,6 +155,7 @@ class Trainer:
             while self.step < self.total_steps and self._epoch():
                 pass
         except RuntimeError as error:
+            self.source.close()  # of several workers that were killed each would tell its own end, in the midst of this
             known = _explained(error, self.runtime)
             if known is None:
                 raise

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-Handler = Callable[[int, FrameType | None], None]
+Handler = Callable[[int, FrameType | None], None] | int
 STOP = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,6 +37,13 @@ def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def unheard_children() -> Iterator[None]:
+    """Child processes that end in the block raise nothing: torch's handler would, wherever the program is by then."""
+    with handled({signal.SIGCHLD: signal.SIG_DFL} if hasattr(signal, "SIGCHLD") else {}):
+        yield
 
 
 @contextmanager

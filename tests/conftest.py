@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -143,3 +145,21 @@ def _unpack_first(archive: Path, target: Path, per_folder: dict[str, int], num_f
             if full == num_folders:
                 break
     assert full == num_folders, f"{archive} has fewer images than expected: {dict(taken)}"
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder, and a process without root's eye for locked files."""
+    if sys.platform == "win32":
+        pytest.skip("no POSIX permissions")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        root = os.geteuid() == 0
+        if root:
+            os.chown(folder, 65534, -1)
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)

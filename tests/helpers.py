@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsdmae_cli import plugins
 from dsdmae_cli.__main__ import main
@@ -159,3 +160,28 @@ def steps_done(run: Path) -> int:
 def listing(folder: Path) -> set[str]:
     """Everything below a folder, by relative path."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+class Recorder(TorchDispatchMode):
+    """Lists the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def assert_never_waits(work: Callable[[int], object]) -> None:
+    """No operator of work(batch) reads a value back or has a shape that depends on values, and none runs per image."""
+    runs = []
+    for batch in (3, 30):
+        with Recorder() as recorder:
+            work(batch)
+        runs.append(recorder.operators)
+    assert runs[0]
+    assert runs[0] == runs[1]
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "index", "equal", "unique", "_unique2"}
+    assert waiting.isdisjoint(runs[0])

@@ -28,7 +28,6 @@ def dry_run(
     plans.work_out(points)
     slots = make_slots(workers, parallel, definition.common().train.device, count, plans.most_memory())
     torch.set_num_threads(int(slots[0].environ["OMP_NUM_THREADS"]))  # so that times are those of one worker
-    plans = Plans(definition, timed=True)
     drawn_later: list[Point] = [{}]
     rows = [
         _row(definition, plans, point, seed, folder)
@@ -61,7 +60,7 @@ def _row(definition: Definition, plans: Plans, point: Point, seed: int, folder: 
         "steps": plan.steps,
         "gflop": plans.work(point),
         "gflop_to_budget": plans.work(point) / plans.budget if plans.budget else None,
-        "seconds": plan.estimated_seconds,
+        "seconds": plans.seconds(point),
         "memory_gib": plan.memory_gib,
     }
 

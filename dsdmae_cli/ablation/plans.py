@@ -18,21 +18,17 @@ from dsdmae_cli.errors import DsdmaeError
 from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.settings.models import Settings
 
+Pace = tuple[str, str, int]  # method, network, pixels of an image's side
 FAR_BEYOND = 1.5  # times the budget: no longer a comparison at equal compute
 
 
 class Plans:
-    """The plan of each point of a study.
+    """The plan of each point of a study."""
 
-    Args:
-        definition: the study.
-        timed: run a micro-batch of each on a CPU to estimate its time.
-    """
-
-    def __init__(self, definition: Definition, *, timed: bool = False) -> None:
+    def __init__(self, definition: Definition) -> None:
         self.definition = definition
-        self.timed = timed
         self._plans: dict[str, Plan] = {}
+        self._paces: dict[Pace, float | None] = {}
 
     def of(self, point: Point) -> Plan:
         """A point's plan, the base's for {}; points differ in more than their work, seeds in nothing.
@@ -49,19 +45,13 @@ class Plans:
         return self._plans[name]
 
     def _work_out(self, point: Point) -> Plan:
-        plan = make_plan(self._resolved(point, None), timed=self.timed)
+        plan = make_plan(self._resolved(point, None), timed=False)
         budget = self.budget if point else None
         if budget is None:
             return plan
         epochs = max(1, round(plan.epochs * budget / _gflop(plan)))
         self._resolved(point, epochs)  # a warm-up of a fixed length may be longer than these epochs
-        seconds = plan.estimated_seconds
-        return replace(
-            plan,
-            epochs=epochs,
-            steps=plan.steps // plan.epochs * epochs,
-            estimated_seconds=None if seconds is None else seconds * epochs / plan.epochs,
-        )
+        return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs)
 
     def _resolved(self, point: Point, epochs: int | None) -> Settings:
         return resolve(self.definition.settings(point, self.definition.seed_numbers()[0], epochs).settings)
@@ -99,6 +89,19 @@ class Plans:
     def work(self, point: Point) -> float:
         """GFLOP of a whole run."""
         return _gflop(self.of(point))
+
+    def seconds(self, point: Point) -> float | None:
+        """Likely time of a run on this machine, with the threads set now; None where only the run itself can tell.
+
+        One micro-batch is timed of each method and network; what differs in other settings goes by its work.
+        """
+        settings = self._resolved(point, None)
+        pace = (settings.method.name, settings.backbone.model_dump_json(), self.of(point).image_size)
+        if pace not in self._paces:
+            plan = make_plan(settings)
+            self._paces[pace] = None if plan.estimated_seconds is None else plan.estimated_seconds / _gflop(plan)
+        per_gflop = self._paces[pace]
+        return None if per_gflop is None else per_gflop * self.work(point)
 
     def likely_work(self, point: Point) -> float:
         """The same of a point that may not be worked out yet, or may be refused: then the mean of those that are."""

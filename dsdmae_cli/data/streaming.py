@@ -19,6 +19,7 @@ from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, of_view, seeded
 from dsdmae_cli.data.square import to_square
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.signals import unheard_children
 
 # A PIL image and a seed to a PIL image of the same size; it runs in the workers.
 Transform = Callable[[Image.Image, int], Image.Image]
@@ -191,4 +192,8 @@ class StreamingSource(Source):
         return images, labels
 
     def close(self) -> None:
-        self._stream = None
+        """End the workers, those too that an exception on its way still holds; what becomes of them is told no more."""
+        stream, self._stream = self._stream, None
+        with unheard_children():
+            if self.workers and stream is not None:
+                stream._shutdown_workers()  # type: ignore[attr-defined]

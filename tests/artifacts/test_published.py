@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -156,14 +155,6 @@ def _given(**values: object) -> BackboneSettings:
 
 
 # -- a folder with an encoder alone
-
-
-@pytest.fixture
-def folder(encoder_run: Path, tmp_path: Path) -> Path:
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    shutil.copy(encoder_run / "encoder.safetensors", alone)
-    return alone
 
 
 def test_a_folder_alone_is_judged_as_its_run(encoder_run: Path, folder: Path, tmp_path: Path) -> None:

@@ -25,15 +25,6 @@ def refusal(subject: object, kind: type[DsdmaeError] = CheckpointError) -> str:
     return str(error.value)
 
 
-@pytest.fixture
-def folder(encoder_run: Path, tmp_path: Path) -> Path:
-    """A folder with the encoder of a run and nothing else."""
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    shutil.copy(encoder_run / "encoder.safetensors", alone)
-    return alone
-
-
 # -- what it may be
 
 

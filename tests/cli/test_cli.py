@@ -13,9 +13,8 @@ import re
 import select
 import subprocess
 import sys
-import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -498,24 +497,6 @@ def test_a_bad_file_is_refused(content: bytes, says: str, refused: Callable[...,
 def test_a_file_that_is_not_there_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     assert str(tmp_path / "missing.toml") in refused("config", "check", tmp_path / "missing.toml")
     assert "irectory" in refused("config", "check", tmp_path)
-
-
-@pytest.fixture
-def nobody() -> Iterator[Path]:
-    """A folder, and a process without root's eye for locked files."""
-    if sys.platform == "win32":
-        pytest.skip("no POSIX permissions")
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        root = os.geteuid() == 0
-        if root:
-            os.chown(folder, 65534, -1)
-            os.seteuid(65534)
-        try:
-            yield Path(folder)
-        finally:
-            if root:
-                os.seteuid(0)
 
 
 def test_a_file_that_may_not_be_read_is_refused(refused: Callable[..., str], run: Run, nobody: Path) -> None:

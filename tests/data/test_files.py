@@ -328,9 +328,8 @@ def test_worker_processes(tmp_path: Path, method: str) -> None:
     assert set(got) == {_digest(built[0])}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(tmp_path: Path) -> None:
-    root = write(tmp_path / "set", CLASSES)
+def test_no_permission(nobody: Path) -> None:
+    root = write(nobody / "set", CLASSES)
     (root / "cat").chmod(0)
     message = message_of(lambda: folder.build(of(root), "train"))
     (root / "cat").chmod(0o700)

@@ -232,7 +232,7 @@ def test_an_untrained_one_says_so() -> None:
 
 def test_a_signal_while_it_is_trained_loses_nothing(digits: Path, tmp_path: Path) -> None:
     share = {"XDG_DATA_HOME": str(tmp_path / "share")}
-    given = words(assignments(digits, "method.tokenizer_epochs=30", method="beit"))
+    given = words(assignments(digits, "method.tokenizer_epochs=8", method="beit"))
     process = start("-c", SLOW_DRIVER, "pretrain", *given, "--out", tmp_path / "run", environ=share)
     kept = tmp_path / "share" / "dsdmae" / "tokenizers"
     wait_until(lambda: any(steps_done(folder) >= 3 for folder in kept.glob("digits*px-*")), process)
@@ -252,7 +252,7 @@ def test_two_runs_that_need_the_same_train_it_once(digits: Path, tmp_path: Path)
     share = {"XDG_DATA_HOME": str(tmp_path / "share")}
     runs: list[subprocess.Popen[str]] = []
     for name in ("beit", "cae"):
-        given = words(assignments(digits, "method.tokenizer_epochs=8", method=name))
+        given = words(assignments(digits, "method.tokenizer_epochs=2", method=name))
         runs.append(start("-c", SLOW_DRIVER, "pretrain", *given, "--out", tmp_path / name, environ=share))
     said = [run.communicate(timeout=240)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said

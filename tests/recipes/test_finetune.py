@@ -96,7 +96,7 @@ def small_backbone(depth: int = 2, seed: int = 0, class_token: bool = False) -> 
 # -- what a run leaves
 
 
-def test_the_files_and_the_result_of_a_run(run: Path, tmp_path: Path) -> None:
+def test_the_files_and_the_result_of_a_run(run: Path, tmp_path: Path, drawn: None) -> None:
     out = tmp_path / "tuned"
     result = tune(run, out)
     left = {name for name in listing(out) if not name.startswith("checkpoints")}

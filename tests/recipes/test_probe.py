@@ -44,7 +44,7 @@ def judge(subject: str | Path, out: Path, *assignments: str, like: Path | None =
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_leaves_its_result_and_figures(kind: str, run: Path, tmp_path: Path) -> None:
+def test_every_kind_leaves_its_result_and_figures(kind: str, run: Path, tmp_path: Path, drawn: None) -> None:
     result = judge(run, tmp_path / "probed", f"probe.kind={kind}", *FEWER.get(kind, []))
     figures = {"confusion", "classes", "mistakes", "pca", "tsne", "choice", *(["curves"] if kind == "linear" else [])}
     assert listing(tmp_path / "probed") == {
