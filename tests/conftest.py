@@ -163,3 +163,25 @@ def nobody() -> Iterator[Path]:
         finally:
             if root:
                 os.seteuid(0)
+
+
+@pytest.fixture
+def encoder_alone(encoder_run: Path, tmp_path: Path) -> Path:
+    """A folder with the encoder of a run and nothing else."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(encoder_run / "encoder.safetensors", alone)
+    return alone
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Asked for by tests of the figures that probe and finetune leave, in files that use `undrawn`."""
+
+
+@pytest.fixture
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures, which take most of a small run's time."""
+    if "drawn" not in request.fixturenames:
+        for place in ("probe.draw", "probe.draw_choice", "finetune.draw"):
+            monkeypatch.setattr(f"dsdmae_cli.recipes.{place}", lambda *given: None)

@@ -157,19 +157,19 @@ def _given(**values: object) -> BackboneSettings:
 # -- a folder with an encoder alone
 
 
-def test_a_folder_alone_is_judged_as_its_run(encoder_run: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_alone_is_judged_as_its_run(encoder_run: Path, encoder_alone: Path, tmp_path: Path) -> None:
     same = ("top1", "confusion", "weights_sha256", "method", "pretrain_epochs", "pretrain_flops")
     quick = ("probe.kind=knn", "probe.k=1")
-    ran, alone = (judge(s, tmp_path / f"probed-{s.name}", *quick) for s in (encoder_run, folder))
+    ran, alone = (judge(s, tmp_path / f"probed-{s.name}", *quick) for s in (encoder_run, encoder_alone))
     assert {key: ran[key] for key in same} == {key: alone[key] for key in same}
-    ran, alone = (tune(s, tmp_path / f"tuned-{s.name}", "train.epochs=1") for s in (encoder_run, folder))
+    ran, alone = (tune(s, tmp_path / f"tuned-{s.name}", "train.epochs=1") for s in (encoder_run, encoder_alone))
     assert ran["classifier_sha256"] == alone["classifier_sha256"]
 
 
 def test_a_folder_alone_is_embedded_and_exported(
-    encoder_run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    encoder_run: Path, encoder_alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for name, subject in (("run", encoder_run), ("folder", folder)):
+    for name, subject in (("run", encoder_run), ("folder", encoder_alone)):
         words = ("--split", "test", "--device", "cpu", "--precision", "fp32", "--no-cache")
         code, _, err = cli(capfd, "embed", subject, *words, "--out", tmp_path / f"{name}.npz")
         assert code == 0, err

@@ -28,19 +28,19 @@ def refusal(subject: object, kind: type[DsdmaeError] = CheckpointError) -> str:
 # -- what it may be
 
 
-def test_a_run_and_its_weights(encoder_run: Path, tuned_run: Path, folder: Path) -> None:
+def test_a_run_and_its_weights(encoder_run: Path, tuned_run: Path, encoder_alone: Path) -> None:
     for run, weights in ((encoder_run, "encoder.safetensors"), (tuned_run, "classifier.safetensors")):
         found = parse(str(run))
         assert (found.kind, found.path, found.weights, found.name) == ("run", run, run / weights, "run")
         file = parse(str(run / weights))
         assert (file.kind, file.weights, file.name) == ("weights", run / weights, "run")
         assert file.settings() == found.settings()
-    alone = parse(str(folder))
-    assert (alone.kind, alone.weights, alone.name) == ("weights", folder / "encoder.safetensors", "alone")
+    alone = parse(str(encoder_alone))
+    assert (alone.kind, alone.weights, alone.name) == ("weights", encoder_alone / "encoder.safetensors", "alone")
     for name in ("classifier", "model"):
-        (folder / "encoder.safetensors").rename(folder / f"{name}.safetensors")
-        assert parse(str(folder)).weights == folder / f"{name}.safetensors"
-        (folder / f"{name}.safetensors").rename(folder / "encoder.safetensors")
+        (encoder_alone / "encoder.safetensors").rename(encoder_alone / f"{name}.safetensors")
+        assert parse(str(encoder_alone)).weights == encoder_alone / f"{name}.safetensors"
+        (encoder_alone / f"{name}.safetensors").rename(encoder_alone / "encoder.safetensors")
 
 
 def test_a_run_that_has_not_ended(encoder_run: Path, tmp_path: Path) -> None:
@@ -51,10 +51,10 @@ def test_a_run_that_has_not_ended(encoder_run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["scratch", "pixels"])
-def test_what_is_there_wins_over_a_word(word: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder.parent)
+def test_what_is_there_wins_over_a_word(word: str, encoder_alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(encoder_alone.parent)
     assert parse(word).kind == word
-    folder.rename(folder.parent / word)
+    encoder_alone.rename(encoder_alone.parent / word)
     assert (parse(word).kind, parse(word).name) == ("weights", word)
 
 
@@ -88,9 +88,9 @@ def test_what_is_none_of_these(encoder_run: Path, tmp_path: Path, monkeypatch: p
 # -- what is taken over
 
 
-def test_a_folder_with_an_encoder_alone_says_what_its_run_says(encoder_run: Path, folder: Path) -> None:
-    values, origin = taken_over(str(folder))
-    assert (values, origin) == (taken_over(str(encoder_run))[0], str(folder / "encoder.safetensors"))
+def test_a_folder_with_an_encoder_alone_says_what_its_run_says(encoder_run: Path, encoder_alone: Path) -> None:
+    values, origin = taken_over(str(encoder_alone))
+    assert (values, origin) == (taken_over(str(encoder_run))[0], str(encoder_alone / "encoder.safetensors"))
     learned_from = tables(resolve(settings(encoder_run.parent / "digits").settings))
     assert values["backbone"] == learned_from["backbone"]
     assert {key: learned_from["data"][key] for key in values["data"]} == values["data"]
@@ -126,7 +126,7 @@ def test_foreign_and_damaged_weights(encoder_run: Path, tmp_path: Path) -> None:
         taken_over(str(file))
 
 
-def test_no_torch(encoder_run: Path, folder: Path) -> None:
+def test_no_torch(encoder_run: Path, encoder_alone: Path) -> None:
     code = """
 import sys
 from dsdmae_cli.artifacts.subject import completions, taken_over
@@ -135,7 +135,7 @@ for subject in sys.argv[1:]:
 completions("")
 sys.exit(str({"torch", "timm", "torchvision", "sklearn", "matplotlib"} & set(sys.modules) or ""))
 """
-    subjects = (encoder_run, folder, "scratch", "timm:resnet18")
+    subjects = (encoder_run, encoder_alone, "scratch", "timm:resnet18")
     done = subprocess.run([sys.executable, "-c", code, *subjects], capture_output=True, text=True)
     assert done.stderr.strip() == ""
 

@@ -57,6 +57,9 @@ FILES = {
 }  # fmt: skip
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digit_folder(tmp_path_factory.mktemp("digits"), train=60, test=30)

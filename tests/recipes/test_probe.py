@@ -24,6 +24,9 @@ QUICK = ("train.device=cpu", "train.precision=fp32", "train.epochs=3", "train.ba
 FEWER = {"knn": ["probe.k=[1,3]"], "logistic": ["probe.c=[0.1,1]"], "attentive": ["probe.learning_rates=[0.001,0.01]"]}
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digit_folder(tmp_path_factory.mktemp("digits"), train=80, test=40)
