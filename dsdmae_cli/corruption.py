@@ -5,14 +5,16 @@ Polarity: in every mask of this program True means noisy (or hidden), False mean
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Generator, Tensor
 
 NoiseKind = Literal["add", "replace", "mix"]
+NoiseLaw = Literal["uniform", "loguniform", "lognormal"]
 Range = float | tuple[float, float]
 
 
@@ -73,26 +75,42 @@ def ids_to_mask(ids: Int64[Tensor, "b k"], num_tokens: int) -> Bool[Tensor, "b t
     return mask.scatter_(1, ids, True)
 
 
-def mask_to_pixels(mask: Bool[Tensor, "b t"], patch: tuple[int, int], grid: tuple[int, int]) -> Bool[Tensor, "b 1 h w"]:
-    """Spread a mask over the pixels of its patches."""
+def mask_to_pixels(
+    mask: Shaped[Tensor, "b t"], patch: tuple[int, int], grid: tuple[int, int]
+) -> Shaped[Tensor, "b 1 h w"]:
+    """Spread a mask, or any other value of each patch, over the pixels of its patches."""
     b = mask.shape[0]
     x = mask.reshape(b, 1, grid[0], 1, grid[1], 1).expand(-1, -1, -1, patch[0], -1, patch[1])
     return x.reshape(b, 1, grid[0] * patch[0], grid[1] * patch[1])
 
 
-def draw_std(std: Range, batch: int, generator: Generator) -> Float[Tensor, "b 1 1 1"] | float:
-    """Noise level of each image: the value itself, or uniform in [lo, hi] per image."""
+def draw_std(
+    std: Range, shape: tuple[int, int], generator: Generator, law: NoiseLaw = "uniform"
+) -> Float[Tensor, "b n"] | float:
+    """Noise levels: the value itself, or a draw for each image (n = 1) or for each of its patches (n = t).
+
+    Args:
+        std: σ, or a pair of them.
+        law: of a pair. "uniform": σ in [low, high]. "loguniform": ln σ in [ln low, ln high]. "lognormal": ln σ is
+            normal, low and high lie one standard deviation on either side of its median (Karras et al. 2022 train
+            with ln σ ~ N(-1.2, 1.2²) for data of standard deviation 0.5, which is (0.09, 1)).
+    """
     if not isinstance(std, tuple):
         return std
     low, high = std
-    draw = torch.rand(batch, 1, 1, 1, generator=generator, device=generator.device)
-    return low + (high - low) * draw
+    if law == "uniform":
+        return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
+    low, high = math.log(low), math.log(high)
+    if law == "loguniform":
+        return (low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)).exp()
+    normal = torch.randn(shape, generator=generator, device=generator.device)
+    return ((low + high) / 2 + (high - low) / 2 * normal).exp()
 
 
 def add_noise(
     images: Float[Tensor, "b c h w"],
     noisy: Bool[Tensor, "b 1 h w"],
-    std: Float[Tensor, "b 1 1 1"] | float,
+    std: Float[Tensor, "#b 1 #h #w"] | float,
     kind: NoiseKind,
     generator: Generator,
     clip: bool = False,
@@ -102,7 +120,7 @@ def add_noise(
     Args:
         images: pixels in [-1, 1].
         noisy: True where noise goes.
-        std: σ in the same units, one or one per image; for "mix" at most 1.
+        std: σ in the same units, one, one per image or one per pixel; for "mix" at most 1.
         kind: "add": x + σn. "replace": σn, nothing of x is left. "mix": sqrt(1-σ²)·x + σn, which keeps the variance
             of a signal of unit variance, as diffusion models do.
         clip: cut noisy pixels to [-1, 1], as every 8-bit file has been: in deep shadows and highlights such noise

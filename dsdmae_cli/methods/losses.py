@@ -13,16 +13,18 @@ CosineKind = Literal["token", "global", "channel"]
 
 
 def pixel_loss(
-    predicted: Float[Tensor, "b k p"], target: Float[Tensor, "b k p"], weight: Float[Tensor, " b"] | None = None
+    predicted: Float[Tensor, "b k p"],
+    target: Float[Tensor, "b k p"],
+    weight: Float[Tensor, "b _"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean squared error over patches and pixels (DSdMAE Eq. 1 as a mean; MAE's loss over masked patches).
 
     Args:
-        weight: factor of each image's own mean; None = 1.
+        weight: factor of each image's, or of each patch's own mean; None = 1.
     """
     if weight is None:
         return F.mse_loss(predicted.float(), target.float())
-    return (weight * (predicted.float() - target.float()).square().mean(dim=(1, 2))).mean()
+    return (weight * (predicted.float() - target.float()).square().mean(dim=2)).mean()
 
 
 def cosine_loss(

@@ -16,6 +16,7 @@ from torch import Tensor
 from dsdmae_cli.backbone import gather_tokens, sincos_positions
 from dsdmae_cli.corruption import (
     NoiseKind,
+    NoiseLaw,
     add_noise,
     denormalize_patches,
     draw_std,
@@ -33,6 +34,11 @@ KINDS: list[NoiseKind] = ["add", "replace", "mix"]
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def level(std: float | tuple[float, float], batch: int, generator: torch.Generator) -> Tensor | float:
+    drawn = draw_std(std, (batch, 1), generator)
+    return drawn[:, :, None, None] if isinstance(drawn, Tensor) else drawn
 
 
 def bits(x: Tensor) -> Tensor:
@@ -156,7 +162,7 @@ def test_clean_patches_are_untouched_bit_for_bit(kind: NoiseKind, std: float | t
     before = images.clone()
     mask = ids_to_mask(random_ids(6, 16, 12, g)[0], 16)
     noisy = mask_to_pixels(mask, (4, 4), (4, 4))
-    out = add_noise(images, noisy, draw_std(std, 6, g), kind, g)
+    out = add_noise(images, noisy, level(std, 6, g), kind, g)
     clean = ~noisy.expand_as(images)
     assert torch.equal(bits(out)[clean], bits(images)[clean])
     assert (out != images)[~clean].float().mean() > 0.999
@@ -194,18 +200,45 @@ def test_zero_noise_is_no_noise() -> None:
         assert torch.equal(noise_sample(kind, 0.0, images), images)
 
 
-def test_a_range_of_levels_gives_each_image_its_own() -> None:
+@pytest.mark.parametrize("count", [1, 16])
+@pytest.mark.parametrize("law", ["uniform", "loguniform", "lognormal"])
+def test_levels_follow_their_law(law: NoiseLaw, count: int) -> None:
     low, high = 0.2, 1.5
-    assert draw_std(0.5, 4, seeded(0)) == 0.5
-    many = draw_std((low, high), 5000, seeded(0))
+    many = draw_std((low, high), (5000, count), seeded(0), law)
     assert isinstance(many, Tensor)
-    assert kstest(many.flatten().numpy(), "uniform", (low, high - low)).pvalue > 1e-3
+    assert many.shape == (5000, count)
+    value, distribution = many.flatten().double().numpy(), ("uniform", (low, high - low))
+    if law != "uniform":
+        value, low, high = np.log(value), math.log(low), math.log(high)
+        distribution = ("uniform", (low, high - low))
+    if law == "lognormal":  # the pair stands where the normal distribution has its 16th and 84th hundredth
+        distribution = ("norm", ((low + high) / 2, (high - low) / 2))
+    assert kstest(value[:20_000], *distribution).pvalue > 1e-3
+    if count > 1:  # patches of an image are independent of each other
+        assert (torch.corrcoef(many.T) - torch.eye(count)).abs().max() < 0.06
 
-    std = draw_std((low, high), 32, seeded(2))
+
+def test_edms_law_in_our_units() -> None:
+    """ln σ ~ N(-1.2, 1.2²) where data have the standard deviation 0.5, about that of photographs in [-1, 1]."""
+    drawn = draw_std((math.exp(-2.4), 1.0), (200_000, 1), seeded(0), "lognormal")
+    assert isinstance(drawn, Tensor)
+    assert drawn.log().mean().item() == pytest.approx(-1.2, abs=0.01)
+    assert drawn.log().std().item() == pytest.approx(1.2, abs=0.01)
+
+
+def test_every_image_or_pixel_gets_its_level() -> None:
+    assert draw_std(0.5, (4, 1), seeded(0)) == 0.5
+    std = draw_std((0.2, 1.5), (32, 1), seeded(2))
     assert isinstance(std, Tensor)
-    images = torch.zeros(32, 3, 48, 48)
-    out = add_noise(images, torch.ones(32, 1, 48, 48, dtype=torch.bool), std, "add", seeded(3))
+    everywhere = torch.ones(32, 1, 48, 48, dtype=torch.bool)
+    out = add_noise(torch.zeros(32, 3, 48, 48), everywhere, std[:, :, None, None], "add", seeded(3))
     torch.testing.assert_close(out.std(dim=(1, 2, 3)), std.flatten(), rtol=0.04, atol=0)
+    std = draw_std((0.2, 1.5), (32, 4), seeded(2))
+    assert isinstance(std, Tensor)
+    by_pixel = mask_to_pixels(std, (24, 24), (2, 2))
+    out = add_noise(torch.zeros(32, 3, 48, 48), everywhere, by_pixel, "add", seeded(3))
+    measured = patchify(out, (24, 24)).std(dim=2)
+    torch.testing.assert_close(measured, std, rtol=0.06, atol=0)  # 1,728 values: 4 times 1/sqrt(2 * 1728)
 
 
 def test_noise_comes_from_the_generator_alone() -> None:

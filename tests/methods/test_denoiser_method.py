@@ -106,7 +106,9 @@ def test_every_image_has_the_level_that_its_weight_says() -> None:
     method, x = built(*BLIND, "method.noise_clip=false"), torch.zeros(64, 3, 16, 16)
     corruption = method.corrupt(x, seeded(CPU, 0))
     measured = corruption.images.flatten(1).double().std(dim=1)
-    torch.testing.assert_close(measured, corruption.std.double(), rtol=0.12, atol=0)  # 768 pixels: 1/sqrt(2 * 768)
+    torch.testing.assert_close(
+        measured, corruption.std[:, 0].double(), rtol=0.12, atol=0
+    )  # 768 pixels: 1/sqrt(2 * 768)
     assert 0 <= corruption.std.min() < 0.1
     assert 0.4 < corruption.std.max() <= 0.5
 
@@ -127,7 +129,7 @@ def test_pixel_loss_against_the_formula(residual: bool, weight: str) -> None:
         decoded = method.decoder(latents[i, ids][None], ids[None])[0].double()
         given, clean = (C.patchify(t[i : i + 1].double(), (2, 2))[0, ids] for t in (corruption.images, x))
         mse = (decoded + (given if residual else 0) - clean).square().mean()
-        total += mse / (corruption.std[i].double() ** 2 + 0.01) if weight == "noise" else mse
+        total += mse / (corruption.std[i, 0].double() ** 2 + 0.01) if weight == "noise" else mse
     torch.testing.assert_close(method(x, corruption)["pixel"].double(), total / 4, rtol=1e-5, atol=0)
 
 
@@ -152,7 +154,7 @@ def test_denoise_decodes_every_patch(unet: bool, residual: bool) -> None:
     assert got.shape == x.shape
     assert got.dtype == torch.float32
     everything = torch.arange(method.student.num_tokens).expand(3, -1)
-    restored = method.restore(x, Noised(x, everything, torch.zeros(3)))
+    restored = method.restore(x, Noised(x, everything, torch.zeros(3, 1)))
     assert restored is not None
     torch.testing.assert_close(got, restored.restored)
 

@@ -18,7 +18,9 @@ from dsdmae_builtin.methods.dsdmae import DSdMAE
 from dsdmae_builtin.methods.mae import MAE
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.header import read_metadata
+from dsdmae_cli.backbone import gather_tokens
 from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.corruption import patchify
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.methods.base import Method, StepInfo
 from dsdmae_cli.runs.build import build_method
@@ -320,6 +322,41 @@ def test_a_range_of_sigma_is_drawn_from_for_each_image() -> None:
     assert 1.3 < levels.max() < 1.5
     assert levels.mean().item() == pytest.approx(0.8, abs=0.06)
     assert levels.std().item() == pytest.approx(1.2 / math.sqrt(12), abs=0.04)
+
+
+def test_a_level_of_its_own_for_each_patch() -> None:
+    method = tiny(
+        "method.noise_std=[0.05, 5]", "method.noise_law=loguniform", "method.noise_per=patch", "method.mask_ratio=0.75"
+    )
+    clean = images(200)
+    corruption = method.corrupt(clean, seeded(CPU, 0))
+    noise = patchify(corruption.images - clean, (4, 4)).gather(1, corruption.ids_noisy[..., None].expand(-1, -1, 48))
+    assert corruption.std.shape == (200, 12)
+    # 48 values a patch: the level is measured to a tenth, and over all patches much better.
+    ratio = noise.std(dim=2) / corruption.std
+    assert ratio.mean().item() == pytest.approx(1, abs=0.01)
+    assert ratio.std().item() == pytest.approx(1 / math.sqrt(2 * 48), abs=0.015)
+    levels = corruption.std.log()
+    assert levels.mean().item() == pytest.approx((math.log(0.05) + math.log(5)) / 2, abs=0.1)
+    # Drawn for each patch: as far apart within an image as between images.
+    assert levels.std(dim=1).mean().item() == pytest.approx(math.log(100) / math.sqrt(12), rel=0.05)
+
+
+def test_pixel_weights_by_patch_against_the_formula() -> None:
+    method = tiny("method.noise_std=[0.05, 5]", "method.noise_law=loguniform", "method.noise_per=patch",
+                  "method.pixel_weight=noise", "method.mask_ratio=0.5")  # fmt: skip
+    clean = images(3)
+    corruption = method.corrupt(clean, seeded(CPU, 1))
+    assert method.decoder is not None
+    ids = corruption.ids_noisy
+    decoded = method.decoder(gather_tokens(method.student(corruption.images), ids), ids)
+    total = 0.0
+    for i in range(3):
+        for k, token in enumerate(ids[i].tolist()):
+            truth = patchify(clean[i : i + 1], (4, 4))[0, token].double()
+            mse = (decoded[i, k].double() - truth).square().mean()
+            total += mse / (corruption.std[i, k].double() ** 2 + 0.01) / (3 * 8)
+    torch.testing.assert_close(method(clean, corruption)["pixel"].double(), torch.as_tensor(total), rtol=1e-5, atol=0)
 
 
 def test_a_range_of_ratios_is_drawn_from_for_each_batch() -> None:

@@ -27,11 +27,11 @@ _WEIGHT_FLOOR = 0.01
 
 
 class Noised(NamedTuple):
-    """The student's input and the patches that carry noise."""
+    """The student's input, the patches that carry noise, and its level in each image or in each of these patches."""
 
     images: Float[Tensor, "b c h w"]
     ids_noisy: Int64[Tensor, "b k"]
-    std: Float[Tensor, " b"]
+    std: Float[Tensor, "b _"]
 
 
 class DSdMAE(Method):
@@ -56,9 +56,13 @@ class DSdMAE(Method):
         count = C.num_masked(s.mask_ratio, net.num_tokens, generator)
         ids_noisy, _ = C.random_ids(len(images), net.num_tokens, count, generator)
         noisy = C.mask_to_pixels(C.ids_to_mask(ids_noisy, net.num_tokens), net.patch_shape, net.grid)
-        std = C.draw_std(s.noise_std, len(images), generator)
-        corrupted = C.add_noise(images, noisy, std, s.noise, generator, s.noise_clip)
-        return Noised(corrupted, ids_noisy, torch.as_tensor(std, device=images.device).flatten().expand(len(images)))
+        levels = (len(images), net.num_tokens if s.noise_per == "patch" else 1)
+        drawn = C.draw_std(s.noise_std, levels, generator, s.noise_law)
+        std = drawn if isinstance(drawn, Tensor) else images.new_full((len(images), 1), drawn)
+        by_pixel: Tensor | float = drawn if not isinstance(drawn, Tensor) else std[:, :, None, None]
+        if std.shape[1] > 1:
+            by_pixel, std = C.mask_to_pixels(std, net.patch_shape, net.grid), std.gather(1, ids_noisy)
+        return Noised(C.add_noise(images, noisy, by_pixel, s.noise, generator, s.noise_clip), ids_noisy, std)
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Noised) -> Losses:
         ids, weight = corruption.ids_noisy, self.settings.lambda_
@@ -123,7 +127,7 @@ class DSdMAE(Method):
             return None
         net = self.student
         ids = torch.arange(net.num_tokens, device=images.device).expand(len(images), -1)
-        decoded = self._decode(net(images), Noised(images, ids, images.new_zeros(len(images))))
+        decoded = self._decode(net(images), Noised(images, ids, images.new_zeros(len(images), 1)))
         return C.unpatchify(decoded.float(), net.patch_shape, net.grid)
 
 

@@ -43,8 +43,14 @@ class DSdMAESettings(MethodSettings):
     )
     noise: Literal["add", "replace", "mix"] = Field("add", description="x + σn, σn alone, or sqrt(1-σ²)x + σn")
     noise_std: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = Field(
-        1.0, description="σ of the Gaussian noise for pixels in [-1, 1]; a pair is drawn from once an image"
+        1.0, description="σ of the Gaussian noise for pixels in [-1, 1]; a pair is drawn from by noise_law"
     )
+    noise_law: Literal["uniform", "loguniform", "lognormal"] = Field(
+        "uniform",
+        description="how σ is drawn from a pair: uniform, uniform in ln σ, or ln σ normal with the pair one standard"
+        " deviation to either side",
+    )
+    noise_per: Literal["image", "patch"] = Field("image", description="what a drawn σ holds for: an image or a patch")
     noise_clip: bool = Field(False, description="cut noisy pixels to the valid range, as every 8-bit file has been")
     lambda_: Fraction = Field(
         0.6, alias="lambda", description="weight of the pixel loss; the feature loss has 1 - lambda"
@@ -79,8 +85,21 @@ class DSdMAESettings(MethodSettings):
         return self
 
     @model_validator(mode="after")
+    def _law_of_a_range(self) -> DSdMAESettings:
+        if isinstance(self.noise_std, tuple):
+            if self.noise_law != "uniform" and self.noise_std[0] == 0:
+                raise ValueError(f"noise_law = '{self.noise_law}' has no σ of 0; let noise_std begin above it, as 0.05")
+            return self
+        for name, value in (("noise_law", self.noise_law), ("noise_per", self.noise_per)):
+            if value not in ("uniform", "image"):
+                raise ValueError(f"{name} = '{value}' draws from a range and noise_std is one number; give it a pair")
+        return self
+
+    @model_validator(mode="after")
     def _mix_keeps_variance(self) -> DSdMAESettings:
         highest = self.noise_std[1] if isinstance(self.noise_std, tuple) else self.noise_std
+        if self.noise == "mix" and self.noise_law == "lognormal":
+            raise ValueError("noise_law = 'lognormal' has no highest σ and noise = 'mix' takes at most 1")
         if self.noise == "mix" and highest > 1:
             raise ValueError(f"noise_std = {highest:g} is too large for noise = 'mix', which takes at most 1")
         return self
