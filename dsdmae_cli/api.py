@@ -140,7 +140,7 @@ def probe(
 
     Args:
         subject: a run, a weights file, "timm:NAME", "scratch" or "pixels".
-        kind: "linear" (default), "knn", "logistic", "attentive", or any installed probe.
+        kind: "linear" (default), "knn", "logistic", "attentive", "ep", or any installed probe.
         data, like, out, progress, settings: as in finetune.
 
     Returns:

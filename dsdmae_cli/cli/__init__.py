@@ -32,7 +32,7 @@ COMMANDS = (
     Entry("pretrain", _TRAIN, "Pre-train a backbone on images, without labels."),
     Entry("tokenizer", _TRAIN, "Train a tokenizer: the visual words that BEiT and CAE learn to predict."),
     Entry("ablate", _TRAIN, "Run an ablation: pre-train once for each value of a setting, and report which is best."),
-    Entry("probe", _JUDGE, "Judge a frozen backbone: linear, k-NN, logistic or attentive probe."),
+    Entry("probe", _JUDGE, "Judge a frozen backbone: linear, k-NN, logistic, attentive or efficient probe."),
     Entry("finetune", _JUDGE, "Train a whole network on labels, from a pre-trained encoder or from scratch, and judge"
           " it on the test images."),
     Entry("compare", _JUDGE, "Lay results side by side, with the paper's own beside them."),

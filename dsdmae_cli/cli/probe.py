@@ -8,7 +8,7 @@ from dsdmae_cli.config.given import Given
 
 @takes("probe")
 def command(given: Given) -> None:
-    """Judge a frozen backbone: linear, k-NN, logistic or attentive probe.
+    """Judge a frozen backbone: linear, k-NN, logistic, attentive or efficient probe.
 
     dsdmae probe RUN                           MAE's linear probe on the run's own dataset
     dsdmae probe RUN --kind knn

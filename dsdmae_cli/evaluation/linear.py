@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,9 +24,8 @@ from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.probes import Curves, best_of
 from dsdmae_cli.evaluation.split import HeldOut, require_held_out
+from dsdmae_cli.evaluation.updates import UPDATES, Optimizer
 from dsdmae_cli.optim import learning_rate
-
-Optimizer = Literal["lars", "sgd", "adamw"]
 
 # Base rates (of 256 images) that hold the best one for most features; MAE's own for LARS is 0.1.
 BASE_LRS: dict[Optimizer, tuple[float, ...]] = {
@@ -241,8 +239,8 @@ class _Trainer:
         self.bias = torch.zeros(num_heads, num_classes, 1, dtype=dtype, device=device)
         self.mean = torch.zeros(width, dtype=dtype, device=device)
         self.variance = torch.ones(width, dtype=dtype, device=device)
-        self.lrs = torch.tensor(list(base_lrs), dtype=dtype, device=device)[:, None, None]
-        self.update = _UPDATES[protocol.optimizer](self.weight, self.bias, protocol.weight_decay)
+        self.lrs = torch.tensor(list(base_lrs), dtype=dtype, device=device)
+        self.update = UPDATES[protocol.optimizer]((self.weight,), (self.bias,), protocol.weight_decay)
         # A new allocation of this size in each step costs as much as a product: the system hands out its pages anew.
         self.batch, self.squares = (torch.empty(batch_size, width, dtype=dtype, device=device) for _ in range(2))
         self.columns = torch.arange(batch_size, device=device)
@@ -259,7 +257,7 @@ class _Trainer:
         residual[:, labels, self.columns] -= 1
         residual /= len(x)
         gradient = (residual.flatten(0, 1) @ x).view_as(self.weight)
-        self.update(gradient, residual.sum(dim=2, keepdim=True), rate * self.lrs)
+        self.update((gradient, residual.sum(dim=2, keepdim=True)), rate * self.lrs)
         return loss
 
     def _normalised(self, rows: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
@@ -282,70 +280,3 @@ class _Trainer:
     def heads(self) -> Heads:
         """As they are now; they share memory with what is trained."""
         return Heads(self.weight.transpose(1, 2), self.bias.squeeze(2), self.mean, self.variance)
-
-
-class _Momentum:
-    """SGD with momentum 0.9; with a trust ratio it is LARS.
-
-    LARS is You et al. 2017 (arXiv:1708.03888) as facebookresearch/mae's util/lars.py has it: only weights are scaled
-    (and decayed), by trust x |w| / |g + decay x w|, before momentum; the rate comes last. The ratio is each head's own.
-    """
-
-    trust: float | None = None
-    momentum = 0.9
-
-    def __init__(self, weight: Float[Tensor, "h c d"], bias: Float[Tensor, "h c 1"], weight_decay: float) -> None:
-        self.weight, self.bias, self.weight_decay = weight, bias, weight_decay
-        self.velocity = torch.zeros_like(weight), torch.zeros_like(bias)
-
-    def __call__(
-        self,
-        weight_gradient: Float[Tensor, "h c d"],
-        bias_gradient: Float[Tensor, "h c 1"],
-        lrs: Float[Tensor, "h 1 1"],
-    ) -> None:
-        step = weight_gradient.add_(self.weight, alpha=self.weight_decay)
-        if self.trust is not None:
-            own, change = (torch.linalg.vector_norm(t, dim=(1, 2), keepdim=True) for t in (self.weight, step))
-            ratio = torch.where((own > 0) & (change > 0), self.trust * own / change, 1.0)
-            step.mul_(ratio)
-        for parameter, velocity, change in zip(
-            (self.weight, self.bias), self.velocity, (step, bias_gradient), strict=True
-        ):
-            velocity.mul_(self.momentum).add_(change)
-            parameter.addcmul_(lrs, velocity, value=-1)
-
-
-class _Lars(_Momentum):
-    trust = 0.001
-
-
-class _AdamW:
-    """AdamW (Loshchilov & Hutter 2019), betas (0.9, 0.999), eps 1e-8; decay on the weights alone."""
-
-    betas = (0.9, 0.999)
-    eps = 1e-8
-
-    def __init__(self, weight: Float[Tensor, "h c d"], bias: Float[Tensor, "h c 1"], weight_decay: float) -> None:
-        self.parameters, self.weight_decay = (weight, bias), weight_decay
-        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
-        self.num_steps = 0
-
-    def __call__(
-        self,
-        weight_gradient: Float[Tensor, "h c d"],
-        bias_gradient: Float[Tensor, "h c 1"],
-        lrs: Float[Tensor, "h 1 1"],
-    ) -> None:
-        self.num_steps += 1
-        first_bias, second_bias = (1 - beta**self.num_steps for beta in self.betas)
-        self.parameters[0].mul_(1 - lrs * self.weight_decay)
-        gradients = (weight_gradient, bias_gradient)
-        for parameter, gradient, (first, second) in zip(self.parameters, gradients, self.moments, strict=True):
-            first.lerp_(gradient, 1 - self.betas[0])
-            second.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
-            denominator = (second / second_bias).sqrt_().add_(self.eps)
-            parameter.sub_(lrs / first_bias * first / denominator)
-
-
-_UPDATES: dict[Optimizer, type[_Momentum] | type[_AdamW]] = {"lars": _Lars, "sgd": _Momentum, "adamw": _AdamW}

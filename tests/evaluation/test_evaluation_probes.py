@@ -25,6 +25,7 @@ from dsdmae_cli.evaluation.linear import Protocol, train_heads
 from dsdmae_cli.evaluation.logistic import fit_logistic
 from dsdmae_cli.evaluation.metrics import score
 from dsdmae_cli.evaluation.split import HeldOut, hold_out
+from dsdmae_cli.evaluation.updates import Optimizer
 
 NUM_TRAIN = 1200
 # LARS barely moves on so few steps at MAE's rates.
@@ -229,7 +230,7 @@ def _reference(
     ],
 )
 def test_every_head_is_what_it_would_be_alone(
-    digits: Set, name: linear.Optimizer, optimizer: Callable[[nn.Linear, float], object], decay: float
+    digits: Set, name: Optimizer, optimizer: Callable[[nn.Linear, float], object], decay: float
 ) -> None:
     x, y, queries, _ = digits
     protocol = Protocol(name, epochs=5, warmup_epochs=1.5, batch_size=128, weight_decay=decay)
@@ -245,7 +246,7 @@ def test_every_head_is_what_it_would_be_alone(
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_probe_learns_and_repeats(digits: Set, name: linear.Optimizer) -> None:
+def test_probe_learns_and_repeats(digits: Set, name: Optimizer) -> None:
     x, y, queries, truth = digits
     split = hold_out(y.numpy(), 0.2, 0)
     protocol = Protocol(name, epochs=12, warmup_epochs=2, batch_size=128)

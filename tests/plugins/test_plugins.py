@@ -25,7 +25,7 @@ OURS: dict[Kind, set[str]] = {
     "dataset": {"cifar10", "cifar100", "stl10", "imagenet", "digits", "folder"},
     "method": {"dsdmae", "mae"},
     "tracker": {"tensorboard"},
-    "probe": {"linear", "knn", "logistic", "attentive"},
+    "probe": {"linear", "knn", "logistic", "attentive", "ep"},
 }
 GOOD_METHOD = """
 from dsdmae_cli.plugins import MethodSpec

@@ -19,9 +19,10 @@ from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.schema import PROBE
 from dsdmae_cli.recipes.probe import probe
 
-KINDS = ("linear", "knn", "logistic", "attentive")
+KINDS = ("linear", "knn", "logistic", "attentive", "ep")
 QUICK = ("train.device=cpu", "train.precision=fp32", "train.epochs=3", "train.batch_size=16")
-FEWER = {"knn": ["probe.k=[1,3]"], "logistic": ["probe.c=[0.1,1]"], "attentive": ["probe.learning_rates=[0.001,0.01]"]}
+FEWER = {"knn": ["probe.k=[1,3]"], "logistic": ["probe.c=[0.1,1]"], "attentive": ["probe.learning_rates=[0.001,0.01]"],
+         "ep": ["probe.learning_rates=[1,10]"]}  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -55,7 +56,7 @@ def test_every_kind_leaves_its_result_and_figures(kind: str, run: Path, tmp_path
     }  # fmt: skip
     assert json.loads((tmp_path / "probed" / "result.json").read_text()) == result
     assert (result["kind"], result["probe"], result["num_images"]) == ("probe", kind, 40)
-    assert result["epochs"] == (3 if kind in ("linear", "attentive") else None)
+    assert result["epochs"] == (3 if kind in ("linear", "attentive", "ep") else None)
     low, high = result["top1_interval"]
     assert low <= result["top1"] <= high
     assert result["top5"] >= result["top1"]
@@ -127,13 +128,26 @@ def test_few_labels_are_drawn_repeatedly(run: Path, tmp_path: Path) -> None:
 
 
 def test_one_label_a_class_leaves_nothing_to_choose(run: Path, tmp_path: Path) -> None:
-    words = {"linear": "base rate 0.1;", "knn": "the 1 nearest", "logistic": "C = 1", "attentive": "rate 0.001;"}
+    words = {"linear": "base rate 0.1;", "knn": "the 1 nearest", "logistic": "C = 1", "attentive": "rate 0.001;",
+             "ep": "base rate 0.1;"}  # fmt: skip
     for kind, said in words.items():
         result = judge(run, tmp_path / kind, f"probe.kind={kind}", "probe.few_shot=1%", "probe.draws=1")
         [row] = result["few_shot"]
         assert (row["images"], row["values"]) == (10, [result["top1"]])
         assert said in result["protocol"]
         assert result["held_out"] == {}
+
+
+def test_tokens_that_do_not_fit_are_encoded_anew(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsdmae_cli.evaluation import efficient
+
+    quick = ("probe.kind=ep", *FEWER["ep"])
+    kept = judge(run, tmp_path / "kept", *quick)
+    monkeypatch.setattr(efficient, "_MOST_BYTES", 1000)
+    anew = judge(run, tmp_path / "anew", *quick)
+    assert {key: kept[key] for key in ("top1", "nll", "held_out")} == {
+        key: anew[key] for key in ("top1", "nll", "held_out")
+    }
 
 
 def test_unreadable_images_shift_no_label(run: Path, digits: Path, tmp_path: Path) -> None:
