@@ -7,6 +7,7 @@ A backbone maps an image to a grid of features. One that can also encode a subse
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,6 +60,21 @@ class Backbone(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]:
         """What `forward` gives, and the class token's final features, or None where there is none."""
         return self(images), None
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks `forward_blocks` knows, the last with the final features; 1 = those alone."""
+        return 1
+
+    def forward_blocks(
+        self, images: Float[Tensor, "b c h w"], blocks: Sequence[int]
+    ) -> Sequence[tuple[Float[Tensor, "b _ _"], Float[Tensor, "b _"] | None]]:
+        """Features after each of these blocks (1 = the first): its tokens, and its class token if there is one.
+
+        What the last block gives is what `forward_tokens` gives, final norm included; inner blocks give what the next
+        one reads. Blocks of one network may differ in grid and width.
+        """
+        return [self.forward_tokens(images) for _ in blocks]
 
     def forward_subset(
         self, images: Float[Tensor, "b c h w"], ids_keep: Int64[Tensor, "b k"]

@@ -77,6 +77,8 @@ FLAGS = (
     Flag("--pool", "finetune.pool", "NAME", METHOD, ("finetune",)),
     Flag("--kind", "probe.kind", "NAME", PROBE, ("probe",)),
     Flag("--pool", "probe.pool", "NAME", PROBE, ("probe",)),
+    Flag("--blocks", "probe.blocks", "N|last:N|all", PROBE, ("probe",)),
+    Flag("--input-noise", "probe.input_noise", "SIGMA", PROBE, ("probe",)),
     Flag("--few-shot", "probe.few_shot", "FRACTION[,FRACTION...]", PROBE, ("probe",)),
     Flag("--epochs", "train.epochs", "N", PROBE, ("probe",)),
     Flag("--batch-size", "train.batch_size", "N", PROBE, ("probe",)),

@@ -86,11 +86,14 @@ class Heads:
         return self.queries, self.values, self.weight, self.bias
 
     def logits(self, tokens: Float[Tensor, "b t d"], training: bool = False) -> Float[Tensor, "h b c"]:
-        """Of every head; in training by the batch's own statistics, which move the running ones."""
-        x = tokens.to(self.queries)
+        """Of every head; in training by the batch's own statistics, which move the running ones.
+
+        Under autocast the products over tokens run in its dtype, what they give is normalised and read in the weights'.
+        """
+        x = tokens if torch.is_autocast_enabled(tokens.device.type) else tokens.to(self.queries)
         attention = torch.einsum("btd,hmd->bhmt", x, self.queries / math.sqrt(x.shape[-1])).softmax(dim=-1)
         gathered = torch.einsum("bhmt,btd->bhmd", attention, x)
-        parts = torch.einsum("bhmd,hmdk->bhmk", gathered, self.values).flatten(1)
+        parts = torch.einsum("bhmd,hmdk->bhmk", gathered, self.values).flatten(1).to(self.queries)
         parts = F.batch_norm(parts, self.mean, self.variance, training=training, momentum=_NORM_MOMENTUM, eps=_EPS)
         parts = parts.view(len(x), len(self.bias), -1)
         return torch.einsum("bhk,hkc->hbc", parts, self.weight) + self.bias[:, None]
@@ -147,8 +150,7 @@ def select_and_fit(data: ProbeData, base_lrs: Sequence[float], num_queries: int,
         held_out = dict(zip(base_lrs, _accuracy(heads, tokens, data, split.held).tolist(), strict=True))
     chosen = best_of(held_out) if held_out else base_lrs[0]
     heads = train(tokens, data, np.sort(np.concatenate(split)), [chosen], num_queries, optimizer)
-    with torch.no_grad():
-        logits = torch.cat([heads.logits(batch)[0].float().cpu() for batch in encoded(data, data.test_images)])
+    logits = torch.cat([_answers(heads, batch, data)[0] for batch in encoded(data, data.test_images)])
     if not logits.isfinite().all():
         raise RunFailed(f"the ep probe diverged at a base learning rate of {chosen:g} ({optimizer}); give lower rates")
     return Found(logits, chosen, held_out)
@@ -175,7 +177,8 @@ def train(
             batch = order[step * batch_size : (step + 1) * batch_size]
             done = epoch * steps + step
             rate = learning_rate(done, total, warmup, batch_size / 256, 0.0)
-            logits = heads.logits(tokens.of(batch), training=True)
+            with autocast(device, data.precision):
+                logits = heads.logits(tokens.of(batch), training=True).float()
             truth = labels[batch.to(device)]
             loss = torch.stack([F.cross_entropy(of_head, truth) for of_head in logits]).sum()
             gradients = torch.autograd.grad(loss, heads.parameters)
@@ -187,9 +190,15 @@ def train(
 
 
 @torch.no_grad()
+def _answers(heads: Heads, tokens: Float[Tensor, "b t d"], data: ProbeData) -> Float[Tensor, "h b c"]:
+    with autocast(data.device, data.precision):
+        return heads.logits(tokens).float().cpu()
+
+
+@torch.no_grad()
 def _accuracy(heads: Heads, tokens: Tokens, data: ProbeData, rows: Int64[np.ndarray, " n"]) -> Float[Tensor, " h"]:
     """Fraction of right answers of every head; zero for one that gives answers that are not finite."""
     every = torch.from_numpy(rows).split(_ROWS_AT_ONCE)
-    logits = torch.cat([heads.logits(tokens.of(part)).cpu() for part in every], dim=1)
+    logits = torch.cat([_answers(heads, tokens.of(part), data) for part in every], dim=1)
     right = (logits.argmax(dim=2) == data.train_labels[torch.from_numpy(rows)]).double().mean(dim=1)
     return torch.where(logits.isfinite().flatten(1).all(dim=1), right, 0.0)

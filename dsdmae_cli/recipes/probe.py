@@ -15,24 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsdmae_cli import plugins
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import parse
+from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.evaluation.features import check_pools
+from dsdmae_cli.evaluation.fitting import Best, few_labels, fit_best, plus_minus
+from dsdmae_cli.evaluation.inner import candidates
 from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled
-from dsdmae_cli.evaluation.metrics import Scores, score, spread
-from dsdmae_cli.evaluation.probe_data import Truth, drawn, gather
+from dsdmae_cli.evaluation.metrics import Scores, score
+from dsdmae_cli.evaluation.probe_data import gather
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
-from dsdmae_cli.evaluation.split import few_shot
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.report import Report, duration, make_report
 from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path, environment
 from dsdmae_cli.runtime import choose_device, choose_precision
-from dsdmae_cli.settings.judge import ProbeSection, ProbeSettings
+from dsdmae_cli.settings.judge import ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.work import encoder_flops
 
@@ -89,6 +90,7 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
     for note in opened.notes:
         report.note(note)
     check_pools(opened.encoder, [settings.probe.pool])
+    candidates(opened.encoder, settings.probe.blocks, settings.probe.input_noise)
     return Subject(settings, report, device, choose_precision(settings.train.precision, device), judged, opened)
 
 
@@ -100,16 +102,19 @@ def judge(subject: Subject, run: RunDir) -> dict[str, Any]:
         f" and {len(judged.test)} test images on {subject.device} in {subject.precision}"
     )
     subject.opened.encoder.to(subject.device).eval().requires_grad_(False)
-    data, truth = gather(subject.opened.encoder, judged, settings, subject.device, subject.precision, subject.report)
+    tried: dict[str, ProbeData] = {}
+    for name, encoder in candidates(subject.opened.encoder, settings.probe.blocks, settings.probe.input_noise).items():
+        tried[name], truth = gather(encoder, judged, settings, subject.device, subject.precision, subject.report)
     rows: list[dict[str, Any]] = []
     if settings.probe.few_shot:
-        rows, scores, found = few_labels(settings, data, truth)
+        rows, scores, best = few_labels(settings.probe, tried, truth, settings.train.seed, subject.report)
     else:
-        found = fit(settings.probe, data)
-        scores = score(found.logits, truth.labels)
+        best = fit_best(settings.probe, tried)
+        scores = score(best.found.logits, truth.labels)
+    found, data = best.found, tried[best.block]
     for note in found.notes:
         subject.report.warn(note)
-    result = describe(subject, run, found, scores) | ({"few_shot": rows} if rows else {})
+    result = describe(subject, run, best, data.encoder, scores) | ({"few_shot": rows} if rows else {})
     draw(run.figures, judged, scores, found.logits, truth.labels, truth.indices, data.test_features, settings.data)
     draw_choice(run, found)
     run.write_json("run.json", environment() | {"run": "probe", "device": str(subject.device),
@@ -118,44 +123,21 @@ def judge(subject: Subject, run: RunDir) -> dict[str, Any]:
     return result
 
 
-def fit(settings: ProbeSection, data: ProbeData) -> ProbeResult:
-    """What the probe's plugin finds."""
-    found: ProbeResult = plugins.load(plugins.find("probe", settings.kind).spec.build)(settings, data)
-    return found
+def describe(subject: Subject, run: RunDir, best: Best, encoder: Backbone, scores: Scores) -> dict[str, Any]:
+    """What result.json holds.
 
-
-def few_labels(
-    settings: ResolvedProbeSettings, data: ProbeData, truth: Truth
-) -> tuple[list[dict[str, Any]], Scores, ProbeResult]:
-    """Repeated draws for each share, as rows for result.json; scores and answers of the largest share's first draw."""
-    rows, shown = [], None
-    for share in sorted(settings.probe.few_shot):
-        scores = []
-        for number in range(settings.probe.draws):
-            chosen = few_shot(data.train_labels.numpy(), share, settings.train.seed, number)
-            part = drawn(data, chosen, settings.probe.validation)
-            # With a single image a class there is nothing to choose on.
-            found = fit(settings.probe if len(part.split.held) else settings.probe.without_choice(), part)
-            scores.append(score(found.logits, truth.labels))
-            shown = (scores[-1], found) if number == 0 else shown
-        of = spread([s.top1 for s in scores])
-        rows.append(
-            {"share": share, "images": len(chosen), "draws": len(of.values), "top1": of.mean, "std": of.std,
-             "values": list(of.values)}
-        )  # fmt: skip
-        data.report.note(f"{share:.3g} of the labels ({len(chosen)} images): {_pm(of.mean, of.std)}")
-    assert shown is not None
-    return rows, *shown
-
-
-def describe(subject: Subject, run: RunDir, found: ProbeResult, scores: Scores) -> dict[str, Any]:
-    """What result.json holds."""
-    settings, judged, encoder = subject.settings, subject.judged, subject.opened.encoder
+    Args:
+        encoder: as it was probed.
+    """
+    settings, judged, found = subject.settings, subject.judged, best.found
     return {
         "run": str(run.path),
         **base_result("probe", found.protocol, subject.opened.described(), settings, judged, scores),
         "probe": settings.probe.kind,
         "pool": settings.probe.pool,
+        "block": best.block,
+        "held_out_by_block": best.held_out,
+        "input_noise": settings.probe.input_noise,
         "epochs": found.epochs,
         "chosen": dict([found.chosen]) if found.chosen else None,
         "held_out": {f"{value:g}": accuracy for value, accuracy in found.held_out.items()},
@@ -177,10 +159,6 @@ def draw_choice(run: RunDir, found: ProbeResult) -> None:
         names = [f"{tried:g}" for tried in found.curves.values]
         chosen = int(np.argmin([abs(tried - value) for tried in found.curves.values]))
         figures.head_curves(found.curves.loss, found.curves.held_out, names, chosen, run.figures / "curves.png")
-
-
-def _pm(mean: float, std: float | None) -> str:
-    return f"{mean:.1%}" + (f" ± {std:.1%}" if std is not None else "")
 
 
 def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
@@ -220,9 +198,13 @@ def summary(result: dict[str, Any]) -> str:
     ]
     if "few_shot" in result:
         lines = [lines[0]] + [
-            f"{row['share']:<14.3g} {_pm(row['top1'], row['std'])} over {row['draws']} draws of {row['images']} images"
+            f"{row['share']:<14.3g} {plus_minus(row['top1'], row['std'])} over {row['draws']} draws of"
+            f" {row['images']} images"
             for row in result["few_shot"]
         ]
+    if result["held_out_by_block"]:
+        shares = (f"{block}: {share:.1%}" for block, share in result["held_out_by_block"].items())
+        lines.append(f"block          {result['block']} (held out: {', '.join(shares)})")
     lines += [
         f"protocol       {result['protocol']}",
         f"figures        {result['figures']}",

@@ -123,6 +123,14 @@ class ProbeSection(Section):
     pool: Literal["mean", "cls", "max", "mean+cls"] = Field(
         "mean", description="what is probed: mean or largest of the patch tokens, the class token, or two of them"
     )
+    blocks: Annotated[str, Field(pattern=r"^(last|all|[1-9]\d*|last:[1-9]\d*)$")] = Field(
+        "last",
+        description="after which block features are taken: last, a number (1 = the first), last:N (the last N side by"
+        " side), or all (the block that is best on held-out images)",
+    )
+    input_noise: NonNegativeFloat = Field(
+        0.0, description="σ of Gaussian noise on the images that are probed, for pixels in [-1, 1]"
+    )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="fraction of the training images on which a probe chooses its settings, every class alike"
     )

@@ -6,6 +6,7 @@ Its weights keep timm's names. It reads whole images, masked ones too; a subset 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -70,16 +71,30 @@ class BEiTViT(Backbone):
         patches = to_autocast_dtype(self.vit.patch_embed(images))
         return self._encode(torch.where(masked.unsqueeze(-1), mask_token.to(patches.dtype), patches))[0]
 
+    @property
+    def num_blocks(self) -> int:
+        return len(self.vit.blocks)
+
+    def forward_blocks(
+        self, images: Float[Tensor, "b c h w"], blocks: Sequence[int]
+    ) -> Sequence[tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]]:
+        return self._blocks(to_autocast_dtype(self.vit.patch_embed(images)), blocks)
+
     def _encode(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the patches and of the class token."""
+        return self._blocks(patches, (self.num_blocks,))[0]
+
+    def _blocks(self, patches: Tensor, blocks: Sequence[int]) -> Sequence[tuple[Tensor, Tensor]]:
         first = self.vit.cls_token.to(patches.dtype).expand(len(patches), -1, -1)
-        tokens = torch.cat([first, patches], dim=1)
+        tokens, found = torch.cat([first, patches], dim=1), {}
         assert self.vit.rel_pos_bias is not None
         bias = self.vit.rel_pos_bias()
-        for block in self.vit.blocks:
-            tokens = block(tokens, shared_rel_pos_bias=bias)
-        tokens = self.vit.norm(tokens)
-        return tokens[:, 1:], tokens[:, 0]
+        for number in range(1, max(blocks) + 1):
+            tokens = self.vit.blocks[number - 1](tokens, shared_rel_pos_bias=bias)
+            if number in blocks:
+                given = self.vit.norm(tokens) if number == self.num_blocks else tokens
+                found[number] = (given[:, 1:], given[:, 0])
+        return [found[block] for block in blocks]
 
     @property
     def body(self) -> nn.Module:

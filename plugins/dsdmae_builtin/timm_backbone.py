@@ -5,6 +5,7 @@ DSdMAE drops no patch, so that nothing here needs to be a plain transformer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -109,6 +110,28 @@ class TimmBackbone(Backbone):
         )
         patches, prefix = found[-1]
         return patches, prefix[:, 0]
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.model.feature_info)
+
+    def forward_blocks(
+        self, images: Float[Tensor, "b c h w"], blocks: Sequence[int]
+    ) -> Sequence[tuple[Float[Tensor, "b _ _"], Float[Tensor, "b _"] | None]]:
+        inner = sorted({block for block in blocks if block < self.num_blocks})
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
+        if inner:
+            more = {"return_prefix_tokens": True} if self.has_class_token else {}
+            maps = self.model.forward_intermediates(
+                self._normalize(images), indices=[block - 1 for block in inner], stop_early=True, norm=False,
+                output_fmt="NCHW", intermediates_only=True, **more,
+            )  # fmt: skip
+            for block, given in zip(inner, maps, strict=True):
+                features, prefix = given if self.has_class_token else (given, None)
+                found[block] = (features.flatten(2).transpose(1, 2), None if prefix is None else prefix[:, 0])
+        if len(inner) < len(set(blocks)):
+            found[self.num_blocks] = self.forward_tokens(images)
+        return [found[block] for block in blocks]
 
     def _normalize(self, images: Tensor) -> Tensor:
         return torch.addcmul(self.offset, images, self.gain) if self.normalized else images

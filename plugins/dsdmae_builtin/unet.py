@@ -7,6 +7,7 @@ the resolution as FFDNet's does (Zhang et al. 2018, arXiv:1710.04026).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -50,16 +51,34 @@ class UNet(Backbone):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
+        *_, last = self._stages(images)
+        return to_tokens(last)
+
+    @property
+    def num_blocks(self) -> int:
+        """Stages: down to the coarsest scale, and up again."""
+        return 2 * self.num_scales - 1
+
+    def forward_blocks(
+        self, images: Float[Tensor, "b c h w"], blocks: Sequence[int]
+    ) -> Sequence[tuple[Float[Tensor, "b _ _"], None]]:
+        stages = dict(zip(range(1, max(blocks) + 1), self._stages(images), strict=False))
+        return [(to_tokens(stages[block]), None) for block in blocks]
+
+    def _stages(self, images: Tensor) -> Iterator[Tensor]:
+        """What each stage gives, from the first on."""
         x = self.embed(to_map(patchify(images, self.patch_shape), self.grid))
         skipped: list[Tensor] = []
         for stage, shrink in zip(self.encode, self.shrink, strict=False):
             x = stage(x)
+            yield x
             skipped.append(x)
             x = shrink(x)
         x = self.encode[-1](x)
+        yield x
         for enlarge, stage in zip(reversed(self.enlarge), reversed(self.decode), strict=True):
             x = stage(enlarge(x) + skipped.pop())
-        return to_tokens(x)
+            yield x
 
     def timm_state(self) -> dict[str, Tensor]:
         return self.state_dict()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from timm.models.vision_transformer import VisionTransformer
@@ -94,14 +96,32 @@ class ViT(Backbone):
     def _place(self, patches: Tensor) -> Tensor:
         return patches + self.positions[:, -self.num_tokens :].to(patches.dtype)
 
+    @property
+    def num_blocks(self) -> int:
+        return len(self.vit.blocks)
+
+    def forward_blocks(
+        self, images: Float[Tensor, "b c h w"], blocks: Sequence[int]
+    ) -> Sequence[tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]]:
+        tokens, found = self._with_class_token(self._embed(images)), {}
+        for number in range(1, max(blocks) + 1):
+            tokens = self.vit.blocks[number - 1](tokens)
+            if number in blocks:
+                found[number] = self._parted(self.vit.norm(tokens) if number == self.num_blocks else tokens)
+        return [found[block] for block in blocks]
+
     def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features of the patches, and of the class token if there is one."""
+        return self._parted(self.vit.norm(self.vit.blocks(self._with_class_token(tokens))))
+
+    def _with_class_token(self, tokens: Tensor) -> Tensor:
         if self.vit.cls_token is None:
-            return self.vit.norm(self.vit.blocks(tokens)), None
+            return tokens
         first = (self.vit.cls_token + self.positions[:, :1]).to(tokens.dtype)
-        tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
-        tokens = self.vit.norm(self.vit.blocks(tokens))
-        return tokens[:, 1:], tokens[:, 0]
+        return torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
+
+    def _parted(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        return (tokens, None) if self.vit.cls_token is None else (tokens[:, 1:], tokens[:, 0])
 
     @property
     def body(self) -> VisionTransformer:

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from dsdmae_cli.artifacts.subject import taken_over
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.schema import PROBE
+from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.recipes.probe import probe
 
 KINDS = ("linear", "knn", "logistic", "attentive", "ep")
@@ -129,13 +130,37 @@ def test_few_labels_are_drawn_repeatedly(run: Path, tmp_path: Path) -> None:
 
 def test_one_label_a_class_leaves_nothing_to_choose(run: Path, tmp_path: Path) -> None:
     words = {"linear": "base rate 0.1;", "knn": "the 1 nearest", "logistic": "C = 1", "attentive": "rate 0.001;",
-             "ep": "base rate 0.1;"}  # fmt: skip
+             "ep": "base rate 2;"}  # fmt: skip
     for kind, said in words.items():
         result = judge(run, tmp_path / kind, f"probe.kind={kind}", "probe.few_shot=1%", "probe.draws=1")
         [row] = result["few_shot"]
         assert (row["images"], row["values"]) == (10, [result["top1"]])
         assert said in result["protocol"]
         assert result["held_out"] == {}
+
+
+@pytest.mark.parametrize("kind", ["knn", "logistic"])
+def test_the_block_is_chosen_on_held_out_images(kind: str, digits: Path, tmp_path: Path) -> None:
+    train(digits, tmp_path / "deep", "backbone.depth=3")
+    quick = (f"probe.kind={kind}", "probe.k=1" if kind == "knn" else "probe.c=1")
+    tried = judge(tmp_path / "deep", tmp_path / "all", *quick, "probe.blocks=all")
+    assert list(tried["held_out_by_block"]) == ["1", "2", "3"]
+    assert tried["held_out_by_block"][tried["block"]] == max(tried["held_out_by_block"].values())
+    assert f"features after block {tried['block']}, chosen from 3" in tried["protocol"]
+    alone = judge(tmp_path / "deep", tmp_path / "alone", *quick, f"probe.blocks={tried['block']}")
+    assert (alone["top1"], alone["confusion"]) == (tried["top1"], tried["confusion"])
+    assert alone["held_out_by_block"] == {}
+    beside = judge(tmp_path / "deep", tmp_path / "beside", *quick, "probe.blocks=last:2", "probe.input_noise=0.1")
+    assert (beside["features_width"], beside["input_noise"]) == (64, 0.1)
+
+
+def test_few_labels_choose_their_block(run: Path, tmp_path: Path) -> None:
+    result = judge(run, tmp_path / "few", "probe.kind=knn", "probe.k=1", "probe.few_shot=0.5", "probe.draws=2",
+                   "probe.blocks=last:1")  # fmt: skip
+    assert len(result["few_shot"][0]["values"]) == 2
+    with pytest.raises(SettingsError, match="offers its final features alone"):
+        judge(run, tmp_path / "none", "probe.blocks=7")
+    assert not (tmp_path / "none").exists()
 
 
 def test_tokens_that_do_not_fit_are_encoded_anew(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

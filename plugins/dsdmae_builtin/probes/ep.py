@@ -12,8 +12,8 @@ from dsdmae_cli.settings.judge import ProbeSection, one_or_more
 from dsdmae_cli.settings.models import Auto, PositiveFloat, PositiveInt
 
 # Base rates that hold the best one for most features, and the one to take where there is nothing to choose on.
-_RATES = {"lars": (0.1, 0.5, 2.0, 10.0), "sgd": (1e-3, 1e-2, 0.1, 1.0), "adamw": (3e-5, 1e-4, 3e-4, 1e-3)}
-_CUSTOMARY = {"lars": 0.1, "sgd": 0.1, "adamw": 3e-4}  # LARS's is the authors' own
+_RATES = {"lars": (0.5, 2.0, 10.0), "sgd": (1e-2, 0.1, 1.0), "adamw": (1e-4, 3e-4, 1e-3)}
+_CUSTOMARY = {"lars": 2.0, "sgd": 0.1, "adamw": 3e-4}
 
 
 class EPSettings(ProbeSection):
@@ -24,7 +24,7 @@ class EPSettings(ProbeSection):
     learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | Auto = Field(
         "auto",
         description="base rates (for a batch of 256) that are trained at once; the best on held-out images wins; auto ="
-        " four that suit the optimiser",
+        " three that suit the optimiser",
     )
 
     _one = field_validator("learning_rates", mode="before")(one_or_more)

@@ -1,0 +1,119 @@
+"""An encoder as a probe looks at it: after an inner block, several side by side, or given slightly noisy images.
+
+Masked and denoising networks are often worth most before their last block, whose features serve the decoder (Alkin et
+al. 2024, arXiv:2402.10093; Xiang et al. 2023, arXiv:2303.09769, who also probe with a little noise on the images).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.data.source import derive_seed, seeded
+from dsdmae_cli.errors import SettingsError
+
+# Noise fields that images draw from by their own pixels.
+_FIELDS = 64
+
+
+class Seen(Backbone):
+    """An encoder's features after some of its blocks, of images with noise of a given level.
+
+    An image gets one of 64 fields of noise, by the sum of its pixels: its features depend neither on its batch nor on
+    when they are computed.
+
+    Args:
+        blocks: numbers from 1; None = the final features. Several are put side by side.
+        noise_std: σ for pixels in [-1, 1].
+
+    Raises:
+        SettingsError: the encoder has no such block, or blocks of several grids.
+    """
+
+    def __init__(self, encoder: Backbone, blocks: Sequence[int] | None = None, noise_std: float = 0.0) -> None:
+        super().__init__()
+        self.encoder, self.noise_std = encoder, noise_std
+        self.blocks = tuple(blocks) if blocks is not None else (encoder.num_blocks,)
+        check_blocks(encoder, self.blocks)
+        self.image_size, self.mean, self.std = encoder.image_size, encoder.mean, encoder.std
+        # Part of the digest under which features are kept.
+        self.timm_name = encoder.timm_name
+        self.timm_kwargs = {**encoder.timm_kwargs, "blocks": self.blocks, "noise_std": noise_std}
+        device = next((weight.device for weight in encoder.parameters()), torch.device("cpu"))
+        generator = seeded(torch.device("cpu"), derive_seed(0, "input noise"))
+        count = _FIELDS if noise_std else 0
+        fields = torch.randn(count, 3, self.image_size, self.image_size, generator=generator)
+        self.register_buffer("fields", fields.to(device), persistent=False)
+        self._measure(device)
+
+    fields: Tensor
+
+    @torch.no_grad()
+    def _measure(self, device: torch.device) -> None:
+        was_training = self.encoder.training
+        self.encoder.eval()
+        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=device)
+        found = self.encoder.forward_blocks(blank, self.blocks)
+        self.encoder.train(was_training)
+        sizes = [patches.shape[1] for patches, _ in found]
+        if len(set(sizes)) > 1:
+            blocks, grids = (", ".join(map(str, numbers)) for numbers in (self.blocks, sizes))
+            raise SettingsError(
+                f"probe.blocks: blocks {blocks} have grids of {grids} tokens and cannot be put side by side; name one"
+                " block, or all to choose one"
+            )
+        side = round(sizes[0] ** 0.5)
+        self.grid = (side, side) if side * side == sizes[0] else (1, sizes[0])
+        self.width = sum(patches.shape[2] for patches, _ in found)
+        self.has_class_token = all(token is not None for _, token in found)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
+        return self.forward_tokens(images)[0]
+
+    def forward_tokens(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]:
+        if self.noise_std:
+            which = ((images + 1) * 127.5).round().sum(dim=(1, 2, 3)).long() % _FIELDS
+            images = images + self.noise_std * self.fields[which]
+        found = self.encoder.forward_blocks(images, self.blocks)
+        tokens = [token for _, token in found if token is not None]
+        patches = torch.cat([patches for patches, _ in found], dim=2)
+        return patches, torch.cat(tokens, dim=1) if self.has_class_token else None
+
+    def timm_state(self) -> dict[str, Tensor]:
+        return self.encoder.timm_state()
+
+
+def check_blocks(encoder: Backbone, blocks: Sequence[int]) -> None:
+    """Raise SettingsError if the encoder does not offer these blocks."""
+    count = encoder.num_blocks
+    if count == 1 and tuple(blocks) != (1,):
+        raise SettingsError(
+            f"probe.blocks: {type(encoder).__name__} offers its final features alone; leave --blocks out, or last"
+        )
+    if outside := [block for block in blocks if not 1 <= block <= count]:
+        raise SettingsError(f"probe.blocks: there is no block {outside[0]}; this encoder has blocks 1 to {count}")
+
+
+def candidates(encoder: Backbone, blocks: str, noise_std: float) -> dict[str, Backbone]:
+    """What is probed, by name: one encoder, or with blocks = "all" one for each block, of which one will be chosen.
+
+    Args:
+        blocks: "last", a number, "last:N" (the last N side by side) or "all".
+
+    Raises:
+        SettingsError: the encoder has no such blocks.
+    """
+    count = encoder.num_blocks
+    if blocks == "all":
+        check_blocks(encoder, range(1, max(2, count) + 1) if count == 1 else ())
+        return {str(block): Seen(encoder, (block,), noise_std) for block in range(1, count + 1)}
+    if blocks == "last":
+        return {blocks: Seen(encoder, None, noise_std) if noise_std else encoder}
+    wanted = (int(blocks),) if blocks.isdigit() else tuple(range(count - int(blocks[5:]) + 1, count + 1))
+    return {blocks: Seen(encoder, wanted, noise_std)}

@@ -1,0 +1,130 @@
+"""What a probe sees of an encoder: inner blocks, several side by side, slightly noisy images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsdmae_cli.backbone import Pixels
+from dsdmae_cli.config.compose import load
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.evaluation.features import encoder_digest
+from dsdmae_cli.evaluation.inner import Seen, candidates
+from dsdmae_cli.runs.build import build_backbone
+
+CONVNEXT = ("backbone.name=timm:test_convnext", "backbone.patch_size=1",
+            "backbone.options={depths=[1, 1, 1, 1], dims=[16, 16, 24, 32]}")  # fmt: skip
+SMALL = ("backbone.patch_size=4", "backbone.embed_dim=32", "backbone.depth=3", "backbone.num_heads=2")
+NETWORKS = {
+    "vit": SMALL,
+    "vit with class token": (*SMALL, "backbone.class_token=true"),
+    "beit": ("backbone.name=beit-tiny", *SMALL),
+    "timm vit": ("backbone.name=timm:vit_tiny_patch16_224", "backbone.options={embed_dim=24, depth=3, num_heads=2}"),
+    "timm convnext": CONVNEXT,
+    "unet": ("backbone.name=unet", "backbone.patch_size=2", "backbone.widths=[8, 12]", "backbone.depths=[1, 1]"),
+}
+
+
+def network(name: str) -> Any:
+    given = load(assignments=["data.dataset=digits", "data.image_size=32", *NETWORKS[name]], environ={}).settings
+    return build_backbone(resolve(given).backbone, 32, 0).eval()
+
+
+def images(count: int = 3, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_blocks_are_what_passes_through_the_network(name: str) -> None:
+    """Against hooks on the network's own modules, the last block against its final features."""
+    net, x = network(name).requires_grad_(False), images()
+    assert net.num_blocks > 1
+    blocks = list(range(1, net.num_blocks + 1))
+    found = net.forward_blocks(x, blocks)
+    final, token = net.forward_tokens(x)
+    torch.testing.assert_close(found[-1][0], final, rtol=0, atol=0)
+    assert (token is None) == (found[-1][1] is None)
+    modules = {
+        "timm convnext": lambda: list(net.model.stages),
+        "timm vit": lambda: list(net.model.blocks),
+        "unet": lambda: [*net.encode, *reversed(net.decode)],
+    }.get(name, lambda: list(net.vit.blocks))()
+    seen: list[Tensor] = []
+    hooks = [module.register_forward_hook(lambda _m, _i, out: seen.append(out)) for module in modules]
+    net(x)
+    for hook in hooks:
+        hook.remove()
+    for (patches, class_token), given in zip(found[:-1], seen, strict=False):
+        as_tokens = given if given.ndim == 3 else given.flatten(2).transpose(1, 2)
+        if as_tokens.shape[1] > patches.shape[1]:
+            assert class_token is not None or name == "timm vit"
+            if class_token is not None:
+                torch.testing.assert_close(class_token, as_tokens[:, 0])
+            as_tokens = as_tokens[:, -patches.shape[1] :]
+        torch.testing.assert_close(patches, as_tokens)
+    # Asked for in another order, and alone.
+    torch.testing.assert_close(net.forward_blocks(x, [2, 1])[0][0], found[1][0])
+    torch.testing.assert_close(net.forward_blocks(x, [1])[0][0], found[0][0])
+
+
+@torch.no_grad()
+def test_blocks_side_by_side() -> None:
+    net, x = network("vit with class token"), images()
+    seen = candidates(net, "last:2", 0.0)["last:2"]
+    inner, last = net.forward_blocks(x, [2, 3])
+    patches, token = seen.forward_tokens(x)
+    assert seen.width == 2 * net.width
+    assert torch.equal(patches, torch.cat([inner[0], last[0]], dim=2))
+    assert torch.equal(token, torch.cat([inner[1], last[1]], dim=1))
+    assert list(candidates(net, "all", 0.0)) == ["1", "2", "3"]
+    assert candidates(net, "last", 0.0)["last"] is net
+
+
+@torch.no_grad()
+def test_noise_is_an_images_own() -> None:
+    net, x = network("vit"), images(40)
+    seen = candidates(net, "last", 0.2)["last"]
+    together, alone = seen(x), torch.cat([seen(image[None]) for image in x])
+    torch.testing.assert_close(together, alone)
+    added: list[Tensor] = []
+    forward = net.forward_blocks
+
+    def overheard(given: Tensor, blocks: Any) -> Any:
+        added.append(given)
+        return forward(given, blocks)
+
+    net.forward_blocks = overheard
+    seen(x)
+    noise = (added[0] - x).flatten(1)
+    assert noise.std().item() == pytest.approx(0.2, rel=0.02)
+    assert len({tuple(row[:5].tolist()) for row in noise}) > 15  # of 64 fields, 40 images meet about 30
+
+
+def test_features_of_other_blocks_and_noise_are_kept_apart() -> None:
+    net = network("vit")
+    seen = [net, Seen(net, (1,)), Seen(net, (2,)), Seen(net, (1,), 0.1), Seen(net, (1,), 0.2)]
+    assert len({encoder_digest(encoder) for encoder in seen}) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "said"),
+    [
+        ("vit", "4", "there is no block 4; this encoder has blocks 1 to 3"),
+        ("vit", "last:5", "there is no block -1"),
+        ("unet", "last:2", "have grids of 64, 256 tokens and cannot be put side by side"),
+        ("pixels", "1", None),
+        ("pixels", "2", "offers its final features alone"),
+        ("pixels", "all", "offers its final features alone"),
+    ],
+)
+def test_blocks_that_are_not_there(name: str, blocks: str, said: str | None) -> None:
+    net = Pixels(32) if name == "pixels" else network(name)
+    if said is None:
+        assert list(candidates(net, blocks, 0.0)) == [blocks]
+        return
+    with pytest.raises(SettingsError, match=said):
+        candidates(net, blocks, 0.0)
