@@ -48,7 +48,7 @@ def block_ids(
 
     A block has an area of 16/196 of the grid or more, at most `count`, and a height over width in `aspect`, narrowed
     to what fits the grid. BEiT rejects a block that is too large for what is missing and may end short of its aim;
-    here the last block is cut to what is missing, row by row from its top or from its bottom.
+    here the last block is cut to what is missing, by rows or by columns from one of its four corners.
 
     Args:
         grid: (rows, columns) of tokens.
@@ -70,10 +70,10 @@ def block_ids(
     width = (area / ratio).sqrt().round().clamp(1, columns)
     top = (draw[2] * (rows - height + 1)).floor()
     left = (draw[3] * (columns - width + 1)).floor()
-    order = _order(grid, top, left, height, width, draw[4] < 0.5)
+    order = _order(grid, top, left, height, width, (8 * draw[4]).floor())
     # Tokens in no block come last, in a random order: they fill up the rare mask that the blocks leave short.
     spare = torch.rand(batch, num_tokens, generator=generator, device=generator.device)
-    order = torch.where(order.isinf(), _NUM_BLOCKS * rows + spare, order).argsort(dim=1, stable=True)
+    order = torch.where(order.isinf(), _NUM_BLOCKS * num_tokens + spare, order).argsort(dim=1, stable=True)
     return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
 
 
@@ -83,14 +83,23 @@ def _order(
     left: Float[Tensor, "b k"],
     height: Float[Tensor, "b k"],
     width: Float[Tensor, "b k"],
-    upward: Tensor,
+    way: Float[Tensor, "b k"],
 ) -> Float[Tensor, "b t"]:
-    """When each token's turn comes: by the first block that has it, then by its row there; infinity if none has it."""
+    """When each token's turn comes: by the first block that has it, then by row and column (or the other way round) as
+    counted from a corner of that block; infinity if none has it.
+
+    Args:
+        way: 0 to 7: from the bottom (1, 3, 5, 7) or the top, from the right (2, 3, 6, 7) or the left, and by columns
+            first (4 to 7) or by rows.
+    """
     rows, columns = grid
     row = torch.arange(rows, device=top.device).repeat_interleave(columns)
     column = torch.arange(columns, device=top.device).repeat(rows)
     down, across = row - top.unsqueeze(-1), column - left.unsqueeze(-1)
     inside = (down >= 0) & (down < height.unsqueeze(-1)) & (across >= 0) & (across < width.unsqueeze(-1))
-    place = torch.where(upward.unsqueeze(-1), height.unsqueeze(-1) - 1 - down, down)
+    way = way.unsqueeze(-1)
+    down = torch.where(way % 2 == 1, height.unsqueeze(-1) - 1 - down, down)
+    across = torch.where(way // 2 % 2 == 1, width.unsqueeze(-1) - 1 - across, across)
+    place = torch.where(way >= 4, across * rows + down, down * columns + across)
     block = torch.arange(top.shape[1], device=top.device).unsqueeze(-1)
-    return torch.where(inside, block * rows + place, math.inf).amin(dim=1)
+    return torch.where(inside, block * rows * columns + place, math.inf).amin(dim=1)

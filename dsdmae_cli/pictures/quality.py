@@ -27,12 +27,15 @@ def psnr(
 
 
 def ssim(
-    images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], data_range: float = 2.0
+    images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], data_range: float
 ) -> Float[Tensor, " b"]:
     """Structural similarity of each image, its mean over pixels and channels (Wang et al. 2004, Eq. 13).
 
     The window is the paper's Gaussian, and places where it would reach over the edge are left out: what scikit-image's
     `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)` computes.
+
+    Args:
+        data_range: of pixels from 0 to it. SSIM compares means too: pixels in [-1, 1] must be shifted first.
 
     Raises:
         ValueError: a side is shorter than the window's 11 pixels.

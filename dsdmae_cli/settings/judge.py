@@ -4,9 +4,10 @@ sections that all share, are in models.py; those of a single probe are in its pl
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from dsdmae_cli.settings.models import (
     DEVICE,
@@ -111,6 +112,12 @@ def one_or_more(value: object) -> object:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _some_blocks(value: str) -> str:
+    if not re.fullmatch(r"last|all|[1-9]\d*|last:[1-9]\d*", value):
+        raise ValueError("it takes last, all, a number from 1 up, or last:N")
+    return value
+
+
 class ProbeSection(Section):
     """How frozen features are judged."""
 
@@ -123,7 +130,7 @@ class ProbeSection(Section):
     pool: Literal["mean", "cls", "max", "mean+cls"] = Field(
         "mean", description="what is probed: mean or largest of the patch tokens, the class token, or two of them"
     )
-    blocks: Annotated[str, Field(pattern=r"^(last|all|[1-9]\d*|last:[1-9]\d*)$")] = Field(
+    blocks: Annotated[str, AfterValidator(_some_blocks)] = Field(
         "last",
         description="after which block features are taken: last, a number (1 = the first), last:N (the last N side by"
         " side), or all (the block that is best on held-out images)",

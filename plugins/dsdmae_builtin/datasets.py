@@ -58,3 +58,10 @@ FOLDER = DatasetSpec(
     argument="PATH",
     image_size="dsdmae_builtin.folder:native_size",
 )
+
+IDX = DatasetSpec(
+    summary="a folder of IDX files: MNIST, Fashion-MNIST and others of their form",
+    build="dsdmae_builtin.idx:build",
+    argument="PATH",
+    image_size="dsdmae_builtin.idx:native_size",
+)

@@ -85,6 +85,20 @@ def test_blocks_are_as_beits() -> None:
     assert (scaled[0] - scaled[1]).abs().max() < 0.25
 
 
+def test_blocks_prefer_no_direction() -> None:
+    """Where a block is cut, it is cut from any corner: masks are as often lumped across as down."""
+    ids, _ = block_ids(20_000, (14, 14), 75, seeded(CPU, 0))
+    mask = torch.zeros(20_000, 196).scatter_(1, ids, 1.0).reshape(-1, 14, 14)
+    across = (mask[:, :, 1:] * mask[:, :, :-1]).sum() / mask[:, :, :-1].sum()
+    down = (mask[:, 1:] * mask[:, :-1]).sum() / mask[:, :-1].sum()
+    # BEiT's public code has 0.866 across and 0.864 down.
+    assert across.item() == pytest.approx(0.866, abs=0.005)
+    assert down.item() == pytest.approx(across.item(), abs=0.003)
+    often = mask.mean(dim=0)
+    for turned in (often.flip(0), often.flip(1), often.T):
+        assert (often - turned).abs().max() < 0.02
+
+
 def test_a_first_block_has_the_area_and_shape_it_should() -> None:
     """As many tokens as the least block has, so that a mask is one block, or one and a bit where sides were rounded."""
     ids, _ = block_ids(2000, (20, 20), 32, seeded(CPU, 0))

@@ -57,7 +57,7 @@ def test_equal_and_tiny_pictures() -> None:
     assert compare(image, image) == (math.inf, pytest.approx(1))
     assert compare(image[:10], image[:10] ^ 1).ssim is None
     with pytest.raises(ValueError, match="11 pixels"):
-        ssim(torch.zeros(1, 1, 10, 40), torch.zeros(1, 1, 10, 40))
+        ssim(torch.zeros(1, 1, 10, 40), torch.zeros(1, 1, 10, 40), 1.0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -22,7 +22,7 @@ Install = Callable[..., None]
 
 OURS: dict[Kind, set[str]] = {
     "backbone": {"vit-tiny", "vit-small", "vit-base", "timm"},
-    "dataset": {"cifar10", "cifar100", "stl10", "imagenet", "digits", "folder"},
+    "dataset": {"cifar10", "cifar100", "stl10", "imagenet", "digits", "folder", "idx"},
     "method": {"dsdmae", "mae"},
     "tracker": {"tensorboard"},
     "probe": {"linear", "knn", "logistic", "attentive", "ep"},

@@ -154,6 +154,14 @@ def test_the_block_is_chosen_on_held_out_images(kind: str, digits: Path, tmp_pat
     assert (beside["features_width"], beside["input_noise"]) == (64, 0.1)
 
 
+@pytest.mark.parametrize("blocks", ["middle", "0", "last:0", "-1", "1,2"])
+def test_blocks_that_are_no_blocks(blocks: str, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=f"probe.blocks = '{blocks}'.*it takes last, all, a number from 1 up, or last:N"
+    ):
+        judge(run, tmp_path / "none", f"probe.blocks={blocks}")
+
+
 def test_few_labels_choose_their_block(run: Path, tmp_path: Path) -> None:
     result = judge(run, tmp_path / "few", "probe.kind=knn", "probe.k=1", "probe.few_shot=0.5", "probe.draws=2",
                    "probe.blocks=last:1")  # fmt: skip

@@ -1,0 +1,100 @@
+"""IDX files, the form of MNIST and of what came after it (Fashion-MNIST, KMNIST, EMNIST). No torch here.
+
+A folder holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+`t10k-labels-idx1-ubyte`, each also as .gz. The form (Y. LeCun, yann.lecun.com/exdb/mnist): two zero bytes, the type
+(8 = unsigned bytes), the number of dimensions, each dimension as four bytes with the highest first, and the values row
+by row.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dsdmae_cli.data.arrays import ArrayImages
+from dsdmae_cli.data.once import shared
+from dsdmae_cli.errors import DataError
+from dsdmae_cli.plugins import argument_of
+from dsdmae_cli.settings.models import DataSettings
+
+_UNSIGNED_BYTES = 8
+_PREFIX = {"train": "train", "labelled": "train", "test": "t10k"}
+
+
+def build(settings: DataSettings, split: str) -> ArrayImages:
+    """The images of a folder of IDX files, grey ones in three equal channels; split "train", "labelled" or "test".
+
+    Raises:
+        DataError: a file is missing, damaged or of another form, or images and labels differ in number.
+    """
+    return shared(_read, _folder(settings), _PREFIX[split])
+
+
+def native_size(settings: DataSettings) -> int:
+    """The longer side of the images in pixels."""
+    _, (_, rows, columns) = _open(_folder(settings), "train-images-idx3-ubyte", 3)
+    return max(rows, columns)
+
+
+def _folder(settings: DataSettings) -> Path:
+    return Path(argument_of(settings.dataset)).expanduser().absolute()
+
+
+def _read(folder: Path, prefix: str) -> ArrayImages:
+    grey = _values(folder, f"{prefix}-images-idx3-ubyte", 3)
+    labels = _values(folder, f"{prefix}-labels-idx1-ubyte", 1).astype(np.int64)
+    if len(grey) != len(labels):
+        raise DataError(
+            f"{folder} has {len(grey)} images and {len(labels)} labels in {prefix}-*; fetch both files anew"
+        )
+    # A view three channels deep: the values are in memory once.
+    images = np.broadcast_to(grey[..., None], (*grey.shape, 3))
+    return ArrayImages(images, labels, _classes(folder, int(labels.max())), f"{folder.name} {prefix}")
+
+
+def _classes(folder: Path, highest: int) -> tuple[str, ...]:
+    """The lines of classes.txt, or the labels themselves."""
+    file = folder / "classes.txt"
+    if not file.is_file():
+        return tuple(str(label) for label in range(highest + 1))
+    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    if len(names) <= highest:
+        raise DataError(
+            f"{file} names {len(names)} classes and labels go up to {highest}; a line is a class, from 0 on"
+        )
+    return names
+
+
+def _values(folder: Path, name: str, dimensions: int) -> UInt8[np.ndarray, ...]:
+    content, shape = _open(folder, name, dimensions)
+    values = content[4 + 4 * dimensions :]
+    if len(values) != math.prod(shape):
+        raise DataError(f"{folder / name} has {len(values)} values and its head says {math.prod(shape)}; fetch it anew")
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _open(folder: Path, name: str, dimensions: int) -> tuple[bytes, tuple[int, ...]]:
+    """A file's bytes, unpacked, and the sizes that its head names."""
+    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    if path is None:
+        raise DataError(f"idx: {folder} has neither {name} nor {name}.gz; name the folder that holds the IDX files")
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"idx: cannot read {path}: {error}; fetch it anew") from error
+    head = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, _UNSIGNED_BYTES, dimensions]) or len(content) < head:
+        raise DataError(
+            f"idx: {path} is no IDX file of bytes with {dimensions} as its number of dimensions: it begins with"
+            f" {content[:4].hex(' ') or 'nothing'}, expected 00 00 08 {dimensions:02x}"
+        )
+    shape = tuple(int(size) for size in np.frombuffer(content[4:head], ">u4"))
+    if 0 in shape:
+        raise DataError(f"idx: {path} is empty: its head says {' x '.join(map(str, shape))}")
+    return content, shape
