@@ -11,7 +11,7 @@ from dsdmae_cli import checkpoint, plugins
 from dsdmae_cli.artifacts.foreign import open_foreign
 from dsdmae_cli.artifacts.opened import Opened, Request, finished
 from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, Subject, parse, published_backbone, published_size
-from dsdmae_cli.artifacts.trained import open_file, open_unfinished
+from dsdmae_cli.artifacts.trained import open_checkpoint, open_file
 from dsdmae_cli.backbone import Pixels
 from dsdmae_cli.config.resolve import resolve_backbone
 from dsdmae_cli.errors import SettingsError
@@ -27,6 +27,7 @@ def open_encoder(
     image_size: int | None,
     seed: int,
     head: bool = False,
+    teacher: bool = False,
 ) -> Opened:
     """Open what a person named.
 
@@ -38,6 +39,7 @@ def open_encoder(
             trained: what else is set must be as it was. None = not given.
         image_size: side of the images it should take, in pixels; None = those it was trained on.
         seed: of the weights that are drawn.
+        teacher: the moving average that a run's method kept, out of its newest checkpoint.
         head: keep the head of a fine-tuned network in `Opened.tuned`; otherwise it is left out, and a note says so.
 
     Raises:
@@ -46,14 +48,18 @@ def open_encoder(
         PluginError: a plugin is missing, or published weights cannot be fetched.
     """
     parsed = parse(subject) if isinstance(subject, str) else subject
-    request = Request(parsed, data, backbone, image_size, seed, head)
+    request = Request(parsed, data, backbone, image_size, seed, head, teacher)
+    if teacher:
+        if parsed.kind != "run" or parsed.path is None:
+            raise SettingsError(f"probe.teacher = true needs a run's directory with its checkpoints, not {parsed.text}")
+        return open_checkpoint(parsed.settings(), parsed.path, request)
     if parsed.weights is not None:
         settings = parsed.settings()
         if settings is None:
             return open_foreign(parsed.weights, request)
         return open_file(settings, parsed.weights, request)
     if parsed.path is not None:
-        return open_unfinished(parsed.settings(), parsed.path, request)
+        return open_checkpoint(parsed.settings(), parsed.path, request)
     without_files = {"published": _open_published, SCRATCH: _open_scratch, PIXELS: _open_pixels}
     return without_files[parsed.kind](request)
 

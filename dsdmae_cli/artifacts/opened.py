@@ -97,6 +97,7 @@ class Request:
     image_size: int | None
     seed: int
     head: bool
+    teacher: bool = False
 
     def wanted_size(self) -> int | None:
         """The side of the images it will see, where that is known before it is opened."""

@@ -74,11 +74,14 @@ def _open_classifier(settings: ResolvedFinetuneSettings, path: Path, request: Re
     return replace(opened, tuned=tuned, notes=(*(() if tuned else (left_out,)), *opened.notes))
 
 
-def open_unfinished(settings: Resolved | None, folder: Path, request: Request) -> Opened:
-    """The encoder in the newest whole checkpoint of a pre-training run that has not ended, or is still going on.
+def open_checkpoint(settings: Resolved | None, folder: Path, request: Request) -> Opened:
+    """The encoder, or its moving average, in the newest whole checkpoint of a pre-training run.
+
+    For the encoder of a run that has not ended, or is still going on; for the average of any.
 
     Raises:
         CheckpointError: it is no such run, or has no whole checkpoint.
+        SettingsError: the method keeps no moving average.
     """
     if isinstance(settings, ResolvedProbeSettings):
         start = settings.probe.start
@@ -86,7 +89,10 @@ def open_unfinished(settings: Resolved | None, folder: Path, request: Request) -
             f"{folder} is a run of `dsdmae probe`, which leaves no weights; name what it judged: {start}"
         )
     if not isinstance(settings, ResolvedSettings):
-        raise CheckpointError(f"{folder} has not ended, and is no pre-training run; let it end first")
+        what = "has no teacher: it" if request.teacher else "has not ended, and"
+        raise CheckpointError(
+            f"{folder} {what} is no pre-training run" + ("" if request.teacher else "; let it end first")
+        )
     found, complaints = checkpoint.load_newest_weights(folder / "checkpoints")
     if found is None:
         why = complaints[0] if complaints else "it has no checkpoint yet"
@@ -97,16 +103,21 @@ def open_unfinished(settings: Resolved | None, folder: Path, request: Request) -
     work = measure_work(method)[0]  # before the encoder is set to another image size
     epochs = _epochs_at(RunDir(folder), found.step)
     reached = f"step {found.step}" + (f", epoch {epochs:.4g} of {settings.train.epochs}" if epochs else "")
-    opened = finished(method.encoder(), offline.backbone, request)
+    encoder = method.averaged() if request.teacher else method.encoder()
+    if encoder is None:
+        raise SettingsError(f"method {settings.method.name} keeps no average of the encoder; leave --teacher out")
+    opened = finished(encoder, offline.backbone, request)
+    which = "has a teacher, which" if request.teacher else "has not ended: its checkpoint"
     return replace(
         opened,
+        name=f"{opened.name} (teacher)" if request.teacher else opened.name,
         settings=tables(settings),
         epochs=epochs,
         seconds=found.state.get("seconds"),
         images_seen=found.step * settings.train.batch_size,
         flops=work * found.step * settings.train.batch_size,
         device_name=device_beside(folder / RUN),
-        notes=(*complaints, f"{folder} has not ended: its checkpoint at {reached} is used", *opened.notes),
+        notes=(*complaints, f"{folder} {which} at {reached} is used", *opened.notes),
     )
 
 

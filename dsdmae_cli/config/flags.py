@@ -78,6 +78,7 @@ FLAGS = (
     Flag("--kind", "probe.kind", "NAME", PROBE, ("probe",)),
     Flag("--pool", "probe.pool", "NAME", PROBE, ("probe",)),
     Flag("--blocks", "probe.blocks", "N|last:N|all", PROBE, ("probe",)),
+    Flag("--teacher", "probe.teacher", None, PROBE, ("probe",)),
     Flag("--input-noise", "probe.input_noise", "SIGMA", PROBE, ("probe",)),
     Flag("--few-shot", "probe.few_shot", "FRACTION[,FRACTION...]", PROBE, ("probe",)),
     Flag("--epochs", "train.epochs", "N", PROBE, ("probe",)),

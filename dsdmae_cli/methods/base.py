@@ -90,6 +90,10 @@ class Method(nn.Module):
         """The network that is kept when pre-training is over."""
         raise AssertionError("a method overrides encoder")
 
+    def averaged(self) -> Backbone | None:
+        """The moving average of the encoder, if the method keeps one as its teacher."""
+        return None
+
     def denoise(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"] | None:
         """The whole image as the network restores it, every patch taken as noisy; None where it restores no pixels."""
         return None

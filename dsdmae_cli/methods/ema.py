@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.methods.base import StepInfo
 
 
@@ -51,6 +52,11 @@ class EMATeacher(nn.Module):
     def train(self, mode: bool = True) -> EMATeacher:
         """A teacher is always in eval mode: no dropout, no stochastic depth."""
         return super().train(False)
+
+    def backbone(self) -> Backbone:
+        """The teacher's network, where the student is a backbone."""
+        assert isinstance(self.module, Backbone)
+        return self.module
 
     @torch.no_grad()
     def forward(self, *args: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
     judged = open_labelled(settings.data)
     opened = open_encoder(
         parse(settings.probe.start), settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
-        seed=settings.train.seed,
+        seed=settings.train.seed, teacher=settings.probe.teacher,
     )  # fmt: skip
     for note in opened.notes:
         report.note(note)

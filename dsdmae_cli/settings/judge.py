@@ -135,6 +135,7 @@ class ProbeSection(Section):
         description="after which block features are taken: last, a number (1 = the first), last:N (the last N side by"
         " side), or all (the block that is best on held-out images)",
     )
+    teacher: bool = Field(False, description="probe the moving average that the run's method kept, not the student")
     input_noise: NonNegativeFloat = Field(
         0.0, description="σ of Gaussian noise on the images that are probed, for pixels in [-1, 1]"
     )

@@ -162,6 +162,26 @@ def test_blocks_that_are_no_blocks(blocks: str, run: Path, tmp_path: Path) -> No
         judge(run, tmp_path / "none", f"probe.blocks={blocks}")
 
 
+def test_the_teacher_is_probed(run: Path, digits: Path, tmp_path: Path) -> None:
+    from dsdmae_cli import checkpoint
+    from dsdmae_cli.artifacts.open import open_encoder
+
+    quick = ("probe.kind=knn", "probe.k=1")
+    student, teacher = judge(run, tmp_path / "a", *quick), judge(run, tmp_path / "b", *quick, "probe.teacher=true")
+    assert teacher["subject"] == f"{student['subject']} (teacher)"
+    assert teacher["weights_sha256"] != student["weights_sha256"]
+    opened = open_encoder(str(run), None, backbone=None, image_size=None, seed=0, teacher=True)
+    kept, _ = checkpoint.load_newest_weights(run / "checkpoints")
+    assert kept is not None
+    for name, weight in opened.encoder.state_dict().items():
+        torch.testing.assert_close(weight, kept.model[f"teacher.module.{name}"], rtol=0, atol=0)
+    with pytest.raises(SettingsError, match="needs a run's directory"):
+        judge(run / "encoder.safetensors", tmp_path / "c", *quick, "probe.teacher=true")
+    train(digits, tmp_path / "mae", method="mae")
+    with pytest.raises(SettingsError, match="mae keeps no average of the encoder; leave --teacher out"):
+        judge(tmp_path / "mae", tmp_path / "d", *quick, "probe.teacher=true")
+
+
 def test_few_labels_choose_their_block(run: Path, tmp_path: Path) -> None:
     result = judge(run, tmp_path / "few", "probe.kind=knn", "probe.k=1", "probe.few_shot=0.5", "probe.draws=2",
                    "probe.blocks=last:1")  # fmt: skip

@@ -105,6 +105,9 @@ class DSdMAE(Method):
     def encoder(self) -> Backbone:
         return self.student
 
+    def averaged(self) -> Backbone | None:
+        return None if self.teacher is None else self.teacher.backbone()
+
     def restore(self, images: Float[Tensor, "b c h w"], corruption: Noised) -> Restoration | None:
         """Decoded pixels at the noisy patches, the given ones elsewhere; None without a decoder.
 

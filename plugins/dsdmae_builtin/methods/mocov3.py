@@ -73,6 +73,9 @@ class MoCoV3(Method):
     def encoder(self) -> Backbone:
         return self.student
 
+    def averaged(self) -> Backbone | None:
+        return self.teacher.backbone()
+
     def show(self, images: Float[Tensor, "b 2 c h w"], corruption: Views) -> Pictures:
         """The two views; nothing is predicted that could be seen."""
         return {"first view": corruption.first, "second view": corruption.second}

@@ -77,6 +77,9 @@ class MSA(Method):
     def encoder(self) -> Backbone:
         return self.mae.encoder()
 
+    def averaged(self) -> Backbone | None:
+        return self.teacher.backbone()
+
     def restore(self, images: Float[Tensor, "b 2 c h w"], corruption: Siamese) -> Restoration:
         """The weak view as MAE shows it."""
         return self.mae.restore(corruption.weak, corruption.split)

@@ -53,7 +53,7 @@ class SdAE(Method):
         and a cosine over tokens ("channel") spans the tokens of one fold, as in the public code."""
         ids = folds.ids_folds.flatten(0, 1)
         repeated = images.repeat_interleave(folds.ids_folds.shape[1], dim=0)
-        teacher = self.teacher.module
+        teacher = self.teacher.backbone()
         assert isinstance(teacher, Backbone)
         with torch.no_grad():
             target = standardize_tokens(teacher.forward_subset(repeated, ids))
@@ -66,6 +66,9 @@ class SdAE(Method):
 
     def encoder(self) -> Backbone:
         return self.student
+
+    def averaged(self) -> Backbone | None:
+        return self.teacher.backbone()
 
     def show(self, images: Float[Tensor, "b c h w"], corruption: Folds) -> Pictures:
         """What the student is given, one fold of the teacher's, and how well the student met it at each patch."""
