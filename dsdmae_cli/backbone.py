@@ -82,6 +82,12 @@ class Backbone(nn.Module):
         """Final features of the tokens `ids_keep` alone; the others are never computed."""
         raise AssertionError("the spec says that this backbone cannot encode a subset")
 
+    def forward_subset_tokens(
+        self, images: Float[Tensor, "b c h w"], ids_keep: Int64[Tensor, "b k"]
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b d"] | None]:
+        """What `forward_subset` gives, and the class token's features that saw the same tokens, or None."""
+        return self.forward_subset(images, ids_keep), None
+
     def forward_masked(
         self, images: Float[Tensor, "b c h w"], masked: Bool[Tensor, "b t"], mask_token: Float[Tensor, "1 1 d"]
     ) -> Float[Tensor, "b t d"]:

@@ -34,6 +34,10 @@ class TokenTransformer(nn.Module):
         depth: number of blocks.
         out_features: width of a linear layer at the end, or None for none.
         layer_scale: first factor of every branch (CaiT's LayerScale), or None for none.
+        num_heads: of the attention; "auto" = head_count(width).
+
+    Raises:
+        SettingsError: the heads do not divide the width.
     """
 
     def __init__(
@@ -43,8 +47,12 @@ class TokenTransformer(nn.Module):
         depth: int,
         out_features: int | None = None,
         layer_scale: float | None = None,
+        num_heads: int | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
+        heads = head_count(width) if num_heads == "auto" else num_heads
+        if width % heads:
+            raise SettingsError(f"method.decoder_heads = {heads} does not divide the decoder's width of {width}")
         # timm takes longer to import than torch, and a method with convolutional heads needs none of it.
         from timm.models.vision_transformer import Block
 
@@ -53,7 +61,7 @@ class TokenTransformer(nn.Module):
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
         self.blocks = nn.Sequential(
             *(
-                Block(width, head_count(width), qkv_bias=True, init_values=layer_scale, norm_layer=ViTLayerNorm)
+                Block(width, heads, qkv_bias=True, init_values=layer_scale, norm_layer=ViTLayerNorm)
                 for _ in range(depth)
             )
         )
@@ -62,13 +70,22 @@ class TokenTransformer(nn.Module):
         self.apply(init_weights)
 
     def forward(
-        self, tokens: Float[Tensor, "b k d"], ids: Int64[Tensor, "b k"] | None = None
+        self,
+        tokens: Float[Tensor, "b k d"],
+        ids: Int64[Tensor, "b k"] | None = None,
+        class_token: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b k out"]:
-        """Transform tokens that stand at the positions `ids` of the grid (None = at all of them, in order)."""
+        """Transform tokens that stand at the positions `ids` of the grid (None = at all of them, in order).
+
+        A class token goes along without a position and is dropped at the end.
+        """
         tokens = to_autocast_dtype(tokens)
         positions = self.positions.to(tokens.dtype).expand(len(tokens), -1, -1)
         tokens = tokens + (positions if ids is None else gather_tokens(positions, ids))
-        return self.project(self.norm(self.blocks(tokens)))
+        if class_token is None:
+            return self.project(self.norm(self.blocks(tokens)))
+        tokens = torch.cat([class_token.unsqueeze(1).to(tokens.dtype), tokens], dim=1)
+        return self.project(self.norm(self.blocks(tokens)[:, 1:]))
 
 
 class MaskedDecoder(nn.Module):
@@ -79,13 +96,19 @@ class MaskedDecoder(nn.Module):
         width: features per token inside, a multiple of 4; "auto" = the encoder's.
         depth: number of blocks.
         out_features: width of a linear layer at the end, or None for none.
+        num_heads: of the attention; "auto" = head_count of the width.
 
     Raises:
-        SettingsError: the width cannot carry a position embedding.
+        SettingsError: the width cannot carry a position embedding, or the heads do not divide it.
     """
 
     def __init__(
-        self, backbone: Backbone, width: int | Literal["auto"], depth: int, out_features: int | None = None
+        self,
+        backbone: Backbone,
+        width: int | Literal["auto"],
+        depth: int,
+        out_features: int | None = None,
+        num_heads: int | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         width = backbone.width if width == "auto" else width
@@ -93,16 +116,22 @@ class MaskedDecoder(nn.Module):
             raise SettingsError(f"method.decoder_dim = {width} must be a multiple of 4")
         self.embed = nn.Linear(backbone.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.transformer = TokenTransformer(backbone.grid, width, depth, out_features)
+        self.transformer = TokenTransformer(backbone.grid, width, depth, out_features, num_heads=num_heads)
         self.num_tokens = backbone.num_tokens
         init_weights(self.embed)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, latents: Float[Tensor, "b k d"], ids_keep: Int64[Tensor, "b k"]) -> Float[Tensor, "b t out"]:
-        """Predictions for all tokens of the grid, from those at `ids_keep`."""
+    def forward(
+        self,
+        latents: Float[Tensor, "b k d"],
+        ids_keep: Int64[Tensor, "b k"],
+        class_token: Float[Tensor, "b d"] | None = None,
+    ) -> Float[Tensor, "b t out"]:
+        """Predictions for all tokens of the grid, from those at `ids_keep` and the encoder's class token."""
         seen = self.embed(latents)
         tokens = self.mask_token.to(seen.dtype).expand(len(seen), self.num_tokens, -1)
-        return self.transformer(tokens.scatter(1, ids_keep.unsqueeze(-1).expand_as(seen), seen))
+        tokens = tokens.scatter(1, ids_keep.unsqueeze(-1).expand_as(seen), seen)
+        return self.transformer(tokens, class_token=None if class_token is None else self.embed(class_token))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -81,7 +81,12 @@ class ViT(Backbone):
     def forward_subset(
         self, images: Float[Tensor, "b c h w"], ids_keep: Int64[Tensor, "b k"]
     ) -> Float[Tensor, "b k d"]:
-        return self._encode(gather_tokens(self._embed(images), ids_keep))[0]
+        return self.forward_subset_tokens(images, ids_keep)[0]
+
+    def forward_subset_tokens(
+        self, images: Float[Tensor, "b c h w"], ids_keep: Int64[Tensor, "b k"]
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b d"] | None]:
+        return self._encode(gather_tokens(self._embed(images), ids_keep))
 
     def forward_masked(
         self, images: Float[Tensor, "b c h w"], masked: Bool[Tensor, "b t"], mask_token: Float[Tensor, "1 1 d"]

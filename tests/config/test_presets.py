@@ -187,3 +187,16 @@ def test_dsdmaes_are_the_papers_table_1(presets: str) -> None:
 def test_the_peak_rate_of_table_1() -> None:
     assert resolve(loaded("dsdmae,cifar10,vit-tiny").settings).optim.lr == pytest.approx(1.2e-3)
     assert resolve(loaded("dsdmae,stl10,vit-base").settings).optim.lr == pytest.approx(6e-4)
+
+
+def test_maes_imagenet_is_its_public_code() -> None:
+    """facebookresearch/mae, PRETRAIN.md and models_mae.py: 800 epochs, decoder of 8 blocks, 512 wide, 16 heads."""
+    found = resolve(loaded("mae", "imagenet", "vit-base").settings)
+    assert found.backbone.class_token
+    method = found.method
+    assert (method.mask_ratio, method.norm_pix_loss) == (0.75, True)
+    assert (method.decoder_depth, method.decoder_dim, method.decoder_heads) == (8, 512, 16)
+    assert (found.train.epochs, found.train.batch_size, found.optim.warmup_epochs) == (800, 4096, 40)
+    assert found.optim.lr == pytest.approx(1.5e-4 * 4096 / 256)
+    assert (found.optim.betas, found.optim.weight_decay) == ((0.9, 0.95), 0.05)
+    assert found.data.crop_scale == (0.2, 1.0)

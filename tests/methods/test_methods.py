@@ -22,6 +22,7 @@ from dsdmae_cli.backbone import gather_tokens
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.corruption import patchify
 from dsdmae_cli.data.source import seeded
+from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method, StepInfo
 from dsdmae_cli.runs.build import build_method
 
@@ -101,7 +102,27 @@ def positions(grid: int, width: int) -> Tensor:
 
 def embed(image: Tensor, w: dict[str, Tensor], prefix: str) -> Tensor:
     kernel = w[f"{prefix}.patch_embed.proj.weight"].permute(0, 2, 3, 1).flatten(1)
-    return cut(image) @ kernel.T + w[f"{prefix}.patch_embed.proj.bias"] + w[f"{prefix}.pos_embed"][0]
+    # A class token's position comes first in the table.
+    return cut(image) @ kernel.T + w[f"{prefix}.patch_embed.proj.bias"] + w[f"{prefix}.pos_embed"][0, -16:]
+
+
+def encode(tokens: Tensor, w: dict[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:
+    """Some tokens of an image behind the class token, if there is one: (its features or none, theirs)."""
+    first = torch.zeros(0, tokens.shape[1], dtype=tokens.dtype)
+    if f"{prefix}.cls_token" in w:
+        first = w[f"{prefix}.cls_token"][0] + w[f"{prefix}.pos_embed"][0, :1]
+    encoded = blocks(torch.cat([first, tokens]), w, prefix, heads=2)
+    return encoded[: len(first)], encoded[len(first) :]
+
+
+def decode(latents: Tensor, class_token: Tensor, keep: Tensor, w: dict[str, Tensor], heads: int = 1) -> Tensor:
+    """MAE's decoder on 16 places: a mask token where nothing was seen; the class token has no position there."""
+    tokens = w["decoder.mask_token"][0].repeat(16, 1)
+    tokens[keep] = linear(latents, w, "decoder.embed")
+    tokens = tokens + positions(4, tokens.shape[1])
+    tokens = torch.cat([linear(class_token, w, "decoder.embed"), tokens])
+    decoded = blocks(tokens, w, "decoder.transformer", heads=heads)
+    return linear(decoded[len(class_token) :], w, "decoder.transformer.project")
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -147,15 +168,12 @@ def dsdmae_reference(method: DSdMAE, clean: Tensor, noisy: Tensor, ids: Tensor) 
 
 def mae_reference(method: MAE, clean: Tensor, kept: Tensor, masked: Tensor) -> float:
     w = {name: tensor.double() for name, tensor in method.state_dict().items()}
-    width = w["decoder.mask_token"].shape[-1]
+    heads = method.settings.decoder_heads if method.settings.decoder_heads != "auto" else 1
     per_image = []
     for image, keep, drop in zip(clean.double(), kept, masked, strict=True):
         assert sorted([*keep.tolist(), *drop.tolist()]) == list(range(16))
-        latents = blocks(embed(image, w, "backbone.vit")[keep], w, "backbone.vit", heads=2)
-        tokens = w["decoder.mask_token"][0].repeat(16, 1)
-        tokens[keep] = linear(latents, w, "decoder.embed")
-        decoded = blocks(tokens + positions(4, width), w, "decoder.transformer", heads=1)
-        decoded = linear(decoded, w, "decoder.transformer.project")
+        class_token, latents = encode(embed(image, w, "backbone.vit")[keep], w, "backbone.vit")
+        decoded = decode(latents, class_token, keep, w, heads)
         target = normalised(cut(image)) if method.settings.norm_pix_loss else cut(image)
         per_image.append((decoded - target)[drop].pow(2).mean(dim=1).mean())
     return float(sum(per_image) / len(per_image))
@@ -185,7 +203,14 @@ def test_dsdmae_is_its_formulas(more: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("method.mask_ratio=0.3",), ("method.norm_pix_loss=true", "method.decoder_dim=16")], ids=" ".join
+    "more",
+    [
+        (),
+        ("method.mask_ratio=0.3",),
+        ("method.norm_pix_loss=true", "method.decoder_dim=16"),
+        ("backbone.class_token=true", "method.decoder_heads=4"),
+    ],
+    ids=" ".join,
 )
 def test_mae_is_its_formulas(more: tuple[str, ...]) -> None:
     method = tiny(*more, name="mae")
@@ -193,6 +218,17 @@ def test_mae_is_its_formulas(more: tuple[str, ...]) -> None:
     corruption = method.corrupt(clean, seeded(CPU, 1))
     loss = mae_reference(method, clean, corruption.ids_keep, corruption.ids_masked)
     assert_losses(method, clean, corruption, {"loss": loss, "pixel": loss})
+
+
+def test_a_class_token_learns_through_the_decoder() -> None:
+    """Its own gradient is not zero: what it gathers from the patches helps to restore the others."""
+    for name in ("mae", "sdae"):
+        method = tiny("backbone.class_token=true", name=name)
+        clean = images()
+        method(clean, method.corrupt(clean, seeded(CPU, 1)))["loss"].backward()
+        assert method.encoder().vit.cls_token.grad.abs().max() > 0
+    with pytest.raises(SettingsError, match="decoder_heads = 5 does not divide the decoder's width of 32"):
+        tiny("method.decoder_heads=5", name="mae")
 
 
 def assert_losses(method: Method, clean: Tensor, corruption: Any, expected: dict[str, float]) -> None:

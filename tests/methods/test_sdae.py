@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from helpers import cli, one_line
-from test_methods import blocks, cosine, embed, images, linear, positions, standardised, tiny
+from test_methods import cosine, decode, embed, encode, images, standardised, tiny
 from torch import Tensor
 
 from dsdmae_builtin.methods.sdae import SdAE
@@ -18,32 +18,14 @@ from dsdmae_cli.methods.base import StepInfo
 CPU = torch.device("cpu")
 
 
-def with_class_token(tokens: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
-    """Encode some tokens of an image, behind a class token of their own where there is one; the token is dropped."""
-    if f"{name}.cls_token" not in w:
-        return blocks(tokens, w, name, heads=2)
-    first = w[f"{name}.cls_token"][0] + w[f"{name}.pos_embed"][0, :1]
-    return blocks(torch.cat([first, tokens]), w, name, heads=2)[1:]
-
-
-def embedded(image: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
-    patches = dict(w)
-    patches[f"{name}.pos_embed"] = w[f"{name}.pos_embed"][:, -16:]  # without the class token's
-    return embed(image, patches, name)
-
-
 def reference(method: SdAE, clean: Tensor, folds: Folds) -> float:
     w = {name: tensor.double() for name, tensor in method.state_dict().items()}
     errors = []
     for image, groups, keep in zip(clean.double(), folds.ids_folds, folds.ids_keep, strict=True):
-        latents = with_class_token(embedded(image, w, "student.vit")[keep], w, "student.vit")
-        tokens = w["decoder.mask_token"][0].repeat(16, 1)
-        tokens[keep] = linear(latents, w, "decoder.embed")
-        width = tokens.shape[1]
-        decoded = blocks(tokens + positions(4, width), w, "decoder.transformer", heads=1)
-        decoded = linear(decoded, w, "decoder.transformer.project")
+        class_token, latents = encode(embed(image, w, "student.vit")[keep], w, "student.vit")
+        decoded = decode(latents, class_token, keep, w)
         for fold in groups:
-            told = with_class_token(embedded(image, w, "teacher.module.vit")[fold], w, "teacher.module.vit")
+            _, told = encode(embed(image, w, "teacher.module.vit")[fold], w, "teacher.module.vit")
             told, guess = standardised(told), decoded[fold]
             by = list(zip(guess, told, strict=True))
             if method.settings.cosine == "channel":

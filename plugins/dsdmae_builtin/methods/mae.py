@@ -36,7 +36,7 @@ class MAE(Method):
         self.backbone = backbone
         patch = backbone.patch_shape
         self.decoder = MaskedDecoder(
-            backbone, settings.decoder_dim, settings.decoder_depth, out_features=patch[0] * patch[1] * 3
+            backbone, settings.decoder_dim, settings.decoder_depth, patch[0] * patch[1] * 3, settings.decoder_heads
         )
 
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Split:
@@ -46,18 +46,22 @@ class MAE(Method):
         return Split(*C.random_ids(len(images), tokens, tokens - keep, generator))
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Split) -> Losses:
-        latents = self.backbone.forward_subset(images, corruption.ids_keep)
-        loss = self.reconstruction_loss(latents, images, corruption)
+        latents, class_token = self.backbone.forward_subset_tokens(images, corruption.ids_keep)
+        loss = self.reconstruction_loss(latents, class_token, images, corruption)
         return {"loss": loss, "pixel": loss.detach()}
 
     def reconstruction_loss(
-        self, latents: Float[Tensor, "b k d"], images: Float[Tensor, "b c h w"], split: Split
+        self,
+        latents: Float[Tensor, "b k d"],
+        class_token: Float[Tensor, "b d"] | None,
+        images: Float[Tensor, "b c h w"],
+        split: Split,
     ) -> Float[Tensor, ""]:
         """The error over dropped patches of what the decoder makes of the visible ones' latents."""
         patches = C.patchify(images, self.backbone.patch_shape)
         if self.settings.norm_pix_loss:
             patches = C.normalize_patches(patches)
-        predicted = gather_tokens(self.decoder(latents, split.ids_keep), split.ids_masked)
+        predicted = gather_tokens(self.decoder(latents, split.ids_keep, class_token), split.ids_masked)
         return pixel_loss(predicted, gather_tokens(patches, split.ids_masked))
 
     def encoder(self) -> Backbone:
@@ -67,8 +71,8 @@ class MAE(Method):
         """Dropped patches grey in the one, predicted in the other."""
         net, ids = self.backbone, corruption.ids_masked
         patches = C.patchify(images, net.patch_shape)
-        latents = net.forward_subset(images, corruption.ids_keep)
-        predicted = gather_tokens(self.decoder(latents, corruption.ids_keep), ids).float()
+        latents, class_token = net.forward_subset_tokens(images, corruption.ids_keep)
+        predicted = gather_tokens(self.decoder(latents, corruption.ids_keep, class_token), ids).float()
         if self.settings.norm_pix_loss:
             predicted = C.denormalize_patches(predicted, gather_tokens(patches, ids))
         patches = patches.scatter(1, ids.unsqueeze(-1).expand_as(predicted), predicted)

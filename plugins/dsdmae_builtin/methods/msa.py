@@ -62,8 +62,8 @@ class MSA(Method):
 
     def forward(self, images: Float[Tensor, "b 2 c h w"], corruption: Siamese) -> Losses:
         weak, split, strong = corruption
-        latents = self.mae.backbone.forward_subset(weak, split.ids_keep)
-        pixel = self.mae.reconstruction_loss(latents, weak, split)
+        latents, class_token = self.mae.backbone.forward_subset_tokens(weak, split.ids_keep)
+        pixel = self.mae.reconstruction_loss(latents, class_token, weak, split)
         query = self.predictor(self.projector(latents.mean(dim=1)))
         key = self.teacher_projector(self.teacher(strong).mean(dim=1))
         contrastive = info_nce(query, key, self.settings.temperature, self.settings.symmetric)

@@ -37,7 +37,9 @@ class SdAE(Method):
                 f" method.mask_ratio = {settings.mask_ratio:g} masks of {backbone.num_tokens}; lower the one or raise"
                 " the other"
             )
-        self.decoder = MaskedDecoder(backbone, settings.decoder_dim, settings.decoder_depth, backbone.width)
+        self.decoder = MaskedDecoder(
+            backbone, settings.decoder_dim, settings.decoder_depth, backbone.width, settings.decoder_heads
+        )
         self.teacher = EMATeacher(backbone, settings.ema_momentum, settings.ema_every, settings.teacher_start)
 
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Folds:
@@ -54,10 +56,10 @@ class SdAE(Method):
         ids = folds.ids_folds.flatten(0, 1)
         repeated = images.repeat_interleave(folds.ids_folds.shape[1], dim=0)
         teacher = self.teacher.backbone()
-        assert isinstance(teacher, Backbone)
         with torch.no_grad():
             target = standardize_tokens(teacher.forward_subset(repeated, ids))
-        decoded = self.decoder(self.student.forward_subset(images, folds.ids_keep), folds.ids_keep)
+        latents, class_token = self.student.forward_subset_tokens(images, folds.ids_keep)
+        decoded = self.decoder(latents, folds.ids_keep, class_token)
         predicted = gather_tokens(decoded, folds.ids_folds.flatten(1))
         return predicted.reshape(target.shape), target
 

@@ -113,6 +113,10 @@ class MaskedDecoderSettings(MethodSettings):
     decoder_dim: PositiveInt | Literal["auto"] = Field(
         "auto", description="width of the decoder, a multiple of 4; auto = the encoder's"
     )
+    decoder_heads: PositiveInt | Auto = Field(
+        "auto",
+        description="the decoder's attention heads; auto = one for 64 features (16 in the papers' ImageNet models)",
+    )
 
 
 class MAESettings(MaskedDecoderSettings):

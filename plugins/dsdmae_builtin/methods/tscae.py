@@ -33,7 +33,9 @@ class TSCAE(Method):
         self.settings = settings
         self.backbone = backbone
         patch = backbone.patch_shape
-        self.decoder = MaskedDecoder(backbone, settings.decoder_dim, settings.decoder_depth, backbone.width)
+        self.decoder = MaskedDecoder(
+            backbone, settings.decoder_dim, settings.decoder_depth, backbone.width, settings.decoder_heads
+        )
         self.predict = nn.Linear(backbone.width, patch[0] * patch[1] * 3)
         # What all images share is most of a pooled latent, and the cosine of any two is then near 1: centred and scaled
         # over the batch they can be told apart from the first step on.
@@ -63,7 +65,8 @@ class TSCAE(Method):
 
     def _teacher(self, images: Tensor, split: Split) -> Tensor:
         """Representations that the teacher predicts of the patches it does not see."""
-        decoded = self.decoder(self.backbone.forward_subset(images, split.ids_keep), split.ids_keep)
+        latents, class_token = self.backbone.forward_subset_tokens(images, split.ids_keep)
+        decoded = self.decoder(latents, split.ids_keep, class_token)
         return gather_tokens(decoded, split.ids_masked)
 
     def encoder(self) -> Backbone:
