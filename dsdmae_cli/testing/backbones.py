@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from dsdmae_cli.testing.material import check_spec, digit_images, small
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dsdmae_cli.backbone import Backbone
 
 
@@ -63,6 +65,18 @@ def _tokens_are_a_grid(net: Backbone, side: int) -> None:
     assert torch.equal(tokens, again), "forward_tokens gives other tokens than forward"
     assert (class_token is not None) == net.has_class_token, "has_class_token and forward_tokens disagree"
     assert len(net.mean) == len(net.std) == 3, "mean and std are of three channels"
+    _blocks_end_in_the_features(net, images, tokens)
+
+
+def _blocks_end_in_the_features(net: Backbone, images: Tensor, tokens: Tensor) -> None:
+    import torch
+
+    count = net.num_blocks
+    with torch.no_grad():
+        found = net.forward_blocks(images, [count, 1])
+    assert len(found) == 2, f"forward_blocks gives {len(found)} results for 2 blocks"
+    assert torch.equal(found[0][0], tokens), "forward_blocks gives other tokens of the last block than forward"
+    assert all(patches.ndim == 3 and len(patches) == 2 for patches, _ in found), "forward_blocks gives no [b, t, d]"
 
 
 def _timm_state_is_its_own(net: Backbone) -> None:
@@ -81,6 +95,9 @@ def _subsets_are_parts(net: Backbone, side: int) -> None:
     with torch.no_grad():
         torch.testing.assert_close(net.forward_subset(images, every), net(images), rtol=1e-4, atol=1e-4)
         some = net.forward_subset(images, every[:, : number // 2])
+        again, class_token = net.forward_subset_tokens(images, every[:, : number // 2])
+    assert torch.equal(some, again), "forward_subset_tokens gives other tokens than forward_subset"
+    assert class_token is None or net.has_class_token, "has_class_token and forward_subset_tokens disagree"
     assert tuple(some.shape) == (2, number // 2, net.width), f"forward_subset gives {tuple(some.shape)}"
 
 
