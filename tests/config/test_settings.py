@@ -177,6 +177,7 @@ def test_another_method_drops_the_keys_of_the_first(config: Path) -> None:
     assert type(found.settings.method).__name__ == "MAESettings"
     assert tables(found.settings)["method"] == {
         "name": "mae", "mask_ratio": 0.75, "norm_pix_loss": False, "decoder_depth": 4, "decoder_dim": "auto",
+        "decoder_heads": "auto",
     }  # fmt: skip
     assert found.sources["method.mask_ratio"] == "default"
 
@@ -412,7 +413,9 @@ def test_an_unknown_key_suggests_the_nearest(assignment: str, suggestion: str, c
 
 def test_an_unknown_key_lists_what_the_plugin_knows() -> None:
     message = refusal("method.name=mae", "method.noise_std=2")
-    assert message.endswith("[method] has name, mask_ratio, decoder_depth, decoder_dim, norm_pix_loss here")
+    assert message.endswith(
+        "[method] has name, mask_ratio, decoder_depth, decoder_dim, decoder_heads, norm_pix_loss here"
+    )
 
 
 def test_a_key_written_twice_in_two_spellings_is_not_blamed_on_its_range() -> None:
