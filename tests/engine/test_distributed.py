@@ -132,13 +132,16 @@ class Uneven(Toy):
             losses["loss"] = losses["loss"] + float("inf")
         return losses
 
-with distributed.process_group(torch.device("cpu")):
-    method = Uneven()
-    run = trainer(method, Listener(stop_at=3), micro=16)
+def main():
+    # What holds the group must be gone before the interpreter ends, or gloo's threads abort it now and then.
+    run = trainer(Uneven(), Listener(stop_at=3), micro=16)
     run.fit()
-    weights = torch.cat([p.detach().flatten() for p in method.net.parameters()])
+    weights = torch.cat([p.detach().flatten() for p in run.method.net.parameters()])
     said = f"{int(run.skipped)} {weights.double().sum().item()}"
     Path(sys.argv[1], f"rank{distributed.rank()}").write_text(said)
+
+with distributed.process_group(torch.device("cpu")):
+    main()
 """
 
 
