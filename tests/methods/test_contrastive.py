@@ -161,7 +161,8 @@ from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.resolve import resolve
 
 out, *assignments = sys.argv[1:]
-with distributed.process_group(torch.device("cpu")):
+def main():
+    # What holds the group must be gone before the interpreter ends, or gloo's threads abort it now and then.
     method = build_method(resolve(load(assignments=assignments, environ={}).settings)).train()
     world, rank = distributed.world_size(), distributed.rank()
     g = torch.Generator().manual_seed(0)
@@ -184,6 +185,9 @@ with distributed.process_group(torch.device("cpu")):
     found = {name: p.grad for name, p in method.named_parameters() if p.grad is not None} | {"loss": loss}
     if rank == 0:
         save_file(found, out)
+
+with distributed.process_group(torch.device("cpu")):
+    main()
 """
 
 
