@@ -164,7 +164,9 @@ def draw_choice(run: RunDir, found: ProbeResult) -> None:
 def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     """--dry-run: what resolved settings amount to, as an object and as lines; nothing is computed or written."""
     subject = open_subject(settings, Report())
-    judged, encoder = subject.judged, subject.opened.encoder
+    judged = subject.judged
+    # Of several blocks to choose from the last, which is most work.
+    *_, encoder = candidates(subject.opened.encoder, settings.probe.blocks, settings.probe.input_noise).values()
     flop = encoder_flops(encoder)
     plan = {
         "subject": subject.opened.name,
