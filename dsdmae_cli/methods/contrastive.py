@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dsdmae_cli import distributed
+from dsdmae_cli.methods.exchange import gather_from_processes
 
 
 def info_nce(
@@ -42,19 +42,5 @@ def info_nce(
         own = len(q) * distributed.rank() + torch.arange(len(q), device=q.device)
         loss = F.cross_entropy(q @ distributed.gather(k).T / temperature, own)
         if symmetric:
-            everyone = q if distributed.world_size() == 1 else _Gather.apply(q)
-            loss = (loss + F.cross_entropy(k @ everyone.T / temperature, own)) / 2
+            loss = (loss + F.cross_entropy(k @ gather_from_processes(q).T / temperature, own)) / 2
         return 2 * temperature * loss
-
-
-class _Gather(torch.autograd.Function):
-    """distributed.gather with a gradient: every process's loss depends on every process's x, so that theirs add up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return distributed.gather(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = distributed.mean_(grad.clone()) * distributed.world_size()
-        return total.chunk(distributed.world_size())[distributed.rank()]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dsdmae_cli import distributed
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.methods.exchange import mean_over_processes
 
 
 def mlp(width: int, hidden: int, out: int, layers: int) -> nn.Sequential:
@@ -49,29 +50,12 @@ class GlobalBatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         wide = x.float()
         # In two passes: a mean of squares less the square of the mean would cancel.
-        centred = wide - _mean_over_processes(wide.mean(dim=0))
-        var = _mean_over_processes(centred.square().mean(dim=0))
+        centred = wide - mean_over_processes(wide.mean(dim=0))
+        var = mean_over_processes(centred.square().mean(dim=0))
         normal = centred * (var + self.eps).rsqrt()
         if self.weight is not None and self.bias is not None:
             normal = normal * self.weight + self.bias
         return normal.to(x.dtype)
-
-
-def _mean_over_processes(x: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
-    """The mean over processes, which have equal shares of the batch, with a gradient."""
-    return x if distributed.world_size() == 1 else _Mean.apply(x)
-
-
-class _Mean(torch.autograd.Function):
-    """Every process's loss depends on every process's x: the gradient is the mean of all their gradients too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return distributed.mean_(x.clone())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return distributed.mean_(grad.clone())
 
 
 def synchronized(module: Any) -> Any:

@@ -115,6 +115,17 @@ class MethodSettings(Section):
     name: str = Field("dsdmae", description="pre-training method plugin")
 
 
+class SpreadSettings(MethodSettings):
+    """Of methods that take the regularisers in dsdmae_cli/methods/spreading.py."""
+
+    uniformity_weight: NonNegativeFloat = Field(
+        0.0, description="weight of U-MAE's term against pooled features that all point one way; 0.01 in its paper"
+    )
+    sigreg_weight: NonNegativeFloat = Field(
+        0.0, description="weight of LeJEPA's term that draws pooled features towards an isotropic Gaussian"
+    )
+
+
 class OptimSettings(Section):
     """AdamW with linear warm-up and cosine decay, updated every step."""
 

@@ -113,7 +113,10 @@ def randomness_is_the_generators(method: Method) -> None:
 
 
 def batch_may_be_cut(method: Method) -> None:
-    """The mean of the losses of micro-batches is the loss of the batch, or `whole_batch` is set."""
+    """The mean of the losses of micro-batches is the loss of the batch, or `whole_batch` is set.
+
+    What a corruption has no row of each image for, all images share.
+    """
     import torch
     from torch import Tensor
     from torch.utils._pytree import tree_map_only
@@ -126,7 +129,7 @@ def batch_may_be_cut(method: Method) -> None:
         for half in (slice(None, 4), slice(4, None)):
 
             def cut(tensor: Tensor, part: slice = half) -> Tensor:
-                return tensor[part]
+                return tensor[part] if tensor.dim() and len(tensor) == len(images) else tensor
 
             parts.append(method(images[half], tree_map_only(Tensor, cut, corruption)))
     if method.whole_batch:

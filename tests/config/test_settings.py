@@ -177,7 +177,7 @@ def test_another_method_drops_the_keys_of_the_first(config: Path) -> None:
     assert type(found.settings.method).__name__ == "MAESettings"
     assert tables(found.settings)["method"] == {
         "name": "mae", "mask_ratio": 0.75, "norm_pix_loss": False, "decoder_depth": 4, "decoder_dim": "auto",
-        "decoder_heads": "auto",
+        "decoder_heads": "auto", "uniformity_weight": 0.0, "sigreg_weight": 0.0,
     }  # fmt: skip
     assert found.sources["method.mask_ratio"] == "default"
 
@@ -377,7 +377,7 @@ def test_a_range_runs_from_low_to_high(assignment: str, advice: str) -> None:
         ("backbone.name=vit-tyni", "did you mean vit-tiny?"),
         ("backbone.name=timm:", "timm:NAME"),
         ("method.name=dsdmea", "did you mean dsdmae?"),
-        ("method.name=ÿ☃", "there is beit, cae, dsdmae, mae"),
+        ("method.name=ÿ☃", "there is beit, cae, dsdmae, lejepa, mae"),
     ],
 )
 def test_a_plugin_that_is_not_there_is_named_with_its_key_and_source(assignment: str, hint: str) -> None:
@@ -414,7 +414,8 @@ def test_an_unknown_key_suggests_the_nearest(assignment: str, suggestion: str, c
 def test_an_unknown_key_lists_what_the_plugin_knows() -> None:
     message = refusal("method.name=mae", "method.noise_std=2")
     assert message.endswith(
-        "[method] has name, mask_ratio, decoder_depth, decoder_dim, decoder_heads, norm_pix_loss here"
+        "[method] has name, uniformity_weight, sigreg_weight, mask_ratio, decoder_depth, decoder_dim, decoder_heads,"
+        " norm_pix_loss here"
     )
 
 

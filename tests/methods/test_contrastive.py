@@ -166,13 +166,15 @@ def main():
     method = build_method(resolve(load(assignments=assignments, environ={}).settings)).train()
     world, rank = distributed.world_size(), distributed.rank()
     g = torch.Generator().manual_seed(0)
-    images = torch.rand(8, 2, 3, 16, 16, generator=g) * 2 - 1
+    views = [method.num_views] if method.num_views > 1 else []
+    images = torch.rand(8, *views, 3, 16, 16, generator=g) * 2 - 1
     corruption = method.corrupt(images, g)
 
     def share(tree):
         if isinstance(tree, tuple):
             return type(tree)(*map(share, tree))
-        return tree.chunk(world)[rank]
+        shared = not isinstance(tree, torch.Tensor) or len(tree) != len(images)  # directions, and where there are none
+        return tree if shared else tree.chunk(world)[rank]
 
     # Away from their first values, where student and teacher are one.
     with torch.no_grad():
@@ -191,11 +193,19 @@ with distributed.process_group(torch.device("cpu")):
 """
 
 
-@pytest.mark.parametrize("method", ["mocov3", "msa"])
-def test_two_processes_have_one_processs_loss_and_gradients(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("mocov3", ()),
+        ("msa", ()),
+        ("lejepa", ("method.views=3",)),
+        ("dsdmae", ("method.uniformity_weight=0.5", "method.sigreg_weight=0.1")),
+    ],
+)
+def test_two_processes_have_one_processs_loss_and_gradients(method: str, more: tuple[str, ...], tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    chosen = assignments("digits", method=method)
+    chosen = assignments("digits", *more, method=method)
     two = start(*TORCHRUN, script, tmp_path / "two", *chosen)
     one = start(script, tmp_path / "one", *chosen)
     for process in (one, two):

@@ -18,7 +18,7 @@ from dsdmae_cli.methods.base import StepInfo
 
 def reference(method: MSA, corruption: Siamese) -> dict[str, float]:
     w = {name: tensor.double() for name, tensor in method.state_dict().items()}
-    weak, (masked, kept), strong = corruption.weak.double(), corruption.split, corruption.strong.double()
+    weak, (masked, kept, _), strong = corruption.weak.double(), corruption.split, corruption.strong.double()
     mae = SimpleNamespace(
         settings=method.settings,
         state_dict=lambda: {name.removeprefix("mae."): t for name, t in w.items() if name.startswith("mae.")},

@@ -10,15 +10,14 @@ from helpers import cli, one_line
 from test_methods import cosine, decode, embed, encode, images, standardised, tiny
 from torch import Tensor
 
-from dsdmae_builtin.methods.sdae import SdAE
+from dsdmae_builtin.methods.sdae import Folded, SdAE
 from dsdmae_cli.data.source import seeded
-from dsdmae_cli.masking import Folds
 from dsdmae_cli.methods.base import StepInfo
 
 CPU = torch.device("cpu")
 
 
-def reference(method: SdAE, clean: Tensor, folds: Folds) -> float:
+def reference(method: SdAE, clean: Tensor, folds: Folded) -> float:
     w = {name: tensor.double() for name, tensor in method.state_dict().items()}
     errors = []
     for image, groups, keep in zip(clean.double(), folds.ids_folds, folds.ids_keep, strict=True):
@@ -70,7 +69,7 @@ def test_folds_do_not_see_each_other_and_the_student_sees_none() -> None:
         for token in ids.tolist():
             y, x = 4 * (token // 4), 4 * (token % 4)
             other[:, :, y : y + 4, x : x + 4] += 1
-        predicted, target = method._both(other, folds)
+        predicted, target, _ = method._both(other, folds)
         assert torch.equal(predicted, before[0]) == (changed != 3)
         for fold in range(3):
             assert torch.equal(target[fold], before[1][fold]) == (fold != changed)

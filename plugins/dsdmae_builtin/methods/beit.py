@@ -19,6 +19,7 @@ from dsdmae_cli import corruption as C
 from dsdmae_cli.backbone import Backbone, gather_tokens
 from dsdmae_cli.masking import block_ids
 from dsdmae_cli.methods.base import Losses, Method, Pictures
+from dsdmae_cli.methods.spreading import Spreading
 from dsdmae_cli.methods.tokens import FrozenTokenizer, ImageTokenizer
 
 
@@ -26,6 +27,7 @@ class Masked(NamedTuple):
     """The masked patches of each image."""
 
     ids_masked: Int64[Tensor, "b m"]
+    directions: Float[Tensor, "d n"] | None = None
 
 
 class BEiT(Method):
@@ -35,6 +37,7 @@ class BEiT(Method):
         super().__init__()
         self.settings = settings
         self.backbone = backbone
+        self.spreading = Spreading(settings, self)
         self.tokenizer = FrozenTokenizer(tokenizer)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.width))
         self.head = nn.Linear(backbone.width, tokenizer.num_codes)
@@ -46,25 +49,29 @@ class BEiT(Method):
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Masked:
         net = self.backbone
         count = C.num_masked(self.settings.mask_ratio, net.num_tokens, generator)
-        return Masked(block_ids(len(images), net.grid, count, generator)[0])
+        ids, _ = block_ids(len(images), net.grid, count, generator)
+        return Masked(ids, self.spreading.directions(net.width, generator))
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Masked) -> Losses:
         words = self.tokenizer(images).gather(1, corruption.ids_masked)
-        loss, right = word_losses(self._predict(images, corruption), words)
-        return {"loss": loss, "words": loss.detach(), "accuracy": right}
+        logits, tokens = self._predict(images, corruption)
+        loss, right = word_losses(logits, words)
+        losses = {"loss": loss, "words": loss.detach(), "accuracy": right}
+        return self.spreading.add(losses, tokens.mean(dim=1), corruption.directions)
 
-    def _predict(self, images: Tensor, corruption: Masked) -> Tensor:
-        """Logits over the vocabulary, of the masked patches."""
+    def _predict(self, images: Tensor, corruption: Masked) -> tuple[Tensor, Tensor]:
+        """Logits over the vocabulary, of the masked patches, and the encoder's tokens of all."""
         masked = C.ids_to_mask(corruption.ids_masked, self.backbone.num_tokens)
         tokens = self.backbone.forward_masked(images, masked, self.mask_token)
-        return self.head(gather_tokens(tokens, corruption.ids_masked))
+        return self.head(gather_tokens(tokens, corruption.ids_masked)), tokens
 
     def encoder(self) -> Backbone:
         return self.backbone
 
     def show(self, images: Float[Tensor, "b c h w"], corruption: Masked) -> Pictures:
         """Masked patches grey; the image of all words with the masked ones as predicted; that of the true words."""
-        return word_pictures(images, corruption.ids_masked, self._predict(images, corruption), self.tokenizer)
+        logits, _ = self._predict(images, corruption)
+        return word_pictures(images, corruption.ids_masked, logits, self.tokenizer)
 
 
 def build(settings: BEiTSettings, backbone: Backbone, tokenizer: Method) -> BEiT:

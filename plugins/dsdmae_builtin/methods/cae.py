@@ -23,6 +23,7 @@ from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.masking import block_ids
 from dsdmae_cli.methods.base import Losses, Method, Pictures
 from dsdmae_cli.methods.heads import TokenTransformer
+from dsdmae_cli.methods.spreading import Spreading
 from dsdmae_cli.methods.tokens import FrozenTokenizer, ImageTokenizer
 
 
@@ -31,6 +32,7 @@ class BlockMask(NamedTuple):
 
     ids_masked: Int64[Tensor, "b m"]
     ids_keep: Int64[Tensor, "b k"]
+    directions: Float[Tensor, "d n"] | None = None
 
 
 class CAE(Method):
@@ -40,6 +42,7 @@ class CAE(Method):
         super().__init__()
         self.settings = settings
         self.backbone = backbone
+        self.spreading = Spreading(settings, self)
         self.tokenizer = FrozenTokenizer(tokenizer)
         self.regressor = LatentRegressor(backbone.grid, backbone.width, settings.regressor_depth, settings.layer_scale)
         self.decoder = TokenTransformer(
@@ -49,34 +52,36 @@ class CAE(Method):
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> BlockMask:
         net = self.backbone
         count = min(C.num_masked(self.settings.mask_ratio, net.num_tokens, generator), net.num_tokens - 1)
-        return BlockMask(*block_ids(len(images), net.grid, count, generator))
+        ids = block_ids(len(images), net.grid, count, generator)
+        return BlockMask(*ids, self.spreading.directions(net.width, generator))
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: BlockMask) -> Losses:
         words = self.tokenizer(images).gather(1, corruption.ids_masked)
         with torch.no_grad():
             target = self.backbone.forward_subset(images, corruption.ids_masked)
-        logits, latents = self._predict(images, corruption)
+        logits, latents, visible = self._predict(images, corruption)
         word, right = word_losses(logits, words)
         alignment = F.mse_loss(latents.float(), target.float())
-        return {
+        losses = {
             "loss": word + self.settings.alignment_weight * alignment,
             "words": word.detach(),
             "alignment": alignment.detach(),
             "accuracy": right,
         }
+        return self.spreading.add(losses, visible.mean(dim=1), corruption.directions)
 
-    def _predict(self, images: Tensor, corruption: BlockMask) -> tuple[Tensor, Tensor]:
-        """Logits over the vocabulary, and latents, of the masked patches."""
+    def _predict(self, images: Tensor, corruption: BlockMask) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits over the vocabulary, and latents, of the masked patches; latents of the visible ones."""
         visible = self.backbone.forward_subset(images, corruption.ids_keep)
         latents = self.regressor(visible, corruption.ids_keep, corruption.ids_masked)
-        return self.decoder(latents, corruption.ids_masked), latents
+        return self.decoder(latents, corruption.ids_masked), latents, visible
 
     def encoder(self) -> Backbone:
         return self.backbone
 
     def show(self, images: Float[Tensor, "b c h w"], corruption: BlockMask) -> Pictures:
         """Masked patches grey; the image of all words with the masked ones as predicted; that of the true words."""
-        logits, _ = self._predict(images, corruption)
+        logits, *_ = self._predict(images, corruption)
         return word_pictures(images, corruption.ids_masked, logits, self.tokenizer)
 
 

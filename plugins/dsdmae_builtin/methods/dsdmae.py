@@ -21,17 +21,22 @@ from dsdmae_cli.methods.base import Losses, Method, Restoration, StepInfo
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.heads import TokenTransformer
 from dsdmae_cli.methods.losses import cosine_loss, pixel_loss, standardize_tokens
+from dsdmae_cli.methods.spreading import Spreading
 
 # With pixels in [-1, 1]: an image with σ = 0.1 (13 of 255) counts half as much as one without noise.
 _WEIGHT_FLOOR = 0.01
 
 
 class Noised(NamedTuple):
-    """The student's input, the patches that carry noise, and its level in each image or in each of these patches."""
+    """The student's input, the patches that carry noise, and its level in each image or in each of these patches.
+
+    directions: of methods/spreading.py, as in every method that has them.
+    """
 
     images: Float[Tensor, "b c h w"]
     ids_noisy: Int64[Tensor, "b k"]
     std: Float[Tensor, "b _"]
+    directions: Float[Tensor, "d n"] | None = None
 
 
 class DSdMAE(Method):
@@ -41,6 +46,7 @@ class DSdMAE(Method):
         super().__init__()
         self.settings = settings
         self.student = backbone
+        self.spreading = Spreading(settings, self)
         patch = backbone.patch_shape
         head = {"transformer": TokenTransformer, "conv": GridConvolutions}[settings.heads]
         self.decoder: nn.Module | None = None
@@ -62,11 +68,13 @@ class DSdMAE(Method):
         by_pixel: Tensor | float = drawn if not isinstance(drawn, Tensor) else std[:, :, None, None]
         if std.shape[1] > 1:
             by_pixel, std = C.mask_to_pixels(std, net.patch_shape, net.grid), std.gather(1, ids_noisy)
-        return Noised(C.add_noise(images, noisy, by_pixel, s.noise, generator, s.noise_clip), ids_noisy, std)
+        given = C.add_noise(images, noisy, by_pixel, s.noise, generator, s.noise_clip)
+        return Noised(given, ids_noisy, std, self.spreading.directions(net.width, generator))
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Noised) -> Losses:
         ids, weight = corruption.ids_noisy, self.settings.lambda_
-        latents = gather_tokens(self.student(corruption.images), ids)
+        tokens = self.student(corruption.images)
+        latents = gather_tokens(tokens, ids)
         losses: Losses = {}
         if self.decoder is not None:
             target = gather_tokens(self._pixel_target(images), ids)
@@ -78,7 +86,8 @@ class DSdMAE(Method):
             losses["feature"] = cosine_loss(self.regressor(latents, ids), target, self.settings.cosine)
         weights = {"pixel": weight, "feature": 1 - weight}
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-        return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
+        losses = {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
+        return self.spreading.add(losses, tokens.mean(dim=1), corruption.directions)
 
     def _decode(self, latents: Tensor, corruption: Noised) -> Tensor:
         """Patches at the noisy positions; as a residual they are added in float32, or noise would be rounded in."""

@@ -18,6 +18,7 @@ from dsdmae_cli.methods.base import Losses, Method, Restoration
 from dsdmae_cli.methods.heads import MaskedDecoder
 from dsdmae_cli.methods.losses import pixel_loss
 from dsdmae_cli.methods.pictures import hide
+from dsdmae_cli.methods.spreading import Spreading
 
 
 class Split(NamedTuple):
@@ -25,6 +26,7 @@ class Split(NamedTuple):
 
     ids_masked: Int64[Tensor, "b m"]
     ids_keep: Int64[Tensor, "b k"]
+    directions: Float[Tensor, "d n"] | None = None
 
 
 class MAE(Method):
@@ -34,12 +36,18 @@ class MAE(Method):
         super().__init__()
         self.settings = settings
         self.backbone = backbone
+        self.spreading = Spreading(settings, self)
         patch = backbone.patch_shape
         self.decoder = MaskedDecoder(
             backbone, settings.decoder_dim, settings.decoder_depth, patch[0] * patch[1] * 3, settings.decoder_heads
         )
 
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Split:
+        split = self.split(images, generator)
+        return split._replace(directions=self.spreading.directions(self.backbone.width, generator))
+
+    def split(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Split:
+        """Which patches are dropped, alone."""
         tokens = self.backbone.num_tokens
         # len_keep = int(T (1-r)), as the public code counts; at least one patch must be seen.
         keep = max(1, int(tokens * (1 - self.settings.mask_ratio)))
@@ -48,7 +56,8 @@ class MAE(Method):
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Split) -> Losses:
         latents, class_token = self.backbone.forward_subset_tokens(images, corruption.ids_keep)
         loss = self.reconstruction_loss(latents, class_token, images, corruption)
-        return {"loss": loss, "pixel": loss.detach()}
+        losses = {"loss": loss, "pixel": loss.detach()}
+        return self.spreading.add(losses, latents.mean(dim=1), corruption.directions)
 
     def reconstruction_loss(
         self,

@@ -21,12 +21,14 @@ from dsdmae_cli.methods.base import Losses, Method, Pictures
 from dsdmae_cli.methods.heads import init_weights
 from dsdmae_cli.methods.losses import pixel_loss
 from dsdmae_cli.methods.pictures import hide
+from dsdmae_cli.methods.spreading import Spreading
 
 
 class Masked(NamedTuple):
     """The masked patches of each image."""
 
     ids_masked: Int64[Tensor, "b m"]
+    directions: Float[Tensor, "d n"] | None = None
 
 
 class MaskFeat(Method):
@@ -36,6 +38,7 @@ class MaskFeat(Method):
         super().__init__()
         self.settings = settings
         self.backbone = backbone
+        self.spreading = Spreading(settings, self)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.width))
         self.head = nn.Linear(backbone.width, hog_features(backbone.patch_shape))
         init_weights(self.head)
@@ -45,18 +48,23 @@ class MaskFeat(Method):
         net = self.backbone
         count = C.num_masked(self.settings.mask_ratio, net.num_tokens, generator)
         if self.settings.mask == "block":
-            return Masked(block_ids(len(images), net.grid, count, generator)[0])
-        return Masked(C.random_ids(len(images), net.num_tokens, count, generator)[0])
+            ids, _ = block_ids(len(images), net.grid, count, generator)
+        else:
+            ids, _ = C.random_ids(len(images), net.num_tokens, count, generator)
+        return Masked(ids, self.spreading.directions(net.width, generator))
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Masked) -> Losses:
         target = gather_tokens(self._target(images), corruption.ids_masked)
-        loss = pixel_loss(self._predict(images, corruption), target)
-        return {"loss": loss, "hog": loss.detach()}
+        predicted, tokens = self._predict(images, corruption)
+        loss = pixel_loss(predicted, target)
+        losses = {"loss": loss, "hog": loss.detach()}
+        return self.spreading.add(losses, tokens.mean(dim=1), corruption.directions)
 
-    def _predict(self, images: Tensor, corruption: Masked) -> Tensor:
+    def _predict(self, images: Tensor, corruption: Masked) -> tuple[Tensor, Tensor]:
+        """Histograms of the masked patches, and the encoder's tokens of all."""
         masked = C.ids_to_mask(corruption.ids_masked, self.backbone.num_tokens)
         tokens = self.backbone.forward_masked(images, masked, self.mask_token)
-        return self.head(gather_tokens(tokens, corruption.ids_masked))
+        return self.head(gather_tokens(tokens, corruption.ids_masked)), tokens
 
     def _target(self, images: Tensor) -> Tensor:
         return hog(images, self.backbone.patch_shape, self.settings.gaussian)
@@ -68,7 +76,7 @@ class MaskFeat(Method):
         """Masked patches grey; the histograms with those of masked patches as predicted; the true ones."""
         net, ids = self.backbone, corruption.ids_masked
         true = self._target(images)
-        predicted = self._predict(images, corruption).to(true.dtype)
+        predicted = self._predict(images, corruption)[0].to(true.dtype)
         mixed = true.scatter(1, ids.unsqueeze(-1).expand_as(predicted), predicted)
         return {
             "given": hide(images, ids, net.patch_shape, net.grid),

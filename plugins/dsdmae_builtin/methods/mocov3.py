@@ -19,6 +19,7 @@ from dsdmae_cli.methods.base import Losses, Method, Pictures, StepInfo
 from dsdmae_cli.methods.contrastive import info_nce
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.projection import mlp, synchronized
+from dsdmae_cli.methods.spreading import Spreading
 from dsdmae_cli.views import NO_BLUR_UP_TO, Strength, strong_view
 
 
@@ -27,6 +28,7 @@ class Views(NamedTuple):
 
     first: Float[Tensor, "b c h w"]
     second: Float[Tensor, "b c h w"]
+    directions: Float[Tensor, "d n"] | None = None
 
 
 class MoCoV3(Method):
@@ -38,6 +40,7 @@ class MoCoV3(Method):
     def __init__(self, settings: MoCoV3Settings, backbone: Backbone) -> None:
         super().__init__()
         self.settings = settings
+        self.spreading = Spreading(settings, self)
         self.student = synchronized(backbone)
         if settings.freeze_patch_embed:
             _freeze_patch_embed(self.student)
@@ -56,15 +59,18 @@ class MoCoV3(Method):
         ]
 
     def corrupt(self, images: Float[Tensor, "b 2 c h w"], generator: Generator) -> Views:
-        return Views(*(strong_view(images[:, i], self.strengths[i], generator) for i in range(2)))
+        first, second = (strong_view(images[:, i], self.strengths[i], generator) for i in range(2))
+        return Views(first, second, self.spreading.directions(self.student.width, generator))
 
     def forward(self, images: Float[Tensor, "b 2 c h w"], corruption: Views) -> Losses:
         # View by view, as batch norm must not mix the statistics of two kinds of views.
-        queries = [self.predictor(self.projector(self.student(view).mean(dim=1))) for view in corruption]
-        keys = [self.teacher_projector(self.teacher(view).mean(dim=1)) for view in corruption]
+        views = (corruption.first, corruption.second)
+        pooled = [self.student(view).mean(dim=1) for view in views]
+        queries = [self.predictor(self.projector(features)) for features in pooled]
+        keys = [self.teacher_projector(self.teacher(view).mean(dim=1)) for view in views]
         tau = self.settings.temperature
         loss = info_nce(queries[0], keys[1], tau) + info_nce(queries[1], keys[0], tau)
-        return {"loss": loss, "contrastive": loss.detach()}
+        return self.spreading.add({"loss": loss, "contrastive": loss.detach()}, pooled[0], corruption.directions)
 
     def after_step(self, info: StepInfo) -> None:
         self.teacher.follow(self.student, info)

@@ -19,6 +19,7 @@ from dsdmae_cli.methods.base import Losses, Method, Pictures, Restoration, StepI
 from dsdmae_cli.methods.contrastive import info_nce
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.projection import mlp, synchronized
+from dsdmae_cli.methods.spreading import Spreading
 from dsdmae_cli.views import NO_BLUR_UP_TO, Strength, strong_view
 
 
@@ -28,6 +29,7 @@ class Siamese(NamedTuple):
     weak: Float[Tensor, "b c h w"]
     split: Split
     strong: Float[Tensor, "b c h w"]
+    directions: Float[Tensor, "d n"] | None = None
 
 
 class MSA(Method):
@@ -39,6 +41,7 @@ class MSA(Method):
     def __init__(self, settings: MSASettings, backbone: Backbone) -> None:
         super().__init__()
         self.settings = settings
+        self.spreading = Spreading(settings, self)
         self.mae = MAE(settings, synchronized(backbone))
         self.projector = mlp(backbone.width, settings.hidden_dim, settings.out_dim, layers=3)
         self.predictor = mlp(settings.out_dim, settings.hidden_dim, settings.out_dim, layers=2)
@@ -58,17 +61,21 @@ class MSA(Method):
 
     def corrupt(self, images: Float[Tensor, "b 2 c h w"], generator: Generator) -> Siamese:
         weak = images[:, 0]
-        return Siamese(weak, self.mae.corrupt(weak, generator), strong_view(images[:, 1], self.strength, generator))
+        split, strong = self.mae.split(weak, generator), strong_view(images[:, 1], self.strength, generator)
+        directions = self.spreading.directions(self.mae.backbone.width, generator)
+        return Siamese(weak, split, strong, directions)
 
     def forward(self, images: Float[Tensor, "b 2 c h w"], corruption: Siamese) -> Losses:
-        weak, split, strong = corruption
+        weak, split, strong, directions = corruption
         latents, class_token = self.mae.backbone.forward_subset_tokens(weak, split.ids_keep)
         pixel = self.mae.reconstruction_loss(latents, class_token, weak, split)
-        query = self.predictor(self.projector(latents.mean(dim=1)))
+        pooled = latents.mean(dim=1)
+        query = self.predictor(self.projector(pooled))
         key = self.teacher_projector(self.teacher(strong).mean(dim=1))
         contrastive = info_nce(query, key, self.settings.temperature, self.settings.symmetric)
         loss = pixel + self.settings.contrastive_weight * contrastive
-        return {"loss": loss, "pixel": pixel.detach(), "contrastive": contrastive.detach()}
+        losses = {"loss": loss, "pixel": pixel.detach(), "contrastive": contrastive.detach()}
+        return self.spreading.add(losses, pooled, directions)
 
     def after_step(self, info: StepInfo) -> None:
         self.teacher.follow(self.mae.backbone, info)

@@ -7,20 +7,31 @@ L = 1 - cos(student, sg[standardised teacher]) over the masked patches.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from dsdmae_builtin.methods.specs import SdAESettings
 from dsdmae_cli.backbone import Backbone, gather_tokens
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.masking import Folds, multi_fold_ids
+from dsdmae_cli.masking import multi_fold_ids
 from dsdmae_cli.methods.base import Losses, Method, Pictures, StepInfo
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.heads import MaskedDecoder
 from dsdmae_cli.methods.losses import cosine_loss, standardize_tokens
 from dsdmae_cli.methods.pictures import keep_only, similarity_map
+from dsdmae_cli.methods.spreading import Spreading
+
+
+class Folded(NamedTuple):
+    """The masked patches of each image, dealt into folds, and the visible ones."""
+
+    ids_folds: Int64[Tensor, "b f n"]
+    ids_keep: Int64[Tensor, "b k"]
+    directions: Float[Tensor, "d n"] | None = None
 
 
 class SdAE(Method):
@@ -30,6 +41,7 @@ class SdAE(Method):
         super().__init__()
         self.settings = settings
         self.student = backbone
+        self.spreading = Spreading(settings, self)
         self.num_masked = backbone.num_tokens - max(1, int(backbone.num_tokens * (1 - settings.mask_ratio)))
         if self.num_masked < settings.folds:
             raise SettingsError(
@@ -42,17 +54,23 @@ class SdAE(Method):
         )
         self.teacher = EMATeacher(backbone, settings.ema_momentum, settings.ema_every, settings.teacher_start)
 
-    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Folds:
-        return multi_fold_ids(len(images), self.student.num_tokens, self.num_masked, self.settings.folds, generator)
+    def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Folded:
+        net = self.student
+        folds = multi_fold_ids(len(images), net.num_tokens, self.num_masked, self.settings.folds, generator)
+        return Folded(*folds, self.spreading.directions(net.width, generator))
 
-    def forward(self, images: Float[Tensor, "b c h w"], corruption: Folds) -> Losses:
-        predicted, target = self._both(images, corruption)
+    def forward(self, images: Float[Tensor, "b c h w"], corruption: Folded) -> Losses:
+        predicted, target, latents = self._both(images, corruption)
         loss = cosine_loss(predicted, target, self.settings.cosine)
-        return {"loss": loss, "feature": loss.detach()}
+        losses = {"loss": loss, "feature": loss.detach()}
+        return self.spreading.add(losses, latents.mean(dim=1), corruption.directions)
 
-    def _both(self, images: Tensor, folds: Folds) -> tuple[Tensor, Tensor]:
-        """Predicted and true features of every fold, [b*folds, n, d]: a fold is a sequence of its own to the teacher,
-        and a cosine over tokens ("channel") spans the tokens of one fold, as in the public code."""
+    def _both(self, images: Tensor, folds: Folded) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted and true features of every fold, [b*folds, n, d], and the visible tokens, [b, k, d].
+
+        A fold is a sequence of its own to the teacher, and a cosine over tokens ("channel") spans the tokens of one
+        fold, as in the public code.
+        """
         ids = folds.ids_folds.flatten(0, 1)
         repeated = images.repeat_interleave(folds.ids_folds.shape[1], dim=0)
         teacher = self.teacher.backbone()
@@ -61,7 +79,7 @@ class SdAE(Method):
         latents, class_token = self.student.forward_subset_tokens(images, folds.ids_keep)
         decoded = self.decoder(latents, folds.ids_keep, class_token)
         predicted = gather_tokens(decoded, folds.ids_folds.flatten(1))
-        return predicted.reshape(target.shape), target
+        return predicted.reshape(target.shape), target, latents
 
     def after_step(self, info: StepInfo) -> None:
         self.teacher.follow(self.student, info)
@@ -72,10 +90,10 @@ class SdAE(Method):
     def averaged(self) -> Backbone | None:
         return self.teacher.backbone()
 
-    def show(self, images: Float[Tensor, "b c h w"], corruption: Folds) -> Pictures:
+    def show(self, images: Float[Tensor, "b c h w"], corruption: Folded) -> Pictures:
         """What the student is given, one fold of the teacher's, and how well the student met it at each patch."""
         net, ids = self.student, corruption.ids_folds
-        predicted, target = self._both(images, corruption)
+        predicted, target, _ = self._both(images, corruption)
         cosines = F.cosine_similarity(predicted.float(), target, dim=-1).reshape(len(images), -1)
         return {
             "student sees": keep_only(images, corruption.ids_keep, net.patch_shape, net.grid),

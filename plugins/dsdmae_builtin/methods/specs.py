@@ -17,6 +17,7 @@ from dsdmae_cli.settings.models import (
     PositiveFloat,
     PositiveFraction,
     PositiveInt,
+    SpreadSettings,
     ordered,
 )
 
@@ -35,7 +36,7 @@ def _a_vocabulary(levels: tuple[int, ...]) -> tuple[int, ...]:
 Levels = Annotated[tuple[Annotated[int, Field(ge=3)], ...], AfterValidator(_a_vocabulary)]
 
 
-class DSdMAESettings(MethodSettings):
+class DSdMAESettings(SpreadSettings):
     """DSdMAE; defaults are the paper's, or docs/methods/dsdmae.md says why not."""
 
     mask_ratio: PositiveFraction | tuple[PositiveFraction, PositiveFraction] = Field(
@@ -105,7 +106,7 @@ class DSdMAESettings(MethodSettings):
         return self
 
 
-class MaskedDecoderSettings(MethodSettings):
+class MaskedDecoderSettings(SpreadSettings):
     """What methods share that drop patches and decode all of them."""
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.75, description="fraction of patches that are dropped")
@@ -126,7 +127,7 @@ class MAESettings(MaskedDecoderSettings):
     norm_pix_loss: bool = Field(False, description="predict per-patch normalised pixels instead of raw ones")
 
 
-class StrongViewSettings(MethodSettings):
+class StrongViewSettings(SpreadSettings):
     """What strong views are made with, beside the crops that [data] draws."""
 
     jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Turn] = Field(
@@ -153,6 +154,27 @@ class MoCoV3Settings(StrongViewSettings):
     solarize_probability: tuple[Fraction, Fraction] = Field(
         (0.0, 0.2), description="fraction of images that are solarised, in each view"
     )
+
+
+class LeJEPASettings(MethodSettings):
+    """LeJEPA (Balestriero & LeCun 2025); crops of [0.08, 1] of the image's area unless data.crop_scale says."""
+
+    name: str = Field("lejepa", description="pre-training method plugin")
+    views: Annotated[int, Field(ge=2)] = Field(4, description="strong views of each image, each a crop of its own")
+    sigreg_weight: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.02, description="λ, weight of SIGReg; the views' distance from their mean has 1 - λ"
+    )
+    hidden_dim: PositiveInt = Field(2048, description="width of the projector's hidden layers")
+    out_dim: PositiveInt = Field(16, description="width of what is drawn towards a Gaussian")
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Turn] = Field(
+        (0.8, 0.8, 0.8, 0.2), description="largest change of brightness, contrast, saturation and hue (in turns)"
+    )
+    jitter_probability: Fraction = Field(0.8, description="fraction of views whose colours are jittered")
+    grey_probability: Fraction = Field(0.2, description="fraction of views that lose their colour")
+    blur_probability: Fraction | Auto = Field(
+        "auto", description="fraction of views that are blurred; auto = 0.5, none up to 32 px"
+    )
+    solarize_probability: Fraction = Field(0.2, description="fraction of views that are solarised")
 
 
 class MSASettings(StrongViewSettings, MAESettings):
@@ -205,7 +227,7 @@ class TSCAESettings(MAESettings):
     temperature: PositiveFloat = Field(0.2, description="τ of the contrastive loss")
 
 
-class MaskFeatSettings(MethodSettings):
+class MaskFeatSettings(SpreadSettings):
     """MaskFeat (Wei et al. 2022)."""
 
     name: str = Field("maskfeat", description="pre-training method plugin")
@@ -224,7 +246,7 @@ class TokenizerSettings(MethodSettings):
     decoder_depth: PositiveInt = Field(2, description="blocks of the decoder to pixels")
 
 
-class TokenSettings(MethodSettings):
+class TokenSettings(SpreadSettings):
     """What methods share that predict the words of a tokenizer."""
 
     tokenizer: Path | Auto = Field(
@@ -285,6 +307,13 @@ MOCOV3 = MethodSpec(
     settings=MoCoV3Settings,
     augment={"crop_scale": (0.08, 1.0)},
     paper="Chen et al. 2021, arXiv:2104.02057",
+)
+LEJEPA = MethodSpec(
+    summary="strong views of an image lie together, and all of them like a Gaussian; no teacher",
+    build="dsdmae_builtin.methods.lejepa:build",
+    settings=LeJEPASettings,
+    augment={"crop_scale": (0.08, 1.0)},
+    paper="Balestriero & LeCun 2025, arXiv:2511.08544",
 )
 MSA = MethodSpec(
     summary="MAE whose pooled features match a teacher's of a strong view (re-implemented from the abstract)",

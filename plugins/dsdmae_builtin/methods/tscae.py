@@ -21,6 +21,7 @@ from dsdmae_cli.methods.heads import MaskedDecoder, init_weights
 from dsdmae_cli.methods.losses import pixel_loss
 from dsdmae_cli.methods.pictures import hide, keep_only
 from dsdmae_cli.methods.projection import GlobalBatchNorm
+from dsdmae_cli.methods.spreading import Spreading
 
 
 class TSCAE(Method):
@@ -32,6 +33,7 @@ class TSCAE(Method):
         super().__init__()
         self.settings = settings
         self.backbone = backbone
+        self.spreading = Spreading(settings, self)
         patch = backbone.patch_shape
         self.decoder = MaskedDecoder(
             backbone, settings.decoder_dim, settings.decoder_depth, backbone.width, settings.decoder_heads
@@ -46,7 +48,8 @@ class TSCAE(Method):
         """The teacher's mask; the student's is the rest."""
         tokens = self.backbone.num_tokens
         keep = max(1, int(tokens * (1 - self.settings.mask_ratio)))
-        return Split(*C.random_ids(len(images), tokens, tokens - keep, generator))
+        ids = C.random_ids(len(images), tokens, tokens - keep, generator)
+        return Split(*ids, self.spreading.directions(self.backbone.width, generator))
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Split) -> Losses:
         ids = corruption.ids_masked
@@ -56,12 +59,14 @@ class TSCAE(Method):
         if self.settings.norm_pix_loss:
             patches = C.normalize_patches(patches)
         pixel = pixel_loss(self.predict(told), gather_tokens(patches, ids))
-        told, seen = self.spread(told.mean(dim=1)), self.spread(seen.mean(dim=1))
+        pooled = seen.mean(dim=1)
+        told, seen = self.spread(told.mean(dim=1)), self.spread(pooled)
         tau = self.settings.temperature
         # Keys get no gradient, so that each direction teaches one branch.
         contrastive = (info_nce(told, seen, tau) + info_nce(seen, told, tau)) / 2
         loss = pixel + self.settings.contrastive_weight * contrastive
-        return {"loss": loss, "pixel": pixel.detach(), "contrastive": contrastive.detach()}
+        losses = {"loss": loss, "pixel": pixel.detach(), "contrastive": contrastive.detach()}
+        return self.spreading.add(losses, pooled, corruption.directions)
 
     def _teacher(self, images: Tensor, split: Split) -> Tensor:
         """Representations that the teacher predicts of the patches it does not see."""
