@@ -20,7 +20,7 @@ from dsdmae_cli.settings.models import OptimSettings
 
 # Resolved settings of the presets when each combination had a file of its own.
 FROZEN: dict[str, dict[str, dict[str, Any]]] = json.loads((Path(__file__).parent / "presets.json").read_text())
-METHODS = ("beit", "cae", "dsdmae", "mae", "maskfeat", "mocov3", "msa", "sdae", "tscae")
+METHODS = ("beit", "cae", "dsdmae", "lejepa", "mae", "maskfeat", "mocov3", "msa", "sdae", "tscae")
 # Xu & Stirenko 2023, Table 1.
 PAPER = (
     "dsdmae,cifar10,vit-tiny", "dsdmae,cifar10,vit-small", "dsdmae,cifar100,vit-tiny", "dsdmae,cifar100,vit-small",
