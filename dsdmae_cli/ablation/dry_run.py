@@ -12,9 +12,9 @@ from dsdmae_cli.ablation.plans import Plans
 from dsdmae_cli.ablation.results import flop
 from dsdmae_cli.ablation.sweep import Point, describe, validate
 from dsdmae_cli.ablation.trial import judged_folder
-from dsdmae_cli.ablation.workers import make_slots
 from dsdmae_cli.report import duration
 from dsdmae_cli.runs.rundir import RESULT
+from dsdmae_cli.runs.workers import make_slots
 
 
 def dry_run(

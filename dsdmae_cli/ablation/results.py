@@ -16,10 +16,10 @@ from dsdmae_cli.ablation.definition import Definition, Metric
 from dsdmae_cli.ablation.paper import PAPERS, Paper, paper_dataset
 from dsdmae_cli.ablation.plans import FAR_BEYOND
 from dsdmae_cli.ablation.run import as_json
-from dsdmae_cli.ablation.statistics import Contrast, Summary, contrast, summarise
 from dsdmae_cli.ablation.study import Row
 from dsdmae_cli.ablation.sweep import Point, describe
 from dsdmae_cli.config.describe import tables, to_toml
+from dsdmae_cli.evaluation.statistics import Contrast, Summary, contrast, summarise
 
 
 @dataclass(frozen=True)

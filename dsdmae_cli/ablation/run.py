@@ -13,9 +13,10 @@ from dsdmae_cli.ablation.plans import Plans
 from dsdmae_cli.ablation.progress import Progress, View
 from dsdmae_cli.ablation.remaining import time_left
 from dsdmae_cli.ablation.study import Row, Study
-from dsdmae_cli.ablation.trial import Job, Slot
+from dsdmae_cli.ablation.trial import Job
 from dsdmae_cli.errors import DsdmaeError, RunFailed, RunInterrupted
 from dsdmae_cli.report import duration
+from dsdmae_cli.runs.child import Slot
 from dsdmae_cli.signals import STOP, handled
 
 _POLL_SECONDS = 0.2

@@ -1,7 +1,6 @@
 """One trial: `dsdmae pretrain`, then what measures it, each in a process of its own.
 
-A crash, a kill or exhausted memory then takes down one run and not the study, and every run is made by the very command
-that a person would type. What a trial leaves below the study's directory:
+What a trial leaves below the study's directory:
 
     settings/NAME.toml      its settings, usable as --config
     trials/NAME/            the run
@@ -14,37 +13,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from dsdmae_cli.ablation.definition import Metric
 from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.files import write_bytes
-from dsdmae_cli.runs.rundir import LOCK, METRICS, RESULT, SETTINGS
+from dsdmae_cli.runs.child import Child, Slot, State, busy
+from dsdmae_cli.runs.rundir import METRICS, RESULT, SETTINGS
 from dsdmae_cli.settings.models import Settings
-
-State = Literal["running", "done", "failed", "stopped"]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place where trials run.
-
-    Attributes:
-        name: for tables: "cpu 1", "gpu 0".
-        environ: what a child's environment has beside the program's own.
-    """
-
-    name: str
-    environ: dict[str, str]
 
 
 def judged_folder(run: Path, metric: Metric) -> Path:
@@ -113,7 +92,7 @@ class Job:
         self._tail = Tail(self.run / METRICS)
         self.judged_since: float | None = None
         self._phases = [("pretrain",)] + ([(*metric.command, *options)] if metric.command else [])
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._stopping = False
         for path in (self.run, self.config, self.log):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,19 +117,13 @@ class Job:
                 return "done"  # before a crash, or by the process of a worker that is gone
             if self._stopping:
                 return "stopped"
-            if not _busy(folder):  # else a lost worker's run is still at it: wait, and take what it leaves
+            if not busy(folder):  # else a lost worker's run is still at it: wait, and take what it leaves
                 self._start(phase, folder)
             return "running"
-        code = self._child.poll()
-        if code is None:
-            return "running"
-        self._child = None
-        if code == 0:
-            return "done"
-        if self._stopping:
-            return "stopped"
-        self.reason = _reason(code, self.log)
-        return "failed"
+        state = self._child.poll()
+        if state != "running":
+            self.reason, self._child = self._child.reason, None
+        return state
 
     def _folder(self, phase: tuple[str, ...]) -> Path:
         return self.run if phase[0] == "pretrain" else judged_folder(self.run, self.metric)
@@ -166,26 +139,18 @@ class Job:
             train = self.loaded.settings.train
             same = ["--seed", str(train.seed), "--device", train.device, "--precision", train.precision]
             words = [phase[0], str(self.run), *same, *phase[1:]]
-        command = [sys.executable, "-m", "dsdmae_cli", *words, "--out", str(folder)]
-        # The settings file says all; a variable would stand above it.
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("DSDMAE_")} | self.slot.environ
-        with self.log.open("ab") as log:
-            # Out of the terminal's reach: Ctrl-C is for the study, which then stops its trials in order.
-            self._child = subprocess.Popen(
-                command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        self._child = Child([*words, "--out", str(folder)], self.log, self.slot)
 
     def stop(self) -> None:
         """Ask the process to save and end."""
-        if not self._stopping and self._child is not None:
-            self._child.send_signal(signal.SIGTERM)
+        if self._child is not None:
+            self._child.stop()
         self._stopping = True
 
     def kill(self) -> None:
         """End the process at once; its files are whole, what it did since its last checkpoint is lost."""
         if self._child is not None:
             self._child.kill()
-            self._child.wait()
 
     # -- what it has come to
 
@@ -237,24 +202,3 @@ class Job:
         judged = json.loads((self._folder(self.metric.command) / RESULT).read_text(encoding="utf-8"))
         facts["judged_seconds"] = judged.get("seconds")
         return judged["top1"], facts
-
-
-def _busy(folder: Path) -> bool:
-    """Whether a process works in a run directory."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def _reason(code: int, log: Path) -> str:
-    """Why a command failed, in its own last words."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    last = lines[-1].removeprefix("dsdmae: error: ").removeprefix("dsdmae: ") if lines else "it said nothing"
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "") + f"; last said: {last}"
-    return last

@@ -35,6 +35,8 @@ COMMANDS = (
     Entry("probe", _JUDGE, "Judge a frozen backbone: linear, k-NN, logistic, attentive or efficient probe."),
     Entry("finetune", _JUDGE, "Train a whole network on labels, from a pre-trained encoder or from scratch, and judge"
           " it on the test images."),
+    Entry("worth", _JUDGE, "Say whether pre-training pays: a run against the same network without it, with few labels"
+          " and with all."),
     Entry("compare", _JUDGE, "Lay results side by side, with the paper's own beside them."),
     Entry("embed", _JUDGE, "Write the features of every image of a dataset, with names and labels."),
     Entry("export", _USE, "Write an encoder in the form that other programs read."),

@@ -45,7 +45,7 @@ def _option(*names: str, metavar: str | None = None, panel: str, help: str, comp
 
 
 def _preset(command: str) -> Any:
-    whose = "finetune" if command == "finetune" else "pretrain"
+    whose = "finetune" if command in ("finetune", "worth") else "pretrain"
     alone, beside = DEFAULT_PRESETS[whose if command == "config show" else command]
     default = {alone: f"{alone}", None: f"{alone}, where no dataset is named"}.get(
         beside, f"{alone}, or {beside} where a dataset is named"
@@ -73,11 +73,11 @@ def _subject(command: str) -> Any:
 
 _DEBUG = _option("--debug", panel=RUN, help="Show the traceback of an error")
 _TRAIN = ("pretrain", "tokenizer", "finetune")
-_RUNS = (*_TRAIN, "ablate", "probe")
+_RUNS = (*_TRAIN, "ablate", "probe", "worth")
 
 SHARED = (
-    Shared("subject", str | None, _subject, ("finetune", "probe")),
-    Shared("preset", list[str] | None, _preset, (*_TRAIN, "ablate", "config show")),
+    Shared("subject", str | None, _subject, ("finetune", "probe", "worth")),
+    Shared("preset", list[str] | None, _preset, (*_TRAIN, "ablate", "worth", "config show")),
     Shared(
         "config", Path | None,
         lambda _: _option("--config", metavar="FILE.toml", panel=SOURCES,

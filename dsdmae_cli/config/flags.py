@@ -19,6 +19,7 @@ DEFAULT_PRESETS: dict[str, tuple[str | None, str | None]] = {
     "tokenizer": ("tokenizer-quick", "tokenizer"),
     "ablate": ("quick-ablate", None),
     "finetune": ("paper", "paper"),
+    "worth": ("paper", "paper"),
 }
 
 
@@ -55,7 +56,7 @@ class Flag:
 _TASK = ("pretrain", "ablate")
 _PRETRAIN = (*_TASK, "tokenizer")
 _TRAIN = (*_PRETRAIN, "finetune")
-_LEARN = (*_TRAIN, "probe")
+_LEARN = (*_TRAIN, "probe", "worth")
 _USE = ("embed", "export")
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 _OF_WEIGHTS = (
@@ -69,7 +70,7 @@ FLAGS = (
     Flag("--strict-data", "data.strict", None, DATA, (*_LEARN, "embed")),
     Flag("--validation", "finetune.validation", "FRACTION", DATA, ("finetune",)),
     Flag("--method", "method.name", "NAME", METHOD, _TASK),
-    Flag("--backbone", "backbone.name", "NAME", METHOD, _LEARN),
+    Flag("--backbone", "backbone.name", "NAME", METHOD, (*_TRAIN, "probe")),
     Flag("--backbone", "backbone.name", "NAME", NETWORK, _USE, help=_OF_WEIGHTS),
     Flag("--mask-ratio", "method.mask_ratio", "R[,R]", METHOD, _TASK, sweep="0.75..0.95"),
     Flag("--noise-std", "method.noise_std", "SIGMA[,SIGMA]", METHOD, _TASK, sweep="0.5,1.0"),

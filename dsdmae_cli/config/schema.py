@@ -61,6 +61,7 @@ TOKENIZER = Schema("tokenizer", Settings, presets="pretrain")
 ABLATE = Schema("ablate", Settings, presets="pretrain")
 FINETUNE = Schema("finetune", FinetuneSettings, presets="finetune")
 PROBE = Schema("probe", ProbeSettings)
+WORTH = Schema("worth", FinetuneSettings, presets="finetune")
 # One for each kind of run; what is written down is told apart by its sections.
 SCHEMAS: dict[str, Schema[Any]] = {"pretrain": PRETRAIN, "finetune": FINETUNE, "probe": PROBE}
 SECTIONS = PRETRAIN.sections

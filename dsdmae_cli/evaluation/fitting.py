@@ -30,6 +30,10 @@ class Best:
     found: ProbeResult
     held_out: dict[str, float]
 
+    def best_held_out(self) -> float | None:
+        """The held-out accuracy of what was chosen; None where nothing was."""
+        return max(self.held_out.values() or self.found.held_out.values(), default=None)
+
 
 def fit_best(settings: ProbeSection, tried: dict[str, ProbeData]) -> Best:
     """What the probe finds in the features of one block; of several, in those that are best on held-out images.
@@ -72,19 +76,20 @@ def few_labels(
     rows, shown = [], None
     labels = next(iter(tried.values())).train_labels.numpy()
     for share in sorted(settings.few_shot):
-        scores = []
+        scores, held_out = [], []
         for number in range(settings.draws):
             chosen = few_shot(labels, share, seed, number)
             parts = {block: drawn(data, chosen, settings.validation) for block, data in tried.items()}
             # With a single image a class there is nothing to choose on.
             held = all(len(part.split.held) for part in parts.values())
             best = fit_best(settings if held else settings.without_choice(), parts)
+            held_out.append(best.best_held_out())
             scores.append(score(best.found.logits, truth.labels))
             shown = (scores[-1], best) if number == 0 else shown
         of = spread([s.top1 for s in scores])
         rows.append(
             {"share": share, "images": len(chosen), "draws": len(of.values), "top1": of.mean, "std": of.std,
-             "values": list(of.values)}
+             "values": list(of.values), "held_out": held_out}
         )  # fmt: skip
         report.note(f"{share:.3g} of the labels ({len(chosen)} images): {plus_minus(of.mean, of.std)}")
     assert shown is not None

@@ -14,8 +14,8 @@ from dsdmae_cli.ablation.results import Results, repeat_command
 from dsdmae_cli.ablation.run import Runner, total_failure
 from dsdmae_cli.ablation.study import Study
 from dsdmae_cli.ablation.sweep import validate
-from dsdmae_cli.ablation.workers import make_slots
 from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
+from dsdmae_cli.runs.workers import make_slots
 
 _JOURNAL = "study.journal"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled
 from dsdmae_cli.evaluation.metrics import Scores, score
-from dsdmae_cli.evaluation.split import hold_out
+from dsdmae_cli.evaluation.split import few_shot, hold_out
 from dsdmae_cli.figures.training import curves
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.conduct import conduct
@@ -84,6 +85,9 @@ def _put_together(start: Start) -> Parts:
     settings: ResolvedFinetuneSettings = start.settings
     with distributed.main_first():
         judged = open_labelled(settings.data)
+    if settings.finetune.labels < 1:
+        chosen = few_shot(judged.train_labels, settings.finetune.labels, settings.train.seed)
+        judged = replace(judged, train=Subset(judged.train, chosen))
     opened, classifier = build_classifier(settings, len(judged.classes))
     for note in opened.notes:
         start.report.note(note)

@@ -13,6 +13,7 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
+from dsdmae_cli.evaluation.closing import closing_words
 from dsdmae_cli.figures.training import curves
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
@@ -95,7 +96,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
         unreadable=data.unreadable,
         observers=_observers(start, settings, data),
         sentence=f"{s.method.name} with {s.backbone.name} on {s.data.dataset}",
-        result=_result,
+        result=partial(_result, 0 if data.queries is None else len(data.queries.labels)),
         about=_about(start, settings, required),
     )
 
@@ -139,7 +140,12 @@ def _observers(start: Start, settings: ResolvedSettings, data: RunData) -> list[
 # -- the end
 
 
-def _result(run: Run) -> dict[str, Any]:
+def _result(num_queries: int, run: Run) -> dict[str, Any]:
+    """What result.json holds.
+
+    Args:
+        num_queries: images behind a k-NN score.
+    """
     settings: ResolvedSettings = run.settings
     records = run.directory.metrics()
     curves(records, run.directory.figures / "curves.png")
@@ -161,6 +167,7 @@ def _result(run: Run) -> dict[str, Any]:
         "final": last,
         "knn_accuracy": scores[-1]["knn"] if scores else None,
         "knn_accuracy_untrained": scores[0]["knn"] if scores and scores[0]["step"] == 0 else None,
+        "closing": closing_words(records, num_queries) if run.method.learns_features else "",
         "measured": {k: spreads[-1][k] for k in spreads[-1] if k not in _SCORES} if spreads else {},
         "feature_spread": spreads[-1]["spread"] if spreads else None,
         "feature_rank": spreads[-1]["rank"] if spreads else None,
@@ -189,4 +196,6 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"pictures       {result['pictures']}")
     lines.append(f"encoder        {result['encoder']}")
     lines.append(f"load it with   {result['load_with']}")
+    if result["closing"]:
+        lines.append(result["closing"])
     return "\n".join(lines)

@@ -51,6 +51,10 @@ class FinetuneSection(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="momentum of an average of the weights, which is then what is judged; none = off"
     )
+    labels: PositiveFraction = Field(
+        1.0,
+        description="fraction of each class's training labels that is used, drawn by the seed as in a probe",
+    )
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="fraction of the training images held out, every class alike, to watch the training"
     )

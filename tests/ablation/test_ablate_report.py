@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,11 @@ from dsdmae_cli.ablation.definition import Definition, find_metric
 from dsdmae_cli.ablation.paper import PAPERS, paper_dataset
 from dsdmae_cli.ablation.remaining import time_left
 from dsdmae_cli.ablation.results import Results
-from dsdmae_cli.ablation.statistics import contrast, summarise
 from dsdmae_cli.ablation.study import Row
 from dsdmae_cli.ablation.sweep import Base, grid, parse_axes
-from dsdmae_cli.ablation.trial import Job, Slot
+from dsdmae_cli.ablation.trial import Job
+from dsdmae_cli.evaluation.statistics import contrast, summarise
+from dsdmae_cli.runs.child import Child, Slot
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 
@@ -164,8 +163,9 @@ def test_time_left_has_probes_in_it_once_one_has_shown_its_length(tmp_path: Path
     assert [row.state for row in rows].count("running") == 1
     job.began -= 60  # 20% in 60 s: three times as slow as the first
     # 24 GFLOP left at (100 + 60) s for (10 + 2) GFLOP, and two probes.
-    with subprocess.Popen([sys.executable, "-c", ""]) as job._child:
-        assert left((rows[1], job)) == "6 min 20 s left"
+    job._child = Child(["--version"], tmp_path / "log", job.slot)
+    assert left((rows[1], job)) == "6 min 20 s left"
+    job.kill()
 
 
 def test_settings_that_are_one_are_named() -> None:

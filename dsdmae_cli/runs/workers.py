@@ -7,8 +7,8 @@ import os
 import psutil
 import torch
 
-from dsdmae_cli.ablation.trial import Slot
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.runs.child import Slot
 
 _PROCESS_GIB = 0.8  # of Python with torch, before it holds anything
 

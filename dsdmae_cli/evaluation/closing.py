@@ -1,0 +1,69 @@
+"""The closing sentences of a pre-training run: is it better than untrained, by how much, and what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+# Of a normal distribution: 95% lie within so many standard deviations.
+_WIDE = 1.96
+
+
+def closing_words(records: Sequence[Mapping[str, float]], num_queries: int) -> str:
+    """What the features came to, for people; empty where nothing was measured.
+
+    Args:
+        records: of the metrics, in order; those with "knn" (accuracy from 0 to 1) or "rank" are looked at, the first
+            of them being of the untrained network.
+        num_queries: held-out images behind a k-NN score. Two scores of n images are told apart where they lie farther
+            apart than 1.96 √((p(1-p) + q(1-q))/n); since both are of the same images, that is on the safe side.
+    """
+    ranks = [r["rank"] for r in records if "rank" in r]
+    scores = [(r["epoch"], r["knn"]) for r in records if "knn" in r]
+    if scores and scores[0][0] == 0 and len(scores) > 1 and num_queries:
+        return _with_labels(scores, num_queries)
+    if not ranks:
+        return ""
+    was = f" ({ranks[0]:.0f} untrained)" if len(ranks) > 1 else ""
+    return (
+        f"Without labels nobody can say whether this is better than untrained: the features vary in {ranks[-1]:.0f}"
+        f" directions{was}. A few hundred labelled images tell: dsdmae worth RUN --dataset folder:LABELLED."
+    )
+
+
+def _with_labels(scores: list[tuple[float, float]], n: int) -> str:
+    (_, before), (_, after) = scores[0], scores[-1]
+    gain, margin = after - before, _margin(before, after, n)
+    measured = f"k-NN {after:.1%}, untrained {before:.1%}"
+    open_ = f"{100 * margin:.1f} points are what {n:,} held-out images leave open"
+    if gain > margin:
+        return f"Better than untrained by {100 * gain:.1f} points ({measured}; {open_}). {_further(scores)}".rstrip()
+    if gain < -margin:
+        lowest = min(scores[1:], key=lambda score: score[1])
+        if after - lowest[1] > _margin(lowest[1], after, n) / 2:
+            return (
+                f"Worse than untrained by {-100 * gain:.1f} points ({measured}), and rising since epoch {lowest[0]:.4g}"
+                f" ({lowest[1]:.1%}): too early. Networks learn to blur first; give it more --epochs."
+            )
+        return (
+            f"Worse than untrained by {-100 * gain:.1f} points ({measured}), and not rising. Try a lower --lr, more"
+            " --epochs, smaller patches, or another --method; docs/which-method.md says which for what."
+        )
+    return (
+        f"Too early to say: {measured}, and {open_}. {_further(scores) or 'Give it more --epochs.'} dsdmae worth RUN"
+        " asks more closely."
+    )
+
+
+def _further(scores: list[tuple[float, float]]) -> str:
+    """Whether it was still getting better: over the last third of the run it gained a tenth of what it has, or more."""
+    end, after = scores[-1]
+    earlier = [knn for epoch, knn in scores if epoch <= end * 2 / 3]
+    gained = after - earlier[-1]
+    return (
+        "It was still rising: more --epochs will pay." if gained > max(0.005, 0.1 * abs(after - scores[0][1])) else ""
+    )
+
+
+def _margin(p: float, q: float, n: int) -> float:
+    return _WIDE * math.sqrt((p * (1 - p) + q * (1 - q)) / n)

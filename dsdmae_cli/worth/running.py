@@ -1,0 +1,220 @@
+"""The tasks at work: as many beside each other as there are places, within a budget of time. One thread; children work.
+
+What is left below the directory: settings/ of the commands, judged/NAME/ of each, logs/NAME.log, and worth.json, the
+question and how many epochs fine-tuning got. A task whose result is there is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
+from dsdmae_cli.files import write_bytes
+from dsdmae_cli.report import Report, duration
+from dsdmae_cli.runs.child import Child, Slot, busy
+from dsdmae_cli.runs.rundir import RESULT, SETTINGS
+from dsdmae_cli.signals import STOP, handled
+from dsdmae_cli.worth.tasks import Question, Task, epochs_of, words_of, write_settings
+
+QUESTION = "worth.json"
+_POLL_SECONDS = 0.2
+_MOST_EPOCHS = 100  # of fine-tuning with all labels, as its recipes have
+# What the budget leaves to the tasks: figures, the page and other people's work take the rest.
+_TO_TASKS = 0.95
+
+
+class Runner:
+    """Works on a question until it is answered.
+
+    Args:
+        folder: where everything is kept.
+        slots: where tasks run.
+        report: what a person sees.
+    """
+
+    def __init__(self, question: Question, folder: Path, slots: list[Slot], report: Report) -> None:
+        self.question, self.folder, self.slots, self.report = question, folder, slots, report
+        self.judged = folder / "judged"
+        self.took: dict[str, float] = {}  # seconds of the processes of tasks that ran here
+        self.notes: list[str] = []
+        self.epochs = 0
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        """Do every task, cheap ones first: what they take says how many epochs of fine-tuning the budget holds.
+
+        Raises:
+            RunInterrupted: a signal asked to stop; the same command goes on.
+            RunFailed: a task failed; what others came to is kept.
+        """
+        question = self.question
+        known = _read(self.folder / QUESTION)
+        for name in ("judged", "logs"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        write_settings(question, self.folder / "settings")
+        self._note_question(known.get("epochs"))
+        first, later = question.seed_numbers[:1], question.seed_numbers[1:]
+        self._do(question.probes("linear", question.seed_numbers))
+        self._do(question.probes("ep", first))
+        self.epochs = known.get("epochs") or self._affordable()
+        self._note_question(self.epochs)
+        self.report.note(f"fine-tuning for {self.epochs} epochs of all labels, more of fewer")
+        self._do(question.finetunings())
+        self._efficient_probes(later)
+
+    def _note_question(self, epochs: int | None) -> None:
+        text = json.dumps(self.question.json() | {"epochs": epochs}, indent=2)
+        write_bytes(self.folder / QUESTION, (text + "\n").encode())
+
+    def _affordable(self) -> int:
+        """Epochs of fine-tuning with all labels, from one epoch of the run's network that is timed."""
+        question = self.question
+        timed = Task(question.contenders[1], "finetune", question.seed_numbers[0], timing=True)
+        self._do([timed], epochs=1)
+        epoch = json.loads((self.judged / timed.name / RESULT).read_text(encoding="utf-8"))["seconds"]
+        beside = max(0.0, self.took.get(timed.name, 0.0) - epoch)
+        ahead = (question.seeds - 1) * len(question.contenders) * self._of("ep")
+        tasks = question.finetunings()
+        places = len(self.slots)
+        left = _TO_TASKS * 60 * question.minutes - (time.monotonic() - self._began)
+        left = left * places - ahead - beside * len(tasks)
+        each = epoch * sum(share * epochs_of(100, share) / 100 for share in (task.share for task in tasks))
+        epochs = int(left / each)
+        if epochs < 1:
+            self._say(
+                f"the budget of {question.minutes:g} minutes is too short for fine-tuning: it gets one epoch of all"
+                " labels, and more time; give --budget more"
+            )
+        return max(1, min(_MOST_EPOCHS, epochs))
+
+    def _say(self, text: str) -> None:
+        """For the page and for who waits for it."""
+        self.notes.append(text)
+        self.report.warn(text)
+
+    def _of(self, way: str) -> float:
+        """Seconds of a task judged this way, on average; 0 where none ran here."""
+        seconds = [value for name, value in self.took.items() if f"-{way}-" in name]
+        return sum(seconds) / len(seconds) if seconds else 0.0
+
+    def _efficient_probes(self, seeds: range) -> None:
+        """Those of further seeds, as many as the budget has time for; a seed is judged whole or not at all."""
+        for seed in seeds:
+            tasks = [task for task in self.question.probes("ep", range(seed, seed + 1)) if not self._done(task)]
+            if not tasks:
+                continue
+            ends = time.monotonic() - self._began + self._of("ep") * -(-len(tasks) // len(self.slots))
+            if ends > 60 * self.question.minutes:
+                self._say(
+                    f"efficient probes were made with {seed - seeds.start + 1} of {self.question.seeds} seeds: the"
+                    f" budget of {self.question.minutes:g} minutes was used up"
+                )
+                return
+            self._do(tasks)
+
+    # -- tasks
+
+    def _done(self, task: Task) -> bool:
+        return (self.judged / task.name / RESULT).exists()
+
+    def _do(self, tasks: Iterable[Task], epochs: int | None = None) -> None:
+        """Do those that are not done yet, beside each other."""
+        waiting = [task for task in tasks if not self._done(task)]
+        free, at_work = list(self.slots), dict[str, tuple[Child, Slot, float]]()
+        asked: list[int] = []
+        with handled(dict.fromkeys(STOP, lambda number, frame: asked.append(number))):
+            try:
+                while (waiting or at_work) and not asked:
+                    while waiting and free:
+                        task, slot = waiting.pop(0), free.pop(0)
+                        at_work[task.name] = self._start(task, slot, epochs or self.epochs), slot, time.monotonic()
+                    time.sleep(_POLL_SECONDS)
+                    for name, (child, _, since) in list(at_work.items()):
+                        if self._ended(name, child, since):
+                            free.append(at_work.pop(name)[1])
+                if asked:
+                    _stop([child for child, _, _ in at_work.values()], asked)
+                    at_work.clear()
+                    raise RunInterrupted("stopped; what was done is kept", asked[0])
+            finally:
+                for child, _, _ in at_work.values():
+                    child.kill()
+
+    def _start(self, task: Task, slot: Slot, epochs: int) -> Child:
+        folder = self.judged / task.name
+        if busy(folder):
+            raise SettingsError(f"{folder} is worked on by another process; wait for it, or give another --out")
+        words = words_of(task, self.question, self.folder / "settings", epochs)
+        if task.way == "finetune" and (folder / SETTINGS).exists():
+            words = ["finetune", "--resume"]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # half of a probe, left by a process that was stopped
+        return Child([*words, "--out", str(folder)], self.folder / "logs" / f"{task.name}.log", slot)
+
+    def _ended(self, name: str, child: Child, since: float) -> bool:
+        state = child.poll()
+        if state == "running":
+            return False
+        if state != "done":
+            said = f"what it said is in {child.log}, the others' results are kept"
+            raise RunFailed(f"{name} failed: {child.reason}; {said}")
+        self.took[name] = time.monotonic() - since
+        self.report.note(f"{name}: {_told(self.judged / name)} after {duration(self.took[name])}")
+        return True
+
+
+def _told(folder: Path) -> str:
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    if result.get("few_shot"):
+        return ", ".join(f"{row['top1']:.1%} of {row['images']} labels" for row in result["few_shot"])
+    return f"{result['top1']:.1%}"
+
+
+def _stop(children: list[Child], asked: list[int]) -> None:
+    """Let them save and end; a second signal ends them at once."""
+    for child in children:
+        child.stop()
+    while any(child.poll() == "running" for child in children):
+        if len(asked) > 1:
+            for child in children:
+                child.kill()
+        time.sleep(_POLL_SECONDS)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot read {path}: {error}; give another --out") from error
+    return found if isinstance(found, dict) else {}
+
+
+def check_same(question: Question, folder: Path) -> None:
+    """See that a directory is free, or holds this very question.
+
+    Raises:
+        SettingsError: it holds another one, or something else.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
+    if not names:
+        return
+    before = _read(folder / QUESTION)
+    if not before:
+        raise SettingsError(f"--out {folder} holds no `dsdmae worth` but other things ({names[0]}); choose another one")
+    now = json.loads(json.dumps(question.json()))
+    differ = [key for key in now if before.get(key) != now[key]]
+    if differ:
+        raise SettingsError(
+            f"--out {folder} holds another question ({', '.join(differ)} differ); choose another directory, or ask as"
+            " before to go on"
+        )

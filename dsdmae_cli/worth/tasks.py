@@ -1,0 +1,175 @@
+"""Who is judged and how: every task is a command of this program, `dsdmae probe` or `dsdmae finetune`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from dsdmae_cli.config.describe import tables, to_toml
+from dsdmae_cli.files import write_bytes
+from dsdmae_cli.settings.judge import FinetuneSettings
+
+Way = Literal["linear", "ep", "finetune"]
+WAYS: dict[Way, str] = {"linear": "linear probe", "ep": "efficient probe", "finetune": "fine-tuning"}
+# Of every task's labels, to choose between ways and settings by; the test images are read once, at the end.
+HELD_OUT = 0.1
+# Few labels make short epochs: 1% of them get ten times the epochs, and a tenth of the steps.
+_MOST_TIMES_EPOCHS = 10
+_STEPS_AN_EPOCH = 8
+_FEWEST_A_CLASS = 2  # one to learn from and one to choose by
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network before it sees labels.
+
+    Attributes:
+        key: for file names.
+        name: for people.
+        word: SUBJECT of the commands that judge it.
+        own_backbone: its architecture is its own and not the run's.
+    """
+
+    key: str
+    name: str
+    word: str
+    own_backbone: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One command: a contender judged one way with one seed, which also draws the labels.
+
+    A linear probe judges with every share of the labels at once; fine-tuning with one; an efficient probe with all.
+
+    Attributes:
+        timing: it is there to see what it takes, and judges nothing.
+    """
+
+    contender: Contender
+    way: Way
+    seed: int
+    share: float = 1.0
+    timing: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its directory and log."""
+        if self.timing:
+            return "pace"
+        share = f"-{100 * self.share:g}%" if self.way == "finetune" else ""
+        return f"{self.contender.key}-{self.way}{share}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that is asked; the same question finds its directory again.
+
+    Attributes:
+        contenders: the first is the network without pre-training, the second the run.
+        shares: of each class's labels, ascending; the last is 1.
+        labels: how many images each share is.
+        seeds: how many.
+        minutes: the budget.
+        settings: of fine-tuning, with the data that all tasks share.
+    """
+
+    contenders: tuple[Contender, ...]
+    shares: tuple[float, ...]
+    labels: tuple[int, ...]
+    seeds: int
+    minutes: float
+    settings: FinetuneSettings
+
+    def json(self) -> dict[str, Any]:
+        """What tells this question from another."""
+        return {
+            "contenders": [asdict(contender) for contender in self.contenders],
+            "shares": list(self.shares),
+            "labels": list(self.labels),
+            "seeds": self.seeds,
+            "minutes": self.minutes,
+            "settings": tables(self.settings),
+        }
+
+    @property
+    def seed_numbers(self) -> range:
+        """From the settings' own on."""
+        first = self.settings.train.seed
+        return range(first, first + self.seeds)
+
+    def probes(self, way: Way, seeds: range) -> list[Task]:
+        """Of every contender, seed by seed."""
+        return [Task(contender, way, seed) for seed in seeds for contender in self.contenders]
+
+    def finetunings(self) -> list[Task]:
+        """Of every contender with every share, seed by seed."""
+        return [
+            Task(contender, "finetune", seed, share)
+            for seed in self.seed_numbers
+            for share in self.shares
+            for contender in self.contenders
+        ]
+
+
+def usable_shares(
+    shares: tuple[float, ...], labels: Int64[np.ndarray, " n"]
+) -> tuple[dict[float, int], dict[float, int]]:
+    """The shares that leave every class labels enough, and those that do not, with how many labels each is.
+
+    All labels are always among them.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    good: dict[float, int] = {}
+    bad: dict[float, int] = {}
+    for share in sorted({*shares, 1.0}):
+        each = np.maximum(1, np.rint(share * counts)).astype(int)
+        (good if each.min() >= _FEWEST_A_CLASS or share == 1 else bad)[share] = int(each.sum())
+    return good, bad
+
+
+def epochs_of(full: int, share: float) -> int:
+    """Epochs of fine-tuning with a share of the labels, where all of them get `full`."""
+    return max(1, round(full * min(_MOST_TIMES_EPOCHS, share**-0.5)))
+
+
+def write_settings(question: Question, folder: Path) -> None:
+    """The settings files that the tasks' commands name: with the run's architecture, and without it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = tables(question.settings)
+    del values["finetune"]["start"]
+    kinds = {"finetune": tuple(values), "probe": ("data", "backbone")}
+    for command, sections in kinds.items():
+        own = {section: values[section] for section in sections}
+        write_bytes(folder / f"{command}.toml", to_toml(own).encode())
+        own.pop("backbone")
+        write_bytes(folder / f"{command}-data.toml", to_toml(own).encode())
+
+
+def words_of(task: Task, question: Question, settings: Path, epochs: int) -> list[str]:
+    """What a person would type after `dsdmae`, but for --out.
+
+    Args:
+        settings: the folder of write_settings.
+        epochs: of fine-tuning with all labels.
+    """
+    train = question.settings.train
+    command = "finetune" if task.way == "finetune" else "probe"
+    config = settings / f"{command}{'-data' if task.contender.own_backbone else ''}.toml"
+    words = [command, task.contender.word, "--config", str(config), "--seed", str(task.seed),
+             "--device", train.device, "--precision", train.precision]  # fmt: skip
+    if task.way == "linear":
+        shares = ",".join(f"{100 * share:g}" for share in question.shares)
+        return [*words, "--kind", "linear", "--few-shot", f"{shares}%", "--set", "probe.draws=1"]
+    if task.way == "ep":
+        return [*words, "--kind", "ep"]
+    own = epochs_of(epochs, task.share)
+    fitted = dict(zip(question.shares, question.labels, strict=True))[task.share] * (1 - HELD_OUT)
+    batch = min(train.batch_size, 2 ** max(1, int(math.log2(max(2, fitted / _STEPS_AN_EPOCH)))))
+    return [*words, "--epochs", str(own), "--batch-size", str(batch), "--validation", str(HELD_OUT),
+            "--set", f"finetune.labels={task.share:g}", "--set", f"train.score_every={own}"]  # fmt: skip

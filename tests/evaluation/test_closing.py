@@ -1,0 +1,41 @@
+"""The closing sentences of a run: each verdict from figures that call for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from dsdmae_cli.evaluation.closing import closing_words
+
+
+def scores(*knn: float) -> list[dict[str, float]]:
+    return [{"epoch": 10.0 * i, "knn": value, "rank": 20.0, "step": i} for i, value in enumerate(knn)]
+
+
+@pytest.mark.parametrize(
+    ("knn", "said"),
+    [
+        ((0.64, 0.70, 0.74, 0.745), "Better than untrained by 10.5 points (k-NN 74.5%, untrained 64.0%; 6.4 points"),
+        ((0.64, 0.60, 0.70, 0.78), "more --epochs will pay."),
+        ((0.64, 0.64, 0.64, 0.65), "Too early to say: k-NN 65.0%, untrained 64.0%"),
+        ((0.64, 0.40, 0.45, 0.52), "rising since epoch 10 (40.0%): too early. Networks learn to blur first"),
+        ((0.64, 0.50, 0.45, 0.44), "by 20.0 points (k-NN 44.0%, untrained 64.0%), and not rising."),
+    ],
+)  # fmt: skip
+def test_the_verdict(knn: tuple[float, ...], said: str) -> None:
+    assert said in closing_words(scores(*knn), 397)
+
+
+def test_a_run_that_levelled_off_is_not_told_to_go_on() -> None:
+    assert "--epochs" not in closing_words(scores(0.64, 0.80, 0.84, 0.841), 397)
+
+
+def test_many_images_tell_apart_what_few_do_not() -> None:
+    assert closing_words(scores(0.30, 0.31, 0.32), 200).startswith("Too early")
+    assert closing_words(scores(0.30, 0.31, 0.32), 20000).startswith("Better")
+
+
+def test_without_labels_nothing_is_claimed() -> None:
+    records = [{"epoch": 0.0, "rank": 24.0}, {"epoch": 9.0, "rank": 31.2}]
+    assert closing_words(records, 0).startswith("Without labels nobody can say")
+    assert "vary in 31 directions (24 untrained)" in closing_words(records, 0)
+    assert closing_words([{"epoch": 1.0, "loss": 0.1}], 0) == ""
