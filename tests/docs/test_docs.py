@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import digit_folder
 from PIL import Image
 
 from dsdmae_cli.__main__ import _run
@@ -58,11 +59,15 @@ def test_documented_command(
     if arguments[0] == "denoise":
         for name in ("photo.png", "noisy.png", "clean.png"):
             (tmp_path / name).write_bytes((images / "0.png").read_bytes())
-    if arguments[0] in ("compare", "embed", "export", "probe", "finetune"):
+    if arguments[0] in ("compare", "embed", "export", "probe", "finetune", "worth"):
         (tmp_path / "RUN").symlink_to(encoder_run)
+        (tmp_path / "OTHER_RUN").symlink_to(encoder_run)
         (tmp_path / "FINETUNE_RUN").symlink_to(tuned_run)
     if arguments[0] in ("probe", "finetune"):
         arguments += ["--dry-run", "--batch-size", "8"]
+    if arguments[0] == "worth":
+        labelled = digit_folder(tmp_path / "labelled", train=40, test=10)
+        arguments = [re.sub(r"^folder:\S+$", f"folder:{labelled}", word) for word in arguments] + ["--dry-run"]
     if arguments[:2] == ["config", "check"]:
         assert _run(["config", "show"]) == 0
         Path(arguments[2]).write_text(capsys.readouterr().out)

@@ -160,6 +160,7 @@ def test_the_result_of_a_run(resident: Path, digits: Path) -> None:
         "final": {k: v for k, v in last.items() if k not in ("step", "epoch")},
         "knn_accuracy": scores[-1],
         "knn_accuracy_untrained": scores[0],
+        "closing": result["closing"],
         "measured": {},
         "feature_spread": last_scored["spread"],
         "feature_rank": last_scored["rank"],
@@ -190,7 +191,8 @@ def test_plain_progress_goes_to_stderr(digits: Path, tmp_path: Path, capfd: pyte
     assert code == 0
     assert "\x1b" not in out + err
     assert out.splitlines()[0].startswith("5 steps, 40 images in ")
-    assert "timm.create_model(" in out.splitlines()[-1]
+    assert "timm.create_model(" in out.splitlines()[-2]
+    assert out.splitlines()[-1].startswith(("Better", "Worse", "Too early"))
     assert f"mae with vit-tiny on folder:{digits}: 42 images, 5 steps of 8 on cpu in fp32" in err
 
 
