@@ -58,6 +58,34 @@ class GlobalBatchNorm(nn.Module):
         return normal.to(x.dtype)
 
 
+class TrackingBatchNorm(nn.BatchNorm1d):
+    """torch's, without scale and shift, whose statistics in training are of the whole batch over all processes.
+
+    The running ones, which stand in for them afterwards, are then the same in every process. A method that trains with
+    it sets `whole_batch`: cut into micro-batches, the same settings would train another function.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, affine=False)
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        mean = mean_over_processes(x.mean(dim=0))
+        centred = x - mean
+        var = mean_over_processes(centred.square().mean(dim=0))
+        with torch.no_grad():
+            count = len(x) * distributed.world_size()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / max(1, count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return centred * (var + self.eps).rsqrt()
+
+
 def synchronized(module: Any) -> Any:
     """A module whose batch norms take their statistics over all processes; as it was where there is but one.
 

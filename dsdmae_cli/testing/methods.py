@@ -92,6 +92,7 @@ def skipped_step_changes_nothing(method: Method) -> None:
 def randomness_is_the_generators(method: Method) -> None:
     """corrupt draws from its generator alone, forward draws nothing: so a resumed run is the same run."""
     import torch
+    from torch import Tensor
     from torch.utils._pytree import tree_leaves
 
     from dsdmae_cli.data.source import seeded
@@ -100,7 +101,10 @@ def randomness_is_the_generators(method: Method) -> None:
     images = method.as_views(digit_images(8))
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first, again, other = (tree_leaves(method.corrupt(images, seeded(cpu, seed))) for seed in (1, 1, 2))
+    first, again, other = (
+        [leaf for leaf in tree_leaves(method.corrupt(images, seeded(cpu, seed))) if isinstance(leaf, Tensor)]
+        for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.get_rng_state(), state), "corrupt draws from torch's global state, not its generator"
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), "one seed, two corruptions"
     # A method that draws nothing has nothing that could differ.
@@ -121,7 +125,8 @@ def batch_may_be_cut(method: Method) -> None:
     from torch import Tensor
     from torch.utils._pytree import tree_map_only
 
-    method.eval()
+    # A batch norm looks at its batch in training alone.
+    method.train(method.whole_batch)
     with torch.no_grad():
         images, corruption = batch_of(method)
         whole = method(images, corruption)
@@ -134,7 +139,7 @@ def batch_may_be_cut(method: Method) -> None:
             parts.append(method(images[half], tree_map_only(Tensor, cut, corruption)))
     if method.whole_batch:
         gap = abs((parts[0]["loss"] + parts[1]["loss"]) / 2 - whole["loss"])
-        assert gap > 1e-3 * whole["loss"], "whole_batch is set, and cutting the batch makes no difference"
+        assert gap > 3e-5 * whole["loss"], "whole_batch is set, and cutting the batch makes no difference"
         return
     for key, value in whole.items():
         torch.testing.assert_close((parts[0][key] + parts[1][key]) / 2, value, rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.contrastive import info_nce
 from dsdmae_cli.methods.ema import EMATeacher
-from dsdmae_cli.methods.projection import GlobalBatchNorm, mlp, synchronized
+from dsdmae_cli.methods.projection import GlobalBatchNorm, TrackingBatchNorm, mlp, synchronized
 
 Array = NDArray[np.float64]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -111,6 +111,21 @@ def test_the_batch_norm_is_torchs_in_training_mode_in_every_mode() -> None:
     assert GlobalBatchNorm(5)(x[:1]).abs().max() == 0
 
 
+def test_the_tracking_one_is_torchs_in_every_mode() -> None:
+    ours, theirs = TrackingBatchNorm(5), nn.BatchNorm1d(5, affine=False)
+    for seed in range(3):
+        x = torch.randn(12, 5, generator=torch.Generator().manual_seed(seed)) * 3 + 2
+        one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        pull = torch.randn(12, 5, generator=torch.Generator().manual_seed(9))
+        (ours(one) * pull).sum().backward()
+        (theirs(other) * pull).sum().backward()
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-6)
+
+
 def test_a_teachers_projector_normalises_as_the_students() -> None:
     projector = mlp(6, 16, 4, layers=3)
     teacher = EMATeacher(projector, (0.99, 1.0)).train()
@@ -185,6 +200,7 @@ def main():
     loss.backward()
     loss = distributed.mean_(loss.detach().clone())
     found = {name: p.grad for name, p in method.named_parameters() if p.grad is not None} | {"loss": loss}
+    found |= {name: b for name, b in method.named_buffers() if "running" in name}
     if rank == 0:
         save_file(found, out)
 
@@ -199,6 +215,7 @@ with distributed.process_group(torch.device("cpu")):
         ("mocov3", ()),
         ("msa", ()),
         ("lejepa", ("method.views=3",)),
+        ("tokenizer", ()),
         ("dsdmae", ("method.uniformity_weight=0.5", "method.sigreg_weight=0.1")),
     ],
 )

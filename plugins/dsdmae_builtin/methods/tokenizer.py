@@ -22,6 +22,7 @@ from dsdmae_cli.corruption import patchify, unpatchify
 from dsdmae_cli.methods.base import Losses, Restoration, StepInfo
 from dsdmae_cli.methods.heads import TokenTransformer, init_weights
 from dsdmae_cli.methods.losses import pixel_loss
+from dsdmae_cli.methods.projection import TrackingBatchNorm
 from dsdmae_cli.methods.tokens import ImageTokenizer
 
 
@@ -74,6 +75,8 @@ class ScalarQuantizer(nn.Module):
 class Tokenizer(ImageTokenizer):
     """The backbone as encoder, a quantised bottleneck, and a decoder of self-attention blocks to pixels."""
 
+    whole_batch = True  # for the batch norm's statistics
+
     def __init__(self, settings: TokenizerSettings, backbone: Backbone) -> None:
         super().__init__()
         self.settings = settings
@@ -82,7 +85,7 @@ class Tokenizer(ImageTokenizer):
         ph, pw = backbone.patch_shape
         self.narrow = nn.Linear(backbone.width, len(settings.levels))
         # Without it all tokens drift to one side, where tanh is flat, and a handful of words is left (docs/log.md).
-        self.norm = nn.BatchNorm1d(len(settings.levels), affine=False)
+        self.norm = TrackingBatchNorm(len(settings.levels))
         self.kept: Tensor
         self.register_buffer("kept", torch.stack(self._statistics()))
         self.quantizer = ScalarQuantizer(settings.levels)
