@@ -750,8 +750,14 @@ def test_resolving_twice_changes_nothing(preset: str) -> None:
         (["train.epochs=1", "optim.warmup_epochs=1"], "optim.warmup_epochs = 1 must be below train.epochs = 1"),
         (["optim.lr=0.25", "optim.min_lr=5"], "optim.min_lr = 5 must not exceed the peak rate 0.25"),
         (["method.name=mae", "backbone.name=timm:resnet18"], "method 'mae' drops patches, and backbone 'timm"),
-        (["method.noise_law=lognormal"], "noise_law = 'lognormal' draws from a range and noise_std is one number"),
-        (["method.noise_per=patch"], "noise_per = 'patch' draws from a range and noise_std is one number"),
+        (
+            ["method.noise_std=1", "method.noise_law=lognormal"],
+            "noise_law = 'lognormal' draws from a range and noise_std is one number",
+        ),
+        (
+            ["method.noise_std=1", "method.noise_per=patch"],
+            "noise_per = 'patch' draws from a range and noise_std is one number",
+        ),
         (["method.noise_std=0,1", "method.noise_law=loguniform"], "noise_law = 'loguniform' has no σ of 0"),
         (["method.noise=mix", "method.noise_std=0.1,1", "method.noise_law=lognormal"], "has no highest σ"),
         (["method.noise=mix", "method.noise_std=2"], "noise_std = 2 is too large for noise = 'mix'"),

@@ -190,6 +190,7 @@ def mae_reference(method: MAE, clean: Tensor, kept: Tensor, masked: Tensor) -> f
         ("method.cosine=channel", "method.target_norm=token"),
         ("method.target_norm=token", "method.norm_pix_loss=true"),
         ("method.noise=replace", "method.noise_std=[0.5, 2]"),
+        ("method.noise_std=1", "method.mask_ratio=0.9"),
         ("method.noise=mix", "method.noise_std=0.7", "method.mask_ratio=1"),
     ],
     ids=" ".join,
@@ -233,7 +234,7 @@ def test_a_class_token_learns_through_the_decoder() -> None:
 
 def assert_losses(method: Method, clean: Tensor, corruption: Any, expected: dict[str, float]) -> None:
     exact = copy.deepcopy(method).double()
-    wide = type(corruption)(*(t.double() if t.is_floating_point() else t for t in corruption))
+    wide = type(corruption)(*(t.double() if t is not None and t.is_floating_point() else t for t in corruption))
     # In float64 but for the loss itself, which the program computes in float32.
     for losses, tolerance in ((exact(clean.double(), wide), 1e-6), (method(clean, corruption), 2e-5)):
         assert losses.keys() == expected.keys()
@@ -319,7 +320,7 @@ def test_when_the_teacher_moves(every: str) -> None:
 @pytest.mark.parametrize("ratio", ["0.9", "0.5", "0.01", "1", "0.84"])
 @pytest.mark.parametrize("noise", ["add", "replace", "mix"])
 def test_exactly_so_many_patches_are_noisy_and_the_rest_untouched(ratio: str, noise: str) -> None:
-    method = tiny(f"method.mask_ratio={ratio}", f"method.noise={noise}")
+    method = tiny(f"method.mask_ratio={ratio}", f"method.noise={noise}", "method.noise_std=1")
     clean = images(16)
     corruption = method.corrupt(clean, seeded(CPU, 2))
     count = max(1, round(float(ratio) * 16))
@@ -351,7 +352,9 @@ def test_kinds_of_noise(noise: str, slope: float) -> None:
 
 
 def test_a_range_of_sigma_is_drawn_from_for_each_image() -> None:
-    method = tiny("method.noise_std=[0.2, 1.4]", "method.mask_ratio=1")
+    method = tiny(
+        "method.noise_std=[0.2, 1.4]", "method.noise_law=uniform", "method.noise_per=image", "method.mask_ratio=1"
+    )
     clean = images(400)
     levels = (method.corrupt(clean, seeded(CPU, 0)).images - clean).flatten(1).std(dim=1)
     assert 0.18 < levels.min() < 0.26

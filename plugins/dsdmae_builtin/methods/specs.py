@@ -44,14 +44,16 @@ class DSdMAESettings(SpreadSettings):
     )
     noise: Literal["add", "replace", "mix"] = Field("add", description="x + σn, σn alone, or sqrt(1-σ²)x + σn")
     noise_std: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = Field(
-        1.0, description="σ of the Gaussian noise for pixels in [-1, 1]; a pair is drawn from by noise_law"
+        (0.05, 5.0), description="σ of the Gaussian noise for pixels in [-1, 1]; a pair is drawn from by noise_law"
     )
-    noise_law: Literal["uniform", "loguniform", "lognormal"] = Field(
-        "uniform",
+    noise_law: Literal["uniform", "loguniform", "lognormal"] | Auto = Field(
+        "auto",
         description="how σ is drawn from a pair: uniform, uniform in ln σ, or ln σ normal with the pair one standard"
-        " deviation to either side",
+        " deviation to either side; auto = loguniform, or uniform where the pair begins at 0",
     )
-    noise_per: Literal["image", "patch"] = Field("image", description="what a drawn σ holds for: an image or a patch")
+    noise_per: Literal["image", "patch"] | Auto = Field(
+        "auto", description="what a drawn σ holds for: an image or a patch; auto = patch"
+    )
     noise_clip: bool = Field(False, description="cut noisy pixels to the valid range, as every 8-bit file has been")
     lambda_: Fraction = Field(
         0.6, alias="lambda", description="weight of the pixel loss; the feature loss has 1 - lambda"
@@ -79,6 +81,18 @@ class DSdMAESettings(SpreadSettings):
 
     _range = field_validator("mask_ratio", "noise_std")(ordered)
 
+    @property
+    def law(self) -> Literal["uniform", "loguniform", "lognormal"]:
+        """noise_law, decided."""
+        if self.noise_law != "auto":
+            return self.noise_law
+        return "uniform" if isinstance(self.noise_std, tuple) and self.noise_std[0] == 0 else "loguniform"
+
+    @property
+    def per_patch(self) -> bool:
+        """noise_per, decided: whether each patch has a level of its own."""
+        return isinstance(self.noise_std, tuple) and self.noise_per != "image"
+
     @model_validator(mode="after")
     def _residual_of_pixels(self) -> DSdMAESettings:
         if self.residual and self.norm_pix_loss:
@@ -88,21 +102,21 @@ class DSdMAESettings(SpreadSettings):
     @model_validator(mode="after")
     def _law_of_a_range(self) -> DSdMAESettings:
         if isinstance(self.noise_std, tuple):
-            if self.noise_law != "uniform" and self.noise_std[0] == 0:
+            if self.law != "uniform" and self.noise_std[0] == 0:
                 raise ValueError(f"noise_law = '{self.noise_law}' has no σ of 0; let noise_std begin above it, as 0.05")
             return self
         for name, value in (("noise_law", self.noise_law), ("noise_per", self.noise_per)):
-            if value not in ("uniform", "image"):
+            if value not in ("auto", "uniform", "image"):
                 raise ValueError(f"{name} = '{value}' draws from a range and noise_std is one number; give it a pair")
         return self
 
     @model_validator(mode="after")
     def _mix_keeps_variance(self) -> DSdMAESettings:
         highest = self.noise_std[1] if isinstance(self.noise_std, tuple) else self.noise_std
-        if self.noise == "mix" and self.noise_law == "lognormal":
+        if self.noise == "mix" and self.law == "lognormal":
             raise ValueError("noise_law = 'lognormal' has no highest σ and noise = 'mix' takes at most 1")
         if self.noise == "mix" and highest > 1:
-            raise ValueError(f"noise_std = {highest:g} is too large for noise = 'mix', which takes at most 1")
+            raise ValueError(f"noise_std = {highest:g} is too large for noise = 'mix', which takes at most 1, as 0.05,1")
         return self
 
 
