@@ -17,6 +17,7 @@ from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.runs.rundir import changed_settings, file_name
+from dsdmae_cli.settings.judge import are_blocks
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings
 
 Search = Literal["grid", "tpe", "random"]
@@ -68,7 +69,7 @@ def metric_names() -> list[str]:
 
 
 def find_metric(name: str) -> Metric:
-    """The metric that `--metric NAME` means.
+    """The metric that `--metric NAME` means; "NAME:BLOCKS" is a probe of some blocks, as `probe --blocks` takes them.
 
     Raises:
         SettingsError: there is none of that name.
@@ -77,10 +78,14 @@ def find_metric(name: str) -> Metric:
     if name in _OWN:
         return _OWN[name]
     names = metric_names()
-    if name not in names:
-        raise SettingsError(f"--metric {name}{nearest(name, names)}: it takes {', '.join(names)}")
-    plugins.find("probe", name)
-    return Metric(name, f"{name}-probe accuracy", command=("probe", "--kind", name), resumes=False)
+    kind, colon, blocks = name.partition(":")
+    if kind not in names or (colon and (kind in ("loss", "finetune") or not are_blocks(blocks))):
+        known = f"{', '.join(names)}; a probe takes blocks too, as linear:all"
+        raise SettingsError(f"--metric {name}{nearest(kind, names)}: it takes {known}")
+    plugins.find("probe", kind)
+    words = ("probe", "--kind", kind, *(("--blocks", blocks) if colon else ()))
+    where = f", {'best block' if blocks == 'all' else f'blocks {blocks}'}" if colon else ""
+    return Metric(name, f"{kind}-probe accuracy{where}", command=words, resumes=False)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Definition:
         prune: stop trials that do worse than half of the finished ones did at the same moment.
         paper: the preset of the paper that this is, if any.
         metric_options: further words for the metric's command ("--epochs", "20").
+        also: what else is measured of every trial, for the table; it decides nothing.
     """
 
     base: Base
@@ -110,6 +116,12 @@ class Definition:
     prune: bool = False
     paper: str | None = None
     metric_options: tuple[str, ...] = ()
+    also: tuple[Metric, ...] = ()
+
+    @property
+    def judges(self) -> tuple[Metric, ...]:
+        """What is measured by commands of its own, in order."""
+        return tuple(metric for metric in (self.metric, *self.also) if metric.command)
 
     @property
     def points(self) -> list[Point]:
@@ -139,7 +151,11 @@ class Definition:
             "search": self.search,
         }
         # Left out where it is the default: studies from before there was a choice keep their name.
-        return found if self.equal == "epochs" else found | {"equal": self.equal}
+        if self.equal != "epochs":
+            found["equal"] = self.equal
+        if self.also:
+            found["also"] = ",".join(metric.name for metric in self.also)
+        return found
 
     @property
     def name(self) -> str:
@@ -184,8 +200,9 @@ def check_same(before: dict[str, Any], now: Definition, where: str) -> None:
     after = now.fingerprint()
     if now.search == "grid" and _grown(before["sweep"], now.axes):
         before = before | {"sweep": now.fingerprint()["sweep"]}
-    for what in ("sweep", "metric", "metric-options", "search", "equal"):
-        old, new = (found.get(what, "epochs") for found in (before, after))  # only `equal` may be missing
+    for what in ("sweep", "metric", "metric-options", "search", "equal", "also"):
+        absent: dict[str, Any] = {"equal": "epochs", "also": "nothing"}
+        old, new = (found[what] if what in found else absent[what] for found in (before, after))
         if old != new:
             # What is missing may have been brought by a later command.
             keep = (

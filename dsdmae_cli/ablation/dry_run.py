@@ -42,7 +42,7 @@ def dry_run(
         "workers": len(slots),
         "gflop": sum(row["gflop"] for row in left),
         "seconds": sum(row["seconds"] for row in left) / len(slots) if known else None,
-        "not_included": _not_included(definition.metric, len(left)),
+        "not_included": _not_included(definition.judges, len(left)),
     }
     plan = {"study": str(folder), "equal": definition.equal, "trials": rows, "total": total}
     return plan, _text(definition, rows, total), plans.warnings()
@@ -55,7 +55,7 @@ def _row(definition: Definition, plans: Plans, point: Point, seed: int, folder: 
         "settings": point or None,
         "seed": seed if point else None,
         "run": name,
-        "done": name is not None and _is_done(folder / "trials" / name, definition.metric),
+        "done": name is not None and _is_done(folder / "trials" / name, definition.judges),
         "epochs": plan.epochs,
         "steps": plan.steps,
         "gflop": plans.work(point),
@@ -65,14 +65,13 @@ def _row(definition: Definition, plans: Plans, point: Point, seed: int, folder: 
     }
 
 
-def _is_done(run: Path, metric: Metric) -> bool:
-    last = judged_folder(run, metric) if metric.command else run
-    return (last / RESULT).exists()
+def _is_done(run: Path, judges: tuple[Metric, ...]) -> bool:
+    return all((folder / RESULT).exists() for folder in (run, *(judged_folder(run, metric) for metric in judges)))
 
 
-def _not_included(metric: Metric, left: int) -> list[str]:
+def _not_included(judges: tuple[Metric, ...], left: int) -> list[str]:
     """What the total leaves out, in words."""
-    judged = [f"`dsdmae {' '.join(metric.command)}` of each ({left} times)"] if metric.command else []
+    judged = [f"`dsdmae {' '.join(metric.command)}` of each ({left} times)" for metric in judges]
     return [*judged, "starting the processes, reading images, k-NN scores on the way"]
 
 

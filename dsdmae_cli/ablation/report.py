@@ -64,6 +64,7 @@ def _content(results: Results) -> dict[str, Any]:
         "caveats": results.caveats(),
         "keys": [axis.key for axis in definition.axes],
         "metric": definition.metric.label,
+        "also": [metric.label for metric in definition.also],
         "runs": ([f"each run{', %' if definition.metric.is_share else ''}"] if _several(results) else []),
         "costs": _costs(results),
         "table": _table(results),
@@ -113,6 +114,7 @@ def _line(results: Results, setting: Setting) -> dict[str, Any]:
     return {
         "values": list(setting.point.values()),
         "result": interval(setting.summary, results.definition.metric),
+        "also": [interval(setting.also(metric), metric) for metric in results.definition.also],
         "runs": [", ".join(shown)] if _several(results) else [],
         "costs": [costs[title] for title in _costs(results)],
         "remark": setting.remark,
@@ -127,6 +129,7 @@ def _untrained(results: Results) -> dict[str, Any]:
     return {
         "values": ["untrained", *[""] * (len(results.definition.axes) - 1)],
         "result": by_setting if results.baseline is None else interval(results.baseline, metric),
+        "also": [""] * len(results.definition.also),
         "runs": [""] if _several(results) else [],
         "costs": ["" for _ in _costs(results)],
         "remark": "",
@@ -143,22 +146,25 @@ def _csv(results: Results) -> str:
     )
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*keys, "seed", "state", "value", *facts, "reason"])
+    also = [metric.name for metric in results.definition.also]
+    table.writerow([*keys, "seed", "state", "value", *also, *facts, "reason"])
     for setting in results.settings:
         for row in sorted(setting.rows, key=lambda row: row.seed):
             known = ["" if row.facts.get(name) is None else row.facts[name] for name in facts]
             value = "" if row.value is None else row.value
-            table.writerow([*row.point.values(), row.seed, row.state, value, *known, row.reason or ""])
+            others = [row.facts.get("also", {}).get(name, "") for name in also]
+            table.writerow([*row.point.values(), row.seed, row.state, value, *others, *known, row.reason or ""])
     return text.getvalue()
 
 
 def summary(results: Results, folder: Path) -> str:
     """The lines for people at the end."""
     keys = [axis.key for axis in results.definition.axes]
-    rows = [("", *keys, results.definition.metric.label, *_costs(results), "")]
+    also = [metric.label for metric in results.definition.also]
+    rows = [("", *keys, results.definition.metric.label, *also, *_costs(results), "")]
     for line in _table(results):
         mark = "*" if line["kind"] == "best" else ""
-        rows.append((mark, *line["values"], line["result"], *line["costs"], line["remark"]))
+        rows.append((mark, *line["values"], line["result"], *line["also"], *line["costs"], line["remark"]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", results.verdict()]

@@ -44,6 +44,12 @@ class Setting:
         """None where no run is done."""
         return summarise(self.values) if self.values else None
 
+    def also(self, metric: Metric) -> Summary | None:
+        """What else was measured, over the runs that have it."""
+        known = [row.facts.get("also", {}).get(metric.name) for row in self.rows if row.state == "done"]
+        values = [value for value in known if value is not None]
+        return summarise(values) if values else None
+
     @property
     def remark(self) -> str:
         """What did not come to a value: "1 failed, 2 pruned at 30%, 40%"."""
@@ -273,6 +279,10 @@ class Results:
                 "untrained": s.untrained,
                 **{name: s.mean_fact(name) for name in ("epochs", "gflop", "seconds")},
                 "gflop_to_budget": s.gflop_to_budget,
+                "also": {
+                    metric.name: None if (found := s.also(metric)) is None else found.mean
+                    for metric in self.definition.also
+                },
             }
 
         c = self.contrast

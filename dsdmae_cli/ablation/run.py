@@ -102,6 +102,7 @@ class Runner:
             self.definition.metric_options,
             slot,
             plan.steps,
+            self.definition.also,
         )
         self.jobs[row.number] = (row, job)
         self.progress.event(row, f"begins ({slot.name})")
@@ -196,7 +197,7 @@ class Runner:
     def _left(self) -> str:
         rows = self.rows + [Row(-1, {}, 0, "waiting")] * self._undrawn
         jobs = list(self.jobs.values())
-        return time_left(rows, jobs, self.plans.likely_work, judges=bool(self.definition.metric.command))
+        return time_left(rows, jobs, self.plans.likely_work, judges=bool(self.definition.judges))
 
     def _note(self) -> str:
         if self.jobs or not any(row.state == "running" for row in self.rows):

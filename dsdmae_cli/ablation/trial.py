@@ -28,7 +28,7 @@ from dsdmae_cli.settings.models import Settings
 
 def judged_folder(run: Path, metric: Metric) -> Path:
     """Where the probe or fine-tuning of a trial's run is."""
-    return run.with_name(f"{run.name}-{metric.name}")
+    return run.with_name(f"{run.name}-{metric.name.replace(':', '-')}")
 
 
 class Tail:
@@ -62,6 +62,7 @@ class Job:
         loaded: its settings.
         metric: what is measured.
         options: further words for the metric's command.
+        also: what is measured besides.
         slot: where it runs.
         steps: optimiser steps of the whole run.
     """
@@ -75,6 +76,7 @@ class Job:
         options: tuple[str, ...],
         slot: Slot,
         steps: int,
+        also: tuple[Metric, ...] = (),
     ) -> None:
         self.name = name
         self.loaded = loaded
@@ -91,7 +93,12 @@ class Job:
         self.reason = ""
         self._tail = Tail(self.run / METRICS)
         self.judged_since: float | None = None
-        self._phases = [("pretrain",)] + ([(*metric.command, *options)] if metric.command else [])
+        self.also = also
+        # Words of a command and, of one that measures the run, what it measures.
+        self._phases: list[tuple[tuple[str, ...], Metric | None]] = [(("pretrain",), None)]
+        if metric.command:
+            self._phases.append(((*metric.command, *options), metric))
+        self._phases += [(other.command, other) for other in also if other.command]
         self._child: Child | None = None
         self._stopping = False
         for path in (self.run, self.config, self.log):
@@ -107,33 +114,33 @@ class Job:
             if state != "done":
                 return state
             self._phases.pop(0)
-            self.judged_since = time.monotonic() if self._phases else None
+            self.judged_since = self.judged_since or (time.monotonic() if self._phases else None)
         return "done"
 
-    def _poll_phase(self, phase: tuple[str, ...]) -> State:
-        folder = self._folder(phase)
+    def _poll_phase(self, phase: tuple[tuple[str, ...], Metric | None]) -> State:
+        folder = self._folder(phase[1])
         if self._child is None:
             if (folder / RESULT).exists():
                 return "done"  # before a crash, or by the process of a worker that is gone
             if self._stopping:
                 return "stopped"
             if not busy(folder):  # else a lost worker's run is still at it: wait, and take what it leaves
-                self._start(phase, folder)
+                self._start(*phase, folder)
             return "running"
         state = self._child.poll()
         if state != "running":
             self.reason, self._child = self._child.reason, None
         return state
 
-    def _folder(self, phase: tuple[str, ...]) -> Path:
-        return self.run if phase[0] == "pretrain" else judged_folder(self.run, self.metric)
+    def _folder(self, metric: Metric | None) -> Path:
+        return self.run if metric is None else judged_folder(self.run, metric)
 
-    def _start(self, phase: tuple[str, ...], folder: Path) -> None:
-        if phase[0] != "pretrain" and not self.metric.resumes:
+    def _start(self, phase: tuple[str, ...], metric: Metric | None, folder: Path) -> None:
+        if metric is not None and not metric.resumes:
             shutil.rmtree(folder, ignore_errors=True)  # half of it, left by a process that was stopped
         if (folder / SETTINGS).exists():
             words = [phase[0], "--resume"]
-        elif phase[0] == "pretrain":
+        elif metric is None:
             words = ["pretrain", "--config", str(self.config)]
         else:
             train = self.loaded.settings.train
@@ -172,7 +179,7 @@ class Job:
     @property
     def doing(self) -> str:
         """A word for tables: "pretrain", "probe"."""
-        return self._phases[0][0] if self._phases else "done"
+        return self._phases[0][0][0] if self._phases else "done"
 
     @property
     def share(self) -> float:
@@ -197,8 +204,13 @@ class Job:
             "knn": result["knn_accuracy"],
             "knn_untrained": result["knn_accuracy_untrained"],
         }
-        if not self.metric.command:
-            return facts[self.metric.name], facts
-        judged = json.loads((self._folder(self.metric.command) / RESULT).read_text(encoding="utf-8"))
-        facts["judged_seconds"] = judged.get("seconds")
-        return judged["top1"], facts
+        judged = {metric.name: self._judged(metric) for metric in (self.metric, *self.also) if metric.command}
+        if judged:
+            facts["judged_seconds"] = sum(found.get("seconds") or 0 for found in judged.values())
+        values = {name: found["top1"] for name, found in judged.items()}
+        facts["also"] = {other.name: values.get(other.name, facts.get(other.name)) for other in self.also}
+        return values.get(self.metric.name, facts.get(self.metric.name)), facts
+
+    def _judged(self, metric: Metric) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self._folder(metric) / RESULT).read_text(encoding="utf-8"))
+        return found

@@ -91,7 +91,7 @@ def _known(flag: str) -> tuple[str, ...]:
 
     return {
         "--paper": tuple(PAPERS), "--metric": tuple(metric_names()), "--search": get_args(Search),
-        "--equal": get_args(Equal),
+        "--equal": get_args(Equal), "--also": tuple(metric_names()),
     }[flag]  # fmt: skip
 
 
@@ -124,6 +124,11 @@ class Asked:
         str | None,
         _option("--metric-options", metavar="WORDS",
                 help="Further options of the command that probes or fine-tunes, in one word: '--epochs 20'"),
+    ] = None  # fmt: skip
+    also: Annotated[
+        str | None,
+        _option("--also", metavar="NAME[,NAME]", autocompletion=_words("--also"),
+                help="What else is measured of every trial, to stand beside it: knn,ep,linear:all. It decides nothing"),
     ] = None  # fmt: skip
     seeds: Annotated[
         int | None,
@@ -233,6 +238,7 @@ def _definition(asked: Asked, given: Given) -> Definition:
 
     figure = PAPERS[asked.paper] if asked.paper else None
     metric = _metric(asked, figure)
+    also = _also(asked, metric)
     pairs = [figure.sweep] if figure else [_pair(text) for text in asked.sweep or ()]
     base = Base(given.preset, given.config, given.flags, given.assignments or ()).sweeping(pairs)
     axes = parse_axes(pairs, base)
@@ -241,6 +247,8 @@ def _definition(asked: Asked, given: Given) -> Definition:
         raise SettingsError(f"--equal compute gives every trial its epochs, and so does --sweep {swept}; leave one out")
     if base.load().settings.train.knn_every is None:
         _check_without_knn(metric.name, asked.prune)
+        if any(other.name == "knn" for other in also):
+            raise SettingsError("--also knn needs train.knn_every, which is none; leave one of them out")
     return Definition(
         base=base,
         axes=axes,
@@ -252,7 +260,17 @@ def _definition(asked: Asked, given: Given) -> Definition:
         prune=asked.prune,
         paper=asked.paper,
         metric_options=_metric_options(asked, metric),
+        also=also,
     )
+
+
+def _also(asked: Asked, metric: Metric) -> tuple[Metric, ...]:
+    from dsdmae_cli.ablation.definition import find_metric
+
+    names = list(dict.fromkeys(filter(None, (asked.also or "").split(","))))
+    if metric.name in names:
+        raise SettingsError(f"--also {metric.name} is what --metric measures already; leave it out")
+    return tuple(find_metric(name) for name in names)
 
 
 def _metric(asked: Asked, figure: Paper | None) -> Metric:

@@ -116,8 +116,13 @@ def one_or_more(value: object) -> object:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def are_blocks(value: str) -> bool:
+    """Whether this is a value of probe.blocks."""
+    return re.fullmatch(r"last|all|[1-9]\d*|last:[1-9]\d*", value) is not None
+
+
 def _some_blocks(value: str) -> str:
-    if not re.fullmatch(r"last|all|[1-9]\d*|last:[1-9]\d*", value):
+    if not are_blocks(value):
         raise ValueError("it takes last, all, a number from 1 up, or last:N")
     return value
 

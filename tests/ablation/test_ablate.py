@@ -49,6 +49,8 @@ def table(folder: Path) -> list[dict[str, str]]:
         (("--sweep", "lambda", "0,1", "--lambda", "0.5"), "--sweep lambda and --lambda both set"),
         (("--sweep", "lambda", "0,1", "--paper", "fig4"), "leave one out"),
         (("--paper", "fig5"), "it takes fig3, fig4, table3"),
+        ((*SWEEP, "--metric", "linear", "--also", "knn,linear"), "--also linear is what --metric measures already"),
+        ((*SWEEP, "--also", "accuracy"), "it takes knn, loss, finetune, attentive, ep, linear, logistic"),
         ((*SWEEP, "--metric", "accuracy"), "it takes knn, loss, finetune, attentive, ep, linear, logistic"),
         ((*SWEEP, "--metric", "logistik"), "did you mean logistic?"),
         ((*SWEEP, "--metric-options", "--epochs 3"), "knn is measured by the run itself"),
@@ -312,9 +314,14 @@ def test_metrics_of_other_commands_are_measured(
     metric: str, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "study"
-    code, printed, err = cli(capfd, *tiny(images, *SWEEP, "--metric", metric, "--out", str(out), "--json"))
+    words = (*SWEEP, "--metric", metric, "--also", "knn,logistic:1", "--out", str(out), "--json")
+    code, printed, err = cli(capfd, *tiny(images, *words))
     assert code == 0, err
     for trial in json.loads(printed)["trials"]:
+        run = out / "trials" / f"{trial['facts']['run']}"
+        inner = json.loads(run.with_name(f"{run.name}-logistic-1").joinpath("result.json").read_text())
+        assert inner["block"] == "1"
+        assert trial["facts"]["also"] == {"knn": trial["facts"]["knn"], "logistic:1": inner["top1"]}
         judged: dict[str, Any] = json.loads(
             (out / "trials" / f"{trial['facts']['run']}-{metric}/result.json").read_text()
         )

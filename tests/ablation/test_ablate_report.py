@@ -168,6 +168,24 @@ def test_time_left_has_probes_in_it_once_one_has_shown_its_length(tmp_path: Path
     job.kill()
 
 
+def test_what_else_was_measured_stands_beside(tmp_path: Path) -> None:
+    also = (find_metric("ep"), find_metric("linear:all"))
+    results = made([("mask-ratio", "0.5,0.7")], metric="linear", also=also)
+    for row in results.rows:
+        row.facts["also"] = {"ep": 0.6 + row.seed / 100, "linear:all": None}
+    report.write(results, tmp_path)
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    half = stats.t.ppf(0.975, 2) * 1 / math.sqrt(3)
+    for content in (page, text):
+        assert "linear-probe accuracy, best block" in content
+        assert f"61.00% ± {half:.2f} (3 runs)" in content
+    assert [row["ep"] for row in rows] == ["0.6", "0.61", "0.62"] * 2
+    assert [row["linear:all"] for row in rows] == [""] * 6
+    assert results.json()["settings"][0]["also"] == {"ep": pytest.approx(0.61), "linear:all": None}
+    assert "ep-probe accuracy" in report.summary(results, tmp_path)
+
+
 def test_settings_that_are_one_are_named() -> None:
     results = made([("mask-ratio", "0.5,0.85,0.9")])
     for row in results.rows:

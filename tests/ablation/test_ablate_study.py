@@ -33,6 +33,18 @@ def definition(*sweeps: tuple[str, str], **more: Any) -> Definition:
     return Definition(base, parse_axes(pairs, base), find_metric("knn"), **more)
 
 
+def test_a_probe_of_blocks_is_a_metric() -> None:
+    metric = find_metric("linear:all")
+    assert metric.command == ("probe", "--kind", "linear", "--blocks", "all")
+    assert (metric.label, find_metric("ep:last:2").label) == (
+        "linear-probe accuracy, best block", "ep-probe accuracy, blocks last:2",
+    )  # fmt: skip
+    assert find_metric("knn:3").command == ("probe", "--kind", "knn", "--blocks", "3")
+    for wrong in ("linear:", "linear:first", "loss:all", "finetune:all", "none:all"):
+        with pytest.raises(SettingsError, match="a probe takes blocks too, as linear:all"):
+            find_metric(wrong)
+
+
 def test_every_installed_probe_is_a_metric() -> None:
     for plugin in plugins.discover("probe"):
         metric = find_metric(plugin.name)

@@ -116,7 +116,7 @@ class DSdMAESettings(SpreadSettings):
         if self.noise == "mix" and self.law == "lognormal":
             raise ValueError("noise_law = 'lognormal' has no highest σ and noise = 'mix' takes at most 1")
         if self.noise == "mix" and highest > 1:
-            raise ValueError(f"noise_std = {highest:g} is too large for noise = 'mix', which takes at most 1, as 0.05,1")
+            raise ValueError(f"noise_std = {highest:g} is too large for noise = 'mix', which takes up to 1, as 0.05,1")
         return self
 
 
