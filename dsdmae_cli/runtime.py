@@ -170,7 +170,7 @@ def _micro_batch(train: LoopSettings, method: Method, local_batch: int, device: 
         return choose_micro_batch(train.micro_batch, local_batch, encoder.num_tokens, encoder.width, device)
     if not isinstance(train.micro_batch, str) and train.micro_batch < local_batch:
         raise SettingsError(
-            f"train.micro_batch = {train.micro_batch} would cut the batch of {local_batch} whose images this method"
-            " compares with each other; leave it at auto, or lower --batch-size"
+            f"train.micro_batch = {train.micro_batch} would cut the batch of {local_batch}, which this method needs"
+            " whole; leave it at auto, or lower --batch-size"
         )
     return local_batch

@@ -267,7 +267,7 @@ def _definition(asked: Asked, given: Given) -> Definition:
 def _also(asked: Asked, metric: Metric) -> tuple[Metric, ...]:
     from dsdmae_cli.ablation.definition import find_metric
 
-    names = list(dict.fromkeys(filter(None, (asked.also or "").split(","))))
+    names = list(dict.fromkeys(filter(None, map(str.strip, (asked.also or "").split(",")))))
     if metric.name in names:
         raise SettingsError(f"--also {metric.name} is what --metric measures already; leave it out")
     return tuple(find_metric(name) for name in names)

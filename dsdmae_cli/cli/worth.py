@@ -30,7 +30,11 @@ class Asked:
     ] = None  # fmt: skip
     shares: Annotated[
         str,
-        _option("--shares", metavar="1,5,10,100%", help="Shares of each class's training labels"),
+        _option(
+            "--shares",
+            metavar="1,5,10,100%",
+            help="Shares of each class's training labels; all of them are always judged with",
+        ),
     ] = "1,5,10,100%"
     seeds: Annotated[int, _option("--seeds", metavar="N", min=1, help="Repetitions, each with other labels")] = 3
     budget: Annotated[
@@ -61,7 +65,7 @@ def command(given: Given, asked: Asked) -> None:
         loaded, beside=tuple(asked.beside or ()), shares=_shares(asked.shares), seeds=asked.seeds, minutes=asked.budget
     )
     if given.dry_run:
-        plan, text = plan_text(question, notes)
+        plan, text = plan_text(question, notes, given.out)
         print_result(plan, as_json=given.json, text=text)
         return
     result = worth(question, notes, out=given.out, as_json=given.json)

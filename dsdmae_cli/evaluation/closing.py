@@ -15,14 +15,16 @@ def closing_words(records: Sequence[Mapping[str, float]], num_queries: int) -> s
     Args:
         records: of the metrics, in order; those with "knn" (accuracy from 0 to 1) or "rank" are looked at, the first
             of them being of the untrained network.
-        num_queries: held-out images behind a k-NN score. Two scores of n images are told apart where they lie farther
+        num_queries: test images behind a k-NN score. Two scores of n images are told apart where they lie farther
             apart than 1.96 √((p(1-p) + q(1-q))/n); since both are of the same images, that is on the safe side.
     """
     ranks = [r["rank"] for r in records if "rank" in r]
     scores = [(r["epoch"], r["knn"]) for r in records if "knn" in r]
+    if any(not math.isfinite(knn) for _, knn in scores):
+        return ""
     if scores and scores[0][0] == 0 and len(scores) > 1 and num_queries:
         return _with_labels(scores, num_queries)
-    if not ranks:
+    if scores or not ranks:
         return ""
     was = f" ({ranks[0]:.0f} untrained)" if len(ranks) > 1 else ""
     return (
@@ -35,9 +37,9 @@ def _with_labels(scores: list[tuple[float, float]], n: int) -> str:
     (_, before), (_, after) = scores[0], scores[-1]
     gain, margin = after - before, _margin(before, after, n)
     measured = f"k-NN {after:.1%}, untrained {before:.1%}"
-    open_ = f"{100 * margin:.1f} points are what {n:,} held-out images leave open"
+    open_ = f"{100 * margin:.1f} points are what {n:,} test images leave open"
     if gain > margin:
-        return f"Better than untrained by {100 * gain:.1f} points ({measured}; {open_}). {_further(scores)}".rstrip()
+        return f"Better than untrained by {100 * gain:.1f} points ({measured}; {open_}). {_further(scores, n)}".rstrip()
     if gain < -margin:
         lowest = min(scores[1:], key=lambda score: score[1])
         if after - lowest[1] > _margin(lowest[1], after, n) / 2:
@@ -49,20 +51,19 @@ def _with_labels(scores: list[tuple[float, float]], n: int) -> str:
             f"Worse than untrained by {-100 * gain:.1f} points ({measured}), and not rising. Try a lower --lr, more"
             " --epochs, smaller patches, or another --method; docs/which-method.md says which for what."
         )
-    return (
-        f"Too early to say: {measured}, and {open_}. {_further(scores) or 'Give it more --epochs.'} dsdmae worth RUN"
-        " asks more closely."
-    )
+    further = _further(scores, n)
+    early = "Too early to say" if further else "No difference that these images show"
+    return f"{early}: {measured}, and {open_}. {further or 'Try more --epochs.'} dsdmae worth RUN asks more closely."
 
 
-def _further(scores: list[tuple[float, float]]) -> str:
-    """Whether it was still getting better: over the last third of the run it gained a tenth of what it has, or more."""
+def _further(scores: list[tuple[float, float]], n: int) -> str:
+    """Whether it was still getting better, by more over the last third of the run than half of what n images leave open
+    and a tenth of what it had gained."""
     end, after = scores[-1]
     earlier = [knn for epoch, knn in scores if epoch <= end * 2 / 3]
     gained = after - earlier[-1]
-    return (
-        "It was still rising: more --epochs will pay." if gained > max(0.005, 0.1 * abs(after - scores[0][1])) else ""
-    )
+    enough = max(_margin(earlier[-1], after, n) / 2, 0.1 * abs(after - scores[0][1]))
+    return "It was still rising: more --epochs may pay." if gained > enough else ""
 
 
 def _margin(p: float, q: float, n: int) -> float:

@@ -75,15 +75,16 @@ class TrackingBatchNorm(nn.BatchNorm1d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        mean = mean_over_processes(x.mean(dim=0))
-        centred = x - mean
+        wide = x.float()
+        mean = mean_over_processes(wide.mean(dim=0))
+        centred = wide - mean
         var = mean_over_processes(centred.square().mean(dim=0))
         with torch.no_grad():
             count = len(x) * distributed.world_size()
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / max(1, count - 1), self.momentum)
             self.num_batches_tracked += 1
-        return centred * (var + self.eps).rsqrt()
+        return (centred * (var + self.eps).rsqrt()).to(x.dtype)
 
 
 def synchronized(module: Any) -> Any:

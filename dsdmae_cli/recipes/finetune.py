@@ -202,6 +202,7 @@ def _result(
     run: Run,
 ) -> dict[str, Any]:
     """Judge the network once on the test images, and write it down."""
+    trained = run.seconds()
     settings: ResolvedFinetuneSettings = run.settings
     network, path = answering.classifier.judged(), run.directory.path / CLASSIFIER
     if settings.finetune.select == "best":
@@ -224,6 +225,7 @@ def _result(
         "steps": run.trainer.step,
         "images_seen": run.images_seen,
         "validation": chosen,
+        "train_seconds": round(trained, 1),
         "seconds": round(run.seconds(), 1),
         "flops": _flops(run, opened, scores),
         "skipped_steps": int(run.trainer.skipped),

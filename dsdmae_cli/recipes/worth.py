@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 import sys
-import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
 from dsdmae_cli import distributed, plugins
-from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, parse
+from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, parse, taken_over
+from dsdmae_cli.config.compose import compose
+from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
-from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.config.schema import WORTH, Loaded
 from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import RunInterrupted, SettingsError
 from dsdmae_cli.evaluation.judging import open_labelled
-from dsdmae_cli.files import write_bytes
+from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.recipes.finetune import build_classifier
 from dsdmae_cli.report import Report, duration, make_report
 from dsdmae_cli.runs.plan import make_plan
 from dsdmae_cli.runs.rundir import LOCK, RESULT, file_name
 from dsdmae_cli.runs.workers import make_slots
 from dsdmae_cli.settings.judge import FinetuneSettings
+from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 from dsdmae_cli.worth import page
 from dsdmae_cli.worth.findings import Findings, read
 from dsdmae_cli.worth.running import Runner, check_same
 from dsdmae_cli.worth.tasks import WAYS, Contender, Question, usable_shares
+
+# What the question itself decides, and so nobody else.
+_OWN = ("train.epochs", "train.score_every", "finetune.labels", "finetune.validation", "finetune.select")
 
 
 def ask(
@@ -53,29 +60,59 @@ def ask(
         SettingsError, DataError, CheckpointError, PluginError: it cannot be asked.
     """
     settings = loaded.settings
+    if not math.isfinite(minutes):
+        raise SettingsError(f"--budget {minutes}: give a number of minutes")
+    for key in _OWN:
+        if not loaded.sources[key].startswith(("default", "preset")):
+            raise SettingsError(
+                f"{key} (from {loaded.sources[key]}) is decided by `dsdmae worth` itself, by --budget and --shares;"
+                " leave it out"
+            )
+    with opened_once():
+        data = resolve(settings).data
+        judged = open_labelled(data)
+        labels, few = usable_shares(shares, judged.train_labels)
+        notes = [
+            f"{100 * share:g}% of the labels is {count} of {len(judged.classes)} classes, too few; left out"
+            for share, count in few.items()
+        ]
+        run, about = _contender("run", settings, len(judged.classes))
+        scratch = Contender("scratch", "without pre-training", SCRATCH, size=run.size)
+        contenders = [scratch, replace(run, name=f"pre-trained ({run.name})")]
+        notes += about
+        for number, word in enumerate(beside, start=1):
+            values, origin = taken_over(word, None)
+            base = {**values, "data": tables(settings)["data"], "finetune": {"start": word}}
+            own = compose(WORTH, base=(base, origin), environ={}).settings
+            other, about = _contender(f"beside{number}", own, len(judged.classes))
+            contenders.append(replace(other, own_backbone=True))
+            notes += about
+    fingerprint = f"{judged.train.fingerprint()} {judged.test.fingerprint()}"
+    counts = tuple(labels.values())
+    return Question(tuple(contenders), tuple(labels), counts, seeds, minutes, fingerprint, settings), notes
+
+
+def _contender(key: str, settings: FinetuneSettings, num_classes: int) -> tuple[Contender, list[str]]:
+    """A pre-trained network as its tasks will open it, and what is to be said of it.
+
+    Raises:
+        SettingsError: it was not pre-trained, or has seen labels.
+    """
     subject = parse(settings.finetune.start)
     if subject.kind in (SCRATCH, PIXELS):
         raise SettingsError(
-            f"{subject.text} was not pre-trained; say what was: a run, a weights file, or published weights"
+            f"{subject.text} was not pre-trained; say what was: a run, a weights file, or published weights. The same"
+            " network without pre-training is always there"
         )
-    contenders = [
-        Contender("scratch", "without pre-training", SCRATCH),
-        Contender("run", f"pre-trained ({subject.name})", subject.text),
-    ]
-    for number, word in enumerate(beside, start=1):
-        other = parse(word)
-        if other.kind in (SCRATCH, PIXELS):
-            raise SettingsError(f"--beside {word}: {'it is always there' if other.kind == SCRATCH else 'no network'}")
-        contenders.append(Contender(f"beside{number}", other.name, other.text, own_backbone=True))
-    with opened_once():
-        judged = open_labelled(resolve(settings).data)
-        labels, few = usable_shares(shares, judged.train_labels)
-        build_classifier(resolve(settings), len(judged.classes))
-    notes = [
-        f"{100 * share:g}% of the labels is {count} of {len(judged.classes)} classes, too few to choose by; left out"
-        for share, count in few.items()
-    ]
-    return Question(tuple(contenders), tuple(labels), tuple(labels.values()), seeds, minutes, settings), notes
+    if isinstance(subject.settings(), ResolvedFinetuneSettings):
+        raise SettingsError(
+            f"{subject.text} was fine-tuned and has seen labels, so that it cannot show what few of them are worth;"
+            " give the run that it came from"
+        )
+    opened, _ = build_classifier(resolve(settings), num_classes)
+    size = f"{opened.encoder.image_size} px, {opened.encoder.num_tokens} tokens"
+    contender = Contender(key, subject.name, subject.text, weights=opened.weights_sha256, size=size)
+    return contender, [f"{subject.name}: {note}" for note in opened.notes]
 
 
 def worth(
@@ -98,45 +135,28 @@ def worth(
         raise SettingsError("dsdmae worth starts its own processes; run it without torchrun")
     report = report or make_report(as_json=as_json, main_process=True)
     folder = (out or default_folder(question)).absolute()
-    check_same(question, folder)
-    began = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        with lock:
-            for note in notes:
-                report.note(note)
-            runner = _runner(question, folder, report)
-            _run(runner)
-            findings = read(question, runner.judged, [*notes, *runner.notes])
-            wall = time.monotonic() - began
-            said = page.write(findings, folder, _command(), runner.epochs, wall)
-            result = _result(findings, said, folder, runner.epochs, wall)
-            write_bytes(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
-            return result
-    except Timeout:
-        raise SettingsError(f"{folder} is worked on by another process; wait for it, or give another --out") from None
+    with explained(folder, "the same command goes on when that is mended"):
+        check_same(question, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / LOCK, timeout=0):
+                return _answered(question, notes, folder, report)
+        except Timeout:
+            raise SettingsError(
+                f"{folder} is worked on by another process; wait for it, or give another --out"
+            ) from None
 
 
-def _runner(question: Question, folder: Path, report: Report) -> Runner:
-    settings = resolve(question.settings)
-    # As in words_of: no batch is larger than its labels.
-    batch = min(settings.train.batch_size, question.labels[-1])
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": batch})})
-    split = plugins.find("dataset", settings.data.dataset).spec.labelled_split
-    with opened_once():
-        _, classifier = build_classifier(settings, len(open_labelled(settings.data).classes))
-        memory = make_plan(settings, classifier, split, timed=False).memory_gib
-    slots = make_slots(None, True, settings.train.device, len(question.contenders) * question.seeds, memory)
-    names = ", ".join(contender.name for contender in question.contenders)
-    report.note(
-        f"{names}: {', '.join(f'{count:,}' for count in question.labels)} labels, {question.seeds} seeds, about"
-        f" {question.minutes:g} minutes, {len(slots)} at a time, in {folder}"
-    )
-    return Runner(question, folder, slots, report)
-
-
-def _run(runner: Runner) -> None:
+def _answered(question: Question, notes: list[str], folder: Path, report: Report) -> dict[str, Any]:
+    """What is there already, or what the tasks come to."""
+    if (folder / RESULT).exists():
+        before: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if not before["failed"]:
+            report.note(f"answered before, in {folder}")
+            return before
+    for note in notes:
+        report.note(note)
+    runner, chance = _runner(question, folder, report)
     try:
         runner.run()
     except RunInterrupted as stopped:
@@ -145,6 +165,33 @@ def _run(runner: Runner) -> None:
             f" {_command()}",
             stopped.exit_code - 128,
         ) from None
+    missing = [f"{name} failed, and is not in these tables: {reason}" for name, reason in runner.failed.items()]
+    findings = read(question, runner.judged, [*notes, *runner.notes, *missing], chance)
+    said = page.write(findings, folder, _command(), runner.epochs, runner.seconds)
+    result = _result(findings, said, folder, runner)
+    write_bytes(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    return result
+
+
+def _runner(question: Question, folder: Path, report: Report) -> tuple[Runner, float]:
+    """The runner, and the share of the test images that are of their largest class."""
+    settings = resolve(question.settings)
+    # As in words_of: no batch is larger than its labels.
+    batch = min(settings.train.batch_size, question.labels[-1])
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": batch})})
+    split = plugins.find("dataset", settings.data.dataset).spec.labelled_split
+    with opened_once():
+        judged = open_labelled(settings.data)
+        _, classifier = build_classifier(settings, len(judged.classes))
+        memory = make_plan(settings, classifier, split, timed=False).memory_gib
+    slots = make_slots(None, True, settings.train.device, len(question.contenders) * question.seeds, memory)
+    names = ", ".join(contender.name for contender in question.contenders)
+    report.note(
+        f"{names}: {', '.join(f'{count:,}' for count in question.labels)} labels, {question.seeds} seeds, about"
+        f" {question.minutes:g} minutes, {len(slots)} at a time, in {folder}"
+    )
+    chance = float(np.bincount(judged.test_labels).max() / len(judged.test))
+    return Runner(question, folder, slots, report), chance
 
 
 def default_folder(question: Question) -> Path:
@@ -158,7 +205,7 @@ def _command() -> str:
     return shlex.join(["dsdmae", *sys.argv[1:]])
 
 
-def _result(findings: Findings, said: str, folder: Path, epochs: int, wall: float) -> dict[str, Any]:
+def _result(findings: Findings, said: str, folder: Path, runner: Runner) -> dict[str, Any]:
     question = findings.question
     scratch, run = question.contenders[:2]
     return {
@@ -175,15 +222,16 @@ def _result(findings: Findings, said: str, folder: Path, epochs: int, wall: floa
         "networks": [asdict(contender) for contender in question.contenders],
         "labels": list(question.labels),
         "seeds": list(question.seed_numbers),
-        "finetune_epochs": epochs,
+        "finetune_epochs": runner.epochs,
+        "failed": runner.failed,
         "notes": list(findings.notes),
-        "seconds": round(wall, 1),
+        "seconds": round(runner.seconds, 1),
         "folder": str(folder),
         "page": str(folder / "report.html"),
     }  # fmt: skip
 
 
-def plan_text(question: Question, notes: list[str]) -> tuple[dict[str, Any], str]:
+def plan_text(question: Question, notes: list[str], out: Path | None) -> tuple[dict[str, Any], str]:
     """--dry-run: what would be done, as an object and as lines; nothing is computed or written."""
     probes = [*question.probes("linear", question.seed_numbers), *question.probes("ep", question.seed_numbers)]
     tasks = [*probes, *question.finetunings()]
@@ -194,7 +242,7 @@ def plan_text(question: Question, notes: list[str]) -> tuple[dict[str, Any], str
         "seeds": list(question.seed_numbers),
         "minutes": question.minutes,
         "tasks": [task.name for task in tasks],
-        "folder": str(default_folder(question)),
+        "folder": str(out or default_folder(question)),
         "notes": notes,
     }
     each = [sum(task.way == way for task in tasks) for way in WAYS]

@@ -71,7 +71,6 @@ def required_settings(
             "device": train.device,
             "precision": train.precision,
             "compile": train.compile,
-            "micro_batch": train.micro_batch,
             # A few images at the end say what it has learned.
             "knn_every": 1_000_000,
             "knn_images": 512,

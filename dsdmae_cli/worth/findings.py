@@ -7,6 +7,7 @@ seeds; the test images have no say. Gains are paired by seed: one seed gives bot
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,8 @@ class Gain:
 
     Attributes:
         mean: difference of test accuracies, from -1 to 1.
-        interval: its 95% interval over the seeds, paired; None for a single seed.
+        interval: 95%, the wider of two: over the seeds, paired, and of so many test images, as if the two networks were
+            judged by different ones (wider than the truth); None for a single seed.
     """
 
     labels: int
@@ -78,6 +80,7 @@ class Findings:
     scores: dict[tuple[str, float, Way], Scores]
     before: dict[str, dict[str, Any]]
     test_images: int
+    chance: float = 0.0
     notes: tuple[str, ...] = ()
 
     def of(self, contender: Contender, share: float) -> dict[Way, Scores]:
@@ -112,12 +115,19 @@ class Findings:
                 continue
             seeds = sorted(one.top1.keys() & other.top1.keys())
             gain = summarise([one.top1[seed] - other.top1[seed] for seed in seeds])
-            interval = None if gain.half is None else (gain.mean - gain.half, gain.mean + gain.half)
+            half = None if gain.half is None else max(gain.half, self._half_of_images(one, other))
+            interval = None if half is None else (gain.mean - half, gain.mean + half)
             found.append(Gain(labels, share, gain.mean, interval))
         return found
 
+    def _half_of_images(self, one: Scores, other: Scores) -> float:
+        if not self.test_images:
+            return 0.0
+        p, q = (float(np.mean(list(scores.top1.values()))) for scores in (one, other))
+        return 1.96 * math.sqrt((p * (1 - p) + q * (1 - q)) / self.test_images)
 
-def read(question: Question, judged: Path, notes: Iterable[str] = ()) -> Findings:
+
+def read(question: Question, judged: Path, notes: Iterable[str] = (), chance: float = 0.0) -> Findings:
     """The findings of the tasks whose results are there."""
     scores: dict[tuple[str, float, Way], Scores] = {}
     before: dict[str, dict[str, Any]] = {}
@@ -130,7 +140,7 @@ def read(question: Question, judged: Path, notes: Iterable[str] = ()) -> Finding
         result = json.loads(path.read_text(encoding="utf-8"))
         before.setdefault(task.contender.key, {k: v for k, v in result.items() if k.startswith("pretrain_")})
         test_images = result["num_images"]
-        for share, top1, held_out in _rows(task, result):
+        for share, top1, held_out in _rows(task, question, result):
             cell = scores.setdefault((task.contender.key, share, task.way), Scores())
             cell.top1[task.seed] = top1
             if held_out is not None:
@@ -139,13 +149,14 @@ def read(question: Question, judged: Path, notes: Iterable[str] = ()) -> Finding
         cost = scores[task.contender.key, task.share, task.way]
         cost.seconds += result["seconds"]
         cost.flops += result["flops"]
-    return Findings(question, scores, before, test_images, tuple(notes))
+    return Findings(question, scores, before, test_images, chance, tuple(notes))
 
 
-def _rows(task: Task, result: dict[str, Any]) -> list[tuple[float, float, float | None]]:
+def _rows(task: Task, question: Question, result: dict[str, Any]) -> list[tuple[float, float, float | None]]:
     """(share, test accuracy, held-out accuracy) of a result."""
     if task.way == "linear":
-        return [(row["share"], row["values"][0], row["held_out"][0]) for row in result["few_shot"]]
+        rows = zip(question.shares, result["few_shot"], strict=True)
+        return [(share, row["values"][0], row["held_out"][0]) for share, row in rows]
     if task.way == "ep":
         return [(1.0, result["top1"], max(result["held_out"].values(), default=None))]
     return [(task.share, result["top1"], (result["validation"] or {}).get("accuracy"))]

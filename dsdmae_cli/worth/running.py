@@ -17,7 +17,7 @@ from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.child import Child, Slot, busy
-from dsdmae_cli.runs.rundir import RESULT, SETTINGS
+from dsdmae_cli.runs.rundir import LOCK, RESULT, SETTINGS
 from dsdmae_cli.signals import STOP, handled
 from dsdmae_cli.worth.tasks import Question, Task, epochs_of, words_of, write_settings
 
@@ -35,54 +35,79 @@ class Runner:
         folder: where everything is kept.
         slots: where tasks run.
         report: what a person sees.
+
+    Attributes:
+        failed: reasons of tasks that failed, by name; the others are done in spite of them.
+        epochs: of fine-tuning with all labels, once that is known.
+        notes: what a reader of the page has to know.
+        took: seconds of the processes of tasks, by name.
     """
 
     def __init__(self, question: Question, folder: Path, slots: list[Slot], report: Report) -> None:
         self.question, self.folder, self.slots, self.report = question, folder, slots, report
         self.judged = folder / "judged"
-        self.took: dict[str, float] = {}  # seconds of the processes of tasks that ran here
-        self.notes: list[str] = []
-        self.epochs = 0
+        self.failed: dict[str, str] = {}
+        known = _read(folder / QUESTION)
+        self.epochs: int = known.get("epochs") or 0
+        self.notes: list[str] = known.get("notes", [])
+        self.took: dict[str, float] = known.get("took", {})
+        self._spent: float = known.get("seconds", 0.0)
         self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """That it took so far, earlier sittings included."""
+        return self._spent + time.monotonic() - self._began
 
     def run(self) -> None:
         """Do every task, cheap ones first: what they take says how many epochs of fine-tuning the budget holds.
 
         Raises:
             RunInterrupted: a signal asked to stop; the same command goes on.
-            RunFailed: a task failed; what others came to is kept.
+            RunFailed: nothing can be said of the run or of the network without pre-training.
         """
         question = self.question
-        known = _read(self.folder / QUESTION)
         for name in ("judged", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         write_settings(question, self.folder / "settings")
-        self._note_question(known.get("epochs"))
+        self.save()
         first, later = question.seed_numbers[:1], question.seed_numbers[1:]
-        self._do(question.probes("linear", question.seed_numbers))
-        self._do(question.probes("ep", first))
-        self.epochs = known.get("epochs") or self._affordable()
-        self._note_question(self.epochs)
-        self.report.note(f"fine-tuning for {self.epochs} epochs of all labels, more of fewer")
-        self._do(question.finetunings())
-        self._efficient_probes(later)
+        try:
+            self._do(question.probes("linear", question.seed_numbers))
+            self._do(question.probes("ep", first))
+            self.epochs = self.epochs or self._affordable()
+            if self.epochs:
+                self.save()
+                self.report.note(f"fine-tuning for {self.epochs} epochs of all labels, more of fewer")
+                self._do(question.finetunings())
+            self._efficient_probes(later)
+        finally:
+            self.save()
+        for contender in question.contenders[:2]:
+            if not any(path.parent.name.startswith(f"{contender.key}-") for path in self.judged.glob(f"*/{RESULT}")):
+                name, reason = next(iter(self.failed.items()))
+                raise RunFailed(f"{name} failed: {reason}; what the tasks said is in {self.folder / 'logs'}")
 
-    def _note_question(self, epochs: int | None) -> None:
-        text = json.dumps(self.question.json() | {"epochs": epochs}, indent=2)
+    def save(self) -> None:
+        """Write down the question and how far it is answered."""
+        state = {"epochs": self.epochs, "notes": self.notes, "took": self.took, "seconds": round(self.seconds, 1)}
+        text = json.dumps(self.question.json() | state, indent=2)
         write_bytes(self.folder / QUESTION, (text + "\n").encode())
 
     def _affordable(self) -> int:
-        """Epochs of fine-tuning with all labels, from one epoch of the run's network that is timed."""
+        """Epochs of fine-tuning with all labels, from one epoch that is timed; 0 where that fails."""
         question = self.question
         timed = Task(question.contenders[1], "finetune", question.seed_numbers[0], timing=True)
         self._do([timed], epochs=1)
-        epoch = json.loads((self.judged / timed.name / RESULT).read_text(encoding="utf-8"))["seconds"]
+        if timed.name in self.failed:
+            return 0
+        result = json.loads((self.judged / timed.name / RESULT).read_text(encoding="utf-8"))
+        epoch = result["train_seconds"]
         beside = max(0.0, self.took.get(timed.name, 0.0) - epoch)
         ahead = (question.seeds - 1) * len(question.contenders) * self._of("ep")
         tasks = question.finetunings()
         places = len(self.slots)
-        left = _TO_TASKS * 60 * question.minutes - (time.monotonic() - self._began)
-        left = left * places - ahead - beside * len(tasks)
+        left = (_TO_TASKS * 60 * question.minutes - self.seconds) * places - ahead - beside * len(tasks)
         each = epoch * sum(share * epochs_of(100, share) / 100 for share in (task.share for task in tasks))
         epochs = int(left / each)
         if epochs < 1:
@@ -98,7 +123,7 @@ class Runner:
         self.report.warn(text)
 
     def _of(self, way: str) -> float:
-        """Seconds of a task judged this way, on average; 0 where none ran here."""
+        """Seconds of a task judged this way, on average; 0 where none is known."""
         seconds = [value for name, value in self.took.items() if f"-{way}-" in name]
         return sum(seconds) / len(seconds) if seconds else 0.0
 
@@ -108,11 +133,10 @@ class Runner:
             tasks = [task for task in self.question.probes("ep", range(seed, seed + 1)) if not self._done(task)]
             if not tasks:
                 continue
-            ends = time.monotonic() - self._began + self._of("ep") * -(-len(tasks) // len(self.slots))
-            if ends > 60 * self.question.minutes:
+            if self.seconds + self._of("ep") * -(-len(tasks) // len(self.slots)) > 60 * self.question.minutes:
                 self._say(
-                    f"efficient probes were made with {seed - seeds.start + 1} of {self.question.seeds} seeds: the"
-                    f" budget of {self.question.minutes:g} minutes was used up"
+                    f"efficient probes were made with {seed - seeds.start + 1} of {self.question.seeds} seeds, too few"
+                    f" to be chosen: the budget of {self.question.minutes:g} minutes was used up"
                 )
                 return
             self._do(tasks)
@@ -125,25 +149,24 @@ class Runner:
     def _do(self, tasks: Iterable[Task], epochs: int | None = None) -> None:
         """Do those that are not done yet, beside each other."""
         waiting = [task for task in tasks if not self._done(task)]
-        free, at_work = list(self.slots), dict[str, tuple[Child, Slot, float]]()
+        free, at_work = list(self.slots), dict[str, tuple[Task, Child, Slot, float]]()
         asked: list[int] = []
         with handled(dict.fromkeys(STOP, lambda number, frame: asked.append(number))):
             try:
                 while (waiting or at_work) and not asked:
                     while waiting and free:
                         task, slot = waiting.pop(0), free.pop(0)
-                        at_work[task.name] = self._start(task, slot, epochs or self.epochs), slot, time.monotonic()
+                        child = self._start(task, slot, epochs or self.epochs)
+                        at_work[task.name] = task, child, slot, time.monotonic()
                     time.sleep(_POLL_SECONDS)
-                    for name, (child, _, since) in list(at_work.items()):
-                        if self._ended(name, child, since):
-                            free.append(at_work.pop(name)[1])
+                    for name, (task, child, slot, since) in list(at_work.items()):
+                        if self._ended(task, child, since):
+                            del at_work[name]
+                            free.append(slot)
                 if asked:
-                    _stop([child for child, _, _ in at_work.values()], asked)
-                    at_work.clear()
                     raise RunInterrupted("stopped; what was done is kept", asked[0])
             finally:
-                for child, _, _ in at_work.values():
-                    child.kill()
+                _stop([child for _, child, _, _ in at_work.values()], asked)
 
     def _start(self, task: Task, slot: Slot, epochs: int) -> Child:
         folder = self.judged / task.name
@@ -156,14 +179,21 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)  # half of a probe, left by a process that was stopped
         return Child([*words, "--out", str(folder)], self.folder / "logs" / f"{task.name}.log", slot)
 
-    def _ended(self, name: str, child: Child, since: float) -> bool:
-        state = child.poll()
+    def _ended(self, task: Task, child: Child, since: float) -> bool:
+        name, state = task.name, child.poll()
         if state == "running":
             return False
+        self.took[name] = round(time.monotonic() - since, 1)
+        self.save()
         if state != "done":
-            said = f"what it said is in {child.log}, the others' results are kept"
-            raise RunFailed(f"{name} failed: {child.reason}; {said}")
-        self.took[name] = time.monotonic() - since
+            self.failed[name] = child.reason
+            self.report.warn(f"{name} failed: {child.reason}; what it said is in {child.log}")
+            return True
+        weights = json.loads((self.judged / name / RESULT).read_text(encoding="utf-8")).get("weights_sha256")
+        if task.contender.weights and weights != task.contender.weights:
+            raise RunFailed(
+                f"the weights of {task.contender.word} changed while they were judged; let its training end, ask again"
+            )
         self.report.note(f"{name}: {_told(self.judged / name)} after {duration(self.took[name])}")
         return True
 
@@ -206,11 +236,14 @@ def check_same(question: Question, folder: Path) -> None:
         names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     except OSError as error:
         raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
-    if not names:
+    others = [name for name in names if name != LOCK]
+    if not others:
         return
     before = _read(folder / QUESTION)
     if not before:
-        raise SettingsError(f"--out {folder} holds no `dsdmae worth` but other things ({names[0]}); choose another one")
+        raise SettingsError(
+            f"--out {folder} holds no `dsdmae worth` but other things ({others[0]}); choose another one"
+        )
     now = json.loads(json.dumps(question.json()))
     differ = [key for key in now if before.get(key) != now[key]]
     if differ:

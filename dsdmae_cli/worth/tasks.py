@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64
 
+from dsdmae_cli.artifacts.subject import SCRATCH
 from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.settings.judge import FinetuneSettings
@@ -33,12 +34,16 @@ class Contender:
         name: for people.
         word: SUBJECT of the commands that judge it.
         own_backbone: its architecture is its own and not the run's.
+        weights: their SHA-256; empty for what is drawn anew by every seed.
+        size: what it is given, for people: "32 px, 64 tokens".
     """
 
     key: str
     name: str
     word: str
     own_backbone: bool = False
+    weights: str = ""
+    size: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Question:
         labels: how many images each share is.
         seeds: how many.
         minutes: the budget.
+        data: fingerprint of the labelled images.
         settings: of fine-tuning, with the data that all tasks share.
     """
 
@@ -84,6 +90,7 @@ class Question:
     labels: tuple[int, ...]
     seeds: int
     minutes: float
+    data: str
     settings: FinetuneSettings
 
     def json(self) -> dict[str, Any]:
@@ -94,6 +101,7 @@ class Question:
             "labels": list(self.labels),
             "seeds": self.seeds,
             "minutes": self.minutes,
+            "data": self.data,
             "settings": tables(self.settings),
         }
 
@@ -139,15 +147,17 @@ def epochs_of(full: int, share: float) -> int:
 
 
 def write_settings(question: Question, folder: Path) -> None:
-    """The settings files that the tasks' commands name: with the run's architecture, and without it."""
+    """The settings files of the tasks' commands: the run's, the network's without pre-training, and of others the data's."""
     folder.mkdir(parents=True, exist_ok=True)
     values = tables(question.settings)
     del values["finetune"]["start"]
+    bare = tables(question.settings.model_copy(update={"backbone": question.settings.backbone.without_weights()}))
     kinds = {"finetune": tuple(values), "probe": ("data", "backbone")}
     for command, sections in kinds.items():
-        own = {section: values[section] for section in sections}
-        write_bytes(folder / f"{command}.toml", to_toml(own).encode())
-        own.pop("backbone")
+        for name, source in (("", values), ("-scratch", bare)):
+            own = {section: source[section] for section in sections}
+            write_bytes(folder / f"{command}{name}.toml", to_toml(own).encode())
+        del own["backbone"]
         write_bytes(folder / f"{command}-data.toml", to_toml(own).encode())
 
 
@@ -158,18 +168,20 @@ def words_of(task: Task, question: Question, settings: Path, epochs: int) -> lis
         settings: the folder of write_settings.
         epochs: of fine-tuning with all labels.
     """
-    train = question.settings.train
+    train, pool = question.settings.train, question.settings.finetune.pool
     command = "finetune" if task.way == "finetune" else "probe"
-    config = settings / f"{command}{'-data' if task.contender.own_backbone else ''}.toml"
-    words = [command, task.contender.word, "--config", str(config), "--seed", str(task.seed),
-             "--device", train.device, "--precision", train.precision]  # fmt: skip
+    which = "-data" if task.contender.own_backbone else "-scratch" if task.contender.word == SCRATCH else ""
+    words = [command, task.contender.word, "--config", str(settings / f"{command}{which}.toml"),
+             "--seed", str(task.seed), "--device", train.device, "--precision", train.precision,
+             "--pool", pool]  # fmt: skip
     if task.way == "linear":
-        shares = ",".join(f"{100 * share:g}" for share in question.shares)
-        return [*words, "--kind", "linear", "--few-shot", f"{shares}%", "--set", "probe.draws=1"]
+        # As they are: in percent they would be rounded.
+        shares = ", ".join(map(repr, question.shares))
+        return [*words, "--kind", "linear", "--set", f"probe.few_shot=[{shares}]", "--set", "probe.draws=1"]
     if task.way == "ep":
-        return [*words, "--kind", "ep"]
+        return [*words[:-2], "--kind", "ep"]  # which reads all tokens
     own = epochs_of(epochs, task.share)
     fitted = dict(zip(question.shares, question.labels, strict=True))[task.share] * (1 - HELD_OUT)
     batch = min(train.batch_size, 2 ** max(1, int(math.log2(max(2, fitted / _STEPS_AN_EPOCH)))))
     return [*words, "--epochs", str(own), "--batch-size", str(batch), "--validation", str(HELD_OUT),
-            "--set", f"finetune.labels={task.share:g}", "--set", f"train.score_every={own}"]  # fmt: skip
+            "--set", f"finetune.labels={task.share!r}", "--set", f"train.score_every={own}"]  # fmt: skip

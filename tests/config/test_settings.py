@@ -283,6 +283,7 @@ def test_a_folder_may_be_called_anything(name: str) -> None:
 # Refusals
 
 WHOLE = "a whole number from 1 up"
+STD = "a number from 0 up or a pair [a number from 0 up, a number from 0 up] or 'auto'"
 RATIO = "a number above 0 to 1 or a pair [a number above 0 to 1, a number above 0 to 1]"
 CROP = "a pair [a number above 0 to 1, a number above 0 to 1] or 'auto' or 'none'"
 
@@ -327,8 +328,8 @@ CROP = "a pair [a number above 0 to 1, a number above 0 to 1] or 'auto' or 'none
         ("method.mask_ratio=0.5,1.5", "[0.5, 1.5]", RATIO),
         ("method.mask_ratio=50%", "'50%'", RATIO),
         ("method.mask_ratio=", "''", RATIO),
-        ("method.noise_std=-1", "-1", "a number from 0 up or a pair [a number from 0 up, a number from 0 up]"),
-        ("method.noise_std=1e309", "inf", "a number from 0 up or a pair [a number from 0 up, a number from 0 up]"),
+        ("method.noise_std=-1", "-1", STD),
+        ("method.noise_std=1e309", "inf", STD),
         ("method.lambda=2", "2", "a number from 0 to 1"),
         ("method.lambda=true", "True", "a number from 0 to 1"),
     ],

@@ -352,9 +352,7 @@ def test_kinds_of_noise(noise: str, slope: float) -> None:
 
 
 def test_a_range_of_sigma_is_drawn_from_for_each_image() -> None:
-    method = tiny(
-        "method.noise_std=[0.2, 1.4]", "method.noise_law=uniform", "method.noise_per=image", "method.mask_ratio=1"
-    )
+    method = tiny("method.noise_std=[0.2, 1.4]", "method.mask_ratio=1")
     clean = images(400)
     levels = (method.corrupt(clean, seeded(CPU, 0)).images - clean).flatten(1).std(dim=1)
     assert 0.18 < levels.min() < 0.26
@@ -363,10 +361,12 @@ def test_a_range_of_sigma_is_drawn_from_for_each_image() -> None:
     assert levels.std().item() == pytest.approx(1.2 / math.sqrt(12), abs=0.04)
 
 
-def test_a_level_of_its_own_for_each_patch() -> None:
-    method = tiny(
-        "method.noise_std=[0.05, 5]", "method.noise_law=loguniform", "method.noise_per=patch", "method.mask_ratio=0.75"
-    )
+@pytest.mark.parametrize(
+    "more", [(), ("method.noise_std=[0.05, 5]", "method.noise_law=loguniform", "method.noise_per=patch")], ids=str
+)
+def test_a_level_of_its_own_for_each_patch(more: tuple[str, ...]) -> None:
+    """The default, and the same said."""
+    method = tiny(*more, "method.mask_ratio=0.75")
     clean = images(200)
     corruption = method.corrupt(clean, seeded(CPU, 0))
     noise = patchify(corruption.images - clean, (4, 4)).gather(1, corruption.ids_noisy[..., None].expand(-1, -1, 48))

@@ -63,7 +63,7 @@ class DSdMAE(Method):
         ids_noisy, _ = C.random_ids(len(images), net.num_tokens, count, generator)
         noisy = C.mask_to_pixels(C.ids_to_mask(ids_noisy, net.num_tokens), net.patch_shape, net.grid)
         levels = (len(images), net.num_tokens if s.per_patch else 1)
-        drawn = C.draw_std(s.noise_std, levels, generator, s.law)
+        drawn = C.draw_std(s.std, levels, generator, s.law)
         std = drawn if isinstance(drawn, Tensor) else images.new_full((len(images), 1), drawn)
         by_pixel: Tensor | float = drawn if not isinstance(drawn, Tensor) else std[:, :, None, None]
         if std.shape[1] > 1:

@@ -43,16 +43,19 @@ class DSdMAESettings(SpreadSettings):
         0.9, description="fraction of patches that carry noise; a pair is drawn from once a batch"
     )
     noise: Literal["add", "replace", "mix"] = Field("add", description="x + σn, σn alone, or sqrt(1-σ²)x + σn")
-    noise_std: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = Field(
-        (0.05, 5.0), description="σ of the Gaussian noise for pixels in [-1, 1]; a pair is drawn from by noise_law"
+    noise_std: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] | Auto = Field(
+        "auto",
+        description="σ of the Gaussian noise for pixels in [-1, 1]; a pair is drawn from by noise_law; auto = [0.05, 5]"
+        " ([0.05, 1] for mix), uniform in ln σ, for each patch",
     )
     noise_law: Literal["uniform", "loguniform", "lognormal"] | Auto = Field(
         "auto",
         description="how σ is drawn from a pair: uniform, uniform in ln σ, or ln σ normal with the pair one standard"
-        " deviation to either side; auto = loguniform, or uniform where the pair begins at 0",
+        " deviation to either side; auto = loguniform with noise_std = auto, else uniform",
     )
     noise_per: Literal["image", "patch"] | Auto = Field(
-        "auto", description="what a drawn σ holds for: an image or a patch; auto = patch"
+        "auto",
+        description="what a drawn σ holds for: an image or a patch; auto = patch with noise_std = auto, else image",
     )
     noise_clip: bool = Field(False, description="cut noisy pixels to the valid range, as every 8-bit file has been")
     lambda_: Fraction = Field(
@@ -82,16 +85,23 @@ class DSdMAESettings(SpreadSettings):
     _range = field_validator("mask_ratio", "noise_std")(ordered)
 
     @property
+    def std(self) -> float | tuple[float, float]:
+        """noise_std, decided."""
+        if self.noise_std != "auto":
+            return self.noise_std
+        return (0.05, 1.0) if self.noise == "mix" else (0.05, 5.0)
+
+    @property
     def law(self) -> Literal["uniform", "loguniform", "lognormal"]:
         """noise_law, decided."""
         if self.noise_law != "auto":
             return self.noise_law
-        return "uniform" if isinstance(self.noise_std, tuple) and self.noise_std[0] == 0 else "loguniform"
+        return "loguniform" if self.noise_std == "auto" else "uniform"
 
     @property
     def per_patch(self) -> bool:
         """noise_per, decided: whether each patch has a level of its own."""
-        return isinstance(self.noise_std, tuple) and self.noise_per != "image"
+        return self.noise_per == "patch" or (self.noise_per == "auto" and self.noise_std == "auto")
 
     @model_validator(mode="after")
     def _residual_of_pixels(self) -> DSdMAESettings:
@@ -101,8 +111,8 @@ class DSdMAESettings(SpreadSettings):
 
     @model_validator(mode="after")
     def _law_of_a_range(self) -> DSdMAESettings:
-        if isinstance(self.noise_std, tuple):
-            if self.law != "uniform" and self.noise_std[0] == 0:
+        if isinstance(self.std, tuple):
+            if self.law != "uniform" and self.std[0] == 0:
                 raise ValueError(f"noise_law = '{self.noise_law}' has no σ of 0; let noise_std begin above it, as 0.05")
             return self
         for name, value in (("noise_law", self.noise_law), ("noise_per", self.noise_per)):
@@ -112,7 +122,7 @@ class DSdMAESettings(SpreadSettings):
 
     @model_validator(mode="after")
     def _mix_keeps_variance(self) -> DSdMAESettings:
-        highest = self.noise_std[1] if isinstance(self.noise_std, tuple) else self.noise_std
+        highest = self.std[1] if isinstance(self.std, tuple) else self.std
         if self.noise == "mix" and self.law == "lognormal":
             raise ValueError("noise_law = 'lognormal' has no highest σ and noise = 'mix' takes at most 1")
         if self.noise == "mix" and highest > 1:
