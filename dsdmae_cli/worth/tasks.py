@@ -147,7 +147,7 @@ def epochs_of(full: int, share: float) -> int:
 
 
 def write_settings(question: Question, folder: Path) -> None:
-    """The settings files of the tasks' commands: the run's, the network's without pre-training, and of others the data's."""
+    """The settings files of the tasks' commands: the run's, the bare network's, and of others the data's alone."""
     folder.mkdir(parents=True, exist_ok=True)
     values = tables(question.settings)
     del values["finetune"]["start"]
