@@ -62,7 +62,7 @@ def _tiny(given: list[str]) -> list[str]:
 
 
 def test_defaults_leave_dsdmae_as_it_was() -> None:
-    method, x = built("method.noise_std=1", unet=False), images()
+    method, x = built("method.noise_std=1", "method.mask_ratio=0.9", unet=False), images()
     s = method.settings
     assert (s.noise_clip, s.residual, s.pixel_weight, s.heads) == (False, False, "none", "transformer")
 

@@ -40,7 +40,7 @@ class DSdMAESettings(SpreadSettings):
     """DSdMAE; defaults are the paper's, or docs/methods/dsdmae.md says why not."""
 
     mask_ratio: PositiveFraction | tuple[PositiveFraction, PositiveFraction] = Field(
-        0.9, description="fraction of patches that carry noise; a pair is drawn from once a batch"
+        0.75, description="fraction of patches that carry noise; a pair is drawn from once a batch"
     )
     noise: Literal["add", "replace", "mix"] = Field("add", description="x + σn, σn alone, or sqrt(1-σ²)x + σn")
     noise_std: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] | Auto = Field(
