@@ -58,8 +58,9 @@ def command(given: Given, asked: Asked) -> None:
 
     loaded = judging(given, WORTH, "finetune")
 
-    from dsdmae_cli.recipes.worth import ask, plan_text, summary, worth
+    from dsdmae_cli.recipes.worth import ask, worth
     from dsdmae_cli.report import print_result
+    from dsdmae_cli.worth.record import plan_text, summary
 
     question, notes = ask(
         loaded, beside=tuple(asked.beside or ()), shares=_shares(asked.shares), seeds=asked.seeds, minutes=asked.budget

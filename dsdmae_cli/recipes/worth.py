@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from platformdirs import user_data_path
 
 from dsdmae_cli import distributed, plugins
 from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, parse, taken_over
@@ -26,16 +24,17 @@ from dsdmae_cli.errors import RunInterrupted, SettingsError
 from dsdmae_cli.evaluation.judging import open_labelled
 from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.recipes.finetune import build_classifier
-from dsdmae_cli.report import Report, duration, make_report
+from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.plan import make_plan
-from dsdmae_cli.runs.rundir import LOCK, RESULT, file_name
+from dsdmae_cli.runs.rundir import LOCK, RESULT
 from dsdmae_cli.runs.workers import make_slots
 from dsdmae_cli.settings.judge import FinetuneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 from dsdmae_cli.worth import page
-from dsdmae_cli.worth.findings import Findings, read
+from dsdmae_cli.worth.findings import read
+from dsdmae_cli.worth.record import default_folder, result_of
 from dsdmae_cli.worth.running import Runner, check_same
-from dsdmae_cli.worth.tasks import WAYS, Contender, Question, usable_shares
+from dsdmae_cli.worth.tasks import Contender, Question, usable_shares
 
 # What the question itself decides, and so nobody else.
 _OWN = ("train.epochs", "train.score_every", "finetune.labels", "finetune.validation", "finetune.select")
@@ -168,7 +167,7 @@ def _answered(question: Question, notes: list[str], folder: Path, report: Report
     missing = [f"{name} failed, and is not in these tables: {reason}" for name, reason in runner.failed.items()]
     findings = read(question, runner.judged, [*notes, *runner.notes, *missing], chance)
     said = page.write(findings, folder, _command(), runner.epochs, runner.seconds)
-    result = _result(findings, said, folder, runner)
+    result = result_of(findings, said, folder, runner)
     write_bytes(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
     return result
 
@@ -194,73 +193,5 @@ def _runner(question: Question, folder: Path, report: Report) -> tuple[Runner, f
     return Runner(question, folder, slots, report), chance
 
 
-def default_folder(question: Question) -> Path:
-    """The same command finds its answers again: the directory is named after what is asked, not after the time."""
-    digest = hashlib.sha256(json.dumps(question.json(), sort_keys=True, default=str).encode()).hexdigest()[:8]
-    names = (question.contenders[1].name, question.settings.data.dataset)
-    return user_data_path("dsdmae") / "worth" / "-".join([*map(file_name, names), digest])
-
-
 def _command() -> str:
     return shlex.join(["dsdmae", *sys.argv[1:]])
-
-
-def _result(findings: Findings, said: str, folder: Path, runner: Runner) -> dict[str, Any]:
-    question = findings.question
-    scratch, run = question.contenders[:2]
-    return {
-        "kind": "worth",
-        "answer": said,
-        "sentences": page.sentences(findings),
-        "dataset": question.settings.data.dataset,
-        "gains": [asdict(gain) for gain in findings.gains(run, scratch)],
-        "scores": [
-            {"network": key, "share": share, "way": way, "top1": scores.top1, "held_out": scores.held_out,
-             "seconds": round(scores.seconds, 1), "flops": scores.flops}
-            for (key, share, way), scores in findings.scores.items()
-        ],
-        "networks": [asdict(contender) for contender in question.contenders],
-        "labels": list(question.labels),
-        "seeds": list(question.seed_numbers),
-        "finetune_epochs": runner.epochs,
-        "failed": runner.failed,
-        "notes": list(findings.notes),
-        "seconds": round(runner.seconds, 1),
-        "folder": str(folder),
-        "page": str(folder / "report.html"),
-    }  # fmt: skip
-
-
-def plan_text(question: Question, notes: list[str], out: Path | None) -> tuple[dict[str, Any], str]:
-    """--dry-run: what would be done, as an object and as lines; nothing is computed or written."""
-    probes = [*question.probes("linear", question.seed_numbers), *question.probes("ep", question.seed_numbers)]
-    tasks = [*probes, *question.finetunings()]
-    plan = {
-        "networks": [asdict(contender) for contender in question.contenders],
-        "labels": list(question.labels),
-        "shares": list(question.shares),
-        "seeds": list(question.seed_numbers),
-        "minutes": question.minutes,
-        "tasks": [task.name for task in tasks],
-        "folder": str(out or default_folder(question)),
-        "notes": notes,
-    }
-    each = [sum(task.way == way for task in tasks) for way in WAYS]
-    counts = "{} linear probes, {} efficient probes, {} fine-tunings".format(*each)
-    when = f"about {duration(60 * question.minutes)}; fine-tuning gets the epochs that this has room for"
-    text = "\n".join(
-        [
-            f"{', '.join(contender.name for contender in question.contenders)} on {question.settings.data.dataset}",
-            f"labels         {', '.join(f'{count:,}' for count in question.labels)}",
-            f"tasks          {counts} ({question.seeds} seeds)",
-            f"time           {when}",
-            *notes,
-        ]
-    )
-    return plan, text
-
-
-def summary(result: dict[str, Any]) -> str:
-    """The lines for people."""
-    return "\n".join([*result["sentences"], f"page           {result['page']}",
-                      f"time           {duration(result['seconds'])}"])  # fmt: skip

@@ -88,7 +88,7 @@ def test_mocov3_is_its_formulas(more: tuple[str, ...]) -> None:
     expected = reference(method, views)
     exact = copy.deepcopy(method).double()
     # In float64 but for what the program always computes in float32: batch norms and the loss.
-    for found in (exact(images.double(), Views(*(view.double() for view in views))), method(images, views)):
+    for found in (exact(images.double(), Views(*(view.double() for view in views[:2]))), method(images, views)):
         assert found.keys() == {"loss", "contrastive"}
         assert found["loss"].item() == found["contrastive"].item() == pytest.approx(expected, rel=2e-5)
         assert not found["contrastive"].requires_grad
@@ -164,7 +164,10 @@ def test_each_view_is_made_of_its_own_crop() -> None:
     views = method.corrupt(images, seeded(CPU, 0))
     torch.testing.assert_close(views.first, images[:, 0])
     assert method.restore(images, views) is None
-    assert [torch.equal(a, b) for a, b in zip(method.show(images, views).values(), views, strict=True)] == [True, True]
+    assert [torch.equal(a, b) for a, b in zip(method.show(images, views).values(), views[:2], strict=True)] == [
+        True,
+        True,
+    ]
     torch.testing.assert_close(views.second, torch.where(images[:, 1] >= 0, -images[:, 1], images[:, 1]))
 
 

@@ -106,7 +106,7 @@ def test_it_tells_images_apart() -> None:
     method = tiny(name="tscae")
     one = images(1).expand(6, -1, -1, -1).contiguous()
     split = method.corrupt(one, seeded(CPU, 1))
-    same = type(split)(*(ids[:1].expand(6, -1) for ids in split))
+    same = type(split)(*(ids[:1].expand(6, -1) for ids in split[:2]))
     assert method(one, same)["contrastive"].item() == pytest.approx(0.4 * math.log(6), rel=1e-3)
 
 

@@ -191,8 +191,7 @@ def test_plain_progress_goes_to_stderr(digits: Path, tmp_path: Path, capfd: pyte
     assert code == 0
     assert "\x1b" not in out + err
     assert out.splitlines()[0].startswith("5 steps, 40 images in ")
-    assert "timm.create_model(" in out.splitlines()[-2]
-    assert out.splitlines()[-1].startswith(("Better", "Worse", "Too early"))
+    assert "timm.create_model(" in out
     assert f"mae with vit-tiny on folder:{digits}: 42 images, 5 steps of 8 on cpu in fp32" in err
 
 
