@@ -5,6 +5,7 @@ Without torchrun every function here answers for a group of one.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        # DistributedDataParallel lies in reference cycles and holds the group: one that is left until the interpreter
+        # ends takes the process down with gloo's threads now and then (terminate called without an active exception).
+        gc.collect()
         dist.destroy_process_group()
 
 
