@@ -68,7 +68,7 @@ def metric_names() -> list[str]:
     return list(dict.fromkeys([*_OWN, *(plugin.name for plugin in plugins.discover("probe"))]))
 
 
-def find_metric(name: str) -> Metric:
+def find_metric(name: str, flag: str = "--metric") -> Metric:
     """The metric that `--metric NAME` means; "NAME:BLOCKS" is a probe of some blocks, as `probe --blocks` takes them.
 
     Raises:
@@ -81,7 +81,7 @@ def find_metric(name: str) -> Metric:
     kind, colon, blocks = name.partition(":")
     if kind not in names or (colon and (kind in ("loss", "finetune") or not are_blocks(blocks))):
         known = f"{', '.join(names)}; a probe takes blocks too, as linear:all"
-        raise SettingsError(f"--metric {name}{nearest(kind, names)}: it takes {known}")
+        raise SettingsError(f"{flag} {name}{nearest(kind, names)}: it takes {known}")
     plugins.find("probe", kind)
     words = ("probe", "--kind", kind, *(("--blocks", blocks) if colon else ()))
     where = f", {'best block' if blocks == 'all' else f'blocks {blocks}'}" if colon else ""

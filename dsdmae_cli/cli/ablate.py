@@ -270,7 +270,7 @@ def _also(asked: Asked, metric: Metric) -> tuple[Metric, ...]:
     names = list(dict.fromkeys(filter(None, map(str.strip, (asked.also or "").split(",")))))
     if metric.name in names:
         raise SettingsError(f"--also {metric.name} is what --metric measures already; leave it out")
-    return tuple(find_metric(name) for name in names)
+    return tuple(find_metric(name, "--also") for name in names)
 
 
 def _metric(asked: Asked, figure: Paper | None) -> Metric:

@@ -136,7 +136,10 @@ def worth(
     folder = (out or default_folder(question)).absolute()
     with explained(folder, "the same command goes on when that is mended"):
         check_same(question, folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
         try:
             with FileLock(folder / LOCK, timeout=0):
                 return _answered(question, notes, folder, report)

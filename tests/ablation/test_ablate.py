@@ -50,7 +50,10 @@ def table(folder: Path) -> list[dict[str, str]]:
         (("--sweep", "lambda", "0,1", "--paper", "fig4"), "leave one out"),
         (("--paper", "fig5"), "it takes fig3, fig4, table3"),
         ((*SWEEP, "--metric", "linear", "--also", "knn,linear"), "--also linear is what --metric measures already"),
-        ((*SWEEP, "--also", "accuracy"), "it takes knn, loss, finetune, attentive, ep, linear, logistic"),
+        (
+            (*SWEEP, "--also", "accuracy"),
+            "--also accuracy: it takes knn, loss, finetune, attentive, ep, linear, logistic",
+        ),
         ((*SWEEP, "--metric", "accuracy"), "it takes knn, loss, finetune, attentive, ep, linear, logistic"),
         ((*SWEEP, "--metric", "logistik"), "did you mean logistic?"),
         ((*SWEEP, "--metric-options", "--epochs 3"), "knn is measured by the run itself"),
