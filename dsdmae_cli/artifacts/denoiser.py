@@ -173,6 +173,8 @@ def anonymous(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     plugin, colon, argument = values["data"]["dataset"].partition(":")
     dataset = f"{plugin}{colon}{PurePath(argument).name}"
     known = {**values, "data": {**values["data"], "dataset": dataset, "data_dir": "none"}}
+    if known.get("train", {}).get("start") not in (None, "none"):
+        known["train"] = {**known["train"], "start": PurePath(known["train"]["start"]).name}
     if "finetune" in values:
         known["finetune"] = {**values["finetune"], "start": PurePath(values["finetune"]["start"]).name}
     return known

@@ -67,6 +67,7 @@ def compose(
     origins: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     base: tuple[Values, str] | None = None,
+    start: tuple[Values, str] | None = None,
     use_default_preset: bool = True,
 ) -> Loaded[S]:
     """Compose and validate the settings of a command.
@@ -82,6 +83,8 @@ def compose(
         origins: where values of `flags` come from that no flag gave: {"method.mask_ratio": "--sweep mask-ratio"}.
         environ: the environment; os.environ by default.
         base: values to stand below all others, and where they come from: those of a run that resumes or is judged.
+        start: values to stand above presets and below all that a person says, and where they come from: the network
+            whose weights a run begins with.
         use_default_preset: whether the command's default preset stands in where none is named.
 
     Raises:
@@ -108,6 +111,7 @@ def compose(
         chosen = (default, "default") if default is not None else None
     lower = [checked_layer(*base, schema)] if base else []
     lower += preset_layers(*chosen, schema) if chosen else []
+    lower += [checked_layer(*start, schema)] if start else []
     return validate(*_merge([*lower, *upper], schema), schema)
 
 

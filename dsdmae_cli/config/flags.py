@@ -72,6 +72,7 @@ FLAGS = (
     Flag("--method", "method.name", "NAME", METHOD, _TASK),
     Flag("--backbone", "backbone.name", "NAME", METHOD, (*_TRAIN, "probe")),
     Flag("--backbone", "backbone.name", "NAME", NETWORK, _USE, help=_OF_WEIGHTS),
+    Flag("--from", "train.start", "RUN|FILE|timm:NAME", METHOD, ("pretrain",)),
     Flag("--mask-ratio", "method.mask_ratio", "R[,R]", METHOD, _TASK, sweep="0.75..0.95"),
     Flag("--noise-std", "method.noise_std", "SIGMA[,SIGMA]", METHOD, _TASK, sweep="0.5,1.0"),
     Flag("--lambda", "method.lambda", "X", METHOD, _TASK, sweep="0.2..0.8"),

@@ -9,26 +9,27 @@ from collections.abc import Mapping, Sequence
 _WIDE = 1.96
 
 
-def closing_words(records: Sequence[Mapping[str, float]], num_queries: int) -> str:
+def closing_words(records: Sequence[Mapping[str, float]], num_queries: int, before: str = "untrained") -> str:
     """What the features came to, for people; empty where nothing was measured.
 
     Args:
         records: of the metrics, in order; those with "knn" (accuracy from 0 to 1) or "rank" are looked at, the first
-            of them being of the untrained network.
+            of them being of the network as it began.
         num_queries: test images behind a k-NN score. Two scores of n images are told apart where they lie farther
             apart than 1.96 √((p(1-p) + q(1-q))/n); since both are of the same images, that is on the safe side.
+        before: what the network was as it began.
     """
     ranks = [r["rank"] for r in records if "rank" in r]
     scores = [(r["epoch"], r["knn"]) for r in records if "knn" in r]
     if any(not math.isfinite(knn) for _, knn in scores):
         return ""
     if scores and scores[0][0] == 0 and len(scores) > 1 and num_queries:
-        return _with_labels(scores, num_queries)
+        return _with_labels(scores, num_queries).replace("untrained", before)
     if scores or not ranks:
         return ""
-    was = f" ({ranks[0]:.0f} untrained)" if len(ranks) > 1 else ""
+    was = f" ({ranks[0]:.0f} {before})" if len(ranks) > 1 else ""
     return (
-        f"Without labels nobody can say whether this is better than untrained: the features vary in {ranks[-1]:.0f}"
+        f"Without labels nobody can say whether this is better than {before}: the features vary in {ranks[-1]:.0f}"
         f" directions{was}. A few hundred labelled images tell: dsdmae worth RUN --dataset folder:LABELLED."
     )
 

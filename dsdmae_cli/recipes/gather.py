@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.artifacts.subject import allowed, taken_over
+from dsdmae_cli.artifacts.subject import allowed, parse, taken_over
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
-from dsdmae_cli.config.schema import PRETRAIN, Loaded, Schema
+from dsdmae_cli.config.schema import PRETRAIN, Loaded, Schema, Values
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.rundir import RunDir
 from dsdmae_cli.settings.models import Settings
@@ -41,10 +41,21 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
     flags, origins = dict(given.flags), dict(given.origins)
     if method is not None:
         flags["method.name"], origins["method.name"] = method, f"dsdmae {schema.command}"
+    start = None if before or "train.start" not in flags else _network(str(flags["train.start"]))
     return compose(
         schema, preset=given.preset, config=given.config, flags=flags, origins=origins, assignments=given.assignments,
-        base=base, use_default_preset=base is None,
+        base=base, start=start, use_default_preset=base is None,
     )  # fmt: skip
+
+
+def _network(start: str) -> tuple[Values, str]:
+    """The backbone that weights to begin with belong to, and the size of its images."""
+    values, origin = parse(start).taken_over()
+    size = values.get("data", {}).get("image_size", "auto")
+    return {
+        "backbone": values.get("backbone", {}),
+        **({} if size == "auto" else {"data": {"image_size": size}}),
+    }, origin
 
 
 def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli import checkpoint, distributed
+from dsdmae_cli.artifacts.beginning import open_beginning
 from dsdmae_cli.artifacts.format import load_with, save_encoder
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
@@ -106,7 +107,7 @@ def _method(start: Start, settings: ResolvedSettings, required: Path | None) -> 
     if start.resumed:  # its checkpoint brings all weights
         settings = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
         return build_method(settings, kept)
-    method = build_method(settings)
+    method = _begun(settings, start.report)
     needs = requirement(settings)
     if needs is not None:
         assert required is not None
@@ -114,6 +115,18 @@ def _method(start: Start, settings: ResolvedSettings, required: Path | None) -> 
         assert frozen_part(method).trained
         if start.main:
             write_bytes(kept, (required / SETTINGS).read_bytes())
+    return method
+
+
+def _begun(settings: ResolvedSettings, report: Report) -> Method:
+    """A new method, or one that begins with weights that somebody has."""
+    if settings.train.start is None:
+        return build_method(settings)
+    beginning = open_beginning(settings.train.start, settings.train.seed)
+    offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
+    method = build_method(offline, begin=beginning.fill_encoder)
+    for note in (*beginning.notes, beginning.fill_parts(method, settings.method.name)):
+        report.note(note)
     return method
 
 
@@ -153,6 +166,8 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
     save_encoder(encoder, tables(settings), run.images_seen, path)
     train = [r for r in records if "loss" in r]
     scores = [r for r in records if "knn" in r]
+    first = scores[0]["knn"] if scores and scores[0]["step"] == 0 else None
+    before = "the weights it began with" if settings.train.start else "untrained"
     spreads = [r for r in records if "rank" in r]
     last = {k: v for k, v in train[-1].items() if k not in {"step", "epoch", "images_per_second"}} if train else {}
     return {
@@ -166,8 +181,10 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
         "seconds": round(run.seconds(), 1),
         "final": last,
         "knn_accuracy": scores[-1]["knn"] if scores else None,
-        "knn_accuracy_untrained": scores[0]["knn"] if scores and scores[0]["step"] == 0 else None,
-        "closing": closing_words(records, num_queries) if run.method.learns_features else "",
+        "start": settings.train.start,
+        "knn_accuracy_untrained": None if settings.train.start else first,
+        "knn_accuracy_start": first if settings.train.start else None,
+        "closing": closing_words(records, num_queries, before) if run.method.learns_features else "",
         "measured": {k: spreads[-1][k] for k in spreads[-1] if k not in _SCORES} if spreads else {},
         "feature_spread": spreads[-1]["spread"] if spreads else None,
         "feature_rank": spreads[-1]["rank"] if spreads else None,
@@ -185,8 +202,9 @@ def summary(result: dict[str, Any]) -> str:
     if result["final"]:
         lines[0] += f", last loss {result['final'].get('loss', float('nan')):.4f}"
     if result["knn_accuracy"] is not None:
-        before = result["knn_accuracy_untrained"]
-        was = f" (untrained {before:.1%})" if before is not None else ""
+        untrained, start = result["knn_accuracy_untrained"], result["knn_accuracy_start"]
+        was = f" (untrained {untrained:.1%})" if untrained is not None else ""
+        was = f" (the weights it began with {start:.1%})" if start is not None else was
         lines.append(f"k-NN accuracy  {result['knn_accuracy']:.1%}{was}")
     if result["measured"]:
         lines.append(f"on held-out    {', '.join(f'{name} {value:.4g}' for name, value in result['measured'].items())}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,13 +30,16 @@ def build_backbone(settings: BackboneSettings, image_size: int, seed: int) -> Ba
     return backbone
 
 
-def build_method(settings: ResolvedSettings, kept: Path | None = None) -> Method:
+def build_method(
+    settings: ResolvedSettings, kept: Path | None = None, begin: Callable[[Backbone], None] | None = None
+) -> Method:
     """The method around its backbone, on the CPU, with first weights drawn from the seed.
 
     What it needs trained beforehand is untrained in it; a run gives it its weights (runs/prerequisite.py).
 
     Args:
         kept: the copy of its prerequisite's settings that a run keeps, if there is one.
+        begin: fills the new backbone with weights before the method is put around it, so that a teacher copies them.
 
     Raises:
         SettingsError: the backbone or method refuses its settings.
@@ -46,6 +50,8 @@ def build_method(settings: ResolvedSettings, kept: Path | None = None) -> Method
     required = () if needs is None else (_untrained(required_settings(settings, needs, kept=kept).settings),)
     # The method's own parts are drawn from where the backbone left off.
     backbone = build_backbone(settings.backbone, settings.data.image_size, settings.train.seed)
+    if begin is not None:
+        begin(backbone)
     method: Method = plugins.load(spec.build)(settings.method, backbone, *required)
     return method
 

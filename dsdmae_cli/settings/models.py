@@ -187,6 +187,11 @@ class LoopSettings(Section):
 class TrainSettings(LoopSettings):
     """How long, how fast and where a backbone is pre-trained."""
 
+    start: str | None = Field(
+        None,
+        description="weights to begin with: a run, a file, or published ones such as timm:NAME; none = new ones, drawn"
+        " from the seed",
+    )
     knn_every: PositiveInt | Auto | None = Field(
         "auto", description="epochs between k-NN scores where labels exist; auto = ten times a run"
     )

@@ -59,7 +59,7 @@ def test_documented_command(
     if arguments[0] == "denoise":
         for name in ("photo.png", "noisy.png", "clean.png"):
             (tmp_path / name).write_bytes((images / "0.png").read_bytes())
-    if arguments[0] in ("compare", "embed", "export", "probe", "finetune", "worth"):
+    if arguments[0] in ("compare", "embed", "export", "probe", "finetune", "worth") or "--from" in arguments:
         (tmp_path / "RUN").symlink_to(encoder_run)
         (tmp_path / "OTHER_RUN").symlink_to(encoder_run)
         (tmp_path / "FINETUNE_RUN").symlink_to(tuned_run)

@@ -1,0 +1,134 @@
+"""Weights to begin pre-training with: an encoder that has learned before, and the other parts of its method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, parse
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.errors import CheckpointError, SettingsError
+from dsdmae_cli.methods.base import Method
+from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.runs.rundir import REQUIRED
+from dsdmae_cli.settings.resolved import ResolvedSettings
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What `train.start` names.
+
+    Attributes:
+        text: as it was typed.
+        encoder: as it was trained.
+        method: name of the method that trained it; empty where that is not known.
+        parts: weights of that method under its own names, without the encoder's.
+        notes: what a person should know.
+    """
+
+    text: str
+    encoder: Backbone
+    method: str = ""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def fill_encoder(self, backbone: Backbone) -> None:
+        """Give a new backbone the weights; positions are resampled where its images are of another size.
+
+        Raises:
+            CheckpointError: it is another network.
+            SettingsError: the encoder cannot take images of that size, or wants its pixels otherwise.
+        """
+        if (backbone.mean, backbone.std) != (self.encoder.mean, self.encoder.std):
+            raise SettingsError(
+                f"{self.text} wants pixels normalised by {self.encoder.mean} and {self.encoder.std}, this backbone by"
+                f" {backbone.mean} and {backbone.std}; take the backbone that they were made with"
+            )
+        self.encoder.set_image_size(backbone.image_size)
+        own, given = backbone.timm_state(), self.encoder.timm_state()
+        checkpoint.check_fit(own, given, f"{self.text} (train.start)")
+        for name, tensor in own.items():
+            tensor.data.copy_(given[name])
+
+    def fill_parts(self, method: Method, name: str) -> str:
+        """Give a method's other parts their weights where the method is the same; what was filled, in words."""
+        if name != self.method or not self.parts:
+            return f"the encoder begins with the weights of {self.text}; everything else is new"
+        state = method.state_dict()
+        fitting = {
+            key: self.parts[key]
+            for key in _without_encoder(method, state)
+            if key in self.parts and self.parts[key].shape == state[key].shape
+        }
+        method.load_state_dict({**state, **fitting})
+        filled = {key.partition(".")[0] for key in fitting}
+        new = {key.partition(".")[0] for key in _without_encoder(method, state) if key not in fitting} - {"teacher"}
+        with_them = f" and {', '.join(sorted(filled))}" if filled else ""
+        rest = f"; new: {', '.join(sorted(new))}" if new else ""
+        return f"the encoder{with_them} begin with the weights of {self.text}{rest}"
+
+
+def open_beginning(text: str, seed: int) -> Beginning:
+    """Open what a run should begin with: a run, a file of an encoder or a denoiser, or published weights.
+
+    Raises:
+        CheckpointError: no such run or file, or it is damaged.
+        SettingsError, PluginError: it is no weights, or they cannot be fetched.
+    """
+    subject = parse(text)
+    if subject.kind in (SCRATCH, PIXELS):
+        raise SettingsError(f"train.start = {text!r} is no weights to begin with; leave it out for new ones")
+    settings = subject.settings()
+    if isinstance(settings, ResolvedSettings):
+        method: Method | None = None
+        state: dict[str, Tensor] = {}
+        if subject.kind == "run" and subject.path is not None:
+            method, state = _in_run(subject.path, settings, subject.weights is not None)
+        elif subject.weights is not None:
+            method, state = _in_denoiser(subject.weights, settings)
+        if method is not None:
+            parts = {key: state[key] for key in _without_encoder(method, state)}
+            return Beginning(text, method.encoder(), settings.method.name, parts)
+    opened = open_encoder(subject, None, backbone=None, image_size=None, seed=seed)
+    return Beginning(text, opened.encoder, notes=opened.notes)
+
+
+def _in_run(folder: Path, settings: ResolvedSettings, ended: bool) -> tuple[Method | None, dict[str, Tensor]]:
+    """All of a run's method out of its newest checkpoint; None where it has ended and its checkpoints are gone."""
+    found, complaints = checkpoint.load_newest_weights(folder / "checkpoints")
+    if found is None:
+        if ended:
+            return None, {}
+        why = complaints[0] if complaints else "it has no checkpoint yet"
+        raise CheckpointError(f"nothing to begin with in {folder}: {why}; let the run go on first")
+    method = build_method(_offline(settings), folder / REQUIRED)
+    checkpoint.load_into(method, found.model, str(folder / "checkpoints"))
+    return method, found.model
+
+
+def _in_denoiser(path: Path, settings: ResolvedSettings) -> tuple[Method | None, dict[str, Tensor]]:
+    """The parts of a method that a denoiser's file holds; None for a file of another kind."""
+    state = checkpoint.load_weights(path)
+    method = build_method(_offline(settings))
+    own = method.state_dict()
+    if not set(state) <= set(own):
+        return None, {}
+    checkpoint.check_fit({key: own[key] for key in state}, state, str(path))
+    method.load_state_dict({**own, **{key: tensor.to(own[key]) for key, tensor in state.items()}})
+    return method, state
+
+
+def _offline(settings: ResolvedSettings) -> ResolvedSettings:
+    return settings.model_copy(update={"backbone": settings.backbone.without_weights()})
+
+
+def _without_encoder(method: Method, state: Mapping[str, Tensor]) -> list[str]:
+    """Names of a method's weights that are not its encoder's."""
+    encoder = method.encoder()
+    prefix = next(name for name, module in method.named_modules() if module is encoder) + "."
+    return [key for key in state if not key.startswith(prefix)]

@@ -1,0 +1,173 @@
+"""`pretrain --from`: weights that a person has, as the beginning of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import assignments, cli, digit_folder, one_line, records
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dsdmae_cli import checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digit_folder(tmp_path_factory.mktemp("digits"))
+
+
+def _options(folder: Path, *more: str, method: str = "dsdmae", network: bool = True) -> list[str]:
+    given = assignments(folder, "train.epochs=1", "optim.warmup_epochs=0", *more, method=method)
+    own = ("backbone.", "data.image_size")
+    return [word for a in given if network or not a.startswith(own) for word in ("--set", a)]
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from dsdmae_cli.__main__ import _run
+
+    out = tmp_path_factory.mktemp("runs") / "first"
+    assert _run(["pretrain", *_options(folder, "optim.lr=1e-2", "train.knn_every=1"), "--out", str(out)]) == 0
+    return out
+
+
+def _begun(
+    capfd: pytest.CaptureFixture[str], out: Path, start: Path | str, *options: str
+) -> tuple[dict[str, Any], str]:
+    """What a run that begins with `start` left, and what it said."""
+    code, said, err = cli(capfd, "pretrain", "--from", start, *options, "--out", out)
+    assert code == 0, err
+    return json.loads((out / "result.json").read_text()), said + err
+
+
+def _first_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Of the checkpoint after a run whose rate was zero."""
+    found, _ = checkpoint.load_newest_weights(run / "checkpoints")
+    assert found is not None
+    return found.model
+
+
+def test_a_run_goes_on_with_everything_it_had(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The network comes from the run without being named; at a rate of next to nothing all weights stay."""
+    still = ("optim.lr=1e-30", "optim.weight_decay=0", "method.ema_momentum=[1,1]", "train.knn_every=1")
+    options = _options(folder, *still, network=False)
+    result, err = _begun(capfd, tmp_path / "more", run, *options)
+    before, after = _first_weights(run), _first_weights(tmp_path / "more")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "the encoder and decoder, regressor, teacher begin with the weights of" in err
+    assert result["start"] == str(run)
+    assert result["knn_accuracy_untrained"] is None
+    last = [r["knn"] for r in records(run) if "knn" in r][-1]
+    assert result["knn_accuracy_start"] == pytest.approx(last)
+    assert "the weights it began with" in result["closing"]
+
+
+def test_another_method_takes_the_encoder_alone(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    still = ("optim.lr=1e-30", "optim.weight_decay=0")
+    _, err = _begun(capfd, tmp_path / "sdae", run, *_options(folder, *still, method="sdae", network=False))
+    encoder = load_file(run / "encoder.safetensors")
+    assert all(torch.equal(encoder[k], v) for k, v in load_file(tmp_path / "sdae" / "encoder.safetensors").items())
+    assert "everything else is new" in err
+
+
+def test_an_encoder_file_and_images_of_another_size(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(run / "encoder.safetensors", tmp_path / "mine.safetensors")
+    options = _options(folder, network=False)
+    result, _ = _begun(
+        capfd, tmp_path / "larger", tmp_path / "mine.safetensors", *options, "--set", "data.image_size=24"
+    )
+    assert result["knn_accuracy_start"] is None or result["start"].endswith("mine.safetensors")
+    # Weights travel; the place they came from does not.
+    assert cli(capfd, "export", tmp_path / "larger", "--to", "timm", "--out", tmp_path / "card")[0] == 0
+    assert not any(str(tmp_path) in file.read_text(errors="replace") for file in (tmp_path / "card").iterdir())
+
+
+def test_a_denoiser_brings_its_decoder(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    unet = [
+        "backbone.name=unet", "backbone.patch_size=2", "backbone.widths=[8, 12]", "backbone.depths=[1, 1]",
+        "method.heads=conv", "method.residual=true", "data.image_size=16", "method.decoder_depth=1",
+        "method.regressor_depth=1", f"data.dataset=folder:{folder}", "train.epochs=1", "train.batch_size=8",
+        "optim.warmup_epochs=0", "optim.lr=1e-2", "train.knn_every=none", "method.noise=photograph",
+    ]  # fmt: skip
+    sets = [word for a in unet for word in ("--set", a)]
+    code, _, err = cli(capfd, "pretrain", *sets, "--out", tmp_path / "a")
+    assert code == 0, err
+    assert cli(capfd, "export", tmp_path / "a", "--to", "denoiser", "--out", tmp_path / "d.safetensors")[0] == 0
+    still = ["--set", "optim.lr=1e-30", "--set", "optim.weight_decay=0"]
+    _, err = _begun(capfd, tmp_path / "b", tmp_path / "d.safetensors", *sets, *still)
+    assert "the encoder and decoder begin with the weights of" in err
+    assert "new: regressor" in err
+    stored, now = load_file(tmp_path / "d.safetensors"), _first_weights(tmp_path / "b")
+    assert all(torch.equal(tensor.float(), now[name]) for name, tensor in stored.items())
+    student = {k.removeprefix("student."): v for k, v in now.items() if k.startswith("student.")}
+    teacher = {k.removeprefix("teacher.module."): v for k, v in now.items() if k.startswith("teacher.module.")}
+    assert student.keys() == teacher.keys()
+    assert all(torch.equal(student[k], teacher[k]) for k in student)
+
+
+def test_resuming_needs_the_weights_no_more(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "start")
+    options = _options(folder, "train.epochs=2", "train.checkpoint_every=1", network=False)
+    _begun(capfd, tmp_path / "whole", tmp_path / "start", *options)
+    shutil.rmtree(tmp_path / "start")
+    newest = max((tmp_path / "whole" / "checkpoints").iterdir())
+    shutil.rmtree(newest)
+    before = load_file(tmp_path / "whole" / "encoder.safetensors")
+    assert cli(capfd, "pretrain", "--resume", "--out", tmp_path / "whole")[0] == 0
+    after = load_file(tmp_path / "whole" / "encoder.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ("scratch", "train.start = 'scratch' is no weights to begin with"),
+        ("nowhere", "there is no nowhere"),
+        ("other.safetensors", "do not fit"),
+    ],
+)
+def test_what_is_no_beginning(
+    start: str, words: str, run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if start.endswith(".safetensors"):
+        shutil.copy(run / "encoder.safetensors", start)
+    options = _options(folder, "backbone.embed_dim=64")
+    code, _, err = cli(capfd, "pretrain", "--from", start, *options, "--out", tmp_path / "out")
+    assert code == 2
+    assert words in one_line(err)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_damaged_weights(run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    state = load_file(run / "encoder.safetensors")
+    with safe_open(run / "encoder.safetensors", "pt") as file:
+        metadata = file.metadata()
+    state.pop(next(iter(state)))
+    save_file(state, tmp_path / "torn.safetensors", metadata)
+    code, _, err = cli(
+        capfd,
+        "pretrain",
+        "--from",
+        tmp_path / "torn.safetensors",
+        *_options(folder, network=False),
+        "--out",
+        tmp_path / "o",
+    )
+    assert code == 2
+    assert "missing" in one_line(err)
