@@ -39,7 +39,7 @@ jaxtyping.install_import_hook(
 collect_ignore = ["plugins/example_plugin"]
 
 TEST_DATA = "DSDMAE_TEST_DATA"
-ARCHIVES = ("cifar10.tar.xz", "photos.tar")
+ARCHIVES = ("cifar10.tar.xz", "photos.tar", "kodak24.tar", "real-noise.tar")
 
 
 def _isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -76,7 +76,7 @@ def unchecked_shapes() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of cifar10.tar.xz and photos.tar; tests are skipped where none is named, a named one must be whole."""
+    """The folder of the archives that tests need; tests are skipped where none is named, a named one must be whole."""
     if TEST_DATA not in os.environ:
         pytest.skip(f"{TEST_DATA} is not set to the folder of {' and '.join(ARCHIVES)}")
     folder = Path(os.environ[TEST_DATA])
@@ -100,6 +100,24 @@ def photos_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("photos")
     _unpack_first(test_data / "photos.tar", folder, {"train": 24, "val": 8}, num_folders=2)
     return folder / "photos"
+
+
+@pytest.fixture(scope="session")
+def kodak_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 24 Kodak pictures as PNG: measured on, never trained on."""
+    folder = tmp_path_factory.mktemp("kodak")
+    with tarfile.open(test_data / "kodak24.tar") as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "kodak24"
+
+
+@pytest.fixture(scope="session")
+def real_noise_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """noisy/ and clean/: 20 pairs of the PolyU set, real camera noise and the mean of many exposures."""
+    folder = tmp_path_factory.mktemp("real")
+    with tarfile.open(test_data / "real-noise.tar") as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "real-noise"
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.augment import Augmentation, augment
 from dsdmae_cli.data.open import open_dataset, open_source, place
 from dsdmae_cli.data.source import Batching, Unreadable, seeded
+from dsdmae_cli.degradation.photographs import Photographs, degrade
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.losses import cosine_loss
 from dsdmae_cli.recipes.pretrain import pretrain
@@ -33,6 +35,9 @@ BLIND = (
     "method.mask_ratio=1", "method.noise_std=[0, 0.5]", "method.noise_clip=true", "method.residual=true",
     "method.pixel_weight=noise", "method.heads=conv", "method.lambda=0.9",
 )  # fmt: skip
+
+
+PHOTOGRAPH = ("method.noise=photograph", "method.mask_ratio=1", "method.heads=conv", "method.residual=true")
 
 
 def images(count: int = 4, size: int = 16) -> Tensor:
@@ -312,3 +317,51 @@ def test_the_preset_trains_a_blind_denoiser(capfd: pytest.CaptureFixture[str], p
     code, out, _ = cli(capfd, "pretrain", "--preset", "denoiser", "--dataset", f"folder:{photos_folder}", "--dry-run")
     assert code == 0
     assert "resident" in out
+
+
+# -- noise = "photograph"
+
+
+def test_only_noisy_patches_are_degraded_and_the_level_is_what_was_added() -> None:
+    method = built("method.noise=photograph", "method.mask_ratio=0.5", unet=False)
+    clean = images(8)
+    noised = method.corrupt(clean, seeded(CPU, 0))
+    mask = C.ids_to_mask(noised.ids_noisy, method.student.num_tokens)
+    pixels = C.mask_to_pixels(mask, method.student.patch_shape, method.student.grid).expand_as(clean)
+    assert torch.equal(noised.images[~pixels], clean[~pixels])
+    added = (noised.images - clean)[pixels]
+    assert added.abs().max() > 0.05
+    whole = degrade(clean, method.photographs, _after_ids(method, clean))
+    assert torch.allclose(noised.std[:, 0], (whole - clean).square().mean(dim=(1, 2, 3)).sqrt())
+    assert torch.equal(noised.images[pixels], whole[pixels])
+
+
+def _after_ids(method: DSdMAE, clean: Tensor) -> torch.Generator:
+    """The generator of `corrupt` once it has drawn which patches are noisy."""
+    generator = seeded(CPU, 0)
+    C.random_ids(len(clean), method.student.num_tokens, method.student.num_tokens // 2, generator)
+    return generator
+
+
+def test_photographs_settings_reach_the_mixture() -> None:
+    more = ("method.photograph_shares=[0.2,0.3,0.5]", "method.noise_std=0.1", "method.photograph_jpeg=[50,60]")
+    how = built(
+        *PHOTOGRAPH, *more, "method.photograph_jpeg_alone=[20,30]", "method.photograph_shot=[1e-3,2e-3]"
+    ).photographs
+    assert how == Photographs((0.2, 0.3, 0.5), (0.1, 0.1), (1e-3, 2e-3), (50, 60), (20, 30))
+    assert built(*PHOTOGRAPH).photographs.white == (0, 0.45)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("method.photograph_shares=[0.5,0.5,0.5]", "sum to 1.5"),
+        ("method.noise_law=lognormal", "does not go with noise = 'photograph'"),
+        ("method.noise_per=patch", "does not go with noise = 'photograph'"),
+        ("method.photograph_jpeg=[95,30]", "write [30.0, 95.0]"),
+        ("method.photograph_jpeg_alone=[0,30]", "takes a pair [a number from 1 to 100"),
+    ],
+)
+def test_what_photographs_refuse(given: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        resolve(load(assignments=_tiny([*UNET, *PHOTOGRAPH, given]), environ={}).settings)

@@ -14,9 +14,10 @@ from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from dsdmae_builtin.convolutions import GridConvolutions
-from dsdmae_builtin.methods.specs import DSdMAESettings
+from dsdmae_builtin.methods.dsdmae_settings import DSdMAESettings
 from dsdmae_cli import corruption as C
 from dsdmae_cli.backbone import Backbone, gather_tokens
+from dsdmae_cli.degradation.photographs import Photographs, degrade
 from dsdmae_cli.methods.base import Losses, Method, Restoration, StepInfo
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.heads import TokenTransformer
@@ -47,6 +48,14 @@ class DSdMAE(Method):
         self.settings = settings
         self.student = backbone
         self.spreading = Spreading(settings, self)
+        white = settings.std if isinstance(settings.std, tuple) else (settings.std, settings.std)
+        self.photographs = Photographs(
+            settings.photograph_shares,
+            white,
+            settings.photograph_shot,
+            settings.photograph_jpeg,
+            settings.photograph_jpeg_alone,
+        )
         patch = backbone.patch_shape
         head = {"transformer": TokenTransformer, "conv": GridConvolutions}[settings.heads]
         self.decoder: nn.Module | None = None
@@ -62,14 +71,30 @@ class DSdMAE(Method):
         count = C.num_masked(s.mask_ratio, net.num_tokens, generator)
         ids_noisy, _ = C.random_ids(len(images), net.num_tokens, count, generator)
         noisy = C.mask_to_pixels(C.ids_to_mask(ids_noisy, net.num_tokens), net.patch_shape, net.grid)
+        noise = self._photographed if s.noise == "photograph" else self._gaussian
+        given, std = noise(images, noisy, ids_noisy, generator)
+        return Noised(given, ids_noisy, std, self.spreading.directions(net.width, generator))
+
+    def _gaussian(
+        self, images: Tensor, noisy: Tensor, ids_noisy: Tensor, generator: Generator
+    ) -> tuple[Tensor, Float[Tensor, "b _"]]:
+        s, net = self.settings, self.student
+        assert s.noise != "photograph"
         levels = (len(images), net.num_tokens if s.per_patch else 1)
         drawn = C.draw_std(s.std, levels, generator, s.law)
         std = drawn if isinstance(drawn, Tensor) else images.new_full((len(images), 1), drawn)
         by_pixel: Tensor | float = drawn if not isinstance(drawn, Tensor) else std[:, :, None, None]
         if std.shape[1] > 1:
             by_pixel, std = C.mask_to_pixels(std, net.patch_shape, net.grid), std.gather(1, ids_noisy)
-        given = C.add_noise(images, noisy, by_pixel, s.noise, generator, s.noise_clip)
-        return Noised(given, ids_noisy, std, self.spreading.directions(net.width, generator))
+        return C.add_noise(images, noisy, by_pixel, s.noise, generator, s.noise_clip), std
+
+    def _photographed(
+        self, images: Tensor, noisy: Tensor, ids_noisy: Tensor, generator: Generator
+    ) -> tuple[Tensor, Float[Tensor, "b 1"]]:
+        """The level, which no draw says, is what was added."""
+        degraded = degrade(images, self.photographs, generator)
+        std = (degraded - images).square().flatten(1).mean(dim=1, keepdim=True).sqrt()
+        return torch.where(noisy, degraded, images), std
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Noised) -> Losses:
         ids, weight = corruption.ids_noisy, self.settings.lambda_

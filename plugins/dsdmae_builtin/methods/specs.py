@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field
 
+from dsdmae_builtin.methods.dsdmae_settings import DSdMAESettings, Momentum
 from dsdmae_cli.plugins import MethodSpec, NamedSweep, Requirement
 from dsdmae_cli.settings.models import (
     Auto,
@@ -15,13 +16,10 @@ from dsdmae_cli.settings.models import (
     MethodSettings,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveFraction,
     PositiveInt,
     SpreadSettings,
-    ordered,
 )
 
-Momentum = Annotated[float, Field(ge=0, le=1)]
 Turn = Annotated[float, Field(ge=0, le=0.5)]
 
 
@@ -34,100 +32,6 @@ def _a_vocabulary(levels: tuple[int, ...]) -> tuple[int, ...]:
 
 # Two levels would halve a channel far from where its values lie: nearly all would fall to one side.
 Levels = Annotated[tuple[Annotated[int, Field(ge=3)], ...], AfterValidator(_a_vocabulary)]
-
-
-class DSdMAESettings(SpreadSettings):
-    """DSdMAE; defaults are the paper's, or docs/methods/dsdmae.md says why not."""
-
-    mask_ratio: PositiveFraction | tuple[PositiveFraction, PositiveFraction] = Field(
-        0.75, description="fraction of patches that carry noise; a pair is drawn from once a batch"
-    )
-    noise: Literal["add", "replace", "mix"] = Field("add", description="x + σn, σn alone, or sqrt(1-σ²)x + σn")
-    noise_std: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] | Auto = Field(
-        "auto",
-        description="σ of the Gaussian noise for pixels in [-1, 1]; a pair is drawn from by noise_law; auto = [0.05, 5]"
-        " ([0.05, 1] for mix), uniform in ln σ, for each patch",
-    )
-    noise_law: Literal["uniform", "loguniform", "lognormal"] | Auto = Field(
-        "auto",
-        description="how σ is drawn from a pair: uniform, uniform in ln σ, or ln σ normal with the pair one standard"
-        " deviation to either side; auto = loguniform with noise_std = auto, else uniform",
-    )
-    noise_per: Literal["image", "patch"] | Auto = Field(
-        "auto",
-        description="what a drawn σ holds for: an image or a patch; auto = patch with noise_std = auto, else image",
-    )
-    noise_clip: bool = Field(False, description="cut noisy pixels to the valid range, as every 8-bit file has been")
-    lambda_: Fraction = Field(
-        0.6, alias="lambda", description="weight of the pixel loss; the feature loss has 1 - lambda"
-    )
-    norm_pix_loss: bool = Field(False, description="restore per-patch normalised pixels instead of raw ones")
-    residual: bool = Field(False, description="the decoder predicts what to add to the noisy pixels")
-    pixel_weight: Literal["none", "noise"] = Field(
-        "none", description="factor of an image's pixel loss; noise = 1/(σ² + 0.01), so that weak noise counts too"
-    )
-    heads: Literal["transformer", "conv"] = Field(
-        "transformer",
-        description="decoder and regressor: self-attention over noisy tokens, or 3x3 convolutions on the grid",
-    )
-    cosine: Literal["token", "global", "channel"] = Field(
-        "token", description="what one cosine spans: a token's features, the whole image, or one feature"
-    )
-    target_norm: Literal["none", "token"] = Field("none", description="standardise the teacher's tokens, as SdAE does")
-    decoder_depth: PositiveInt = Field(4, description="blocks of the pixel decoder")
-    regressor_depth: PositiveInt = Field(2, description="blocks of the feature regressor")
-    ema_momentum: tuple[Momentum, Momentum] = Field(
-        (0.96, 0.99), description="first and last η of the teacher's cosine schedule"
-    )
-    ema_every: Literal["step", "epoch"] = Field("step", description="when the teacher moves")
-    teacher_start: Literal["student", "random"] = Field("student", description="the teacher's initial weights")
-
-    _range = field_validator("mask_ratio", "noise_std")(ordered)
-
-    @property
-    def std(self) -> float | tuple[float, float]:
-        """noise_std, decided."""
-        if self.noise_std != "auto":
-            return self.noise_std
-        return (0.05, 1.0) if self.noise == "mix" else (0.05, 5.0)
-
-    @property
-    def law(self) -> Literal["uniform", "loguniform", "lognormal"]:
-        """noise_law, decided."""
-        if self.noise_law != "auto":
-            return self.noise_law
-        return "loguniform" if self.noise_std == "auto" else "uniform"
-
-    @property
-    def per_patch(self) -> bool:
-        """noise_per, decided: whether each patch has a level of its own."""
-        return self.noise_per == "patch" or (self.noise_per == "auto" and self.noise_std == "auto")
-
-    @model_validator(mode="after")
-    def _residual_of_pixels(self) -> DSdMAESettings:
-        if self.residual and self.norm_pix_loss:
-            raise ValueError("residual = true adds to raw pixels and norm_pix_loss = true has none; switch one off")
-        return self
-
-    @model_validator(mode="after")
-    def _law_of_a_range(self) -> DSdMAESettings:
-        if isinstance(self.std, tuple):
-            if self.law != "uniform" and self.std[0] == 0:
-                raise ValueError(f"noise_law = '{self.noise_law}' has no σ of 0; let noise_std begin above it, as 0.05")
-            return self
-        for name, value in (("noise_law", self.noise_law), ("noise_per", self.noise_per)):
-            if value not in ("auto", "uniform", "image"):
-                raise ValueError(f"{name} = '{value}' draws from a range and noise_std is one number; give it a pair")
-        return self
-
-    @model_validator(mode="after")
-    def _mix_keeps_variance(self) -> DSdMAESettings:
-        highest = self.std[1] if isinstance(self.std, tuple) else self.std
-        if self.noise == "mix" and self.law == "lognormal":
-            raise ValueError("noise_law = 'lognormal' has no highest σ and noise = 'mix' takes at most 1")
-        if self.noise == "mix" and highest > 1:
-            raise ValueError(f"noise_std = {highest:g} is too large for noise = 'mix', which takes up to 1, as 0.05,1")
-        return self
 
 
 class MaskedDecoderSettings(SpreadSettings):
