@@ -9,7 +9,7 @@ evaluation"), and the calmest tenth of them decides; on 40 clean photographs tha
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64, UInt8, UInt16
+from jaxtyping import Bool, Float64, Int32, UInt8, UInt16
 
 BLOCK = 16
 _CALM = 0.1
@@ -35,19 +35,47 @@ def noise_level(pixels: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
     levels = []
     for channel in range(channels):
         blocks = [_block_levels(pixels[top : top + _ROWS + 1, :, channel], peak) for top in range(0, height - 1, _ROWS)]
-        level, lost = np.concatenate(blocks, axis=1)
-        known = (lost <= max(_CLIPPED, np.quantile(lost, _LEAST_CLIPPED))) & (lost < 1)
-        levels.append(float(np.quantile(level[known], _CALM)) / _CALM_OF_NOISE if known.any() else 0.0)
+        levels.append(_calmest(np.concatenate(blocks, axis=1)))
     return float(np.mean(levels)) * 255 / peak
+
+
+def color_noise_level(pixels: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]) -> float:
+    """The same of noise that is independent in each colour, by what red and blue differ from green.
+
+    What is depicted is much the same in all colours at the finest scale, so that texture is not taken for noise; noise
+    that is the same in all colours, and noise whose colour JPEG has taken, is not seen.
+    """
+    height, width, _ = pixels.shape
+    if min(height, width) < 2:
+        return 0.0
+    peak = np.iinfo(pixels.dtype).max
+    levels = []
+    for channel in (0, 2):
+        blocks = []
+        for top in range(0, height - 1, _ROWS):
+            band = pixels[top : top + _ROWS + 1]
+            extreme = (band[..., channel] % peak == 0) | (band[..., 1] % peak == 0)
+            blocks.append(_levels(band[..., channel].astype(np.int32) - band[..., 1], extreme))
+        levels.append(_calmest(np.concatenate(blocks, axis=1)) / np.sqrt(2))
+    return float(np.mean(levels)) * 255 / peak
+
+
+def _calmest(blocks: Float64[np.ndarray, "2 blocks"]) -> float:
+    """σ by the calmest tenth of blocks that are not clipped."""
+    level, lost = blocks
+    known = (lost <= max(_CLIPPED, np.quantile(lost, _LEAST_CLIPPED))) & (lost < 1)
+    return float(np.quantile(level[known], _CALM)) / _CALM_OF_NOISE if known.any() else 0.0
 
 
 def _block_levels(
     values: UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"], peak: int
 ) -> Float64[np.ndarray, "2 blocks"]:
     """σ as each block of some rows has it, and the share of the block that is clipped."""
-    x = values.astype(np.int32)
+    return _levels(values.astype(np.int32), (values == 0) | (values == peak))
+
+
+def _levels(x: Int32[np.ndarray, "h w"], clipped: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "2 blocks"]:
     detail = np.abs(x[:-1, :-1] - x[:-1, 1:] - x[1:, :-1] + x[1:, 1:]) / 2
-    clipped = (x == 0) | (x == peak)
     clipped = clipped[:-1, :-1] | clipped[:-1, 1:] | clipped[1:, :-1] | clipped[1:, 1:]
     rows = np.arange(0, max(1, detail.shape[0] - BLOCK + 1), BLOCK)
     columns = np.arange(0, max(1, detail.shape[1] - BLOCK + 1), BLOCK)

@@ -13,6 +13,9 @@ from dsdmae_cli.pictures.paths import Failure
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import Likeness, compare
 
+# Below this even --strength 1 would change hardly a value (of 255).
+_NOTHING = 0.05
+
 
 class Scores(NamedTuple):
     """A picture before and after, each against its original."""
@@ -43,8 +46,10 @@ class Done:
     Attributes:
         output: its file; None = standard output.
         frames: pictures in the source, of which the first was taken.
-        noise_level: σ that was found before, in units of 1/255.
+        noise_level: what the network would take out, root mean square, in units of 1/255.
+        found: the kind of noise; empty for none.
         strength: share of the network's correction that was taken, 0..1.
+        changed: whether any value of the result is another.
         scores: None where there was nothing to compare with.
         seconds: from reading to writing.
     """
@@ -57,7 +62,9 @@ class Done:
     depth: int
     frames: int
     noise_level: float
+    found: str
     strength: float
+    changed: bool
     scores: Scores | None
     seconds: float = 0.0
 
@@ -72,21 +79,34 @@ class Done:
             "depth": self.depth,
             "frames": self.frames,
             "noise_level": round(self.noise_level, 2),
+            "found": self.found or None,
             "strength": round(self.strength, 3),
+            "changed": self.changed,
             **(self.scores.record() if self.scores else {}),
             "seconds": round(self.seconds, 2),
         }
 
     def __str__(self) -> str:
         depth = f" {self.depth}-bit" if self.depth != 8 else ""
-        words = [f"{self.width}x{self.height} {self.mode}{depth}", f"noise about {self.noise_level:.1f}/255"]
-        if self.strength < 0.995:
-            words.append(f"strength {self.strength:.2g}")
+        words = [f"{self.width}x{self.height} {self.mode}{depth}", self._noise()]
         if self.scores:
             words.append(f"{self.scores.noisy} -> {self.scores.restored}")
         if self.frames > 1:
             words.append(f"the first of {self.frames} pictures in the file")
         return f"{self.output or 'standard output'}  {', '.join(words)}, {self.seconds:.1f} s"
+
+    def _noise(self) -> str:
+        """What was found and what was done about it."""
+        level = f"{self.noise_level:.1f} of 255"
+        if not self.changed:
+            if self.noise_level < _NOTHING:
+                return "unchanged: there is nothing to take out"
+            if self.strength == 0 and self.found:
+                return f"unchanged as asked for: {self.found}, about {level}"
+            return f"unchanged: no noise found; --strength 1 would take out {level}"
+        what = f"{self.found}, about {level}" if self.found else f"what looks like noise, {level}"
+        done = "removed" if self.strength > 0.995 else f"{self.strength:.0%} of it removed"
+        return f"{what}: {done}"
 
 
 @dataclass

@@ -18,6 +18,7 @@ from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.picture import Picture, Pixels
 from dsdmae_cli.pictures.tiling import Corner, blended, grids, reflected, turn, turn_back
+from dsdmae_cli.pictures.traces import judge
 from dsdmae_cli.runtime import (
     Runtime,
     autocast,
@@ -30,8 +31,7 @@ from dsdmae_cli.runtime import (
 # Tiles overlap by a quarter of their side: less shows seams, more costs time that shifted passes spend better.
 _OVERLAP = 0.25
 _GPU_TILES = 256
-# What the network takes from a photograph that carries no noise, root mean square, of 255 (docs/denoise.md).
-_TAKEN = 2.5
+_ROWS = 512
 Progress = Callable[[int, int], None]
 
 
@@ -40,12 +40,15 @@ class Restored(NamedTuple):
 
     Attributes:
         picture: without its noise.
-        noise_level: σ of the noise that was estimated before, in units of 1/255 of the full range.
+        noise_level: what the network would take out, root mean square, in units of 1/255 of the full range: σ of the
+            noise where it is noise that was taken.
+        found: what kind of noise it is (pictures/traces.py); empty for none.
         strength: share of the network's correction that was taken, 0..1.
     """
 
     picture: Picture
     noise_level: float
+    found: str
     strength: float
 
 
@@ -78,17 +81,20 @@ class Restorer:
         """The picture without its noise; alpha is as it was.
 
         Args:
-            strength: 0 gives the picture back, 1 what the network says, between is a mixture; None = by the noise that
-                is found (see `automatic_strength`).
+            strength: 0 gives the picture back, 1 what the network says, between is a mixture; None = by the traces of
+                noise in what the network would take out (pictures/traces.py).
             progress: told the number of tiles done and of all tiles.
         """
-        level = noise_level(picture.pixels[..., : picture.num_colors])
-        if strength is None:
-            strength = automatic_strength(level)
-        return Restored(self._mixed(picture, strength, progress or _silent), level, strength)
+        result = self._restored(picture, progress or _silent)
+        colors = slice(3 if picture.num_colors >= 3 else 1)
+        verdict = judge(picture.pixels[..., colors], result[..., colors])
+        strength = verdict.strength if strength is None else strength
+        _mix(picture.pixels, result, strength)
+        return Restored(picture.with_pixels(result), verdict.removed, verdict.kind, strength)
 
     @torch.inference_mode()
-    def _mixed(self, picture: Picture, strength: float, progress: Progress) -> Picture:
+    def _restored(self, picture: Picture, progress: Progress) -> Pixels:
+        """All of the network's correction, rounded to the picture's depth."""
         result = picture.pixels.copy()
         # Bands run across the shorter side, so that they stay small for panoramas and strips too.
         turned = picture.width > picture.height
@@ -111,14 +117,12 @@ class Restorer:
 
             for band in blended(height, width, side, passes, predict, self.batch_size):
                 rows = slice(band.top, band.top + band.pixels.shape[1])
-                original = source[rows][..., channels].astype(np.float32)
                 restored = (band.pixels.permute(1, 2, 0).numpy() + 1) * (picture.peak / 2)
-                mixed = np.rint(original + strength * (restored - original)).clip(0, picture.peak)
-                target[rows][..., channels] = mixed.astype(result.dtype)
+                target[rows][..., channels] = np.rint(restored).clip(0, picture.peak).astype(result.dtype)
                 progress(number * num_tiles + band.tiles, len(groups) * num_tiles)
         if grey:
             result[..., 1 : picture.num_colors] = result[..., :1]
-        return picture.with_pixels(result)
+        return result
 
     def _predict(self, tiles: Pixels, turned: bool, color_noise: _ColorNoise | None) -> Float[Tensor, "b c s s"]:
         """What the network makes of tiles [b, s, s, c]."""
@@ -157,17 +161,14 @@ def open_restorer(
     return Restorer(load_denoiser(run, weights), where, choose_precision(precision, where), passes)
 
 
-def automatic_strength(level: float) -> float:
-    """How much of the network's correction to take where nobody said it, 0..1.
-
-    The given picture errs by its noise, σ² a pixel; the network by the finest texture that it takes for noise. Of two
-    estimates with independent errors the best mixture gives the second one σ² / (σ² + its own error). Where there is
-    much noise this is all of it, and where there is none the picture is left as it is.
-
-    Args:
-        level: σ of the noise in units of 1/255 of the full range.
-    """
-    return level**2 / (level**2 + _TAKEN**2)
+def _mix(given: Pixels, restored: Pixels, strength: float) -> None:
+    """Take only a share of a correction, in place, some rows at a time."""
+    if strength == 1:
+        return
+    for top in range(0, len(given), _ROWS):
+        rows = slice(top, top + _ROWS)
+        before, after = given[rows].astype(np.float32), restored[rows].astype(np.float32)
+        restored[rows] = np.rint(before + strength * (after - before)).astype(restored.dtype)
 
 
 def _silent(done: int, total: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -132,7 +133,8 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
         # Noise that was added on purpose is there whatever the estimate says, which goes by the calmest patches.
         strength = 1.0 if strength is None else strength
     report.begin(str(source))
-    restored, level, strength = restorer(noisy, strength, report.advance)
+    result = restorer(noisy, strength, report.advance)
+    restored = result.picture
     scores = None if original is None else Scores.of(noisy, restored, original)
     done = Done(
         source=str(source),
@@ -142,8 +144,10 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
         mode=given.mode,
         depth=given.depth,
         frames=given.frames,
-        noise_level=level,
-        strength=strength,
+        noise_level=result.noise_level,
+        found=result.found,
+        strength=result.strength,
+        changed=not np.array_equal(restored.pixels, noisy.pixels),
         scores=scores,
     )
     panels = _panels(noisy, restored, original, scores)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.pictures import picture as pictures
-from dsdmae_cli.pictures.noise import noise_level
+from dsdmae_cli.pictures.outcome import Done
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import compare
 from dsdmae_cli.pictures.restore import Corruption, Restorer, corrupted
@@ -83,7 +84,8 @@ def test_a_file_gets_one_beside_it(run: Run, photo: Image.Image, tmp_path: Path)
     code, out, err = run(tmp_path / "a.jpg")
     assert (code, err) == (0, "")
     assert listing(tmp_path) == {"a.jpg", "a.denoised.png"}
-    assert out.startswith(f"{tmp_path / 'a.denoised.png'}  50x37 RGB, noise about ")
+    assert out.startswith(f"{tmp_path / 'a.denoised.png'}  50x37 RGB, ")
+    assert " of 255" in out
     assert look(tmp_path / "a.denoised.png").size == (50, 37)
 
 
@@ -110,14 +112,26 @@ def test_out_names_a_file_and_its_format(run: Run, photo: Image.Image, tmp_path:
         assert look(tmp_path / name).size == (50, 37)
 
 
-def test_the_strength_follows_the_noise_that_is_found(run: Run, photo: Image.Image, tmp_path: Path) -> None:
+def test_the_line_says_what_was_found_and_what_was_done(run: Run, photo: Image.Image, tmp_path: Path) -> None:
+    """This network takes out whatever it is given; that is much in any picture."""
     photo.save(tmp_path / "a.png")
-    [record] = json.loads(run(tmp_path / "a.png", "--json")[1])["pictures"]
-    level = noise_level(np.asarray(photo))
-    assert record["noise_level"] == pytest.approx(level, abs=0.01)
-    assert record["strength"] == pytest.approx(level**2 / (level**2 + 2.5**2), abs=0.001)
+    _, out, _ = run(tmp_path / "a.png")
+    assert ", strong noise, about " in out
+    assert " of 255: removed, " in out
+    _, out, _ = run(tmp_path / "a.png", "--force", "--strength", "0.25")
+    assert ": 25% of it removed, " in out
+    _, out, _ = run(tmp_path / "a.png", "--force", "--strength", "0")
+    assert "unchanged as asked for: strong noise" in out
     [record] = json.loads(run(tmp_path / "a.png", "--json", "--force", "--strength", "0.25")[1])["pictures"]
-    assert record["strength"] == 0.25
+    assert (record["strength"], record["found"], record["changed"]) == (0.25, "strong noise", True)
+
+
+def test_nothing_is_called_denoised_that_came_back_as_it_was() -> None:
+    done = Done("a.png", None, 8, 8, "RGB", 8, 1, 2.9, "", 0.0, False, None)
+    assert "unchanged: no noise found; --strength 1 would take out 2.9 of 255" in str(done)
+    assert "unchanged: there is nothing to take out" in str(replace(done, noise_level=0.01))
+    # A little was taken, and rounding gave every value back.
+    assert "no noise found" in str(replace(done, strength=0.03, found="white noise"))
 
 
 def test_standard_input_and_output(weights: Path, photo: Image.Image, tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""Is what a denoiser took out noise? Judged from the picture and from what was taken. No torch here.
+
+A network that knows camera noise takes the finest texture of a clean picture for some of it, and no filter tells the
+two apart by strength alone: the noise of a good camera at ISO 1600 is as strong as film grain. They differ in kind.
+
+- White noise is independent in every colour, texture is much the same in all: the finest detail of the difference
+  between two colours, where it is calm, is noise (docs/denoise.md has what it is on pictures of all kinds).
+- JPEG has a grid of 8 pixels, so what a network takes out of it changes more at every eighth row and column.
+- A camera smooths its noise, so that neighbours of what is taken out are alike. Of texture the network takes the
+  finest only, where neighbours differ.
+- Noise that was strong before JPEG took its colour is more than any texture even in the calmest blocks.
+
+Each is a witness that says a strength; the boldest is believed. docs/log.md has the figures behind the bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float32, UInt8, UInt16
+
+from dsdmae_cli.pictures.noise import color_noise_level, noise_level
+
+Pixels = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
+
+WHITE, COMPRESSED, STRONG = "white noise", "camera noise or JPEG", "strong noise"
+# σ of white noise at which the network's own error is as large: half of its correction is taken (of 255).
+_WHITE_HALF = 3.0
+# The same for grey pictures, which have no colours to compare.
+_GREY_HALF = 4.0
+# Where a witness begins to speak and where it is sure: below the first nothing is taken, above the second all.
+_GRID, _ALIKE, _CALM = (1.4, 1.9), (0.25, 0.4), (4.5, 7.0)
+_BLOCK, _PERIOD = 16, 8
+_CALM_SHARE = 0.15
+_ROWS = 64 * _BLOCK
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        strength: share of the correction to take, 0..1.
+        kind: WHITE, COMPRESSED or STRONG, whichever witness is the boldest; empty where none speaks.
+        removed: root mean square of the whole correction, in units of 1/255 of the full range.
+    """
+
+    strength: float
+    kind: str
+    removed: float
+
+
+def judge(given: Pixels, restored: Pixels) -> Verdict:
+    """How much of a correction to take.
+
+    Args:
+        given, restored: colours alone; of the restored one all of the correction. Three colours or one.
+    """
+    taken = Taken()
+    for top in range(0, len(given), _ROWS):
+        # A row more, so that no pair of neighbours is lost between bands.
+        taken.add(given[top : top + _ROWS + 1], restored[top : top + _ROWS + 1], last=top + _ROWS >= len(given))
+    if given.shape[2] < 3 or _is_grey(given):
+        level = min(noise_level(given[..., :1]), taken.calm)
+        strengths = {WHITE: _share(level, _GREY_HALF)}
+    else:
+        strengths = {WHITE: _share(color_noise_level(given), _WHITE_HALF)}
+    strengths |= {
+        COMPRESSED: max(_ramp(taken.grid, _GRID), _ramp(taken.alike, _ALIKE)),
+        STRONG: _ramp(taken.calm, _CALM),
+    }
+    kind = max(strengths, key=lambda name: strengths[name])
+    strength = strengths[kind]
+    return Verdict(strength, kind if strength > 0 else "", taken.removed)
+
+
+@dataclass
+class Taken:
+    """Sums over what was taken, band by band, in units of 1/255 of the full range."""
+
+    values: int = 0
+    squares: float = 0.0
+    pixels: int = 0
+    luma: float = 0.0
+    luma_squares: float = 0.0
+    products: float = 0.0
+    pairs: int = 0
+    steps: np.ndarray = field(default_factory=lambda: np.zeros((2, _PERIOD)))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((2, _PERIOD)))
+    variances: list[np.ndarray] = field(default_factory=list)
+    energies: list[np.ndarray] = field(default_factory=list)
+    _rows: int = 0
+
+    def add(self, given: Pixels, restored: Pixels, last: bool) -> None:
+        """The next band: some rows, and the first of the next band where there is one."""
+        scale = 255 / np.iinfo(given.dtype).max
+        x = given.astype(np.float32) * scale
+        taken = x - restored.astype(np.float32) * scale
+        own = slice(None) if last else slice(-1)
+        self.values += taken[own].size
+        self.squares += float(np.square(taken[own]).sum(dtype=np.float64))
+        mean = taken.mean(axis=2)
+        self._neighbours(mean, own)
+        self._blocks(x[own], taken[own])
+        self._rows += len(mean[own])
+
+    def _neighbours(self, mean: Float32[np.ndarray, "h w"], own: slice) -> None:
+        self.pixels += mean[own].size
+        self.luma += float(mean[own].sum(dtype=np.float64))
+        self.luma_squares += float(np.square(mean[own]).sum(dtype=np.float64))
+        down, across = np.abs(np.diff(mean, axis=0)).mean(axis=1), np.abs(np.diff(mean[own], axis=1)).sum(axis=0)
+        for place, (lines, first, count) in enumerate(((down, self._rows, 1), (across, 0, len(mean[own])))):
+            phases = (first + np.arange(len(lines))) % _PERIOD
+            self.steps[place] += np.bincount(phases, weights=lines, minlength=_PERIOD)
+            self.counts[place] += count * np.bincount(phases, minlength=_PERIOD)
+        for one, other in ((mean[:-1], mean[1:]), (mean[own, :-1], mean[own, 1:])):
+            self.products += float((one * other).sum(dtype=np.float64))
+            self.pairs += one.size
+
+    def _blocks(self, x: Float32[np.ndarray, "h w c"], taken: Float32[np.ndarray, "h w c"]) -> None:
+        height, width = (length // _BLOCK * _BLOCK for length in x.shape[:2])
+        if not height or not width:
+            return
+
+        def blocks(of: np.ndarray) -> np.ndarray:
+            return of[:height, :width].reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, -1)
+
+        self.variances.append(blocks(x).var(axis=(1, 3)).mean(axis=-1).ravel())
+        self.energies.append(np.square(blocks(taken)).mean(axis=(1, 3, 4)).ravel())
+
+    @property
+    def removed(self) -> float:
+        """Root mean square of all that was taken."""
+        return float(np.sqrt(self.squares / max(1, self.values)))
+
+    @property
+    def calm(self) -> float:
+        """The same in the calmest blocks of the picture; zero where it has none."""
+        if not self.variances:
+            return 0.0
+        variances, energies = np.concatenate(self.variances), np.concatenate(self.energies)
+        return float(np.sqrt(energies[variances <= np.quantile(variances, _CALM_SHARE)].mean()))
+
+    @property
+    def grid(self) -> float:
+        """How much more it changes at every eighth line than elsewhere, as a ratio: 1 where there is no grid."""
+        ratios = []
+        for steps, counts in zip(self.steps, self.counts, strict=True):
+            if counts.min() == 0:
+                return 1.0
+            mean = steps / counts
+            median = float(np.median(mean))
+            ratios.append(float(mean.max()) / median if median > 0 else 1.0)
+        return float(np.mean(ratios))
+
+    @property
+    def alike(self) -> float:
+        """Correlation of neighbours, down and across."""
+        mean = self.luma / max(1, self.pixels)
+        variance = self.luma_squares / max(1, self.pixels) - mean**2
+        if variance <= 1e-9 or not self.pairs:
+            return 0.0
+        return (self.products / self.pairs - mean**2) / variance
+
+
+def _share(level: float, half: float) -> float:
+    """σ²/(σ² + t²): of two estimates with independent errors σ and t the best mixture takes this much of the second."""
+    return level**2 / (level**2 + half**2)
+
+
+def _ramp(value: float, bounds: tuple[float, float]) -> float:
+    low, high = bounds
+    return float(np.clip((value - low) / (high - low), 0, 1))
+
+
+def _is_grey(pixels: Pixels) -> bool:
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
