@@ -105,19 +105,13 @@ def photos_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def kodak_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 24 Kodak pictures as PNG: measured on, never trained on."""
-    folder = tmp_path_factory.mktemp("kodak")
-    with tarfile.open(test_data / "kodak24.tar") as tar:
-        tar.extractall(folder, filter="data")
-    return folder / "kodak24"
+    return _unpacked(test_data / "kodak24.tar", tmp_path_factory.mktemp("kodak"))
 
 
 @pytest.fixture(scope="session")
 def real_noise_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """noisy/ and clean/: 20 pairs of the PolyU set, real camera noise and the mean of many exposures."""
-    folder = tmp_path_factory.mktemp("real")
-    with tarfile.open(test_data / "real-noise.tar") as tar:
-        tar.extractall(folder, filter="data")
-    return folder / "real-noise"
+    return _unpacked(test_data / "real-noise.tar", tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +132,13 @@ def tuned_run(encoder_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("tuned") / "run"
     tune(encoder_run, folder, "train.epochs=4")
     return folder
+
+
+def _unpacked(archive: Path, target: Path) -> Path:
+    """The archive's folder, which has its name."""
+    with tarfile.open(archive) as tar:
+        tar.extractall(target, filter="data")
+    return target / archive.stem
 
 
 def _unpack_first(archive: Path, target: Path, per_folder: dict[str, int], num_folders: int) -> None:
