@@ -241,7 +241,7 @@ def denoise(
     """
     import numpy as np
 
-    from dsdmae_cli.data.decode import Refused
+    from dsdmae_cli.data.base import Refused
     from dsdmae_cli.errors import DataError
     from dsdmae_cli.pictures.picture import Picture, read, to_image
     from dsdmae_cli.pictures.restore import open_restorer

@@ -67,6 +67,8 @@ class DatasetSpec(Spec):
         image_size: its own side in pixels, or "module:attribute" of a torch-free function(settings) -> int.
         augment: what "auto" means for data.crop_scale, data.flip and data.shift.
         labelled_split: the training split whose images have labels, where that is not "train".
+        value_range: "module:attribute" of a torch-free function(settings) -> (low, high) or None, which is what
+            data.range = auto means; None = all images have 8 bits.
         num_images: official number of images by split, for a plan when the files are not here yet.
     """
 
@@ -74,6 +76,7 @@ class DatasetSpec(Spec):
     image_size: int | str
     augment: Mapping[str, Any] = field(default_factory=lambda: {"crop_scale": (0.2, 1.0), "flip": True, "shift": 0})
     labelled_split: str = "train"
+    value_range: str | None = None
     num_images: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -306,4 +306,6 @@ def _resolved(values: Values, origin: str) -> Resolved:
 
 def _shared(values: Values) -> Values:
     data = {key: value for key, value in values["data"].items() if key not in _NOT_TAKEN_OVER}
+    if data.get("range") in (None, "none"):  # there were 8 bits alone; the new images may have more
+        data.pop("range", None)
     return {"data": data, "backbone": values["backbone"]}

@@ -66,6 +66,8 @@ def resolve_data(data: DataSettings, method: MethodSettings | None = None) -> Re
         raise SettingsError(f"data.crop_from = {data.crop_from} must be at least data.image_size = {size}")
     augment = {**spec.augment, **methods_augment(data, method)}
     auto = {key: augment[key] for key in ("crop_scale", "flip", "shift") if getattr(data, key) == "auto"}
+    if data.range == "auto":
+        auto["range"] = None if spec.value_range is None else plugins.load(spec.value_range)(data)
     return decided(data, ResolvedData, {"image_size": size, **auto})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,6 +29,39 @@ class UnreadableImage(DataError):  # noqa: N818
 
     def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
         return type(self), (self.name, self.reason)  # it travels from worker processes
+
+
+class Refused(ValueError):  # noqa: N818
+    """An image that is intact but that the policy has no place for."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the header of an image says.
+
+    Attributes:
+        width, height: in pixels, upright.
+        bands: channels, transparency included.
+        bits: of a channel; 0 where that is not known.
+        floating: the values are floating-point numbers.
+        colors: "grey", "RGB", or what else it is, in a word; empty for other bands.
+    """
+
+    width: int
+    height: int
+    bands: int = 3
+    bits: int = 8
+    floating: bool = False
+    colors: str = "RGB"
+
+    @property
+    def is_deep(self) -> bool:
+        """More than 8 bits."""
+        return self.bits > 8
+
+    def __str__(self) -> str:
+        name = self.colors or f"{self.bands} bands"
+        return f"{name} of {self.bits} bits{' in floating point' if self.floating else ''}"
 
 
 class ImageDataset(ABC):
@@ -67,6 +101,14 @@ class ImageDataset(ABC):
         """
         height, width = self.load(index).shape[:2]
         return width, height
+
+    def form(self, index: int) -> Form:
+        """What kind of picture the image comes from; here 8-bit RGB of its size, which is what `load` gives.
+
+        Raises:
+            UnreadableImage: this image cannot be decoded, as far as can be told.
+        """
+        return Form(*self.size(index))
 
     def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
         """All images at once where they are held that way and have one size, else None."""
@@ -119,6 +161,9 @@ class Subset(ImageDataset):
 
     def size(self, index: int) -> tuple[int, int]:
         return self.dataset.size(int(self.indices[index]))
+
+    def form(self, index: int) -> Form:
+        return self.dataset.form(int(self.indices[index]))
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))

@@ -16,13 +16,15 @@ from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 
 # Pillow registers TIFF and WebP only together with all its other formats unless they are imported by name.
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 from PIL.ImageFile import ImageFile
 
-from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data import deep, tiff
+from dsdmae_cli.data.base import Form, Refused, UnreadableImage
+from dsdmae_cli.data.values import Reading, Values
 
 MAX_PIXELS = 100_000_000
 IMAGE_SUFFIXES = frozenset(
@@ -42,6 +44,8 @@ IMAGE_SUFFIXES = frozenset(
         ".pnm",
     }
 )
+# Those that can hold more than 8 bits a channel.
+DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"})
 # Image.open tries nothing else: EPS and its like would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -58,11 +62,14 @@ _TRANSPOSITION = {
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 _TO_RGB_DIRECTLY = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 
+AS_STORED = Reading()
+_COLORS = {
+    "1": "black and white", "L": "grey", "LA": "grey with transparency", "La": "grey with transparency",
+    "I;16": "grey", "I;16B": "grey", "I;16L": "grey", "I;16N": "grey", "I": "grey", "F": "grey", "P": "palette",
+    "RGBA": "RGB with transparency", "RGBa": "RGB with transparency",
+}  # fmt: skip
+
 Rgb = UInt8[np.ndarray, "height width 3"]
-
-
-class Refused(ValueError):  # noqa: N818
-    """An image that is intact but that the policy has no place for."""
 
 
 class _QuietPillow:
@@ -98,18 +105,40 @@ class _QuietPillow:
 _quiet_pillow = _QuietPillow()
 
 
-def decode(source: Path | bytes | BinaryIO, name: str) -> Rgb:
+def decode(source: Path | bytes | BinaryIO, name: str, how: Reading = AS_STORED) -> Rgb:
     """Decode an image file as RGB, upright, without transparency.
 
     Args:
         source: where the file is, its bytes, or an open seekable file (left open).
         name: what to call it in messages.
+        how: what is black and what is white where there are more than 8 bits, and which bands are shown.
 
     Raises:
         UnreadableImage: it is not an image, is damaged, too large, or of a kind that has no 8-bit meaning.
     """
-    with opened(source, name) as image:
-        return to_rgb(image)
+    with readable(source, name) as stream:
+        if tiff.is_tiff(stream) and not tiff.is_for_pillow(stream):
+            return tiff.read_page(stream, 0, MAX_PIXELS).shown(how)
+        with _image(stream, MAX_PIXELS) as image:
+            deep = how.range is not None and is_deep(image)
+            if not deep:
+                return _bands(to_rgb(image), how.bands)
+            values = _values(image, stream)
+        return values.shown(how)
+
+
+def deep_values(source: Path | bytes | BinaryIO, name: str) -> Values | None:
+    """The values of a picture of more than 8 bits as stored, upright; None for others, by their header alone.
+
+    Raises:
+        UnreadableImage: as decode.
+    """
+    with readable(source, name) as stream:
+        if tiff.is_tiff(stream) and not tiff.is_for_pillow(stream):
+            values = tiff.read_page(stream, 0, MAX_PIXELS)
+            return values if values.is_deep else None
+        with _image(stream, MAX_PIXELS) as image:
+            return _values(image, stream) if is_deep(image) else None
 
 
 def image_size(source: Path | bytes | BinaryIO, name: str) -> tuple[int, int]:
@@ -118,18 +147,87 @@ def image_size(source: Path | bytes | BinaryIO, name: str) -> tuple[int, int]:
     Raises:
         UnreadableImage: the header says that `decode` would refuse it.
     """
-    with opened(source, name) as image:
-        width, height = image.size
-        # Pillow would decode a whole PNG to look for a late orientation, and turns TIFF's size by itself.
-        in_header = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        swapped = in_header and orientation(image) in _SWAPS_SIDES
-        return (height, width) if swapped else (width, height)
+    found = image_form(source, name)
+    return found.width, found.height
+
+
+def image_form(source: Path | bytes | BinaryIO, name: str) -> Form:
+    """What kind of picture a file holds, from its header alone.
+
+    Raises:
+        UnreadableImage: the header says that `decode` would refuse it.
+    """
+    with readable(source, name) as stream:
+        if tiff.is_tiff(stream) and not tiff.is_for_pillow(stream):
+            return tiff.form(stream, MAX_PIXELS)
+        with _image(stream, MAX_PIXELS) as image:
+            width, height = image.size
+            # Pillow would decode a whole PNG to look for a late orientation, and turns TIFF's size by itself.
+            in_header = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+            if in_header and orientation(image) in _SWAPS_SIDES:
+                width, height = height, width
+            bits = _bits(image)
+            bands = len(image.getbands())
+            return Form(width, height, bands, bits, image.mode == "F", _COLORS.get(image.mode, image.mode))
+
+
+def _bits(image: ImageFile) -> int:
+    if image.mode == "F" or image.mode == "I":
+        return 32
+    if image.mode == "1":
+        return 1
+    try:
+        return 16 if is_deep(image) else 8
+    except Refused:  # the size is known all the same
+        return 16
+
+
+def is_deep(image: ImageFile) -> bool:
+    """Whether an image that is not loaded yet has more than 8 bits a channel.
+
+    Raises:
+        Refused: 16-bit colour that Pillow cannot give whole.
+    """
+    return image.mode.startswith(("I", "F")) or deep.raw_mode(image) is not None
+
+
+def _values(image: ImageFile, stream: BinaryIO) -> Values:
+    """Of an image of more than 8 bits, upright."""
+    raw = deep.raw_mode(image)
+    if raw is None:
+        image.load()
+        pixels, alpha = np.array(image)[..., None], False
+        if pixels.dtype == np.int32 and pixels.size and pixels.min() >= 0 and pixels.max() <= 0xFFFF:
+            pixels = pixels.astype(np.uint16)
+    else:
+        pixels, mode = deep.upper_bytes(image, raw)
+        alpha = mode.endswith("A")
+    turn = 1 if image.format == "TIFF" else orientation(image)  # Pillow turns a TIFF when it loads it
+    key = image.info.get("transparency")
+    if raw is not None and not deep.is_whole(raw):
+        with _image(stream, MAX_PIXELS) as again:
+            deep.add_lower_bytes(pixels, again, raw)
+    if not alpha and isinstance(key, int | tuple):
+        pixels, alpha = keyed(pixels, key), True
+    return Values(pixels, alpha).upright(turn)
+
+
+def keyed(pixels: UInt16[np.ndarray, "h w c"], key: int | tuple[int, ...]) -> UInt16[np.ndarray, "h w d"]:
+    """16-bit pixels with alpha, of which those of one colour are transparent."""
+    opaque = np.where((pixels == np.array(key)).all(axis=2, keepdims=True), 0, 0xFFFF)
+    return np.concatenate([pixels, opaque.astype(np.uint16)], axis=2)
+
+
+def _bands(rgb: Rgb, bands: tuple[int, ...] | None) -> Rgb:
+    """The bands of an ordinary picture that were asked for."""
+    return rgb if bands is None else Values(rgb).shown(Reading(bands=bands))
 
 
 def to_rgb(image: Image.Image) -> Rgb:
     """Turn a Pillow image (its current frame) into upright RGB; transparency is laid over white.
 
-    16-bit grey keeps its upper byte (value >> 8). Mode I counts as 16-bit grey if it stays in 0..65535.
+    A picture as its format means it: 16-bit grey keeps its upper byte (value >> 8). Mode I counts as 16-bit grey if it
+    stays in 0..65535.
 
     Raises:
         ValueError: the mode has no defined range (F), holds values outside 0..65535 (I), or is unknown.
@@ -145,7 +243,7 @@ def to_rgb(image: Image.Image) -> Rgb:
     elif image.mode in _TO_RGB_DIRECTLY:
         rgb = image.convert("RGB")
     elif image.mode == "F":
-        raise Refused("floating-point pixels have no defined range")
+        raise Refused("floating-point pixels have no range of their own; say it with --set data.range=LOW,HIGH")
     else:
         raise Refused(f"colour mode {image.mode} is not supported")
     if turn in _TRANSPOSITION:
@@ -160,16 +258,34 @@ def opened(source: Path | bytes | BinaryIO, name: str, max_pixels: int = MAX_PIX
     Raises:
         UnreadableImage: it is not an image, is damaged, too large, or what the block does with it is refused.
     """
+    with readable(source, name, max_pixels) as stream, _image(stream, max_pixels) as image:
+        yield image
+
+
+@contextmanager
+def readable(source: Path | bytes | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Iterator[BinaryIO]:
+    """The file at its beginning; whatever goes wrong in the block is the file's fault.
+
+    Raises:
+        UnreadableImage: it is empty, or what the block does with it fails or is refused.
+    """
     try:
         with _quiet_pillow, _allowing(max_pixels), _stream(source) as stream:
             stream.seek(0)
             if not stream.read(1):
                 raise Refused("empty file")
-            with Image.open(stream, formats=FORMATS) as image:
-                _check_size(*image.size, max_pixels)
-                yield image
-    except Exception as error:  # damaged files make Pillow raise nearly anything; all of it is the file's fault
+            stream.seek(0)
+            yield stream
+    except Exception as error:  # damaged files make decoders raise nearly anything; all of it is the file's fault
         raise UnreadableImage(name, _reason(error, max_pixels)) from error
+
+
+@contextmanager
+def _image(stream: BinaryIO, max_pixels: int) -> Iterator[ImageFile]:
+    stream.seek(0)
+    with Image.open(stream, formats=FORMATS) as image:
+        _check_size(*image.size, max_pixels)
+        yield image
 
 
 @contextmanager
@@ -224,7 +340,9 @@ def orientation(image: Image.Image) -> int:
 def _grey16_to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "I" and (values.min() < 0 or values.max() > 0xFFFF):
-        raise Refused(f"32-bit grey from {values.min()} to {values.max()} is outside 0..65535")
+        raise Refused(
+            f"32-bit grey from {values.min()} to {values.max()} is outside 0..65535; say --set data.range=LOW,HIGH"
+        )
     grey = (values >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

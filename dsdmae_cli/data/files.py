@@ -23,9 +23,10 @@ from typing import Literal, overload
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from dsdmae_cli.data.base import ImageDataset
-from dsdmae_cli.data.decode import IMAGE_SUFFIXES, decode, image_size
+from dsdmae_cli.data.base import Form, ImageDataset
+from dsdmae_cli.data.decode import AS_STORED, IMAGE_SUFFIXES, decode, deep_values, image_form, image_size
 from dsdmae_cli.data.once import shared
+from dsdmae_cli.data.values import Reading, Values
 from dsdmae_cli.errors import DataError
 
 KINDS = "a folder of images, or a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of one"
@@ -42,6 +43,7 @@ class FileImages(ImageDataset):
         indices: which of them, in order.
         labels: one for each index (-1 = none), or None.
         classes: names by label, or None.
+        reading: how pictures of more than 8 bits or other bands become RGB.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class FileImages(ImageDataset):
         indices: Int64[np.ndarray, " n"],
         labels: Int64[np.ndarray, " n"] | None = None,
         classes: tuple[str, ...] | None = None,
+        reading: Reading = AS_STORED,
     ) -> None:
+        self._reading = reading
         self._files = files
         self._indices = indices
         self.labels = labels
@@ -60,10 +64,21 @@ class FileImages(ImageDataset):
         return len(self._indices)
 
     def load(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
-        return decode(self._files.read(int(self._indices[index])), self.name(index))
+        return decode(self._files.read(int(self._indices[index])), self.name(index), self._reading)
+
+    def deep_values(self, index: int) -> Values | None:
+        """The values of a picture of more than 8 bits, as stored; None for others.
+
+        Raises:
+            UnreadableImage: this image cannot be decoded.
+        """
+        return deep_values(self._files.read(int(self._indices[index])), self.name(index))
 
     def size(self, index: int) -> tuple[int, int]:
         return image_size(self._files.read(int(self._indices[index])), self.name(index))
+
+    def form(self, index: int) -> Form:
+        return image_form(self._files.read(int(self._indices[index])), self.name(index))
 
     def name(self, index: int) -> str:
         return self._files.full_name(int(self._indices[index]))
@@ -76,6 +91,8 @@ class FileImages(ImageDataset):
         by another of the same size and time (to the nanosecond) goes unnoticed.
         """
         digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode())
+        if self._reading != AS_STORED:  # other pixels of the same files
+            digest.update(repr(self._reading).encode())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         for index in self._indices.tolist():

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsdmae_cli import plugins
+from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import choose, open_dataset, open_source, place
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
@@ -95,11 +96,14 @@ def open_run_data(
         batching: of all of its images; it shrinks by what could not be read.
         num_views: how many crops of each image a batch holds (Method.num_views).
         most: labelled images in the bank, and test images whose features are taken; None = features are not looked at.
-        note: is told what takes a while.
+        note: is told what there is, and what takes a while.
 
     Raises:
         DataError: the test images are not there, too many images are unreadable, or none can be read.
     """
+    test = open_dataset(settings, "test")
+    for line in take_account({"training": train, "held-out": test}, settings.range).lines():
+        note(line)
     unreadable, size = Unreadable(len(train), settings), settings.image_size
     labelled, chosen = train, list[int]()
     if most is not None:
@@ -120,7 +124,6 @@ def open_run_data(
             decode_into(labelled, chosen, [squares], unreadable)
         squares.require(unreadable)
         bank = _labelled(to_tensor(squares.pixels, device), labelled, squares.kept)
-    test = open_dataset(settings, "test")
     held_out_unreadable = Unreadable(len(test), settings)
     queries, watched, pictures = _held_out(test, size, device, most, bank is not None, held_out_unreadable)
     return RunData(source, unreadable, held_out_unreadable, pictures, bank, queries, watched)

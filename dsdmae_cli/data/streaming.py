@@ -184,7 +184,10 @@ class StreamingSource(Source):
 
     def _receive(self) -> tuple[UInt8[Tensor, "b v 3 s s"], Int64[Tensor, " b"]]:
         assert self._stream is not None
-        images, labels, faults = next(self._stream)
+        try:
+            images, labels, faults = next(self._stream)
+        except (ConnectionError, EOFError) as error:  # a worker died while its tensors were being handed over
+            raise RuntimeError(f"DataLoader worker hung up: {error or type(error).__name__}") from error
         for name, reason in faults:
             self.unreadable.add(name, reason)
         if images is None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsdmae_cli import plugins
+from dsdmae_cli.data.account import Account, take_account
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import choose, open_dataset
 from dsdmae_cli.data.source import Unreadable
@@ -49,6 +50,10 @@ class LabelledSplits:
         """[m] of the test images."""
         assert self.test.labels is not None
         return self.test.labels
+
+    def account(self, settings: ResolvedData) -> Account:
+        """What images these are."""
+        return take_account({"training": self.train, "test": self.test}, settings.range)
 
 
 def open_labelled(settings: DataSettings) -> LabelledSplits:

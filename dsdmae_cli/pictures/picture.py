@@ -6,7 +6,6 @@ Pillow cannot do with 16 bits is in deep.py, what is known of a picture beside i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +15,11 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from dsdmae_cli.data.decode import MAX_PIXELS, Refused, opened, orientation
-from dsdmae_cli.pictures import deep
+from dsdmae_cli.data import deep
+from dsdmae_cli.data.base import Refused
+from dsdmae_cli.data.decode import MAX_PIXELS, keyed, opened, orientation
+from dsdmae_cli.data.values import TURNS
+from dsdmae_cli.pictures.deep import write_png
 from dsdmae_cli.pictures.metadata import Metadata, read_metadata, save_options
 
 Pixels = UInt8[np.ndarray, "height width channels"] | UInt16[np.ndarray, "height width channels"]
@@ -144,7 +146,7 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pictu
         with opened(source, name, max_pixels) as image:
             deep.add_lower_bytes(picture.pixels, image, raw_mode)
         if picture.mode == "RGB" and isinstance(key, tuple):
-            picture = _keyed(picture, key)
+            picture = replace(picture, pixels=keyed(picture.pixels, key), mode="RGBA")
     return _upright(picture, turn)
 
 
@@ -187,30 +189,11 @@ def _grey16(image: Image.Image) -> tuple[Pixels, str]:
         raise Refused(f"32-bit grey from {values.min()} to {values.max()} is outside 0..65535")
     grey = values.astype(np.uint16)[..., None]
     key = image.info.get("transparency")
-    if not isinstance(key, int):
-        return grey, "L"
-    return np.concatenate([grey, np.where(grey == key, 0, 0xFFFF).astype(np.uint16)], axis=2), "LA"
-
-
-def _keyed(picture: Picture, key: tuple[int, ...]) -> Picture:
-    alpha = np.where((picture.pixels == np.array(key)).all(axis=2, keepdims=True), 0, 0xFFFF)
-    pixels = np.concatenate([picture.pixels, alpha.astype(np.uint16)], axis=2)
-    return replace(picture, pixels=pixels, mode="RGBA")
-
-
-_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
-    2: lambda x: x[:, ::-1],
-    3: lambda x: x[::-1, ::-1],
-    4: lambda x: x[::-1],
-    5: lambda x: x.transpose(1, 0, 2),
-    6: lambda x: x.transpose(1, 0, 2)[:, ::-1],
-    7: lambda x: x.transpose(1, 0, 2)[::-1, ::-1],
-    8: lambda x: x.transpose(1, 0, 2)[::-1],
-}
+    return (keyed(grey, key), "LA") if isinstance(key, int) else (grey, "L")
 
 
 def _upright(picture: Picture, turn: int) -> Picture:
-    pixels = _TURNS[turn](picture.pixels) if turn in _TURNS else picture.pixels
+    pixels = TURNS[turn](picture.pixels) if turn in TURNS else picture.pixels
     return picture.with_pixels(np.ascontiguousarray(pixels))
 
 
@@ -243,7 +226,7 @@ def write(picture: Picture, file: BinaryIO, suffix: str) -> None:
     check_format(picture, suffix)
     kind, options = WRITERS[suffix]
     if kind == "PNG" and picture.depth == 16 and picture.mode != "L":
-        deep.write_png(picture.pixels, picture.metadata, file)
+        write_png(picture.pixels, picture.metadata, file)
         return
     to_image(picture).save(file, format=kind, **{**options, **save_options(picture.metadata, kind)})
 

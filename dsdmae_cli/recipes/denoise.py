@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dsdmae_cli.data.base import UnreadableImage
-from dsdmae_cli.data.decode import MAX_PIXELS, Refused
+from dsdmae_cli.data.base import Refused, UnreadableImage
+from dsdmae_cli.data.decode import MAX_PIXELS
 from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed, RunInterrupted
 from dsdmae_cli.files import aside
 from dsdmae_cli.pictures import picture as pictures

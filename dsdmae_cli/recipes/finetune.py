@@ -85,6 +85,8 @@ def _put_together(start: Start) -> Parts:
     settings: ResolvedFinetuneSettings = start.settings
     with distributed.main_first():
         judged = open_labelled(settings.data)
+    for line in judged.account(settings.data).lines():
+        start.report.note(line)
     if settings.finetune.labels < 1:
         chosen = few_shot(judged.train_labels, settings.finetune.labels, settings.train.seed)
         judged = replace(judged, train=Subset(judged.train, chosen))

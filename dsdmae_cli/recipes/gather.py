@@ -49,13 +49,11 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
 
 
 def _network(start: str) -> tuple[Values, str]:
-    """The backbone that weights to begin with belong to, and the size of its images."""
+    """The backbone that weights to begin with belong to, and the size and range of its images."""
     values, origin = parse(start).taken_over()
-    size = values.get("data", {}).get("image_size", "auto")
-    return {
-        "backbone": values.get("backbone", {}),
-        **({} if size == "auto" else {"data": {"image_size": size}}),
-    }, origin
+    data = {key: values.get("data", {}).get(key, "auto") for key in ("image_size", "range", "bands")}
+    data = {key: value for key, value in data.items() if value not in ("auto", "none", None)}
+    return {"backbone": values.get("backbone", {}), **({"data": data} if data else {})}, origin
 
 
 def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:

@@ -83,6 +83,8 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
     """What is judged and by which images; nothing is computed."""
     device = choose_device(settings.train.device)
     judged = open_labelled(settings.data)
+    for line in judged.account(settings.data).lines():
+        report.note(line)
     opened = open_encoder(
         parse(settings.probe.start), settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
         seed=settings.train.seed, teacher=settings.probe.teacher,
@@ -180,9 +182,10 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
         "gflop_per_image": flop / 1e9,
         "device": str(subject.device),
         "precision": subject.precision,
+        "account": judged.account(settings.data).rows(),
     }
-    text = (
-        f"{plan['kind']} probe of {plan['subject']} on {plan['dataset']}: {len(judged.train)} training and"
+    text = "\n".join(judged.account(settings.data).lines()) + (
+        f"\n{plan['kind']} probe of {plan['subject']} on {plan['dataset']}: {len(judged.train)} training and"
         f" {len(judged.test)} test images of {len(judged.classes)} classes\n"
         f"{encoder.width} features of {encoder.image_size}x{encoder.image_size} px, {flop / 1e9:.3g} GFLOP an image, on"
         f" {subject.device} in {subject.precision}"

@@ -18,6 +18,7 @@ from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import RunDir, changed_settings, default_path
 from dsdmae_cli.runtime import choose_device, undisturbed
+from dsdmae_cli.settings.models import ValueRange
 
 
 def conduct(
@@ -92,12 +93,20 @@ def _agree(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: boo
     return settings
 
 
+def _with_range(settings: Any, limits: ValueRange | None) -> BaseModel:
+    """The settings with the range of values that was found, so that images which come later do not change it."""
+    if limits is None or settings.data.range != "auto":
+        return settings
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"range": limits})})
+
+
 def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool) -> BaseModel:
     """Make or reopen the run directory; the settings to go by."""
-    resolve(loaded.settings)  # a rule between sections should fail before a directory is made
+    resolved = resolve(loaded.settings)  # a rule between sections should fail before a directory is made
     if not resume:
-        directory.create(loaded.settings)
-        return loaded.settings
+        settings: BaseModel = _with_range(loaded.settings, resolved.data.range)
+        directory.create(settings)
+        return settings
     before: BaseModel = directory.resume().settings
     if not overridden:
         return before

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from dsdmae_cli import plugins
+from dsdmae_cli.data.account import take_account
+from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import open_dataset, place
 from dsdmae_cli.data.source import Batching, seeded
 from dsdmae_cli.errors import DataError
@@ -48,6 +50,7 @@ class Plan:
     compile: bool
     estimated_seconds: float | None
     beforehand: str | None = None
+    account: dict[str, str] | None = None
 
     def json(self) -> dict[str, Any]:
         """As an object for scripts."""
@@ -71,6 +74,8 @@ class Plan:
         }
         if self.beforehand is not None:
             rows["beforehand"] = self.beforehand
+        if self.account is not None:
+            rows = {"dataset": rows.pop("dataset"), **self.account, **rows}
         return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 
 
@@ -88,7 +93,8 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
     beforehand = _beforehand(settings) if method is None else None
     method = build_method(settings) if method is None else method
     runtime = choose_runtime(settings, method)
-    train_images, test_images, placement, resident_bytes = _data(settings.data, runtime, split)
+    found = _data(settings.data, runtime, split)
+    train_images, test_images, placement, resident_bytes = found.train, found.test, found.placement, found.num_bytes
     batching = Batching(train_images, settings.train.batch_size, runtime.micro_batch, settings.train.seed)
     flop, activation_bytes = measure_work(method)
     trained = [p for p in method.parameters() if p.requires_grad]
@@ -121,6 +127,7 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
         compile=runtime.compile,
         estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
         beforehand=beforehand,
+        account=_account(found, settings.data) if timed else None,
     )
 
 
@@ -140,7 +147,22 @@ def _beforehand(settings: ResolvedSettings) -> str | None:
     return f"a {needs.method}, trained first, for {epochs} epoch{'s' if epochs > 1 else ''}, not counted above"
 
 
-def _data(settings: ResolvedData, runtime: Runtime, split: str) -> tuple[int, int | None, str, int]:
+def _account(found: _Data, settings: ResolvedData) -> dict[str, str] | None:
+    return take_account(found.splits, settings.range, decoded=True).rows() if found.splits else None
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Numbers of images, where they will live, and the splits themselves where they are here."""
+
+    train: int
+    test: int | None
+    placement: str
+    num_bytes: int
+    splits: dict[str, ImageDataset] = field(default_factory=dict)
+
+
+def _data(settings: ResolvedData, runtime: Runtime, split: str) -> _Data:
     here = settings.model_copy(update={"download": False})
     try:
         train = open_dataset(here, split)
@@ -148,13 +170,14 @@ def _data(settings: ResolvedData, runtime: Runtime, split: str) -> tuple[int, in
         official = plugins.find("dataset", settings.dataset).spec.num_images
         if not (settings.download and official and split == "train"):
             raise
-        return official["train"], official.get("test"), "not downloaded yet", 0
+        return _Data(official["train"], official.get("test"), "not downloaded yet", 0)
     placement = place(train, settings, runtime.device)
+    splits = {"training": train}
     try:
-        test: int | None = len(open_dataset(here, "test"))
+        splits["held-out"] = open_dataset(here, "test")
     except DataError:
-        test = None
-    return len(train), test, placement.word, placement.num_bytes
+        return _Data(len(train), None, placement.word, placement.num_bytes, splits)
+    return _Data(len(train), len(splits["held-out"]), placement.word, placement.num_bytes, splits)
 
 
 def _seconds_per_image(method: Method, runtime: Runtime, flop: float) -> float | None:

@@ -11,7 +11,16 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -20,6 +29,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def ordered(pair: object) -> object:
@@ -27,6 +37,39 @@ def ordered(pair: object) -> object:
     if isinstance(pair, tuple) and pair[0] > pair[1]:
         raise ValueError(f"a range runs from low to high; write [{pair[1]}, {pair[0]}]")
     return pair
+
+
+ValueRange = tuple[Finite, Finite]
+
+
+def _as_range(value: object) -> object:
+    """ "100,1000" and [100, 1000] as a pair; a number of bits as what they can hold."""
+    if isinstance(value, str) and "," in value:
+        return tuple(part.strip() for part in value.strip("[] ").split(","))
+    bits = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if isinstance(bits, int) and not isinstance(bits, bool):
+        if not 1 <= bits <= 32:
+            raise ValueError("a single number means bits, 1 to 32; or write LOW,HIGH")
+        return (0, 2**bits - 1)
+    return value
+
+
+def _is_range(pair: object) -> object:
+    if isinstance(pair, tuple) and not pair[0] < pair[1]:
+        raise ValueError("a range runs from low to high, as 0,4095")
+    return pair
+
+
+def _as_bands(value: object) -> object:
+    if isinstance(value, str) and value != "auto":
+        return tuple(part.strip() for part in value.strip("[] ").split(","))
+    return value
+
+
+def _are_bands(value: object) -> object:
+    if isinstance(value, tuple) and len(value) not in (1, 3):
+        raise ValueError("it takes one band (grey) or three (red, green, blue), counted from 1")
+    return value
 
 
 class Section(BaseModel):
@@ -74,6 +117,16 @@ class DataSettings(Section):
         None,
         description="instead: bring each image to a square of this side once, and cut random windows of image_size"
         " pixels out of it, which are not rescaled; none = off",
+    )
+    range: Annotated[ValueRange | Auto | None, BeforeValidator(_as_range), AfterValidator(_is_range)] = Field(
+        "auto",
+        description="values that are black and white in pictures of more than 8 bits: LOW,HIGH, or a number of bits;"
+        " auto = one range for all, by a sample of them; none = what the format says, 0..65535",
+    )
+    bands: Annotated[tuple[PositiveInt, ...] | Auto, BeforeValidator(_as_bands), AfterValidator(_are_bands)] = Field(
+        "auto",
+        description="one band, or three as red, green and blue, of pictures that have others than grey or RGB, counted"
+        " from 1; auto = such pictures are refused",
     )
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="resampling of crops, antialiased")
     flip: bool | Auto = Field("auto", description="mirror half of the images left to right")

@@ -31,6 +31,7 @@ from dsdmae_cli.settings.models import (
     Section,
     Settings,
     TrainSettings,
+    ValueRange,
 )
 
 
@@ -52,6 +53,7 @@ class ResolvedData(ResolvedSection, DataSettings):
     crop_scale: tuple[PositiveFraction, PositiveFraction] | None
     flip: bool
     shift: CountOrZero
+    range: ValueRange | None
 
 
 class ResolvedOptim(ResolvedSection, OptimSettings):

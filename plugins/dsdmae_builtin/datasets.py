@@ -57,6 +57,7 @@ FOLDER = DatasetSpec(
     build="dsdmae_builtin.folder:build",
     argument="PATH",
     image_size="dsdmae_builtin.folder:native_size",
+    value_range="dsdmae_builtin.folder:value_range",
 )
 
 IDX = DatasetSpec(

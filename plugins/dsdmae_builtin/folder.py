@@ -6,17 +6,23 @@ dsdmae_cli.data.splits, and how an image is decoded dsdmae_cli.data.decode.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path, PurePath
 
 import numpy as np
 
+from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.decode import DEEP_SUFFIXES
 from dsdmae_cli.data.files import FileImages, open_files
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import arrange
 from dsdmae_cli.data.square import common_side
+from dsdmae_cli.data.values import Range, Reading, Values, sampled_range
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
+LOOKED_AT, _HEADERS = 64, 512
 LARGEST_NATIVE_SIDE = 256
 DEFAULT_SIDE = 224
 
@@ -29,7 +35,37 @@ def build(settings: DataSettings, split: str) -> FileImages:
     """
     files = open_files(_path(settings))
     part = arrange(files.names, settings.holdout)["test" if split == "test" else "train"]
-    return FileImages(files, part.indices, part.labels, part.classes)
+    return FileImages(files, part.indices, part.labels, part.classes, _reading(settings))
+
+
+def value_range(settings: DataSettings) -> Range | None:
+    """What data.range = auto means: by the values of those of 64 pictures that have more than 8 bits."""
+    return shared(_value_range, _path(settings))
+
+
+def _value_range(path: Path) -> Range | None:
+    files = open_files(path)
+    able = [index for index, name in enumerate(files.names) if PurePath(name).suffix.lower() in DEEP_SUFFIXES]
+    images = FileImages(files, np.array(able, dtype=np.int64))
+    return sampled_range(islice(_deep_ones(images), LOOKED_AT))
+
+
+def _deep_ones(images: FileImages) -> Iterator[Values]:
+    """Values of those of some hundreds of pictures that have more than 8 bits; of the others a header is read."""
+    order = np.random.default_rng(0).permutation(len(images))[:_HEADERS]
+    for index in order.tolist():
+        try:
+            values = images.deep_values(index)
+        except UnreadableImage:
+            continue  # it is met again, and counted, when the dataset is read
+        if values is not None:
+            yield values
+
+
+def _reading(settings: DataSettings) -> Reading:
+    """How the pictures are read; a range that is still to be decided is, so that everyone sees the same pixels."""
+    limits = value_range(settings) if settings.range == "auto" else settings.range
+    return Reading(limits, None if settings.bands == "auto" else settings.bands)
 
 
 def native_size(settings: DataSettings) -> int:

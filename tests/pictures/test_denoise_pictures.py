@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from dsdmae_cli.data.base import UnreadableImage
-from dsdmae_cli.data.decode import Refused
+from dsdmae_cli.data.base import Refused
 from dsdmae_cli.pictures import picture as pictures
 from dsdmae_cli.pictures.metadata import Metadata
 from dsdmae_cli.pictures.picture import Picture

@@ -1,0 +1,146 @@
+"""What a dataset is, in three lines, before anything is computed: how many images, of which kinds, and what is wrong
+with some. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
+
+# Headers of so many images are read; of a larger dataset so many evenly spread ones.
+LOOKED_AT = 512
+# In a dry run, where nothing follows that would decode them, all of a dataset with no more than this are decoded.
+_DECODED = 500
+_NAMED = 3
+
+
+class Limits(NamedTuple):
+    """Values that are shown as black and white."""
+
+    low: float
+    high: float
+
+
+@dataclass
+class Account:
+    """What was seen.
+
+    Attributes:
+        splits: images in each, by what they are for ("training").
+        classes: names, or None without labels.
+        labelled: training images that have a label.
+        looked_at: images whose header was read.
+        sides: widths and heights.
+        kinds: how many images there are of each kind, as "RGB, 8 bits".
+        deep: of these more than 8 bits have so many.
+        limits: values that deep ones show as black and white; None = as their format says.
+        decoded: and its pixels.
+        unreadable: reasons by the names of images that cannot be read.
+    """
+
+    splits: dict[str, int]
+    classes: tuple[str, ...] | None
+    labelled: int
+    limits: Limits | None = None
+    looked_at: int = 0
+    sides: Counter[tuple[int, int]] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    deep: int = 0
+    decoded: bool = False
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def rows(self) -> dict[str, str]:
+        """The three lines, each under its first word."""
+        return {"data": self._data(), "images": self._images(), "readable": self._readable()}
+
+    def lines(self) -> list[str]:
+        """The three lines as they are printed."""
+        return [f"{name:<10}{words}" for name, words in self.rows().items()]
+
+    def _data(self) -> str:
+        said = " and ".join(f"{count:,} {name}" for name, count in self.splits.items()) + " images"
+        if self.classes is None:
+            return f"{said} without labels"
+        shown = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
+        missing = next(iter(self.splits.values())) - self.labelled
+        some = f", {missing:,} of them without a label" if missing else ""
+        return f"{said}{some} in {len(self.classes)} class{'es' if len(self.classes) > 1 else ''}: {shown}"
+
+    def _images(self) -> str:
+        if not self.kinds:
+            return "none could be looked at"
+        kinds = self.kinds.most_common()
+        alone = len(kinds) == 1
+        words = [name if alone else f"{name} ({count:,})" for name, count in kinds[: _NAMED + 1]]
+        words += [f"{len(kinds) - len(words)} other kinds"] if len(kinds) > len(words) else []
+        return f"{self._sizes()}, {'; '.join(words)}{self._range()}"
+
+    def _sizes(self) -> str:
+        if len(self.sides) == 1:
+            width, height = next(iter(self.sides))
+            return f"{width}x{height} px"
+        widths, heights = zip(*self.sides, strict=True)
+        return f"{min(widths)} to {max(widths)} px wide and {min(heights)} to {max(heights)} px high"
+
+    def _range(self) -> str:
+        if not self.deep:
+            return ""
+        if self.limits is None:
+            return "; 0 to 65535 are shown as black to white"
+        return f"; {self.limits.low:g} to {self.limits.high:g} are shown as black to white"
+
+    def _readable(self) -> str:
+        total = sum(self.splits.values())
+        of = f"of all {total:,}" if self.looked_at == total else f"of {self.looked_at:,} that were looked at"
+        if not self.unreadable:
+            return f"the {'pixels' if self.decoded else 'headers'} {of}"
+        named = "; ".join(f"{name}: {reason}" for name, reason in list(self.unreadable.items())[:_NAMED])
+        more = f"; and {len(self.unreadable) - _NAMED} more" if len(self.unreadable) > _NAMED else ""
+        return f"{len(self.unreadable)} {of} cannot be read ({named}{more})"
+
+
+def take_account(
+    splits: dict[str, ImageDataset], limits: tuple[float, float] | None, *, decoded: bool = False
+) -> Account:
+    """Look at the images of a dataset.
+
+    Args:
+        splits: by what they are for; the first is learned from.
+        limits: data.range, resolved.
+        decoded: decode images and do not believe their headers, where they are few.
+    """
+    first = next(iter(splits.values()))
+    labelled = 0 if first.labels is None else int((first.labels >= 0).sum())
+    account = Account(
+        {name: len(dataset) for name, dataset in splits.items()},
+        first.classes if labelled else None,
+        labelled,
+        None if limits is None else Limits(*limits),
+    )
+    total = sum(account.splits.values())
+    account.decoded = decoded and total <= _DECODED
+    for dataset in splits.values():
+        share = min(len(dataset), max(1, LOOKED_AT * len(dataset) // max(total, LOOKED_AT)))
+        _look(account, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
+    return account
+
+
+def _look(account: Account, dataset: ImageDataset, indices: Sequence[int]) -> None:
+    for index in indices:
+        account.looked_at += 1
+        try:
+            form: Form = dataset.form(index)
+            if account.decoded:
+                dataset.load(index)
+        except UnreadableImage as error:
+            account.unreadable[error.name] = error.reason
+            continue
+        account.sides[form.width, form.height] += 1
+        account.kinds[str(form)] += 1
+        account.deep += form.is_deep

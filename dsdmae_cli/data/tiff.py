@@ -1,0 +1,132 @@
+"""TIFF as instruments write it: any number of bands, planes, integers and floats of any width, stacks. No torch here.
+
+Pillow reads what cameras and scanners write, and decode.py asks it first; of the rest it drops bands without a word,
+or calls the file no TIFF at all. tifffile reads those.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from dsdmae_cli.data.base import Form, Refused
+from dsdmae_cli.data.values import Values
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
+
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_UINT, _INT, _FLOAT, _UNSPECIFIED = 1, 2, 3, 0
+# Grey that Pillow decodes whole, through more kinds of compression than tifffile alone: (sample format, bits).
+_WIDE_GREYS = {(_INT, 16), (_INT, 32), (_FLOAT, 32)}
+_GREY_OR_RGB = (0, 1, 2)
+_PLANES, _ORIENTATION, _SWAPS_SIDES = 2, 274, 5
+# A picture may have this many values for each pixel that is allowed, so that bands do not cost memory without bound.
+_MOST_BANDS = 32
+
+
+def is_tiff(stream: BinaryIO) -> bool:
+    """Whether a file begins as a TIFF does; it is left at its beginning."""
+    stream.seek(0)
+    begins = stream.read(4) in _MAGIC
+    stream.seek(0)
+    return begins
+
+
+def is_for_pillow(stream: BinaryIO) -> bool:
+    """Whether Pillow gives all that the first page of a TIFF holds, band by band and bit by bit."""
+    with _first_page(stream) as page:
+        bits, single = page.bitspersample, page.samplesperpixel == 1
+        if single and (page.sampleformat, bits) in _WIDE_GREYS:
+            return True
+        if page.photometric not in _GREY_OR_RGB:  # palette, CMYK, Lab and the like: taken by Pillow, or refused
+            return True
+        if page.sampleformat != _UINT or _UNSPECIFIED in page.extrasamples:
+            return False
+        planes = bits > 8 and page.planarconfig == _PLANES and not single
+        return bits in (1, 2, 4, 8, 16) and not planes
+
+
+def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
+    """The values of a page, upright.
+
+    Args:
+        number: of the page, from 0.
+
+    Raises:
+        Refused: too many pixels, complex numbers, or a compression that needs another package.
+    """
+    import tifffile
+
+    stream.seek(0)
+    with tifffile.TiffFile(stream) as file:
+        page = file.pages[number]
+        assert isinstance(page, tifffile.TiffPage)  # frames, which know less, are made on request alone
+        _check(page, max_pixels)
+        try:
+            found = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" in str(error):
+                kind = getattr(page.compression, "name", page.compression)
+                raise Refused(f"TIFF compressed by {kind}; pip install 'dsdmae[tiff]' reads it") from error
+            raise
+        pixels = np.moveaxis(found, 0, -1) if page.axes == "SYX" else found
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3:
+            raise Refused(f"a TIFF with axes {page.axes} is not a picture")
+        tag = page.tags.get(_ORIENTATION)
+        return Values(pixels, _has_alpha(page)).upright(int(tag.value) if tag is not None else 1)
+
+
+def _has_alpha(page: TiffPage) -> bool:
+    """Whether the last sample is associated or unassociated alpha; others that follow the colours are bands."""
+    return bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+
+
+def pages(stream: BinaryIO) -> int:
+    """How many pages a TIFF has."""
+    import tifffile
+
+    stream.seek(0)
+    with tifffile.TiffFile(stream) as file:
+        return len(file.pages)
+
+
+def form(stream: BinaryIO, max_pixels: int) -> Form:
+    """What kind of picture the first page is, upright, from its header."""
+    with _first_page(stream) as page:
+        _check(page, max_pixels)
+        tag = page.tags.get(_ORIENTATION)
+        width, height = page.imagewidth, page.imagelength
+        if tag is not None and int(tag.value) >= _SWAPS_SIDES:
+            width, height = height, width
+        bands = page.samplesperpixel
+        colors = {1: "grey", 3: "RGB"}.get(bands, "")
+        if _has_alpha(page):
+            colors = {2: "grey with transparency", 4: "RGB with transparency"}.get(bands, "")
+        return Form(width, height, bands, page.bitspersample, page.sampleformat == _FLOAT, colors)
+
+
+class _first_page:  # noqa: N801  (a context manager)
+    def __init__(self, stream: BinaryIO) -> None:
+        import tifffile
+
+        stream.seek(0)
+        self._file = tifffile.TiffFile(stream)
+
+    def __enter__(self) -> TiffPage:
+        return self._file.pages.first
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _check(page: TiffPage, max_pixels: int) -> None:
+    width, height, bands = page.imagewidth, page.imagelength, page.samplesperpixel
+    if width * height > max_pixels:
+        raise Refused(f"{width}x{height} is more than {max_pixels / 1e6:g} million pixels")
+    if bands > _MOST_BANDS and width * height * bands > max_pixels * _MOST_BANDS:
+        raise Refused(f"{width}x{height} in {bands} bands is more than there is room for")
+    if page.dtype is None or page.dtype.kind not in "uif":
+        raise Refused(f"pixels of type {page.dtype} have no grey value")
