@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UINT, _INT, _FLOAT, _UNSPECIFIED = 1, 2, 3, 0
 # Grey that Pillow decodes whole, through more kinds of compression than tifffile alone: (sample format, bits).
-_WIDE_GREYS = {(_INT, 16), (_INT, 32), (_FLOAT, 32)}
+_WIDE_GREYS = {(_INT, 32), (_FLOAT, 32)}
 _GREY_OR_RGB = (0, 1, 2)
 _PLANES, _ORIENTATION, _SWAPS_SIDES = 2, 274, 5
 # A picture may have this many values for each pixel that is allowed, so that bands do not cost memory without bound.
 _MOST_BANDS = 32
+
+
+class NeedsCodec(Refused):
+    """A compression that tifffile has no decoder for by itself."""
 
 
 def is_tiff(stream: BinaryIO) -> bool:
@@ -48,6 +52,12 @@ def is_for_pillow(stream: BinaryIO) -> bool:
         return bits in (1, 2, 4, 8, 16) and not planes
 
 
+def is_plain(stream: BinaryIO) -> bool:
+    """Whether the first page is grey or RGB of whole bytes, and no palette, CMYK or single bits."""
+    with _first_page(stream) as page:
+        return page.photometric in _GREY_OR_RGB and page.bitspersample >= 8
+
+
 def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
     """The values of a page, upright.
 
@@ -69,7 +79,7 @@ def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
         except ValueError as error:
             if "imagecodecs" in str(error):
                 kind = getattr(page.compression, "name", page.compression)
-                raise Refused(f"TIFF compressed by {kind}; pip install 'dsdmae[tiff]' reads it") from error
+                raise NeedsCodec(f"TIFF compressed by {kind}; pip install 'dsdmae[tiff]' reads it") from error
             raise
         pixels = np.moveaxis(found, 0, -1) if page.axes == "SYX" else found
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels

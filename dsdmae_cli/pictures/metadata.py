@@ -25,12 +25,14 @@ class Metadata(NamedTuple):
         icc: colour profile.
         exif, xmp: without what a format puts before them.
         dpi: pixels per inch across and down.
+        description: of an instrument's TIFF, which has no EXIF.
     """
 
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
+    description: str | None = None
 
 
 def read_metadata(image: Image.Image) -> Metadata:

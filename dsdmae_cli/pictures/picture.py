@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Shaped
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from dsdmae_cli.data import deep
+from dsdmae_cli.data import deep, tiff
 from dsdmae_cli.data.base import Refused
-from dsdmae_cli.data.decode import MAX_PIXELS, keyed, opened, orientation
+from dsdmae_cli.data.decode import MAX_PIXELS, keyed, opened, orientation, readable
 from dsdmae_cli.data.values import TURNS
+from dsdmae_cli.pictures import instrument
 from dsdmae_cli.pictures.deep import write_png
 from dsdmae_cli.pictures.metadata import Metadata, read_metadata, save_options
 
-Pixels = UInt8[np.ndarray, "height width channels"] | UInt16[np.ndarray, "height width channels"]
+# 8 or 16 bits; any other integers, and floating-point numbers, of an instrument's TIFF.
+Pixels = Shaped[np.ndarray, "height width channels"]
 
 # What a suffix stands for to Pillow, and the options that lose least.
 WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,16 +50,18 @@ class Picture:
     """A picture, upright.
 
     Attributes:
-        pixels: as stored, 8 or 16 bits a channel; colours first, alpha (mode ...A) last.
-        mode: L, LA, RGB, RGBA or CMYK.
+        pixels: as stored; colours first, alpha (mode ...A) last.
+        mode: L, LA, RGB, RGBA or CMYK; of other bands their number, as "13 bands".
         metadata: colour profile, EXIF, XMP and resolution.
-        frames: pictures in the file, of which this is the first.
+        frames: pictures in the file, of which this is one.
+        pages: the same where the file is a TIFF, whose pages are a stack; else 1.
     """
 
     pixels: Pixels
     mode: str
     metadata: Metadata = field(default=Metadata(), repr=False)
     frames: int = 1
+    pages: int = 1
 
     @classmethod
     def of(cls, source: Pixels | Image.Image) -> Picture:
@@ -95,37 +99,45 @@ class Picture:
 
     @property
     def depth(self) -> int:
-        """Bits per channel, 8 or 16."""
+        """Bits per channel."""
         return 8 * self.pixels.dtype.itemsize
 
     @property
     def peak(self) -> int:
-        """The largest value of a channel, 255 or 65535."""
+        """The largest value of a channel of 8 or 16 bits, 255 or 65535."""
         return 2**self.depth - 1
 
     @property
     def color_groups(self) -> list[tuple[int, ...]]:
         """Channels that belong together as a colour; a black plate stands alone, alpha is none of them."""
+        if self.mode.endswith("bands"):  # the first three of four are colours, of more nothing is known
+            count = self.pixels.shape[2]
+            return [(0, 1, 2), (3,)] if count == 4 else [(band,) for band in range(count)]
         groups: dict[str, list[tuple[int, ...]]] = {"L": [(0,)], "LA": [(0,)], "CMYK": [(0, 1, 2), (3,)]}
         return groups.get(self.mode, [(0, 1, 2)])
 
     @property
     def num_colors(self) -> int:
         """Channels without alpha."""
-        return len(self.mode.removesuffix("A"))
+        return int(self.pixels.shape[2]) - self.mode.endswith("A")
+
+    @property
+    def is_instruments(self) -> bool:
+        """Whether only an instrument's TIFF holds it: other numbers than 8 and 16 bits, or other bands."""
+        return self.pixels.dtype not in (np.uint8, np.uint16) or self.mode.endswith("bands")
 
     @property
     def suffix(self) -> str:
-        """The format for it where nobody chose one: PNG, which has no CMYK."""
-        return ".tif" if self.mode == "CMYK" else ".png"
+        """The format for it where nobody chose one: PNG, which has neither CMYK nor pages nor floating point."""
+        return ".tif" if self.mode == "CMYK" or self.is_instruments or self.pages > 1 else ".png"
 
     def with_pixels(self, pixels: Pixels) -> Picture:
         """Other pixels, everything else the same."""
         return replace(self, pixels=pixels)
 
 
-def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read a picture, the first one if the file holds several.
+def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: int = 0) -> Picture:
+    """Read a picture, one of a TIFF's pages if there are several, the first one of an animation.
 
     One bit becomes 8 bits of grey, a palette the colours it stands for (grey if all are), since a restored picture has
     values between; 32-bit grey within 0..65535 becomes 16-bit.
@@ -133,21 +145,43 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pictu
     Args:
         name: what to call it in messages.
         max_pixels: refuse more, by the header, before memory is taken.
+        page: of a TIFF, from 0.
 
     Raises:
         UnreadableImage: it is not an image, is damaged, too large, or of a kind that has no place here.
     """
+    with readable(source, name, max_pixels) as stream:
+        pages = tiff.pages(stream) if tiff.is_tiff(stream) else 1
+        found = _instruments(stream, page, max_pixels, stack=pages > 1) if tiff.is_tiff(stream) else None
+        if found is not None:
+            return replace(found, frames=pages, pages=pages)
     with opened(source, name, max_pixels) as image:
+        image.seek(page)
         raw_mode = deep.raw_mode(image)
         pixels, mode = _pixels(image) if raw_mode is None else deep.upper_bytes(image, raw_mode)
         picture, turn = _as_it_lies(image, pixels, mode)
         key = image.info.get("transparency")
     if raw_mode is not None and not deep.is_whole(raw_mode):
         with opened(source, name, max_pixels) as image:
+            image.seek(page)
             deep.add_lower_bytes(picture.pixels, image, raw_mode)
         if picture.mode == "RGB" and isinstance(key, tuple):
             picture = replace(picture, pixels=keyed(picture.pixels, key), mode="RGBA")
-    return _upright(picture, turn)
+    return replace(_upright(picture, turn), pages=pages)
+
+
+def _instruments(stream: BinaryIO, page: int, max_pixels: int, stack: bool) -> Picture | None:
+    """A page that Pillow would not give whole, or of a stack, whose words Pillow would lose; None for all others."""
+    for_pillow = tiff.is_for_pillow(stream)
+    if for_pillow and not (stack and tiff.is_plain(stream)):
+        return None
+    try:
+        values, mode, known = instrument.read_page(stream, page, max_pixels)
+    except tiff.NeedsCodec:
+        if for_pillow:
+            return None
+        raise
+    return Picture(np.ascontiguousarray(values.pixels), mode, known)
 
 
 def _as_it_lies(image: Image.Image, pixels: Pixels, mode: str) -> tuple[Picture, int]:
@@ -161,7 +195,7 @@ def _pixels(image: Image.Image) -> tuple[Pixels, str]:
     """Pixels as Pillow decodes them, and the mode that they are kept in."""
     image.load()
     if image.mode == "F":
-        raise Refused("floating-point pixels have no defined range")
+        return np.array(image)[..., None], "L"
     if image.mode.startswith("I"):
         return _grey16(image)
     mode = _TO_MODE.get(image.mode, image.mode)
@@ -186,7 +220,7 @@ def _palette_mode(image: Image.Image) -> str:
 def _grey16(image: Image.Image) -> tuple[Pixels, str]:
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise Refused(f"32-bit grey from {values.min()} to {values.max()} is outside 0..65535")
+        return values.astype(np.int32)[..., None], "L"
     grey = values.astype(np.uint16)[..., None]
     key = image.info.get("transparency")
     return (keyed(grey, key), "LA") if isinstance(key, int) else (grey, "L")
@@ -208,10 +242,11 @@ def check_format(picture: Picture, suffix: str) -> None:
     """
     kind = WRITERS[suffix][0]
     deep_enough = picture.depth == 8 or kind == "PNG" or (kind == "TIFF" and picture.mode == "L")
-    if picture.mode not in _HOLDS[kind] or not deep_enough:
-        raise Refused(
-            f"{kind} cannot hold {picture.depth}-bit {picture.mode} pixels as they are; write {picture.suffix}"
-        )
+    deep_enough = deep_enough or picture.is_instruments or picture.pages > 1
+    held = kind == "TIFF" if picture.is_instruments or picture.pages > 1 else picture.mode in _HOLDS[kind]
+    if not held or not deep_enough:
+        what = f"{picture.pages} pages" if picture.pages > 1 else f"{picture.depth}-bit {picture.mode} pixels"
+        raise Refused(f"{kind} cannot hold {what} as they are; write {picture.suffix}")
 
 
 def write(picture: Picture, file: BinaryIO, suffix: str) -> None:
@@ -225,6 +260,9 @@ def write(picture: Picture, file: BinaryIO, suffix: str) -> None:
     """
     check_format(picture, suffix)
     kind, options = WRITERS[suffix]
+    if kind == "TIFF" and (picture.is_instruments or picture.pages > 1):
+        instrument.write([picture], file)
+        return
     if kind == "PNG" and picture.depth == 16 and picture.mode != "L":
         write_png(picture.pixels, picture.metadata, file)
         return

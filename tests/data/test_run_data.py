@@ -43,10 +43,10 @@ class Count:
             self.listed[str(folder)] += 1
             return scandir(folder)
 
-        def decoding(source: Any, name: str) -> Any:
+        def decoding(source: Any, name: str, *how: Any) -> Any:
             with lock:
                 self.decoded[name] += 1
-            return decode_file(source, name)
+            return decode_file(source, name, *how)
 
         def giving(image: Image.Image) -> Any:
             with lock:

@@ -1,0 +1,59 @@
+"""Pictures of more than 8 bits, shown to a network as ones that use all of 16: from LOW to HIGH, and back. No torch.
+
+Nothing is lost on the way: only what was changed goes back, so that values beyond the range, and digits that 16 bits do
+not have, stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dsdmae_cli.data.values import Range, Values, sampled_range
+from dsdmae_cli.pictures.instrument import lossless
+from dsdmae_cli.pictures.picture import Picture
+
+_FULL = (0.0, 65535.0)
+_ROWS = 512
+
+
+def limits_of(pictures: Sequence[Picture]) -> Range | None:
+    """The range of those of more than 8 bits together; None where there are none."""
+    deep = (Values(p.pixels, p.mode.endswith("A")) for p in pictures if p.pixels.dtype != np.uint8)
+    return sampled_range(deep)
+
+
+def seen(picture: Picture, limits: Range) -> Picture:
+    """The picture with LOW..HIGH as 0..65535, alpha by its own full scale; itself where that is what it has."""
+    if is_itself(picture, limits):
+        return picture
+    result = np.empty(picture.pixels.shape, np.uint16)
+    low, high = limits
+    for top in range(0, picture.height, _ROWS):
+        band = picture.pixels[top : top + _ROWS].astype(np.float64)
+        scaled = np.nan_to_num((band - low) * (_FULL[1] / (high - low)), nan=0.0).clip(0, _FULL[1])
+        result[top : top + _ROWS] = np.rint(scaled)
+    if picture.mode.endswith("A"):
+        result[..., -1] = _FULL[1]  # no network looks at it, and it comes back as it was
+    return picture.with_pixels(result)
+
+
+def brought_back(given: Picture, before: Picture, after: Picture, limits: Range) -> Picture:
+    """What was changed between `before` = seen(given) and `after`, done to the picture itself."""
+    if before is given:
+        return after
+    low, high = limits
+    result = given.pixels.copy()
+    colors = given.num_colors
+    for top in range(0, given.height, _ROWS):
+        rows = (slice(top, top + _ROWS), slice(None), slice(0, colors))
+        changed = after.pixels[rows].astype(np.float64) - before.pixels[rows]
+        values = given.pixels[rows].astype(np.float64) + changed * ((high - low) / _FULL[1])
+        result[rows] = np.where(changed == 0, given.pixels[rows], lossless(values, result))
+    return given.with_pixels(result)
+
+
+def is_itself(picture: Picture, limits: Range | None) -> bool:
+    """Whether a network may see the picture as it is: 8 bits, or 16 that are all used."""
+    return picture.pixels.dtype == np.uint8 or (picture.pixels.dtype == np.uint16 and limits in (None, _FULL))

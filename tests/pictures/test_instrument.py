@@ -1,0 +1,102 @@
+"""TIFFs of instruments: floats, wide integers, bands and stacks go in and come back as they were."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from dsdmae_cli.data.base import Refused
+from dsdmae_cli.pictures import instrument
+from dsdmae_cli.pictures.depths import brought_back, is_itself, limits_of, seen
+from dsdmae_cli.pictures.picture import Picture, check_format, read, write
+
+RANDOM = np.random.default_rng(3)
+
+
+def tif(values: np.ndarray, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **how)
+    return buffer.getvalue()
+
+
+def written(picture: Picture) -> bytes:
+    buffer = io.BytesIO()
+    write(picture, buffer, ".tif")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "int16", "uint32", "int32"])
+@pytest.mark.parametrize("bands", [1, 3, 13])
+def test_numbers_of_every_kind_come_back(kind: str, bands: int) -> None:
+    scale = {"float16": 1000, "int16": 9000}.get(kind, 70000)
+    values = (RANDOM.normal(size=(19, 23, bands)) * scale).astype(np.float64 if kind.startswith("f") else np.int64)
+    values = (np.abs(values) if kind == "uint32" else values).astype(kind)
+    how = {"photometric": "rgb" if bands == 3 else "minisblack", "planarconfig": "contig"} if bands > 1 else {}
+    content = tif(
+        values if bands > 1 else values[..., 0], **how, description="seen at 488 nm", resolution=(300, 150),
+        resolutionunit="INCH", metadata=None,
+    )  # fmt: skip
+    picture = read(content, "x")
+    np.testing.assert_array_equal(picture.pixels, values)
+    assert picture.suffix == ".tif"
+    again = read(written(picture), "x")
+    np.testing.assert_array_equal(again.pixels, values)
+    assert again.pixels.dtype == values.dtype
+    assert again.mode == picture.mode
+    if bands > 1:  # Pillow keeps the description of the others among EXIF's tags
+        assert again.metadata.description == "seen at 488 nm"
+    assert again.metadata.dpi == picture.metadata.dpi == (300, 150)
+
+
+def test_what_holds_them() -> None:
+    picture = read(tif(np.zeros((4, 4), np.float64)), "x")
+    with pytest.raises(Refused, match=r"PNG cannot hold 64-bit L pixels as they are; write .tif"):
+        check_format(picture, ".png")
+    nir = tif(np.zeros((5, 6, 4), np.uint8), photometric="rgb", extrasamples=["unspecified"])
+    assert read(nir, "x").mode == "4 bands"
+    assert read(nir, "x").color_groups == [(0, 1, 2), (3,)]
+    assert read(nir, "x").num_colors == 4
+
+
+def test_pages_of_a_stack() -> None:
+    stack = RANDOM.integers(100, 1000, (5, 12, 9), np.uint16)
+    for compressed in ({}, {"compression": "zlib"}):
+        content = tif(stack, **compressed)
+        pages = [read(content, "x", page=number) for number in range(5)]
+        assert {page.pages for page in pages} == {5}
+        np.testing.assert_array_equal(np.stack([page.pixels[..., 0] for page in pages]), stack)
+    buffer = io.BytesIO()
+    instrument.write(pages, buffer)
+    np.testing.assert_array_equal(tifffile.imread(io.BytesIO(buffer.getvalue())), stack)
+    assert pages[0].suffix == ".tif"
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32", "int32"])
+def test_only_what_was_changed_goes_back(kind: str) -> None:
+    values = RANDOM.uniform(100, 1000, (40, 30, 1)).astype(kind)
+    values[0, 0], values[5, 5] = 60000, -3000 if kind != "uint16" else 0
+    given = Picture.of(values) if kind == "uint16" else Picture(values, "L")
+    limits = limits_of([given])
+    assert limits is not None
+    assert limits[1] < 1100
+    before = seen(given, limits)
+    expected = np.clip((values.astype(np.float64) - limits[0]) / (limits[1] - limits[0]) * 65535, 0, 65535)
+    assert np.abs(before.pixels - expected).max() <= 0.5
+    np.testing.assert_array_equal(brought_back(given, before, before, limits).pixels, values)
+    change = RANDOM.integers(-900, 900, values.shape)
+    after = before.with_pixels((before.pixels.astype(int) + change).clip(0, 65535).astype(np.uint16))
+    moved = (after.pixels.astype(int) - before.pixels) * (limits[1] - limits[0]) / 65535
+    wanted = values + moved if kind == "float32" else np.rint(values + moved)
+    assert np.abs(brought_back(given, before, after, limits).pixels - wanted).max() < (0.01 if kind == "float32" else 1)
+
+
+def test_pictures_that_use_all_of_their_bits_are_left_alone() -> None:
+    full = Picture.of(RANDOM.integers(0, 65535, (8, 8, 3), np.uint16))
+    assert limits_of([full]) == (0, 65535)
+    assert seen(full, (0, 65535)) is full
+    assert brought_back(full, full, full, (0, 65535)) is full
+    eight = Picture.of(np.zeros((3, 3, 3), np.uint8))
+    assert limits_of([eight]) is None
+    assert is_itself(eight, (10, 20))
