@@ -16,7 +16,7 @@ def command(given: Given) -> None:
     """Pre-train a backbone on images, without labels.
 
     Alone it learns handwritten digits in under two minutes. On your own images:
-    dsdmae pretrain --dataset folder:PATH --backbone vit-tiny --epochs 100
+    dsdmae pretrain PATH --backbone vit-tiny --epochs 100
 
     Values come from defaults, then --preset, --config, environment variables (DSDMAE_TRAIN_EPOCHS=5), flags and --set;
     the later wins. Ctrl-C saves and stops (exit code 130); --resume --out DIR goes on.

@@ -56,6 +56,7 @@ FOLDER = DatasetSpec(
     summary="your own images: a folder, or a .tar, .tar.gz, .tar.xz or .zip of one",
     build="dsdmae_builtin.folder:build",
     argument="PATH",
+    reads_paths=True,
     image_size="dsdmae_builtin.folder:native_size",
 )
 
