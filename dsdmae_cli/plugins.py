@@ -272,7 +272,7 @@ def _looks_like_path(text: str) -> bool:
 def _beside(path: Path) -> str:
     """The "did you mean" of a path that is not there: what lies beside it under a name much like its own."""
     try:
-        return nearest(path.name, sorted(os.listdir(path.parent)))
+        return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
     except OSError:
         return ""
 

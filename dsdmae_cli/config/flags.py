@@ -66,6 +66,22 @@ _OF_WEIGHTS = (
 
 FLAGS = (
     Flag("--dataset", "data.dataset", "NAME", DATA, (*_LEARN, "embed")),
+    Flag(
+        "--labels",
+        "data.labels",
+        "FILE.csv",
+        DATA,
+        (*_LEARN, "embed"),
+        help="Labels of your own images: a file name and a label a row, in place of class folders (data.labels)",
+    ),
+    Flag(
+        "--splits",
+        "data.splits",
+        "TRAIN,TEST|none",
+        DATA,
+        (*_LEARN, "embed"),
+        help="The folders of your own images to learn from and to test on, where their names do not say (data.splits)",
+    ),
     Flag("--data-dir", "data.data_dir", "DIR", DATA, (*_LEARN, "embed")),
     Flag("--strict-data", "data.strict", None, DATA, (*_LEARN, "embed")),
     Flag("--validation", "finetune.validation", "FRACTION", DATA, ("finetune",)),

@@ -36,8 +36,10 @@ class ImageDataset(ABC):
     Attributes:
         classes: names of the classes by label, or None without labels.
         labels: [N] int64 label of each image (-1 = this image has none), or None without labels.
+        notes: what a person should know of how the images were found, a sentence each; said once a command.
     """
 
+    notes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     labels: NDArray[np.int64] | None = None
 
@@ -108,7 +110,7 @@ class Subset(ImageDataset):
     def __init__(self, dataset: ImageDataset, indices: NDArray[np.int64]) -> None:
         self.dataset = dataset
         self.indices = indices
-        self.classes = dataset.classes
+        self.classes, self.notes = dataset.classes, dataset.notes
         self.labels = None if dataset.labels is None else dataset.labels[indices]
 
     def __len__(self) -> int:

@@ -15,9 +15,11 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, overload
 
 import numpy as np
@@ -42,6 +44,7 @@ class FileImages(ImageDataset):
         indices: which of them, in order.
         labels: one for each index (-1 = none), or None.
         classes: names by label, or None.
+        notes: what is to be said of how they were found.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class FileImages(ImageDataset):
         indices: Int64[np.ndarray, " n"],
         labels: Int64[np.ndarray, " n"] | None = None,
         classes: tuple[str, ...] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._files = files
         self._indices = indices
         self.labels = labels
         self.classes = classes
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -118,6 +123,7 @@ class Files(ABC):
     """Image files by index, sorted by name; for use from several threads and forked or spawned processes."""
 
     names: Names
+    passed_over: Mapping[str, int] = MappingProxyType({})  # visible files that are no images, by suffix
 
     @abstractmethod
     def read(self, index: int) -> Path | bytes:
@@ -142,11 +148,13 @@ class Directory(Files):
     Args:
         root: the directory.
         names: of the files, relative to it, with "/" between folders.
+        passed_over: how many files of which suffix lie there that are no images.
     """
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
+    def __init__(self, root: Path, names: Sequence[str], passed_over: Mapping[str, int] | None = None) -> None:
         self._root = root
         self.names = Names(names)
+        self.passed_over = dict(passed_over or {})
 
     def read(self, index: int) -> Path:
         return self._root / self.names[index]
@@ -189,8 +197,9 @@ def _open_files(path: Path) -> Files:
             return Archive(path)
         files = sorted(_walk(path, "", ()))
         names = [name for name in files if is_image(name)]
-        require_images(path, len(names), len(files))
-        return Directory(path, names)
+        others = by_suffix(files)
+        require_images(path, len(names), others)
+        return Directory(path, names, others)
 
 
 def is_image(name: str) -> bool:
@@ -198,11 +207,27 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (ten times faster than Path)
 
 
-def require_images(path: Path, num_images: int, num_files: int) -> None:
-    """Raise DataError if there are none among the visible files of a folder or archive."""
+def by_suffix(names: Iterable[str]) -> dict[str, int]:
+    """How many files of which suffix are no images, the most frequent first; "" = without a suffix."""
+    suffixes = (os.path.splitext(name)[1].lower() for name in names if not is_image(name))  # noqa: PTH122
+    return dict(sorted(Counter(suffixes).items(), key=lambda item: (-item[1], item[0])))
+
+
+def passed_over_words(others: Mapping[str, int], most: int = 6) -> str:
+    """ "12 .heic, 3 .txt", the most frequent first; empty where there are none."""
+    words = [f"{count} {suffix or 'without a suffix'}" for suffix, count in others.items()]
+    rest = sum(list(others.values())[most:])
+    return ", ".join(words[:most]) + (f" and {rest} more" if rest else "")
+
+
+def require_images(path: Path, num_images: int, others: Mapping[str, int]) -> None:
+    """Raise DataError if there are none among the visible files of a folder or archive; the others are counted."""
     if not num_images:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{path} holds no images: {num_files} visible files, none of {kinds}; give another path")
+        there = f" ({passed_over_words(others)})" if others else ""
+        raise DataError(
+            f"{path} holds no images: {sum(others.values())} visible files{there}, none of {kinds}; give another path"
+        )
 
 
 def _walk(folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:

@@ -39,6 +39,11 @@ class LabelledSplits:
     classes: tuple[str, ...]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """How the images were found."""
+        return self.train.notes
+
+    @property
     def train_labels(self) -> NDArray[np.int64]:
         """[n] of the training images."""
         assert self.train.labels is not None
@@ -81,9 +86,10 @@ def open_labelled(settings: DataSettings) -> LabelledSplits:
 
 def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:
     if dataset.labels is None or dataset.classes is None or not (dataset.labels >= 0).any():
+        why = f" ({'; '.join(dataset.notes)})" if dataset.notes else ""
         raise DataError(
-            f"the {split} images of {name} have no labels; put each class into a folder of its own, or name a labelled"
-            " dataset"
+            f"the {split} images of {name} have no labels{why}; put each class into a folder of its own, give --labels"
+            " FILE.csv, or name a labelled dataset"
         )
     known = np.flatnonzero(dataset.labels >= 0)
     return dataset if len(known) == len(dataset) else Subset(dataset, known)
@@ -106,6 +112,7 @@ def base_result(
         **scores.as_dict(),
         "classes": list(judged.classes),
         "train_images": len(judged.train),
+        "data_notes": list(judged.notes),
         "seed": settings.train.seed,
     }
 

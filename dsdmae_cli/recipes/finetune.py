@@ -89,7 +89,7 @@ def _put_together(start: Start) -> Parts:
         chosen = few_shot(judged.train_labels, settings.finetune.labels, settings.train.seed)
         judged = replace(judged, train=Subset(judged.train, chosen))
     opened, classifier = build_classifier(settings, len(judged.classes))
-    for note in opened.notes:
+    for note in (*judged.notes, *opened.notes):
         start.report.note(note)
     runtime = choose_runtime(settings, classifier)
     classifier.to(runtime.device)

@@ -78,6 +78,8 @@ def _put_together(start: Start, required: Path | None) -> Parts:
     method.to(runtime.device)
     with distributed.main_first():
         dataset = open_dataset(settings.data, "train")
+    for note in dataset.notes:
+        start.report.note(note)
     data = open_run_data(
         dataset,
         settings.data,
@@ -97,7 +99,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
         unreadable=data.unreadable,
         observers=_observers(start, settings, data),
         sentence=f"{s.method.name} with {s.backbone.name} on {s.data.dataset}",
-        result=partial(_result, 0 if data.queries is None else len(data.queries.labels)),
+        result=partial(_result, dataset.notes, 0 if data.queries is None else len(data.queries.labels)),
         about=_about(start, settings, required),
     )
 
@@ -153,10 +155,11 @@ def _observers(start: Start, settings: ResolvedSettings, data: RunData) -> list[
 # -- the end
 
 
-def _result(num_queries: int, run: Run) -> dict[str, Any]:
+def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any]:
     """What result.json holds.
 
     Args:
+        notes: how the images were found.
         num_queries: images behind a k-NN score.
     """
     settings: ResolvedSettings = run.settings
@@ -175,6 +178,7 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
         "method": settings.method.name,
         "backbone": settings.backbone.name,
         "dataset": settings.data.dataset,
+        "data_notes": list(notes),
         "epochs": settings.train.epochs,
         "steps": run.trainer.step,
         "images_seen": run.images_seen,

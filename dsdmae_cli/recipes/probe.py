@@ -87,7 +87,7 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
         parse(settings.probe.start), settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
         seed=settings.train.seed, teacher=settings.probe.teacher,
     )  # fmt: skip
-    for note in opened.notes:
+    for note in (*judged.notes, *opened.notes):
         report.note(note)
     check_pools(opened.encoder, [settings.probe.pool])
     candidates(opened.encoder, settings.probe.blocks, settings.probe.input_noise)

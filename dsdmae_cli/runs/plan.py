@@ -48,6 +48,7 @@ class Plan:
     compile: bool
     estimated_seconds: float | None
     beforehand: str | None = None
+    data_notes: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """As an object for scripts."""
@@ -71,7 +72,8 @@ class Plan:
         }
         if self.beforehand is not None:
             rows["beforehand"] = self.beforehand
-        return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
+        lines = [f"{name:<14}{value}" for name, value in rows.items()]
+        return "\n".join([*lines[:1], *(f"{'':<14}{note}" for note in self.data_notes), *lines[1:]])
 
 
 def make_plan(settings: Any, method: Method | None = None, split: str = "train", *, timed: bool = True) -> Plan:
@@ -88,7 +90,7 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
     beforehand = _beforehand(settings) if method is None else None
     method = build_method(settings) if method is None else method
     runtime = choose_runtime(settings, method)
-    train_images, test_images, placement, resident_bytes = _data(settings.data, runtime, split)
+    train_images, test_images, placement, resident_bytes, notes = _data(settings.data, runtime, split)
     batching = Batching(train_images, settings.train.batch_size, runtime.micro_batch, settings.train.seed)
     flop, activation_bytes = measure_work(method)
     trained = [p for p in method.parameters() if p.requires_grad]
@@ -121,6 +123,7 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
         compile=runtime.compile,
         estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
         beforehand=beforehand,
+        data_notes=notes,
     )
 
 
@@ -140,7 +143,7 @@ def _beforehand(settings: ResolvedSettings) -> str | None:
     return f"a {needs.method}, trained first, for {epochs} epoch{'s' if epochs > 1 else ''}, not counted above"
 
 
-def _data(settings: ResolvedData, runtime: Runtime, split: str) -> tuple[int, int | None, str, int]:
+def _data(settings: ResolvedData, runtime: Runtime, split: str) -> tuple[int, int | None, str, int, tuple[str, ...]]:
     here = settings.model_copy(update={"download": False})
     try:
         train = open_dataset(here, split)
@@ -148,13 +151,13 @@ def _data(settings: ResolvedData, runtime: Runtime, split: str) -> tuple[int, in
         official = plugins.find("dataset", settings.dataset).spec.num_images
         if not (settings.download and official and split == "train"):
             raise
-        return official["train"], official.get("test"), "not downloaded yet", 0
+        return official["train"], official.get("test"), "not downloaded yet", 0, ()
     placement = place(train, settings, runtime.device)
     try:
         test: int | None = len(open_dataset(here, "test"))
     except DataError:
         test = None
-    return len(train), test, placement.word, placement.num_bytes
+    return len(train), test, placement.word, placement.num_bytes, train.notes
 
 
 def _seconds_per_image(method: Method, runtime: Runtime, flop: float) -> float | None:

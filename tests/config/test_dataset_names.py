@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import cli, one_line
 
 from dsdmae_cli.config.compose import compose
-from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, PROBE
+from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, PROBE, Schema
 from dsdmae_cli.config.use import given
 from dsdmae_cli.errors import PluginError
 from dsdmae_cli.plugins import spelled_out
 
 
 @pytest.mark.parametrize("schema", [PRETRAIN, PROBE, FINETUNE])
-def test_a_path_alone_is_a_folder_wherever_settings_come_from(schema, tmp_path: Path) -> None:
+def test_a_path_alone_is_a_folder_wherever_settings_come_from(schema: Schema[Any], tmp_path: Path) -> None:
     path, whole = str(tmp_path), f"folder:{tmp_path}"
     (tmp_path / "own.toml").write_text(f'[data]\ndataset = "{path}"\n')
     for place in (
