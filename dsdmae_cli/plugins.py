@@ -70,6 +70,8 @@ class DatasetSpec(Spec):
         augment: what "auto" means for data.crop_scale, data.flip and data.shift.
         labelled_split: the training split whose images have labels, where that is not "train".
         num_images: official number of images by split, for a plan when the files are not here yet.
+        count: "module:attribute" of a torch-free function(settings) -> (training images, those with a label), where the
+            numbers are the person's and quickly told; None = `num_images` says, or nobody.
         reads_paths: its argument is a path, and a path alone, where a dataset is named, means this dataset. One of all
             that are installed says so.
     """
@@ -79,6 +81,7 @@ class DatasetSpec(Spec):
     augment: Mapping[str, Any] = field(default_factory=lambda: {"crop_scale": (0.2, 1.0), "flip": True, "shift": 0})
     labelled_split: str = "train"
     num_images: Mapping[str, int] = field(default_factory=dict)
+    count: str | None = None
     reads_paths: bool = False
 
 

@@ -31,10 +31,15 @@ def carry_out(given: Given, loaded: Loaded[Any]) -> None:
     from dsdmae_cli.report import print_result
 
     if given.dry_run:
+        from dataclasses import replace
+
+        from dsdmae_cli.config.own_images import remarks
         from dsdmae_cli.config.resolve import resolve
+        from dsdmae_cli.config.schema import PRETRAIN
         from dsdmae_cli.runs.plan import make_plan
 
         plan = make_plan(resolve(loaded.settings))
+        plan = replace(plan, data_notes=(*plan.data_notes, *remarks(loaded, PRETRAIN)))
         print_result(plan.json(), as_json=given.json, text=plan.text())
         return
 

@@ -10,7 +10,8 @@ from dsdmae_cli.artifacts.subject import allowed, parse, taken_over
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
-from dsdmae_cli.config.schema import PRETRAIN, Loaded, Schema, Values
+from dsdmae_cli.config.own_images import fitted
+from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema, Values
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.runs.rundir import SETTINGS, RunDir
@@ -48,7 +49,7 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
         base=base, start=start, use_default_preset=base is None,
     )  # fmt: skip
     _refuse_run(loaded.settings.data.dataset)
-    return loaded
+    return fitted(loaded)
 
 
 def _refuse_run(dataset: str) -> None:
@@ -83,11 +84,12 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     if given.subject is None:
         raise SettingsError(f"say what to judge: {allowed()}")
     values, origin = taken_over(given.subject, given.like)
-    return compose(
+    loaded = compose(
         schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
         assignments=given.assignments,
         base=({**values, section: {"start": given.subject}}, origin),
     )  # fmt: skip
+    return fitted(loaded) if schema is FINETUNE else loaded
 
 
 def _judging_on(given: Given, schema: Schema[Any], section: str, run: Path) -> Loaded[Any]:

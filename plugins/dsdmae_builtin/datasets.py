@@ -76,6 +76,7 @@ FOLDER = DatasetSpec(
     settings=FolderSettings,
     argument="PATH",
     reads_paths=True,
+    count="dsdmae_builtin.folder:count",
     image_size="dsdmae_builtin.folder:native_size",
 )
 

@@ -55,6 +55,12 @@ def _arranged(
     return files, replace(found, notes=(*found.notes, *(table.notes if table else ()), *passed_over))
 
 
+def count(settings: DataSettings) -> tuple[int, int]:
+    """Training images, and those with a label."""
+    part = _found(settings)[1].train
+    return len(part.indices), 0 if part.labels is None else int((part.labels >= 0).sum())
+
+
 def native_size(settings: DataSettings) -> int:
     """The side that all images share if they are square and small (a sample of 64 is looked at), else 224."""
     return shared(_native_size, _path(settings))
