@@ -14,7 +14,7 @@ from dsdmae_cli.config.resolve import resolve_data
 from dsdmae_cli.config.schema import Loaded, Schema
 
 L = TypeVar("L", bound=BaseModel)
-_IMAGES = " images to learn from"  # how the origin of a value ends that was decided here
+_IMAGES = " to learn from"  # how the origin of a value ends that was decided here
 
 
 def fitted(loaded: Loaded[L]) -> Loaded[L]:
@@ -32,13 +32,14 @@ def fitted(loaded: Loaded[L]) -> Loaded[L]:
     images = None if _said(loaded, "train.batch_size") else _num_images(settings)
     if images is None or images >= wanted:
         return loaded
+    origin = f"{images} image{'s' * (images > 1)}{_IMAGES}"
     batch = 1 << max(0, (images - 1).bit_length() - 1)
     changed: dict[str, Any] = {"train": settings.train.model_copy(update={"batch_size": batch})}
-    sources = {**loaded.sources, "train.batch_size": f"{images}{_IMAGES}"}
+    sources = {**loaded.sources, "train.batch_size": origin}
     if settings.optim.lr == "auto":
         peak = settings.optim.base_lr * wanted / 256
         changed["optim"] = settings.optim.model_copy(update={"lr": peak})
-        sources["optim.lr"] = f"{images}{_IMAGES}"
+        sources["optim.lr"] = origin
     return Loaded(settings.model_copy(update=changed), sources)
 
 
@@ -74,7 +75,7 @@ def _about_batch(loaded: Loaded[Any]) -> list[str]:
         return []
     rate = f" and a peak rate of {loaded.settings.optim.lr:.3g}" if loaded.sources["optim.lr"] == source else ""
     batch = loaded.settings.train.batch_size
-    return [f"batches of {batch}{rate}, since there are {source}; --batch-size and --lr say otherwise"]
+    return [f"batches of {batch}{rate}, for {source}; --batch-size and --lr say otherwise"]
 
 
 def _about_size(loaded: Loaded[Any], schema: Schema[Any]) -> list[str]:

@@ -78,6 +78,9 @@ class Archive(Files):
     def stamp(self, index: int) -> tuple[int, int]:
         return self._stamp
 
+    def file_size(self, index: int) -> int:
+        return int(self._sizes[index])
+
     def read(self, index: int) -> bytes:
         if max(self._sizes[index], self._stored[index]) > MAX_FILE_BYTES:
             raise UnreadableImage(self.full_name(index), f"file of more than {MAX_FILE_BYTES // 2**30} GiB")

@@ -70,6 +70,18 @@ class ImageDataset(ABC):
         height, width = self.load(index).shape[:2]
         return width, height
 
+    def file_size(self, index: int) -> int | None:
+        """Bytes of the file that the image is read from; None where there is no such file."""
+        return None
+
+    def file_bytes(self, index: int) -> bytes | None:
+        """What that file holds; None where there is none.
+
+        Raises:
+            UnreadableImage: it cannot be read.
+        """
+        return None
+
     def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
         """All images at once where they are held that way and have one size, else None."""
         return None
@@ -124,6 +136,12 @@ class Subset(ImageDataset):
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))
+
+    def file_size(self, index: int) -> int | None:
+        return self.dataset.file_size(int(self.indices[index]))
+
+    def file_bytes(self, index: int) -> bytes | None:
+        return self.dataset.file_bytes(int(self.indices[index]))
 
     def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
         whole = self.dataset.arrays()

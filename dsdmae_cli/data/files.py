@@ -25,7 +25,7 @@ from typing import Literal, overload
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from dsdmae_cli.data.base import ImageDataset
+from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.decode import IMAGE_SUFFIXES, decode, image_size
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.errors import DataError
@@ -72,6 +72,18 @@ class FileImages(ImageDataset):
 
     def name(self, index: int) -> str:
         return self._files.full_name(int(self._indices[index]))
+
+    def file_size(self, index: int) -> int | None:
+        return self._files.file_size(int(self._indices[index]))
+
+    def file_bytes(self, index: int) -> bytes | None:
+        content = self._files.read(int(self._indices[index]))
+        if isinstance(content, bytes):
+            return content
+        try:
+            return content.read_bytes()
+        except OSError as error:
+            raise UnreadableImage(self.name(index), (error.strerror or str(error)).lower()) from error
 
     def fingerprint(self) -> str:
         """SHA-256 over each file's name below the folder, size, time of change and label; nothing is decoded.
@@ -141,6 +153,10 @@ class Files(ABC):
     def stamp(self, index: int) -> tuple[int, int] | None:
         """Size and time of change (ns) of the file, or of the archive it is in; None if it cannot be looked at."""
 
+    @abstractmethod
+    def file_size(self, index: int) -> int | None:
+        """Bytes of the file itself; None if it cannot be looked at."""
+
 
 class Directory(Files):
     """Files under a directory.
@@ -167,6 +183,10 @@ class Directory(Files):
             return stamp_of(self._root / self.names[index])
         except OSError:  # it is reported as unreadable when it is read
             return None
+
+    def file_size(self, index: int) -> int | None:
+        found = self.stamp(index)
+        return None if found is None else found[0]
 
 
 def stamp_of(path: Path) -> tuple[int, int]:

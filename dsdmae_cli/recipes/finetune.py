@@ -25,7 +25,7 @@ from dsdmae_cli.data.source import Unreadable, derive_seed
 from dsdmae_cli.data.streaming import Transform
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.evaluation.features import square_batches
-from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled
+from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled, twins_line, warn_of_twins
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.split import few_shot, hold_out
 from dsdmae_cli.figures.training import curves
@@ -85,6 +85,8 @@ def _put_together(start: Start) -> Parts:
     settings: ResolvedFinetuneSettings = start.settings
     with distributed.main_first():
         judged = open_labelled(settings.data)
+    if start.main and not start.resumed:
+        warn_of_twins(judged.twins, start.report)
     if settings.finetune.labels < 1:
         chosen = few_shot(judged.train_labels, settings.finetune.labels, settings.train.seed)
         judged = replace(judged, train=Subset(judged.train, chosen))
@@ -275,6 +277,7 @@ def summary(result: dict[str, Any]) -> str:
         f"{result['subject']} fine-tuned on {result['dataset']}",
         f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
         f"top-{result['top5_k']}          {result['top5']:.1%}",
+        *twins_line(result),
         f"protocol       {result['protocol']}",
         f"figures        {result['figures']}",
         f"classifier     {result['classifier']}",

@@ -14,7 +14,9 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
+from dsdmae_cli.data.twins import find_twins
 from dsdmae_cli.evaluation.closing import closing_words, wilson_interval
+from dsdmae_cli.evaluation.judging import warn_of_twins
 from dsdmae_cli.figures.training import curves
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
@@ -80,6 +82,8 @@ def _put_together(start: Start, required: Path | None) -> Parts:
         dataset = open_dataset(settings.data, "train")
     for note in dataset.notes:
         start.report.note(note)
+    if start.main and not start.resumed:
+        warn_of_twins(find_twins(dataset, open_dataset(settings.data, "test")), start.report)
     data = open_run_data(
         dataset,
         settings.data,

@@ -30,7 +30,7 @@ def test_the_batch_of_few_images_and_its_rate(few: Path) -> None:
     loaded = given(few)
     assert (loaded.settings.train.batch_size, loaded.settings.optim.lr) == (8, 1.5e-4)
     [said] = remarks(loaded, PRETRAIN)
-    assert said.startswith("batches of 8 and a peak rate of 0.00015, since there are 10 images to learn from")
+    assert said.startswith("batches of 8 and a peak rate of 0.00015, for 10 images to learn from")
     assert given(few, **{"train.batch_size": "2"}).settings.optim.lr == "auto"
     assert remarks(given(few, **{"train.batch_size": "2"}), PRETRAIN) == []
     assert given(few, **{"optim.lr": "0.1"}).settings.optim.lr == 0.1
