@@ -102,6 +102,8 @@ def _put_together(start: Start) -> Parts:
     if settings.finetune.validation:
         split = hold_out(judged.train_labels, settings.finetune.validation, settings.train.seed)
         train, held_out = Subset(train, split.fit), Subset(train, split.held)
+    if settings.finetune.class_weights is not None:
+        classifier.weigh_classes(torch.from_numpy(train.labels))
     unreadable = Unreadable(len(train), settings.data)
     placement = place(train, settings.data, runtime.device)
     if train.arrays() is None and placement.side:
@@ -256,6 +258,7 @@ def _protocol(settings: ResolvedFinetuneSettings, chosen: dict[str, Any] | None,
         f"mixup {f.mixup:g}" * bool(f.mixup),
         f"CutMix {f.cutmix:g}" * bool(f.cutmix),
         f"random erasing {f.random_erasing:g}" * bool(f.random_erasing),
+        f"{f.class_weights} class weights" * (f.class_weights is not None),
         f"label smoothing {f.label_smoothing:g}" * bool(f.label_smoothing),
         f"weights averaged with {f.ema}" * (f.ema is not None),
     ]
