@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Of a normal distribution: 95% lie within so many standard deviations.
 _WIDE = 1.96
@@ -79,3 +80,18 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     z = _WIDE**2 / n
     middle, half = (share + z / 2) / (1 + z), math.sqrt(share * (1 - share) * z + z * z / 4) / (1 + z)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def knn_interval(scores: Sequence[Mapping[str, float]], num_queries: int) -> dict[str, Any]:
+    """Entries of result.json about how far the last k-NN score can be trusted."""
+    known = bool(scores and num_queries and math.isfinite(scores[-1]["knn"]))
+    interval = wilson_interval(scores[-1]["knn"], num_queries) if known else None
+    return {"knn_interval": None if interval is None else list(interval), "knn_images": num_queries or None}
+
+
+def open_words(result: Mapping[str, Any]) -> str:
+    """The same for people; empty where it is not known."""
+    if result["knn_interval"] is None:
+        return ""
+    low, high = result["knn_interval"]
+    return f", of {result['knn_images']} test images (95% interval {low:.0%} to {high:.0%})"

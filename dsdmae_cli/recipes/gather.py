@@ -13,8 +13,7 @@ from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import fitted
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema, Values
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.plugins import argument_of
-from dsdmae_cli.runs.rundir import SETTINGS, RunDir
+from dsdmae_cli.runs.rundir import RunDir, refuse_run
 from dsdmae_cli.settings.models import Settings
 
 
@@ -48,18 +47,8 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
         schema, preset=given.preset, config=given.config, flags=flags, origins=origins, assignments=given.assignments,
         base=base, start=start, use_default_preset=base is None,
     )  # fmt: skip
-    _refuse_run(loaded.settings.data.dataset)
+    refuse_run(loaded.settings.data.dataset)
     return fitted(loaded)
-
-
-def _refuse_run(dataset: str) -> None:
-    """A run's directory holds pictures, its figures; nobody means to learn from those."""
-    path = argument_of(dataset)
-    if path and (Path(path).expanduser() / SETTINGS).is_file():
-        raise SettingsError(
-            f"{path} is the directory of a run, not of images; go on with it by --resume --out {path}, or begin with"
-            f" its weights by --from {path} and a dataset"
-        )
 
 
 def _network(start: str) -> tuple[Values, str]:

@@ -15,7 +15,7 @@ from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
 from dsdmae_cli.data.twins import find_twins
-from dsdmae_cli.evaluation.closing import closing_words, wilson_interval
+from dsdmae_cli.evaluation.closing import closing_words, knn_interval, open_words
 from dsdmae_cli.evaluation.judging import warn_of_twins
 from dsdmae_cli.figures.training import curves
 from dsdmae_cli.files import write_bytes
@@ -189,8 +189,7 @@ def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any
         "seconds": round(run.seconds(), 1),
         "final": last,
         "knn_accuracy": scores[-1]["knn"] if scores else None,
-        "knn_interval": wilson_interval(scores[-1]["knn"], num_queries) if scores and num_queries else None,
-        "knn_images": num_queries or None,
+        **knn_interval(scores, num_queries),
         "start": settings.train.start,
         "knn_accuracy_untrained": None if settings.train.start else first,
         "knn_accuracy_start": first if settings.train.start else None,
@@ -206,14 +205,6 @@ def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any
     }
 
 
-def _open(result: dict[str, Any]) -> str:
-    """What so many test images leave open."""
-    if result["knn_interval"] is None:
-        return ""
-    low, high = result["knn_interval"]
-    return f", of {result['knn_images']} test images (95% interval {low:.0%} to {high:.0%})"
-
-
 def summary(result: dict[str, Any]) -> str:
     """The lines for people at the end of a run."""
     lines = [f"{result['steps']} steps, {result['images_seen']} images in {duration(result['seconds'])}"]
@@ -223,7 +214,7 @@ def summary(result: dict[str, Any]) -> str:
         untrained, start = result["knn_accuracy_untrained"], result["knn_accuracy_start"]
         was = f" (untrained {untrained:.1%})" if untrained is not None else ""
         was = f" (the weights it began with {start:.1%})" if start is not None else was
-        lines.append(f"k-NN accuracy  {result['knn_accuracy']:.1%}{was}{_open(result)}")
+        lines.append(f"k-NN accuracy  {result['knn_accuracy']:.1%}{was}{open_words(result)}")
     if result["measured"]:
         lines.append(f"on held-out    {', '.join(f'{name} {value:.4g}' for name, value in result['measured'].items())}")
     if result["unreadable_images"]:
