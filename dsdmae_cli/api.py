@@ -339,7 +339,7 @@ def _named(data: str | Path | None) -> dict[str, Any]:
         return {}
     text = str(data)
     known = not isinstance(data, Path) and text.partition(":")[0] in plugins.names("dataset")
-    return {"dataset": text if known else f"folder:{text}"}
+    return {"dataset": text if known else plugins.of_path(text)}
 
 
 def _but_none(**values: Any) -> dict[str, Any]:

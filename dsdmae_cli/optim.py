@@ -56,3 +56,13 @@ def learning_rate(step: int, total_steps: int, warmup_steps: float, peak: float,
         return peak * step / warmup_steps
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def reach(settings: ResolvedOptim, total_steps: int, steps_per_epoch: int) -> float:
+    """How far a weight can move in a run, about: AdamW moves it by no more than the step's learning rate, so their sum.
+
+    Weights begin with a standard deviation of about 0.02.
+    """
+    warmup = settings.warmup_epochs * steps_per_epoch
+    rates = (learning_rate(step, total_steps, warmup, settings.lr, settings.min_lr) for step in range(total_steps))
+    return sum(rates)

@@ -7,10 +7,12 @@ Importing one that is broken harms nobody who does not ask for it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from dsdmae_cli.errors import PluginError, nearest
@@ -70,6 +72,10 @@ class DatasetSpec(Spec):
         value_range: "module:attribute" of a torch-free function(settings) -> (low, high) or None, which is what
             data.range = auto means; None = all images have 8 bits.
         num_images: official number of images by split, for a plan when the files are not here yet.
+        count: "module:attribute" of a torch-free function(settings) -> (training images, those with a label), where the
+            numbers are the person's and quickly told; None = `num_images` says, or nobody.
+        reads_paths: its argument is a path, and a path alone, where a dataset is named, means this dataset. One of all
+            that are installed says so.
     """
 
     settings: type[DataSettings] = DataSettings
@@ -78,6 +84,8 @@ class DatasetSpec(Spec):
     labelled_split: str = "train"
     value_range: str | None = None
     num_images: Mapping[str, int] = field(default_factory=dict)
+    count: str | None = None
+    reads_paths: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +241,7 @@ def find(kind: Kind, full_name: str) -> Plugin[Any]:
     name, colon, argument = full_name.partition(":")
     found = sorted(entry_points(group=group(kind), name=name), key=_origin)
     if not found:
-        there = names(kind)
-        raise PluginError(
-            f"{kind} {name!r} is not installed{nearest(name, there)}; there is {', '.join(there) or 'none'}"
-            " (see `dsdmae plugins`)"
-        )
+        raise PluginError(_not_there(kind, full_name))
     if len(found) > 1:
         claims = " and ".join(f"{d} {v}" for d, v in map(_origin, found))
         raise PluginError(f"{kind} {name!r} is claimed by {claims}; uninstall one of them")
@@ -253,6 +257,56 @@ def find(kind: Kind, full_name: str) -> Plugin[Any]:
     if colon and not wanted:
         raise PluginError(f"{kind} {name!r} takes no argument, got {full_name!r}; write {name}")
     return plugin
+
+
+def _not_there(kind: Kind, full_name: str) -> str:
+    """What to say where no plugin has this name; a dataset may have been meant as a path."""
+    name, there = full_name.partition(":")[0], names(kind)
+    if kind == "dataset" and _looks_like_path(full_name):
+        return f"there is no folder or archive {full_name}{_beside(Path(full_name).expanduser())}; give one that exists"
+    path = f", and there is no folder or archive ./{full_name}" if kind == "dataset" and full_name else ""
+    return (
+        f"{kind} {name!r} is not installed{nearest(name, there)}{path}; there is {', '.join(there) or 'none'}"
+        " (see `dsdmae plugins`)"
+    )
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.startswith((".", "~", "/")) or (os.sep in text and ":" not in text.partition(os.sep)[0])
+
+
+def _beside(path: Path) -> str:
+    """The "did you mean" of a path that is not there: what lies beside it under a name much like its own."""
+    try:
+        return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
+    except OSError:
+        return ""
+
+
+def spelled_out(kind: Kind, text: str) -> str:
+    """The whole name of what a person named: a path that exists and is no plugin's name stands for the dataset of it.
+
+    What is neither stays as it is, and `find` says so.
+    """
+    if kind != "dataset" or not text.strip() or text.partition(":")[0] in names(kind):
+        return text
+    try:
+        exists = Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a null byte
+        return text
+    return of_path(text) if exists else text
+
+
+def of_path(path: str) -> str:
+    """The whole name of the dataset that reads a path: "folder:PATH".
+
+    Raises:
+        PluginError: no dataset that is installed reads paths.
+    """
+    for plugin in discover("dataset"):
+        if isinstance(plugin, Plugin) and plugin.spec.reads_paths:
+            return f"{plugin.name}:{path}"
+    raise PluginError(f"no dataset that is installed reads a path such as {path}; install dsdmae anew")
 
 
 def argument_of(full_name: str) -> str:

@@ -59,6 +59,11 @@ def plugin_names(kind: Any) -> list[str]:
     return [p.name + (":" if p.spec.argument else "") for p in discover(kind) if isinstance(p, Plugin)]
 
 
+def datasets(incomplete: str) -> list[str]:
+    """Names of datasets."""
+    return [name for name in plugin_names("dataset") if name.startswith(incomplete)]
+
+
 def settings(incomplete: str) -> list[str]:
     """Settings as SECTION.KEY: sections first, then the keys of one."""
     from dsdmae_cli.config.describe import key_of

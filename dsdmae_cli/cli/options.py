@@ -18,6 +18,7 @@ from dsdmae_cli.cli import completion
 from dsdmae_cli.config.flags import DEFAULT_PRESETS, RUN, SOURCES, Flag, flags_of
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.help import help_of
+from dsdmae_cli.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Shared:
     """A parameter of several commands that is no setting's.
 
     Attributes:
-        field: of Given.
+        field: of Given; `images` becomes a flag of it.
         type: as Typer knows it.
         info: makes its typer.Option or typer.Argument for a command.
         commands: that have it.
@@ -71,12 +72,20 @@ def _subject(command: str) -> Any:
     )  # fmt: skip
 
 
+def _dataset(command: str) -> Any:
+    return typer.Argument(
+        metavar="PATH|NAME", show_default=False, autocompletion=completion.datasets,
+        help="The images, as --dataset takes them: a folder, an archive, or a dataset's name",
+    )  # fmt: skip
+
+
 _DEBUG = _option("--debug", panel=RUN, help="Show the traceback of an error")
 _TRAIN = ("pretrain", "tokenizer", "finetune")
 _RUNS = (*_TRAIN, "ablate", "probe", "worth")
 
 SHARED = (
     Shared("subject", str | None, _subject, ("finetune", "probe", "worth")),
+    Shared("images", str | None, _dataset, ("pretrain", "tokenizer")),
     Shared("preset", list[str] | None, _preset, (*_TRAIN, "ablate", "worth", "config show")),
     Shared(
         "config", Path | None,
@@ -116,7 +125,7 @@ SHARED = (
     Shared("debug", bool, lambda _: _DEBUG, (*_RUNS, "config show", "embed", "export", "denoise")),
 )  # fmt: skip
 # The flags for settings stand between what is said of their sources and what is said of the run.
-_BEFORE_SETTINGS = ("subject", "preset", "config", "assignments", "like")
+_BEFORE_SETTINGS = ("subject", "images", "preset", "config", "assignments", "like")
 
 # For commands that take no settings.
 Debug = Annotated[bool, _DEBUG]
@@ -135,7 +144,14 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         def given(**values: Any) -> Given:
             said = {flag.setting: values.pop(_identifier(flag)) for flag in flags_of(command)}
             several = {name: tuple(values.pop(name)) for name in ("preset", "assignments") if values.get(name)}
-            return Given({k: v for k, v in said.items() if v is not None}, **(values | several))
+            images, origins = values.pop("images", None), {}
+            if images is not None:
+                if said["data.dataset"] not in (None, images):
+                    raise SettingsError(
+                        f"two datasets are named, {images} and --dataset {said['data.dataset']}; give one of them"
+                    )
+                said["data.dataset"], origins["data.dataset"] = images, "the command line"
+            return Given({k: v for k, v in said.items() if v is not None}, origins, **(values | several))
 
         own = inspect.signature(function, eval_str=True).parameters
         made: dict[str, tuple[Callable[..., Any], list[inspect.Parameter]]] = {

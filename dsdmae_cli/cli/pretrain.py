@@ -16,7 +16,7 @@ def command(given: Given) -> None:
     """Pre-train a backbone on images, without labels.
 
     Alone it learns handwritten digits in under two minutes. On your own images:
-    dsdmae pretrain --dataset folder:PATH --backbone vit-tiny --epochs 100
+    dsdmae pretrain PATH --backbone vit-tiny --epochs 100
 
     Values come from defaults, then --preset, --config, environment variables (DSDMAE_TRAIN_EPOCHS=5), flags and --set;
     the later wins. Ctrl-C saves and stops (exit code 130); --resume --out DIR goes on.
@@ -31,10 +31,15 @@ def carry_out(given: Given, loaded: Loaded[Any]) -> None:
     from dsdmae_cli.report import print_result
 
     if given.dry_run:
+        from dataclasses import replace
+
+        from dsdmae_cli.config.own_images import remarks
         from dsdmae_cli.config.resolve import resolve
+        from dsdmae_cli.config.schema import PRETRAIN
         from dsdmae_cli.runs.plan import make_plan
 
         plan = make_plan(resolve(loaded.settings))
+        plan = replace(plan, data_notes=(*plan.data_notes, *remarks(loaded, PRETRAIN)))
         print_result(plan.json(), as_json=given.json, text=plan.text())
         return
 

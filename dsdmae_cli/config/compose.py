@@ -139,12 +139,22 @@ def _merge(layers: list[Layer], schema: Schema[Any]) -> tuple[Values, dict[str, 
     values: Values = {section: {} for section in schema.sections}
     origin: dict[str, str] = {}
     for layer in layers:
-        for section, table in layer.values.items():
+        for section, table in _spelled_out(layer).items():
             if section in NAMED and NAMED[section][0] in table:
                 values[section] = _kept(section, values[section], str(table[NAMED[section][0]]))
             values[section].update(table)
         origin.update(layer.origin)
     return values, origin
+
+
+def _spelled_out(layer: Layer) -> Values:
+    """A layer's values with the whole name of every plugin: wherever a dataset is named a path may stand."""
+    spelled = dict(layer.values)
+    for section, (key, kind, _) in NAMED.items():
+        text = layer.values.get(section, {}).get(key)
+        if isinstance(text, str) and (whole := plugins.spelled_out(kind, text)) != text:
+            spelled[section] = layer.values[section] | {key: whole}
+    return spelled
 
 
 def _kept(section: str, values: dict[str, Any], name: str) -> dict[str, Any]:

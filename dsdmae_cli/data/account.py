@@ -99,7 +99,7 @@ class Account:
         total = sum(self.splits.values())
         of = f"of all {total:,}" if self.looked_at == total else f"of {self.looked_at:,} that were looked at"
         if not self.unreadable:
-            return f"the {'pixels' if self.decoded else 'headers'} {of}"
+            return f"{of.removeprefix('of ')}, by their {'pixels' if self.decoded else 'headers'}"
         named = "; ".join(f"{name}: {reason}" for name, reason in list(self.unreadable.items())[:_NAMED])
         more = f"; and {len(self.unreadable) - _NAMED} more" if len(self.unreadable) > _NAMED else ""
         return f"{len(self.unreadable)} {of} cannot be read ({named}{more})"

@@ -20,7 +20,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from dsdmae_cli.data.base import UnreadableImage
-from dsdmae_cli.data.files import KINDS, Files, Names, is_image, require_images, stamp_of
+from dsdmae_cli.data.files import KINDS, Files, Names, by_suffix, is_image, require_images, stamp_of
 from dsdmae_cli.errors import DataError
 
 MAX_UNPACKED_BYTES = 4 * 2**30  # of a compressed tar, which has to be unpacked into a temporary file
@@ -60,8 +60,8 @@ class Archive(Files):
         self._stamp = stamp_of(path)
         self._descriptor: int | None = None
         with os.fdopen(os.dup(self._open()), "rb") as file:
-            members, num_files = _members(file, path)
-        require_images(path, len(members), num_files)
+            members, self.passed_over = _members(file, path)
+        require_images(path, len(members), self.passed_over)
         self.names = Names([member.name for member in members])
         self._offsets = np.array([m.offset for m in members], dtype=np.int64)
         self._stored = np.array([m.stored for m in members], dtype=np.int64)
@@ -77,6 +77,9 @@ class Archive(Files):
 
     def stamp(self, index: int) -> tuple[int, int]:
         return self._stamp
+
+    def file_size(self, index: int) -> int:
+        return int(self._sizes[index])
 
     def read(self, index: int) -> bytes:
         if max(self._sizes[index], self._stored[index]) > MAX_FILE_BYTES:
@@ -131,8 +134,8 @@ def _copy(packed: io.BufferedIOBase, unpacked: IO[bytes], path: Path) -> None:
         unpacked.write(chunk)
 
 
-def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], int]:
-    """The images of an archive, sorted by name, and the number of all its visible files."""
+def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], dict[str, int]]:
+    """The images of an archive, sorted by name, and how many of its visible files are none, by suffix."""
     file.seek(0)
     if file.read(4) in _ZIP_STARTS:  # zipfile.is_zipfile would also take a tar that ends with a zip for one
         found = _zip_members(file, path)
@@ -148,7 +151,7 @@ def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], int]:
     # Of two with one name the later counts, as it does for tar.
     visible = {member.name: member for member in found if not _is_hidden(member.name)}
     images = sorted((m for m in visible.values() if is_image(m.name)), key=lambda m: m.name)
-    return images, len(visible)
+    return images, by_suffix(visible)
 
 
 def _is_hidden(name: str) -> bool:

@@ -70,8 +70,10 @@ class ImageDataset(ABC):
     Attributes:
         classes: names of the classes by label, or None without labels.
         labels: [N] int64 label of each image (-1 = this image has none), or None without labels.
+        notes: what a person should know of how the images were found, a sentence each; said once a command.
     """
 
+    notes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     labels: NDArray[np.int64] | None = None
 
@@ -109,6 +111,18 @@ class ImageDataset(ABC):
             UnreadableImage: this image cannot be decoded, as far as can be told.
         """
         return Form(*self.size(index))
+
+    def file_size(self, index: int) -> int | None:
+        """Bytes of the file that the image is read from; None where there is no such file."""
+        return None
+
+    def file_bytes(self, index: int) -> bytes | None:
+        """What that file holds; None where there is none.
+
+        Raises:
+            UnreadableImage: it cannot be read.
+        """
+        return None
 
     def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
         """All images at once where they are held that way and have one size, else None."""
@@ -150,7 +164,7 @@ class Subset(ImageDataset):
     def __init__(self, dataset: ImageDataset, indices: NDArray[np.int64]) -> None:
         self.dataset = dataset
         self.indices = indices
-        self.classes = dataset.classes
+        self.classes, self.notes = dataset.classes, dataset.notes
         self.labels = None if dataset.labels is None else dataset.labels[indices]
 
     def __len__(self) -> int:
@@ -167,6 +181,12 @@ class Subset(ImageDataset):
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))
+
+    def file_size(self, index: int) -> int | None:
+        return self.dataset.file_size(int(self.indices[index]))
+
+    def file_bytes(self, index: int) -> bytes | None:
+        return self.dataset.file_bytes(int(self.indices[index]))
 
     def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
         whole = self.dataset.arrays()

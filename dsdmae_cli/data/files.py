@@ -15,15 +15,17 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, overload
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from dsdmae_cli.data.base import Form, ImageDataset
+from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
 from dsdmae_cli.data.decode import AS_STORED, IMAGE_SUFFIXES, decode, deep_values, image_form, image_size
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import Reading, Values
@@ -43,6 +45,7 @@ class FileImages(ImageDataset):
         indices: which of them, in order.
         labels: one for each index (-1 = none), or None.
         classes: names by label, or None.
+        notes: what is to be said of how they were found.
         reading: how pictures of more than 8 bits or other bands become RGB.
     """
 
@@ -52,6 +55,7 @@ class FileImages(ImageDataset):
         indices: Int64[np.ndarray, " n"],
         labels: Int64[np.ndarray, " n"] | None = None,
         classes: tuple[str, ...] | None = None,
+        notes: tuple[str, ...] = (),
         reading: Reading = AS_STORED,
     ) -> None:
         self._reading = reading
@@ -59,6 +63,7 @@ class FileImages(ImageDataset):
         self._indices = indices
         self.labels = labels
         self.classes = classes
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -82,6 +87,18 @@ class FileImages(ImageDataset):
 
     def name(self, index: int) -> str:
         return self._files.full_name(int(self._indices[index]))
+
+    def file_size(self, index: int) -> int | None:
+        return self._files.file_size(int(self._indices[index]))
+
+    def file_bytes(self, index: int) -> bytes | None:
+        content = self._files.read(int(self._indices[index]))
+        if isinstance(content, bytes):
+            return content
+        try:
+            return content.read_bytes()
+        except OSError as error:
+            raise UnreadableImage(self.name(index), (error.strerror or str(error)).lower()) from error
 
     def fingerprint(self) -> str:
         """SHA-256 over each file's name below the folder, size, time of change and label; nothing is decoded.
@@ -135,6 +152,7 @@ class Files(ABC):
     """Image files by index, sorted by name; for use from several threads and forked or spawned processes."""
 
     names: Names
+    passed_over: Mapping[str, int] = MappingProxyType({})  # visible files that are no images, by suffix
 
     @abstractmethod
     def read(self, index: int) -> Path | bytes:
@@ -152,6 +170,10 @@ class Files(ABC):
     def stamp(self, index: int) -> tuple[int, int] | None:
         """Size and time of change (ns) of the file, or of the archive it is in; None if it cannot be looked at."""
 
+    @abstractmethod
+    def file_size(self, index: int) -> int | None:
+        """Bytes of the file itself; None if it cannot be looked at."""
+
 
 class Directory(Files):
     """Files under a directory.
@@ -159,11 +181,13 @@ class Directory(Files):
     Args:
         root: the directory.
         names: of the files, relative to it, with "/" between folders.
+        passed_over: how many files of which suffix lie there that are no images.
     """
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
+    def __init__(self, root: Path, names: Sequence[str], passed_over: Mapping[str, int] | None = None) -> None:
         self._root = root
         self.names = Names(names)
+        self.passed_over = dict(passed_over or {})
 
     def read(self, index: int) -> Path:
         return self._root / self.names[index]
@@ -176,6 +200,10 @@ class Directory(Files):
             return stamp_of(self._root / self.names[index])
         except OSError:  # it is reported as unreadable when it is read
             return None
+
+    def file_size(self, index: int) -> int | None:
+        found = self.stamp(index)
+        return None if found is None else found[0]
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
@@ -206,8 +234,9 @@ def _open_files(path: Path) -> Files:
             return Archive(path)
         files = sorted(_walk(path, "", ()))
         names = [name for name in files if is_image(name)]
-        require_images(path, len(names), len(files))
-        return Directory(path, names)
+        others = by_suffix(files)
+        require_images(path, len(names), others)
+        return Directory(path, names, others)
 
 
 def is_image(name: str) -> bool:
@@ -215,11 +244,27 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (ten times faster than Path)
 
 
-def require_images(path: Path, num_images: int, num_files: int) -> None:
-    """Raise DataError if there are none among the visible files of a folder or archive."""
+def by_suffix(names: Iterable[str]) -> dict[str, int]:
+    """How many files of which suffix are no images, the most frequent first; "" = without a suffix."""
+    suffixes = (os.path.splitext(name)[1].lower() for name in names if not is_image(name))  # noqa: PTH122
+    return dict(sorted(Counter(suffixes).items(), key=lambda item: (-item[1], item[0])))
+
+
+def passed_over_words(others: Mapping[str, int], most: int = 6) -> str:
+    """ "12 .heic, 3 .txt", the most frequent first; empty where there are none."""
+    words = [f"{count} {suffix or 'without a suffix'}" for suffix, count in others.items()]
+    rest = sum(list(others.values())[most:])
+    return ", ".join(words[:most]) + (f" and {rest} more" if rest else "")
+
+
+def require_images(path: Path, num_images: int, others: Mapping[str, int]) -> None:
+    """Raise DataError if there are none among the visible files of a folder or archive; the others are counted."""
     if not num_images:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{path} holds no images: {num_files} visible files, none of {kinds}; give another path")
+        there = f" ({passed_over_words(others)})" if others else ""
+        raise DataError(
+            f"{path} holds no images: {sum(others.values())} visible files{there}, none of {kinds}; give another path"
+        )
 
 
 def _walk(folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:

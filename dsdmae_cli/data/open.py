@@ -31,7 +31,8 @@ def open_dataset(settings: DataSettings, split: str) -> ImageDataset:
     spec = plugins.find("dataset", settings.dataset).spec
     dataset: ImageDataset = plugins.load(spec.build)(settings, split)
     if not len(dataset):
-        raise DataError(f"dataset {settings.dataset} has no images in its {split} split")
+        held_out = "; give two images or more, of which one is held out" if split == "test" else "; name another"
+        raise DataError(f"dataset {settings.dataset} has no images in its {split} split{held_out}")
     return dataset
 
 

@@ -1,19 +1,33 @@
-"""Which split and class each image file belongs to, by its name. No torch here."""
+"""Which split and class each image file belongs to, by its name. No torch here.
+
+Names say what a folder is, and only some of them: where the first level looks like splits and is none that is known,
+a person is asked, because to take splits for classes trains on the images that the result is judged by.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64
 
 from dsdmae_cli.data.files import name_bytes
+from dsdmae_cli.data.label_file import LabelFile
+from dsdmae_cli.errors import DataError
 
-TEST_FOLDERS = ("test", "val", "validation")
+TRAIN_FOLDERS = ("train", "training")
+# Of several the first is taken: validation images are for choosing where there are others to test on.
+TEST_FOLDERS = ("test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev")
 MAX_HELD_OUT = 1000
+# A share of a split's images that may lie beside its class folders without a label; one image always may.
+_FEW = 0.1
+_LIKE_SPLIT = "^({})(set|[^a-z].*)?$"  # train2017, val_images, test-set
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,7 @@ class Part:
 
     Attributes:
         indices: of the names, ascending.
-        labels: one for each index, or None.
+        labels: one for each index (-1 = none), or None.
         classes: names by label, or None.
     """
 
@@ -31,31 +45,117 @@ class Part:
     classes: tuple[str, ...] | None
 
 
-def arrange(names: Sequence[str], holdout: float) -> dict[str, Part]:
-    """Splits "train" and "test" and classes from the names alone, so that a folder and an archive of it give the same.
+@dataclass(frozen=True)
+class Arrangement:
+    """What the names come to.
 
-    A folder that wraps everything is looked through. Folders train and test (or val, validation) are the
-    splits; without them `holdout` of the images, at most 1000, are held out. Class folders are the first
-    level of a split if every image lies in one and there are at least two.
+    Attributes:
+        train, test: the splits.
+        notes: what a person should know of how the names were taken, a sentence each.
+    """
+
+    train: Part
+    test: Part
+    notes: tuple[str, ...] = ()
+
+
+def arrange(
+    names: Sequence[str], holdout: float, splits: str = "auto", labels: LabelFile | None = None, of: str = "the folder"
+) -> Arrangement:
+    """Splits and classes from the names alone, so that a folder and an archive of it give the same.
+
+    A folder that wraps everything is looked through. Folders train and test (or their like, TRAIN_FOLDERS and
+    TEST_FOLDERS, in any case) are the splits; without them `holdout` of the images, at most 1000, are held out. Class
+    folders are the first level of a split if nearly every image lies in one and there are at least two.
 
     Args:
         names: of files, relative, with "/" between folders; at least one.
         holdout: share of the images, above 0 and below 1.
+        splits: "auto", "none" (no folder is a split), or "TRAIN,TEST", the names of the two.
+        labels: in place of those that folders say.
+        of: what the names are in, for messages.
+
+    Raises:
+        DataError: folders look like splits and are not understood, or those of `splits` are not there.
     """
     names = list(names)
-    wrapper = len(_wrapper(names))
-    inner = [name[wrapper:] for name in names]
-    tops = {name.partition("/")[0] for name in inner if "/" in name}
-    test_folder = next((folder for folder in TEST_FOLDERS if folder in tops), None)
-    if "train" in tops and test_folder:
-        members = {"train": _below(inner, "train/"), "test": _below(inner, f"{test_folder}/")}
+    wrapper = _wrapper(names)
+    inner = [name[len(wrapper) :] for name in names]
+    folders = _split_folders(inner, splits, of)
+    notes = []
+    if folders is not None:
+        members = {split: _below(inner, f"{folder}/") for split, folder in zip(("train", "test"), folders, strict=True)}
+        notes.append(f"{folders[0]}/ is learned from and {folders[1]}/ evaluated on")
+        left_out = len(names) - sum(map(len, members.values()))
+        if left_out:
+            others = sorted({name.partition("/")[0] for name in inner} - set(folders))
+            notes.append(f"{_images(left_out)} beside them left out ({_some(others)})")
     else:
         held_out = _held_out(inner, holdout)
         members = {
             "train": [(i, name) for i, name in enumerate(inner) if i not in held_out],
             "test": [(i, name) for i, name in enumerate(inner) if i in held_out],
         }
-    return _label(members)
+    if labels is not None:
+        taken = {split: np.array([i for i, _ in pairs], dtype=np.int64) for split, pairs in members.items()}
+        parts = {split: Part(indices, labels.labels[indices], labels.classes) for split, indices in taken.items()}
+    else:
+        parts, more = _label(members, wrapper)
+        notes += more
+    return Arrangement(parts["train"], parts["test"], tuple(notes))
+
+
+# ------------------------------------------------------------------------------------------------------ splits
+
+
+def _split_folders(names: list[str], splits: str, of: str) -> tuple[str, str] | None:
+    """The folders of the first level that are the training and the test images, or None if there are none."""
+    tops = sorted({name.partition("/")[0] for name in names if "/" in name})
+    if splits == "none":
+        return None
+    if splits != "auto":
+        train, _, test = (part.strip(" /") for part in splits.partition(","))
+        if train == test or train not in tops or test not in tops:
+            raise DataError(
+                f"data.splits = {splits!r}: {of} has no two such folders on its first level; there is"
+                f" {_some(tops, 12) or 'none'}; give the training and the test folder as TRAIN,TEST, or none"
+            )
+        return train, test
+    trains = [top for top in tops if top.lower() in TRAIN_FOLDERS]
+    tests = sorted((top for top in tops if top.lower() in TEST_FOLDERS), key=lambda t: TEST_FOLDERS.index(t.lower()))
+    twice = len({top.lower() for top in tests}) < len(tests)
+    if len(trains) == 1 and tests and not twice:
+        return trains[0], tests[0]
+    like = [_like(tops, known) for known in (TRAIN_FOLDERS, TEST_FOLDERS)]
+    if trains or tests or all(like):
+        raise DataError(_which(of, tops, *like))
+    for top in tops:
+        below = sorted({name.split("/")[1] for name in names if name.startswith(f"{top}/") and name.count("/") > 1})
+        like = [_like(below, known) for known in (TRAIN_FOLDERS, TEST_FOLDERS)]
+        if all(like):
+            raise DataError(
+                f"{of} has splits below its folders ({top}/{like[0][0]}, {top}/{like[1][0]}), which are looked for on"
+                f" the first level; name a folder that holds them, such as {top}, or take what is there as it lies by"
+                " --splits none"
+            )
+    return None
+
+
+def _like(folders: Collection[str], known: Sequence[str]) -> list[str]:
+    pattern = re.compile(_LIKE_SPLIT.format("|".join(known)))
+    return [folder for folder in folders if pattern.match(folder.lower())]
+
+
+def _which(of: str, tops: list[str], trains: list[str], tests: list[str]) -> str:
+    """What was seen, what is understood, and how to say it."""
+    others = [top for top in tops if top not in trains]
+    train = trains[0] if len(trains) == 1 else "TRAIN"
+    test = tests[0] if len(tests) == 1 else others[0] if len(others) == 1 else "TEST"
+    return (
+        f"{of} holds the folders {_some(tops, 8)}, of which {_some([*trains, *tests])} may be splits; understood is one"
+        f" of {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}; say which two they are by --splits"
+        f" {train},{test}, or that every folder is a class by --splits none"
+    )
 
 
 def _wrapper(names: Sequence[str]) -> str:
@@ -76,18 +176,71 @@ def _held_out(names: list[str], share: float) -> set[int]:
     return set(sorted(range(len(names)), key=hashes.__getitem__)[:count])
 
 
-def _label(members: dict[str, list[tuple[int, str]]]) -> dict[str, Part]:
+# ------------------------------------------------------------------------------------------------------ labels
+
+
+def _label(members: dict[str, list[tuple[int, str]]], wrapper: str) -> tuple[dict[str, Part], list[str]]:
+    """Parts with the classes that folders say, and what is to be said of them."""
     # Classes are gathered over both splits, so that a label means the same in each.
-    in_folders = {split: all("/" in name for _, name in pairs) for split, pairs in members.items()}
-    structured = [pairs for split, pairs in members.items() if in_folders[split]]
-    classes = tuple(sorted({name.partition("/")[0] for pairs in structured for _, name in pairs}))
+    loose = {split: [name for _, name in pairs if "/" not in name] for split, pairs in members.items()}
+    labelled = {
+        split for split, pairs in members.items() if len(pairs) - len(loose[split]) > 0 and _few(loose[split], pairs)
+    }
+    classes = tuple(sorted({n.partition("/")[0] for split in labelled for _, n in members[split] if "/" in n}))
+    beside = sum(map(len, loose.values()))
+    if len(classes) < 2:
+        return {split: Part(_indices(pairs), None, None) for split, pairs in members.items()}, _why_none(
+            members, classes, beside, wrapper
+        )
     label_of = {name: label for label, name in enumerate(classes)}
-    parts = {}
+    parts, notes = {}, []
     for split, pairs in members.items():
-        indices = np.array([i for i, _ in pairs], dtype=np.int64)
-        if len(classes) < 2 or not in_folders[split]:
-            parts[split] = Part(indices, None, None)
+        if split not in labelled:
+            parts[split] = Part(_indices(pairs), None, None)
+            if pairs:
+                lie = f"{len(loose[split])} of {_images(len(pairs))}"
+                notes.append(f"the {_WHICH[split]} images have no labels: {lie} lie in no class folder")
             continue
-        labels = np.array([label_of[name.partition("/")[0]] for _, name in pairs], dtype=np.int64)
-        parts[split] = Part(indices, labels, classes)
-    return parts
+        labels = [label_of[name.partition("/")[0]] if "/" in name else -1 for _, name in pairs]
+        parts[split] = Part(_indices(pairs), np.array(labels, dtype=np.int64), classes)
+        if loose[split]:
+            notes.append(
+                f"{_images(len(loose[split]))} for {_FOR[split]} beside the class folders, without a label:"
+                f" {_some(loose[split])}"
+            )
+    return parts, notes
+
+
+_WHICH = {"train": "training", "test": "test"}
+_FOR = {"train": "training", "test": "testing"}
+
+
+def _few(loose: Collection[str], pairs: Collection[object]) -> bool:
+    return len(loose) <= max(1, int(_FEW * len(pairs)))
+
+
+def _why_none(
+    members: dict[str, list[tuple[int, str]]], classes: tuple[str, ...], beside: int, wrapper: str
+) -> list[str]:
+    """Why the folders say no classes, where somebody might have expected some."""
+    counts = Counter(name.partition("/")[0] for pairs in members.values() for _, name in pairs if "/" in name)
+    total = sum(map(len, members.values()))
+    if len(counts) > 1:
+        lie = f"{beside} of {_images(total)} lie beside the folders {_some(sorted(counts))}"
+        advice = "move them into one, or give labels by --labels FILE.csv"
+        return [f"no labels: {lie}, too many to take those for classes; {advice}"]
+    only = classes[0] if classes else next(iter(counts), wrapper.rstrip("/").rpartition("/")[2])
+    return [f"no labels: all folders there are is {only}/, and one class is none to tell apart"] if only else []
+
+
+def _indices(pairs: list[tuple[int, str]]) -> Int64[np.ndarray, " n"]:
+    return np.array([i for i, _ in pairs], dtype=np.int64)
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _some(names: Sequence[str], most: int = _SHOWN) -> str:
+    """At most so many names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Of a normal distribution: 95% lie within so many standard deviations.
 _WIDE = 1.96
@@ -15,8 +16,9 @@ def closing_words(records: Sequence[Mapping[str, float]], num_queries: int, befo
     Args:
         records: of the metrics, in order; those with "knn" (accuracy from 0 to 1) or "rank" are looked at, the first
             of them being of the network as it began.
-        num_queries: test images behind a k-NN score. Two scores of n images are told apart where they lie farther
-            apart than 1.96 √((p(1-p) + q(1-q))/n); since both are of the same images, that is on the safe side.
+        num_queries: test images behind a k-NN score. Two scores of n images are told apart by Agresti and Caffo's
+            interval (2000): 1.96 √((p(1-p) + q(1-q))/(n + 2)) with one right and one wrong answer added to each, which
+            holds for a handful of images too; since both are of the same images, that is on the safe side.
         before: what the network was as it began.
     """
     ranks = [r["rank"] for r in records if "rank" in r]
@@ -68,4 +70,28 @@ def _further(scores: list[tuple[float, float]], n: int) -> str:
 
 
 def _margin(p: float, q: float, n: int) -> float:
-    return _WIDE * math.sqrt((p * (1 - p) + q * (1 - q)) / n)
+    """Beyond which the scores p and q of n images differ; the added answers shrink a difference by n / (n + 2)."""
+    p, q = ((share * n + 1) / (n + 2) for share in (p, q))
+    return _WIDE * math.sqrt((p * (1 - p) + q * (1 - q)) / (n + 2)) * (n + 2) / n
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """95% interval of an accuracy of n images (Wilson 1927), which has a width at 0 and 1 and for a handful too."""
+    z = _WIDE**2 / n
+    middle, half = (share + z / 2) / (1 + z), math.sqrt(share * (1 - share) * z + z * z / 4) / (1 + z)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def knn_interval(scores: Sequence[Mapping[str, float]], num_queries: int) -> dict[str, Any]:
+    """Entries of result.json about how far the last k-NN score can be trusted."""
+    known = bool(scores and num_queries and math.isfinite(scores[-1]["knn"]))
+    interval = wilson_interval(scores[-1]["knn"], num_queries) if known else None
+    return {"knn_interval": None if interval is None else list(interval), "knn_images": num_queries or None}
+
+
+def open_words(result: Mapping[str, Any]) -> str:
+    """The same for people; empty where it is not known."""
+    if result["knn_interval"] is None:
+        return ""
+    low, high = result["knn_interval"]
+    return f", of {result['knn_images']} test images (95% interval {low:.0%} to {high:.0%})"

@@ -38,6 +38,9 @@ FEW_DIRECTIONS = 3.0
 # A share of what the untrained network had: collapsed runs kept 0.42 to 0.50 of it, a healthy MAE 0.54 at its lowest
 # (0.56 with another seed).
 SHRUNK = 1 / 2
+# Gaussian features of 25 directions, as many as untrained ones have, show 13.5 of them on so many images, and 6.7 on
+# half of them: fewer images cannot tell few directions from few images.
+FEWEST_IMAGES = 16
 
 
 class Spread(TypedDict):
@@ -76,18 +79,25 @@ def _effective_rank(singular: Float[Tensor, " d"]) -> float:
     return float(torch.special.entr(p).sum().exp())
 
 
-def collapse_warning(now: Spread, untrained: Spread | None = None) -> str | None:
+def collapse_warning(now: Spread, untrained: Spread | None = None, num_images: int | None = None) -> str | None:
     """What to tell a person about features that have collapsed, or None where they have not.
+
+    What the untrained encoder had too is no collapse: it lies in the images.
 
     Args:
         untrained: the same of the untrained encoder, on the same images.
+        num_images: that they were measured on; None = many. n images differ in n - 1 directions at most, so that of
+            fewer than FEWEST_IMAGES only one thing is said: that they have all become one point.
     """
-    if now["spread"] < POINT:
+    few = num_images is not None and num_images < FEWEST_IMAGES
+    if now["spread"] < POINT and (untrained is None or untrained["spread"] >= POINT) and num_images != 1:
         return (
             f"the features have collapsed to a point: their spread over images is {now['spread']:.3g} of 1, so that all"
             " images look alike; lower --lr, or look for a loss that a constant satisfies"
         )
-    if now["rank"] < FEW_DIRECTIONS:
+    if few:
+        return None
+    if now["rank"] < FEW_DIRECTIONS and (untrained is None or untrained["rank"] >= FEW_DIRECTIONS):
         return (
             f"the features have collapsed to a few directions: images differ in about {now['rank']:.1f} of them, too"
             " few to tell many kinds of images apart; lower --lr, or use a larger batch"

@@ -31,6 +31,7 @@ from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.evaluation.updates import UPDATES, Optimizer
 from dsdmae_cli.optim import learning_rate
 from dsdmae_cli.runtime import autocast
+from dsdmae_cli.tasks.weights import balanced as class_weights
 
 # Tokens of all training images are kept where they take no more than this; else each epoch encodes them anew.
 _MOST_BYTES = 4 * 2**30
@@ -133,10 +134,15 @@ def encoded(data: ProbeData, dataset: ImageDataset) -> Iterator[Float[Tensor, "b
         yield tokens
 
 
-def select_and_fit(data: ProbeData, base_lrs: Sequence[float], num_queries: int, optimizer: Optimizer) -> Found:
+def select_and_fit(
+    data: ProbeData, base_lrs: Sequence[float], num_queries: int, optimizer: Optimizer, balanced: bool = False
+) -> Found:
     """Train a head per rate on `split.fit`, choose by `split.held`, train that one anew on both; never the test set.
 
     The choice is by accuracy after the last epoch; of equally good rates the lowest is taken.
+
+    Args:
+        balanced: as linear.Protocol has it.
 
     Raises:
         DataError: there is a choice to make and no held-out image to make it on.
@@ -146,10 +152,10 @@ def select_and_fit(data: ProbeData, base_lrs: Sequence[float], num_queries: int,
     held_out: dict[float, float] = {}
     if len(base_lrs) > 1:
         require_held_out(split, "learning rate", base_lrs)
-        heads = train(tokens, data, split.fit, base_lrs, num_queries, optimizer)
+        heads = train(tokens, data, split.fit, base_lrs, num_queries, optimizer, balanced)
         held_out = dict(zip(base_lrs, _accuracy(heads, tokens, data, split.held).tolist(), strict=True))
     chosen = best_of(held_out) if held_out else base_lrs[0]
-    heads = train(tokens, data, np.sort(np.concatenate(split)), [chosen], num_queries, optimizer)
+    heads = train(tokens, data, np.sort(np.concatenate(split)), [chosen], num_queries, optimizer, balanced)
     logits = torch.cat([_answers(heads, batch, data)[0] for batch in encoded(data, data.test_images)])
     if not logits.isfinite().all():
         raise RunFailed(f"the ep probe diverged at a base learning rate of {chosen:g} ({optimizer}); give lower rates")
@@ -158,7 +164,7 @@ def select_and_fit(data: ProbeData, base_lrs: Sequence[float], num_queries: int,
 
 def train(
     tokens: Tokens, data: ProbeData, rows: Int64[np.ndarray, " n"], base_lrs: Sequence[float], num_queries: int,
-    optimizer: Optimizer,
+    optimizer: Optimizer, balanced: bool = False,
 ) -> Heads:  # fmt: skip
     """A head for each base rate (of 256 images), all on the same batches."""
     schedule, device = data.schedule, data.device
@@ -167,6 +173,7 @@ def train(
     update = UPDATES[optimizer](heads.parameters[:3], heads.parameters[3:])
     lrs = torch.tensor(list(base_lrs), device=device)
     chosen, labels = torch.from_numpy(rows), data.train_labels.to(device)
+    of_class = class_weights(data.train_labels[chosen], data.num_classes).float().to(device) if balanced else None
     steps = len(rows) // batch_size
     total, warmup = steps * schedule.epochs, steps * min(schedule.warmup_epochs, schedule.epochs)
     data.report.start(total, 0, steps)
@@ -180,13 +187,21 @@ def train(
             with autocast(device, data.precision):
                 logits = heads.logits(tokens.of(batch), training=True).float()
             truth = labels[batch.to(device)]
-            loss = torch.stack([F.cross_entropy(of_head, truth) for of_head in logits]).sum()
+            loss = weighted_loss(logits, truth, of_class)
             gradients = torch.autograd.grad(loss, heads.parameters)
             with torch.no_grad():
                 update([gradient.clone() for gradient in gradients], rate * lrs)
             data.report.stepped(done + 1)
     data.report.stop()
     return heads
+
+
+def weighted_loss(
+    logits: Float[Tensor, "h b c"], truth: Int64[Tensor, " b"], of_class: Float[Tensor, " c"] | None
+) -> Float[Tensor, ""]:
+    """Cross-entropy, summed over the heads: each image's, times its class's weight, over the number of images."""
+    each = torch.stack([F.cross_entropy(of_head, truth, reduction="none") for of_head in logits])
+    return (each if of_class is None else each * of_class[truth]).mean(dim=1).sum()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import choose, open_dataset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.square import decode_square
+from dsdmae_cli.data.twins import Twins, find_twins
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.evaluation.metrics import Scores
 from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne
 from dsdmae_cli.figures import scores as figures
+from dsdmae_cli.report import Report
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.resolved import ResolvedData
 
@@ -38,6 +41,16 @@ class LabelledSplits:
     train: ImageDataset
     test: ImageDataset
     classes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the images were found."""
+        return self.train.notes
+
+    @cached_property
+    def twins(self) -> Twins | None:
+        """Test images that are training images too; None where too many would have to be read."""
+        return find_twins(self.train, self.test)
 
     @property
     def train_labels(self) -> NDArray[np.int64]:
@@ -84,11 +97,24 @@ def open_labelled(settings: DataSettings) -> LabelledSplits:
     return LabelledSplits(train, test, train.classes)
 
 
+def warn_of_twins(twins: Twins | None, report: Report) -> None:
+    """Say which test images are training images too."""
+    if twins is not None and twins.count:
+        report.warn(f"{twins.words()}; what is measured on those says nothing of new images")
+
+
+def twins_line(result: dict[str, Any]) -> list[str]:
+    """The line of a summary, where there are any."""
+    twins = result["test_images_trained_on"]
+    return [f"seen before    {twins['count']} test images are training images too"] if twins and twins["count"] else []
+
+
 def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:
     if dataset.labels is None or dataset.classes is None or not (dataset.labels >= 0).any():
+        why = f" ({'; '.join(dataset.notes)})" if dataset.notes else ""
         raise DataError(
-            f"the {split} images of {name} have no labels; put each class into a folder of its own, or name a labelled"
-            " dataset"
+            f"the {split} images of {name} have no labels{why}; put each class into a folder of its own, give --labels"
+            " FILE.csv, or name a labelled dataset"
         )
     known = np.flatnonzero(dataset.labels >= 0)
     return dataset if len(known) == len(dataset) else Subset(dataset, known)
@@ -111,6 +137,8 @@ def base_result(
         **scores.as_dict(),
         "classes": list(judged.classes),
         "train_images": len(judged.train),
+        "data_notes": list(judged.notes),
+        "test_images_trained_on": None if judged.twins is None else judged.twins.as_dict(),
         "seed": settings.train.seed,
     }
 

@@ -26,6 +26,7 @@ from dsdmae_cli.evaluation.probes import Curves, best_of
 from dsdmae_cli.evaluation.split import HeldOut, require_held_out
 from dsdmae_cli.evaluation.updates import UPDATES, Optimizer
 from dsdmae_cli.optim import learning_rate
+from dsdmae_cli.tasks.weights import balanced
 
 # Base rates (of 256 images) that hold the best one for most features; MAE's own for LARS is 0.1.
 BASE_LRS: dict[Optimizer, tuple[float, ...]] = {
@@ -51,6 +52,8 @@ class Protocol:
             takes its turn in another permutation.
         weight_decay: on the weights, not the biases: into the gradient for lars and sgd, decoupled for adamw.
         seed: of first weights and permutations.
+        balanced: images count by tasks.weights.balanced of the labels that are trained on, and the loss of a batch is
+            their sum over its images divided by their number; the choice of a rate is by plain accuracy.
     """
 
     optimizer: Optimizer = "lars"
@@ -59,6 +62,7 @@ class Protocol:
     batch_size: int = 1024
     weight_decay: float = 0.0
     seed: int = 0
+    balanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,7 @@ class _Trainer:
         self.mean = torch.zeros(width, dtype=dtype, device=device)
         self.variance = torch.ones(width, dtype=dtype, device=device)
         self.lrs = torch.tensor(list(base_lrs), dtype=dtype, device=device)
+        self.weights = balanced(labels, num_classes).to(dtype)[labels] if protocol.balanced else None
         self.update = UPDATES[protocol.optimizer]((self.weight,), (self.bias,), protocol.weight_decay)
         # A new allocation of this size in each step costs as much as a product: the system hands out its pages anew.
         self.batch, self.squares = (torch.empty(batch_size, width, dtype=dtype, device=device) for _ in range(2))
@@ -252,10 +257,14 @@ class _Trainer:
         # Images lie last, so that sums over a few classes are sums of long rows.
         logits = torch.addmm(self.bias.flatten(0, 1), self.weight.flatten(0, 1), x.T)
         log_p = logits.view(*self.bias.shape[:2], len(x)).log_softmax(dim=1)
-        loss = -log_p[:, labels, self.columns].mean(dim=1)
+        right = log_p[:, labels, self.columns]
+        weights = None if self.weights is None else self.weights[rows]
+        loss = -(right if weights is None else right * weights).mean(dim=1)
         residual = log_p.exp_()
         residual[:, labels, self.columns] -= 1
         residual /= len(x)
+        if weights is not None:
+            residual *= weights
         gradient = (residual.flatten(0, 1) @ x).view_as(self.weight)
         self.update((gradient, residual.sum(dim=2, keepdim=True)), rate * self.lrs)
         return loss

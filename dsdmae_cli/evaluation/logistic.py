@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.split import HeldOut, require_held_out
+from dsdmae_cli.tasks.weights import balanced as class_weights
 
 # Logits of 16,384 images and 1,000 classes are 64 MiB.
 _ROWS_AT_ONCE = 16_384
@@ -83,6 +84,7 @@ def select_and_fit(
     cs: Sequence[float] = CS,
     device: torch.device | None = None,
     max_iterations: int = 1000,
+    balanced: bool = False,
 ) -> LogisticProbe:
     """Fit each C on `split.fit`, choose by accuracy on `split.held`, refit on both; the test set has no say.
 
@@ -92,6 +94,7 @@ def select_and_fit(
         features, labels: the training images.
         split: indices into them.
         device: where to compute; None = where the features are.
+        balanced: images count by tasks.weights.balanced of the labels that are fitted; C is chosen by plain accuracy.
 
     Raises:
         DataError: there is a choice to make and no held-out image to make it on.
@@ -105,15 +108,16 @@ def select_and_fit(
         model = None
         for c in cs:  # each is the next one's start, and the chosen one the last fit's
             model = fit_logistic(
-                features[fit], labels[fit], num_classes, c, device, max_iterations=max_iterations, start=model
-            )
+                features[fit], labels[fit], num_classes, c, device, max_iterations=max_iterations, start=model,
+                balanced=balanced,
+            )  # fmt: skip
             right = model.logits(features[held]).argmax(dim=1) == labels[held].cpu()
             tried[c], held_out[c] = model, float(right.double().mean())
     chosen = best_of(held_out) if held_out else cs[0]
     every = torch.from_numpy(np.sort(np.concatenate(split))).to(features.device)
     final = fit_logistic(
         features[every], labels[every], num_classes, chosen, device,
-        max_iterations=max_iterations, start=tried.get(chosen),
+        max_iterations=max_iterations, start=tried.get(chosen), balanced=balanced,
     )  # fmt: skip
     notes = [note for model in tried.values() for note in _note(model, "held-out choice")]
     return LogisticProbe(
@@ -143,6 +147,7 @@ def fit_logistic(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
     start: Logistic | None = None,
+    balanced: bool = False,
 ) -> Logistic:
     """Standardise the features and minimise the objective.
 
@@ -152,6 +157,7 @@ def fit_logistic(
         c: inverse strength of the penalty on the weights.
         tolerance: on the largest entry of the gradient (scikit-learn's default).
         start: where to start, for features much like these and the same classes; None = zero.
+        balanced: the loss of an image counts by tasks.weights.balanced; standardisation stays as it is.
     """
     device = device or features.device
     scale, mean = torch.std_mean(features.to(device, dtype), dim=0, correction=0)
@@ -163,7 +169,10 @@ def fit_logistic(
     if start is not None:
         parameters[:, :-1], parameters[:, -1] = start.weight[:, present].T, start.bias[present]
     # What the labels add to the loss is linear in the parameters, so that one sum over the images is enough.
-    moments = torch.zeros_like(parameters).index_add_(0, target, x).div_(len(x))
+    weights = class_weights(target, len(present)).to(x)[target] if balanced else None
+    weighted = x if weights is None else x * weights[:, None]
+    moments = torch.zeros_like(parameters).index_add_(0, target, weighted).div_(len(x))
+    del weighted
     penalty = 1 / (c * len(x))
     solver = torch.optim.LBFGS(
         [parameters],
@@ -176,11 +185,11 @@ def fit_logistic(
     )
 
     def loss() -> float:
-        value, parameters.grad = _objective(x, moments, parameters, penalty)
+        value, parameters.grad = _objective(x, moments, parameters, penalty, weights)
         return value
 
     solver.step(loss)
-    _, slope = _objective(x, moments, parameters, penalty)
+    _, slope = _objective(x, moments, parameters, penalty, weights)
     gradient = float(slope.abs().max())
     weight = torch.zeros(x.shape[1] - 1, num_classes, dtype=dtype, device=device)
     bias = torch.full((num_classes,), -torch.inf, dtype=dtype, device=device)
@@ -190,7 +199,11 @@ def fit_logistic(
 
 
 def _objective(
-    x: Float[Tensor, "n d+1"], moments: Float[Tensor, "c d+1"], parameters: Float[Tensor, "c d+1"], penalty: float
+    x: Float[Tensor, "n d+1"],
+    moments: Float[Tensor, "c d+1"],
+    parameters: Float[Tensor, "c d+1"],
+    penalty: float,
+    weights: Float[Tensor, " n"] | None,
 ) -> tuple[float, Float[Tensor, "c d+1"]]:
     """Value and gradient, written out: a graph of all logits would be several times the features.
 
@@ -200,12 +213,14 @@ def _objective(
     gradient = -moments
     gradient[:, :-1] += penalty * weight
     normaliser = 0.0
-    for part in x.split(_ROWS_AT_ONCE):
+    of_parts = [None] * len(x) if weights is None else weights.split(_ROWS_AT_ONCE)
+    for part, w in zip(x.split(_ROWS_AT_ONCE), of_parts, strict=False):
         logits = parameters @ part.T
         highest = logits.amax(dim=0)
         p = logits.sub_(highest).exp_()
         total = p.sum(dim=0)
-        normaliser += float((total.log() + highest).sum())
-        gradient.addmm_(p.div_(total), part, alpha=1 / len(x))
+        each = total.log() + highest
+        normaliser += float((each if w is None else each * w).sum())
+        gradient.addmm_(p.div_(total if w is None else total / w), part, alpha=1 / len(x))
     linear = float((parameters * moments).sum())
     return normaliser / len(x) - linear + 0.5 * penalty * float(weight.square().sum()), gradient

@@ -81,6 +81,10 @@ class ProbeData:
             f" {len(self.split.fit) + len(self.split.held)}"
         )
 
+    def how_weighted(self, class_weights: str | None) -> str:
+        """The words of a protocol for a setting class_weights; empty for none."""
+        return f", classes with {class_weights} weights in the loss" if class_weights else ""
+
 
 @dataclass(frozen=True)
 class Curves:

@@ -123,6 +123,8 @@ def compute(request: Request, report: Report) -> Computed:
     opened.encoder.to(device)
     for split in ("train", "test") if request.split == "all" else (request.split,):
         dataset = open_dataset(data, split)
+        for note in dataset.notes if not parts else ():
+            report.note(note)
         skipped = Unreadable(len(dataset), data)
         report.note(f"{len(dataset)} {split} images of {data.dataset} through {opened.name} on {device} in {precision}")
         found = dataset_features(

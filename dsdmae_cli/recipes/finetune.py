@@ -25,7 +25,7 @@ from dsdmae_cli.data.source import Unreadable, derive_seed
 from dsdmae_cli.data.streaming import Transform
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.evaluation.features import square_batches
-from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled
+from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled, twins_line, warn_of_twins
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.split import few_shot, hold_out
 from dsdmae_cli.figures.training import curves
@@ -87,11 +87,13 @@ def _put_together(start: Start) -> Parts:
         judged = open_labelled(settings.data)
     for line in judged.account(settings.data).lines():
         start.report.note(line)
+    if start.main and not start.resumed:
+        warn_of_twins(judged.twins, start.report)
     if settings.finetune.labels < 1:
         chosen = few_shot(judged.train_labels, settings.finetune.labels, settings.train.seed)
         judged = replace(judged, train=Subset(judged.train, chosen))
     opened, classifier = build_classifier(settings, len(judged.classes))
-    for note in opened.notes:
+    for note in (*judged.notes, *opened.notes):
         start.report.note(note)
     runtime = choose_runtime(settings, classifier)
     classifier.to(runtime.device)
@@ -102,6 +104,8 @@ def _put_together(start: Start) -> Parts:
     if settings.finetune.validation:
         split = hold_out(judged.train_labels, settings.finetune.validation, settings.train.seed)
         train, held_out = Subset(train, split.fit), Subset(train, split.held)
+    if settings.finetune.class_weights is not None:
+        classifier.weigh_classes(torch.from_numpy(train.labels))
     unreadable = Unreadable(len(train), settings.data)
     placement = place(train, settings.data, runtime.device)
     if train.arrays() is None and placement.side:
@@ -256,6 +260,7 @@ def _protocol(settings: ResolvedFinetuneSettings, chosen: dict[str, Any] | None,
         f"mixup {f.mixup:g}" * bool(f.mixup),
         f"CutMix {f.cutmix:g}" * bool(f.cutmix),
         f"random erasing {f.random_erasing:g}" * bool(f.random_erasing),
+        f"{f.class_weights} class weights" * (f.class_weights is not None),
         f"label smoothing {f.label_smoothing:g}" * bool(f.label_smoothing),
         f"weights averaged with {f.ema}" * (f.ema is not None),
     ]
@@ -277,6 +282,7 @@ def summary(result: dict[str, Any]) -> str:
         f"{result['subject']} fine-tuned on {result['dataset']}",
         f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
         f"top-{result['top5_k']}          {result['top5']:.1%}",
+        *twins_line(result),
         f"protocol       {result['protocol']}",
         f"figures        {result['figures']}",
         f"classifier     {result['classifier']}",

@@ -10,9 +10,10 @@ from dsdmae_cli.artifacts.subject import allowed, parse, taken_over
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
-from dsdmae_cli.config.schema import PRETRAIN, Loaded, Schema, Values
+from dsdmae_cli.config.own_images import fitted
+from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema, Values
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.runs.rundir import RunDir
+from dsdmae_cli.runs.rundir import RunDir, refuse_run
 from dsdmae_cli.settings.models import Settings
 
 
@@ -42,10 +43,12 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
     if method is not None:
         flags["method.name"], origins["method.name"] = method, f"dsdmae {schema.command}"
     start = None if before or "train.start" not in flags else _network(str(flags["train.start"]))
-    return compose(
+    loaded = compose(
         schema, preset=given.preset, config=given.config, flags=flags, origins=origins, assignments=given.assignments,
         base=base, start=start, use_default_preset=base is None,
     )  # fmt: skip
+    refuse_run(loaded.settings.data.dataset)
+    return fitted(loaded)
 
 
 def _network(start: str) -> tuple[Values, str]:
@@ -68,11 +71,12 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     if given.subject is None:
         raise SettingsError(f"say what to judge: {allowed()}")
     values, origin = taken_over(given.subject, given.like)
-    return compose(
+    loaded = compose(
         schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
         assignments=given.assignments,
         base=({**values, section: {"start": given.subject}}, origin),
     )  # fmt: skip
+    return fitted(loaded) if schema is FINETUNE else loaded
 
 
 def _judging_on(given: Given, schema: Schema[Any], section: str, run: Path) -> Loaded[Any]:

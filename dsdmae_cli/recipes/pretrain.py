@@ -14,7 +14,9 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
-from dsdmae_cli.evaluation.closing import closing_words
+from dsdmae_cli.data.twins import find_twins
+from dsdmae_cli.evaluation.closing import closing_words, knn_interval, open_words
+from dsdmae_cli.evaluation.judging import warn_of_twins
 from dsdmae_cli.figures.training import curves
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
@@ -78,6 +80,10 @@ def _put_together(start: Start, required: Path | None) -> Parts:
     method.to(runtime.device)
     with distributed.main_first():
         dataset = open_dataset(settings.data, "train")
+    for note in dataset.notes:
+        start.report.note(note)
+    if start.main and not start.resumed:
+        warn_of_twins(find_twins(dataset, open_dataset(settings.data, "test")), start.report)
     data = open_run_data(
         dataset,
         settings.data,
@@ -97,7 +103,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
         unreadable=data.unreadable,
         observers=_observers(start, settings, data),
         sentence=f"{s.method.name} with {s.backbone.name} on {s.data.dataset}",
-        result=partial(_result, 0 if data.queries is None else len(data.queries.labels)),
+        result=partial(_result, dataset.notes, 0 if data.queries is None else len(data.queries.labels)),
         about=_about(start, settings, required),
     )
 
@@ -153,10 +159,11 @@ def _observers(start: Start, settings: ResolvedSettings, data: RunData) -> list[
 # -- the end
 
 
-def _result(num_queries: int, run: Run) -> dict[str, Any]:
+def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any]:
     """What result.json holds.
 
     Args:
+        notes: how the images were found.
         num_queries: images behind a k-NN score.
     """
     settings: ResolvedSettings = run.settings
@@ -175,12 +182,14 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
         "method": settings.method.name,
         "backbone": settings.backbone.name,
         "dataset": settings.data.dataset,
+        "data_notes": list(notes),
         "epochs": settings.train.epochs,
         "steps": run.trainer.step,
         "images_seen": run.images_seen,
         "seconds": round(run.seconds(), 1),
         "final": last,
         "knn_accuracy": scores[-1]["knn"] if scores else None,
+        **knn_interval(scores, num_queries),
         "start": settings.train.start,
         "knn_accuracy_untrained": None if settings.train.start else first,
         "knn_accuracy_start": first if settings.train.start else None,
@@ -205,7 +214,7 @@ def summary(result: dict[str, Any]) -> str:
         untrained, start = result["knn_accuracy_untrained"], result["knn_accuracy_start"]
         was = f" (untrained {untrained:.1%})" if untrained is not None else ""
         was = f" (the weights it began with {start:.1%})" if start is not None else was
-        lines.append(f"k-NN accuracy  {result['knn_accuracy']:.1%}{was}")
+        lines.append(f"k-NN accuracy  {result['knn_accuracy']:.1%}{was}{open_words(result)}")
     if result["measured"]:
         lines.append(f"on held-out    {', '.join(f'{name} {value:.4g}' for name, value in result['measured'].items())}")
     if result["unreadable_images"]:

@@ -25,7 +25,7 @@ from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.evaluation.features import check_pools
 from dsdmae_cli.evaluation.fitting import Best, few_labels, fit_best, plus_minus
 from dsdmae_cli.evaluation.inner import candidates
-from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled
+from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled, twins_line, warn_of_twins
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.probe_data import gather
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
@@ -89,8 +89,9 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
         parse(settings.probe.start), settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
         seed=settings.train.seed, teacher=settings.probe.teacher,
     )  # fmt: skip
-    for note in opened.notes:
+    for note in (*judged.notes, *opened.notes):
         report.note(note)
+    warn_of_twins(judged.twins, report)
     check_pools(opened.encoder, [settings.probe.pool])
     candidates(opened.encoder, settings.probe.blocks, settings.probe.input_noise)
     return Subject(settings, report, device, choose_precision(settings.train.precision, device), judged, opened)
@@ -211,6 +212,7 @@ def summary(result: dict[str, Any]) -> str:
         shares = (f"{block}: {share:.1%}" for block, share in result["held_out_by_block"].items())
         lines.append(f"block          {result['block']} (held out: {', '.join(shares)})")
     lines += [
+        *twins_line(result),
         f"protocol       {result['protocol']}",
         f"figures        {result['figures']}",
         f"time           {duration(result['seconds'])}",

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from dsdmae_cli import checkpoint, distributed
+from dsdmae_cli.config.own_images import remarks
 from dsdmae_cli.config.resolve import resolve
-from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.config.schema import SCHEMAS, Loaded
 from dsdmae_cli.errors import DsdmaeError, RunFailed, SettingsError
 from dsdmae_cli.files import AGAIN, RESUME
 from dsdmae_cli.report import Report, make_report
@@ -60,6 +61,9 @@ def conduct(
         path = out or default_path(datetime.now(), name, loaded.settings.backbone.name, loaded.settings.data)
         directory = RunDir(distributed.from_main(path))
         run: Run | None = None
+        if not resume:
+            for remark in remarks(loaded, SCHEMAS[command]):
+                report.note(remark)
         try:
             settings: Any = _agree(directory, loaded, resume, overridden)
             resumed = resume and bool(checkpoint.newest_first(directory.checkpoints))

@@ -51,6 +51,7 @@ class Plan:
     estimated_seconds: float | None
     beforehand: str | None = None
     account: dict[str, str] | None = None
+    data_notes: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """As an object for scripts."""
@@ -76,7 +77,8 @@ class Plan:
             rows["beforehand"] = self.beforehand
         if self.account is not None:
             rows = {"dataset": rows.pop("dataset"), **self.account, **rows}
-        return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
+        lines = [f"{name:<14}{value}" for name, value in rows.items()]
+        return "\n".join([*lines[:1], *(f"{'':<14}{note}" for note in self.data_notes), *lines[1:]])
 
 
 def make_plan(settings: Any, method: Method | None = None, split: str = "train", *, timed: bool = True) -> Plan:
@@ -128,6 +130,7 @@ def make_plan(settings: Any, method: Method | None = None, split: str = "train",
         estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
         beforehand=beforehand,
         account=_account(found, settings.data) if timed else None,
+        data_notes=found.notes,
     )
 
 
@@ -160,6 +163,11 @@ class _Data:
     placement: str
     num_bytes: int
     splits: dict[str, ImageDataset] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the images were found."""
+        return next((dataset.notes for dataset in self.splits.values()), ())
 
 
 def _data(settings: ResolvedData, runtime: Runtime, split: str) -> _Data:

@@ -21,6 +21,7 @@ from dsdmae_cli.data.source import Batching, Source, Unreadable
 from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import CheckpointError, RunInterrupted
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.optim import reach
 from dsdmae_cli.report import Report
 from dsdmae_cli.runs.observers.base import Observer
 from dsdmae_cli.runs.observers.jsonl import JsonLines
@@ -29,6 +30,9 @@ from dsdmae_cli.runs.observers.trackers import Trackers
 from dsdmae_cli.runs.rundir import RESULT, RUN, RunDir, environment
 from dsdmae_cli.runtime import Runtime
 from dsdmae_cli.signals import Requests, listening
+
+_MANY_STEPS = 100_000
+_TOO_LITTLE = 2e-4  # a hundredth of what weights begin with
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,24 @@ class Run:
             f" {self.trainer.total_steps} steps of {train.batch_size} on {runtime.device} in"
             f" {runtime.precision}{resumed}\nrun directory {self.directory.path}"
         )
+
+        if self.trainer.step == 0:
+            self._warn_of_too_little()
+
+    def _warn_of_too_little(self) -> None:
+        """A run whose steps or rates are too few or low to change anything is told so before it begins."""
+        steps = self.trainer.total_steps
+        if steps > _MANY_STEPS:
+            return
+        far = reach(self.settings.optim, steps, self.trainer.steps_per_epoch)
+        if far == 0:
+            one = "the only step has" if steps == 1 else f"all {steps} steps have"
+            self.report.warn(f"{one} a learning rate of 0 (warm-up), so that nothing is learned; give more --epochs")
+        elif far < _TOO_LITTLE:
+            self.report.warn(
+                f"in {steps} steps at rates up to {self.settings.optim.lr:.2g} a weight moves by {far:.1g} at most, and"
+                " weights begin at 0.02: next to nothing is learned; give more --epochs or a higher --lr"
+            )
 
     # -- Hooks
 

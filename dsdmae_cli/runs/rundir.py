@@ -24,6 +24,7 @@ from dsdmae_cli.config.schema import Loaded, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.files import explained, write_bytes
+from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
 
 SETTINGS = "settings.toml"
@@ -45,6 +46,20 @@ _PACKAGES = (
     "safetensors",
     "scikit-learn",
 )
+
+
+def refuse_run(dataset: str) -> None:
+    """A run's directory holds pictures, its figures; nobody means to learn from those.
+
+    Raises:
+        SettingsError: the dataset of this name is a run's directory.
+    """
+    path = argument_of(dataset)
+    if path and (Path(path).expanduser() / SETTINGS).is_file():
+        raise SettingsError(
+            f"{path} is the directory of a run, not of images; go on with it by --resume --out {path}, or begin with"
+            f" its weights by --from {path} and a dataset"
+        )
 
 
 def default_folder() -> Path:

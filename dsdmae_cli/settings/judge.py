@@ -28,6 +28,13 @@ from dsdmae_cli.settings.models import (
     Section,
 )
 
+ClassWeights = Literal["balanced"] | None
+CLASS_WEIGHTS = Field(
+    None,
+    description="weights of the classes in the loss: balanced = n / (k n_c) for n_c of n images and k classes;"
+    " none = every image counts alike",
+)
+
 
 class FinetuneSection(Section):
     """What is trained on labels, and how its images and labels are softened."""
@@ -51,6 +58,7 @@ class FinetuneSection(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="momentum of an average of the weights, which is then what is judged; none = off"
     )
+    class_weights: ClassWeights = CLASS_WEIGHTS
     labels: PositiveFraction = Field(
         1.0,
         description="fraction of each class's training labels that is used, drawn by the seed as in a probe",

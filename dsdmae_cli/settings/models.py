@@ -97,7 +97,7 @@ class Section(BaseModel):
 class DataSettings(Section):
     """What the run learns from and how each image is prepared."""
 
-    dataset: str = Field("digits", description="dataset plugin, or folder:PATH for your own images")
+    dataset: str = Field("digits", description="dataset plugin, or the path of your own images: a folder or an archive")
     data_dir: Path | None = Field(
         None, description="folder that holds (or receives) the dataset's files; none = the user cache"
     )

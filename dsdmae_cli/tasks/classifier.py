@@ -26,6 +26,7 @@ from dsdmae_cli.methods.base import Losses, StepInfo, SupervisedMethod
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.heads import head_count
 from dsdmae_cli.settings.judge import FinetuneSection
+from dsdmae_cli.tasks.weights import balanced
 
 
 class MixedBatch(NamedTuple):
@@ -64,6 +65,8 @@ class Classifier(SupervisedMethod):
         layer_decay: factor on the learning rate from each block to the one before it (Clark et al. 2020, BEiT, MAE).
     """
 
+    class_weights: Tensor | None
+
     def __init__(self, settings: FinetuneSection, backbone: Backbone, num_classes: int, layer_decay: float) -> None:
         super().__init__()
         self.settings = settings
@@ -72,12 +75,19 @@ class Classifier(SupervisedMethod):
         self.network = Network(backbone, num_classes, settings.pool, settings.head_std)
         momentum = settings.ema
         self.average = None if momentum is None else EMATeacher(self.network, (momentum, momentum))
+        # Found anew from the labels wherever a run begins, so that no checkpoint has it.
+        self.register_buffer("class_weights", None, persistent=False)
         mixes = settings.mixup > 0 or settings.cutmix > 0
         self.mixup = (
             Mixup(settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=num_classes)
             if mixes
             else None
         )
+
+    def weigh_classes(self, labels: Int64[Tensor, " n"]) -> None:
+        """Let the classes count alike, by the training labels: each image's loss, target by target, times the weight of
+        that class (weights.balanced), and the mean over the images."""
+        self.class_weights = balanced(labels, self.num_classes).float().to(self.network.head.weight.device)
 
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> MixedBatch:
         """As images of the first class, unmixed: for a plan, which measures work."""
@@ -104,7 +114,7 @@ class Classifier(SupervisedMethod):
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: MixedBatch) -> Losses:
         logits = self.network(corruption.images).float()
-        loss = F.cross_entropy(logits, corruption.targets)
+        loss = F.cross_entropy(logits, corruption.targets, weight=self.class_weights)
         if self.mixup is not None:
             return {"loss": loss}
         right = (logits.argmax(dim=1) == corruption.labels).float().mean()

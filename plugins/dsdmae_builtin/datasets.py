@@ -1,5 +1,6 @@
 """What the built-in datasets declare about themselves. No torch here; each spec names the module at work."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -13,6 +14,23 @@ class Stl10Settings(DataSettings):
 
     stl10_split: Literal["unlabeled", "train+unlabeled", "train"] = Field(
         "unlabeled", description="images to pre-train on; labelled evaluation always uses the labelled ones"
+    )
+
+
+class FolderSettings(DataSettings):
+    """Images of one's own: what folders and a table say of them."""
+
+    splits: str = Field(
+        "auto",
+        description="which two folders hold the training and the test images: auto = by their names (train; test, val"
+        " and their like); none = no folder is a split; TRAIN,TEST = these two",
+    )
+    labels: Path | None = Field(
+        None, description="CSV file with a file name and a label a row, in place of what folders say; none = folders"
+    )
+    label_columns: str | None = Field(
+        None,
+        description="columns of data.labels as FILE,LABEL, by heading or number from 1 up; none = guessed, and said",
     )
 
 
@@ -55,7 +73,10 @@ DIGITS = DatasetSpec(
 FOLDER = DatasetSpec(
     summary="your own images: a folder, or a .tar, .tar.gz, .tar.xz or .zip of one",
     build="dsdmae_builtin.folder:build",
+    settings=FolderSettings,
     argument="PATH",
+    reads_paths=True,
+    count="dsdmae_builtin.folder:count",
     image_size="dsdmae_builtin.folder:native_size",
     value_range="dsdmae_builtin.folder:value_range",
 )

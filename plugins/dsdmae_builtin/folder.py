@@ -7,16 +7,19 @@ dsdmae_cli.data.splits, and how an image is decoded dsdmae_cli.data.decode.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePath
 
 import numpy as np
 
+from dsdmae_builtin.datasets import FolderSettings
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import DEEP_SUFFIXES
-from dsdmae_cli.data.files import FileImages, open_files
+from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_words
+from dsdmae_cli.data.label_file import read_labels
 from dsdmae_cli.data.once import shared
-from dsdmae_cli.data.splits import arrange
+from dsdmae_cli.data.splits import Arrangement, arrange
 from dsdmae_cli.data.square import common_side
 from dsdmae_cli.data.values import Range, Reading, Values, sampled_range
 from dsdmae_cli.plugins import argument_of
@@ -31,11 +34,37 @@ def build(settings: DataSettings, split: str) -> FileImages:
     """The images under `folder:PATH`; split "train" (or "labelled", which is the same here) or "test".
 
     Raises:
-        DataError: the path is missing, unreadable, not an archive, or holds no images.
+        DataError: the path is missing, unreadable, not an archive, or holds no images; its folders look like splits
+            that are not known; the labels cannot be read.
     """
-    files = open_files(_path(settings))
-    part = arrange(files.names, settings.holdout)["test" if split == "test" else "train"]
-    return FileImages(files, part.indices, part.labels, part.classes, _reading(settings))
+    files, found = _found(settings)
+    part = found.test if split == "test" else found.train
+    return FileImages(files, part.indices, part.labels, part.classes, found.notes, _reading(settings))
+
+
+def _found(settings: DataSettings) -> tuple[Files, Arrangement]:
+    own = settings if isinstance(settings, FolderSettings) else FolderSettings.model_validate(settings.model_dump())
+    return shared(_arranged, _path(own), own.holdout, own.splits, own.labels, own.label_columns)
+
+
+def _arranged(
+    path: Path, holdout: float, splits: str, labels: Path | None, columns: str | None
+) -> tuple[Files, Arrangement]:
+    files = open_files(path)
+    table = read_labels(labels, files.names, columns) if labels is not None else None
+    found = arrange(files.names, holdout, splits, table, str(path))
+    others = dict(files.passed_over)
+    if labels is not None and labels.expanduser().absolute().is_relative_to(path):
+        suffix = labels.suffix.lower()  # it is no stray file, it was read
+        others = {key: count - (key == suffix) for key, count in others.items() if count > (key == suffix)}
+    passed_over = (f"{passed_over_words(others)} passed over",) if others else ()
+    return files, replace(found, notes=(*found.notes, *(table.notes if table else ()), *passed_over))
+
+
+def count(settings: DataSettings) -> tuple[int, int]:
+    """Training images, and those with a label."""
+    part = _found(settings)[1].train
+    return len(part.indices), 0 if part.labels is None else int((part.labels >= 0).sum())
 
 
 def value_range(settings: DataSettings) -> Range | None:

@@ -19,7 +19,8 @@ from dsdmae_cli.config.flags import FLAGS, Flag, flags_of
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.help import all_made
 from dsdmae_cli.config.presets import preset_names
-from dsdmae_cli.config.schema import SCHEMAS, section_class
+from dsdmae_cli.config.schema import NAMED, SCHEMAS, section_class
+from dsdmae_cli.plugins import Plugin, discover
 
 KEPT = Path(help_module.__file__).with_name("help.json")
 
@@ -51,7 +52,10 @@ def test_a_flag_stands_for_a_setting(flag: Flag) -> None:
     section, _, key = flag.setting.partition(".")
     for command in flag.commands:
         schema = SCHEMAS.get(command, SCHEMAS["pretrain"])
-        fields = section_class(section, {}, schema=schema).model_fields
+        fields = dict(section_class(section, {}, schema=schema).model_fields)
+        if section in NAMED:  # some are of one plugin alone, as those of one's own images
+            for plugin in discover(NAMED[section][1]):
+                fields |= plugin.spec.settings.model_fields if isinstance(plugin, Plugin) else {}
         assert key in {key_of(name, field) for name, field in fields.items()}
 
 

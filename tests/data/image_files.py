@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from dsdmae_builtin.datasets import FolderSettings
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.settings.models import DataSettings
 
 
 def crops(count: int, side: int) -> np.ndarray:
@@ -62,8 +62,8 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
-def of(path: Path, **more: Any) -> DataSettings:
-    return DataSettings(dataset=f"folder:{path}", **more)
+def of(path: Path, **more: Any) -> FolderSettings:
+    return FolderSettings(dataset=f"folder:{path}", **more)
 
 
 def message_of(call: Callable[[], Any]) -> str:

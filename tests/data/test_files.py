@@ -114,20 +114,25 @@ def test_held_out_images(tmp_path: Path) -> None:
 
 def test_at_most_a_thousand_are_held_out() -> None:
     parts = arrange([f"{k:06}.png" for k in range(30_000)], 0.5)
-    assert (len(parts["train"].indices), len(parts["test"].indices)) == (29_000, 1000)
-    assert 450 < (parts["test"].indices < 15_000).sum() < 550
+    assert (len(parts.train.indices), len(parts.test.indices)) == (29_000, 1000)
+    assert 450 < (parts.test.indices < 15_000).sum() < 550
     small = arrange([f"{k:06}.png" for k in range(2000)], 0.05)
-    assert len(small["test"].indices) == 100
+    assert len(small.test.indices) == 100
 
 
-def test_no_labels_unless_every_image_lies_in_a_class_folder(tmp_path: Path) -> None:
-    loose = write(tmp_path / "loose", {**CLASSES, "x.png": PHOTOS[0]})
-    assert folder.build(of(loose), "train").labels is None
-    single = write(tmp_path / "single", {f"cat/{k}.png": PHOTOS[k] for k in range(4)})
-    assert folder.build(of(single), "train").labels is None
+def test_labels_where_nearly_every_image_lies_in_a_class_folder(tmp_path: Path) -> None:
+    loose = folder.build(of(write(tmp_path / "loose", {**CLASSES, "x.png": PHOTOS[0]})), "train")
+    assert (loose.labels == -1).sum() == 1
+    assert loose.notes == ("1 image for training beside the class folders, without a label: x.png",)
+    single = folder.build(of(write(tmp_path / "single", {f"cat/{k}.png": PHOTOS[k] for k in range(4)})), "train")
+    assert single.labels is None
+    assert single.notes == ("no labels: all folders there are is cat/, and one class is none to tell apart",)
     mixed = write(tmp_path / "mixed", {**{f"train/{k}": v for k, v in CLASSES.items()}, "test/1.png": PHOTOS[0]})
     assert folder.build(of(mixed), "train").classes == ("cat", "dog")
     assert folder.build(of(mixed), "test").labels is None
+    assert (
+        "the test images have no labels: 1 of 1 image lie in no class folder" in folder.build(of(mixed), "test").notes
+    )
 
 
 def test_test_folder_goes_before_validation(tmp_path: Path) -> None:

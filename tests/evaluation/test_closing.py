@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsdmae_cli.evaluation.closing import closing_words
+from dsdmae_cli.evaluation.closing import closing_words, wilson_interval
 
 
 def scores(*knn: float) -> list[dict[str, float]]:
@@ -43,3 +43,18 @@ def test_without_labels_nothing_is_claimed() -> None:
     # Scores that nothing can be compared with, and one that is no number, claim nothing either.
     assert closing_words(scores(0.3, 0.4)[1:], 397) == ""
     assert closing_words(scores(0.3, float("nan")), 397) == ""
+
+
+def test_a_handful_of_images_says_little() -> None:
+    for few in (1, 2):
+        assert not closing_words(scores(0.0, 1.0, 1.0), few).startswith("Better")
+    assert closing_words(scores(0.0, 1.0, 1.0), 5).startswith("Better")  # five of five against none
+    assert not closing_words(scores(0.4, 0.8, 0.8), 5).startswith("Better")
+
+
+def test_the_interval_is_wilsons() -> None:
+    from scipy.stats import binomtest
+
+    for right, n in [(5, 5), (0, 5), (3, 5), (1, 1), (310, 397)]:
+        reference = binomtest(right, n).proportion_ci(0.95, method="wilson")
+        assert wilson_interval(right / n, n) == pytest.approx((reference.low, reference.high), abs=1e-4)

@@ -93,3 +93,21 @@ def test_a_mean_that_all_images_share_is_no_collapse() -> None:
     assert narrow["spread"] < 0.02
     assert narrow["rank"] > 0.95 * feature_spread(features)["rank"]
     assert collapse_warning(narrow, feature_spread(features)) is None
+
+
+def test_a_handful_of_images_has_few_directions_and_has_not_collapsed() -> None:
+    for n in (2, 5, 15):
+        found = feature_spread(gaussian(n, 64))
+        assert found["rank"] <= n - 1 + 1e-4
+        assert collapse_warning({**found, "rank": min(found["rank"], 2.0)}, UNTRAINED, n) is None
+    assert "few directions" in str(collapse_warning({"spread": 0.3, "rank": 2.0}, UNTRAINED, 16))
+    point = feature_spread(gaussian(1, 64).expand(5, -1))
+    assert "to a point" in str(collapse_warning(point, UNTRAINED, 5))
+    assert collapse_warning(feature_spread(gaussian(1, 64)), None, 1) is None  # one image is always a point
+
+
+def test_what_the_untrained_network_had_too_is_no_collapse() -> None:
+    for before in ({"spread": 0.004, "rank": 30.0}, {"spread": 0.3, "rank": 2.0}):
+        had: Spread = {"spread": before["spread"], "rank": before["rank"]}
+        assert collapse_warning(had, had, 400) is None
+        assert collapse_warning(had, UNTRAINED, 400) is not None

@@ -10,7 +10,7 @@ from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsdmae_cli.evaluation.efficient import Heads
+from dsdmae_cli.evaluation.efficient import Heads, weighted_loss
 from dsdmae_cli.evaluation.updates import UPDATES, Optimizer
 
 CPU = torch.device("cpu")
@@ -68,6 +68,18 @@ def test_logits_and_gradients_are_the_papers() -> None:
             torch.testing.assert_close(got, parameter.grad)
         torch.testing.assert_close(found[2][head].T, reference.linear.weight.grad)
         torch.testing.assert_close(found[3][head], reference.linear.bias.grad)
+
+
+def test_a_weighted_loss_is_each_images_times_its_classs_weight() -> None:
+    logits = torch.randn(3, 40, CLASSES, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    truth = torch.arange(40) % 7 % CLASSES
+    of_class = torch.rand(CLASSES, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    by_hand = -sum(
+        of_class[label] * head[row].log_softmax(dim=0)[label] for head in logits for row, label in enumerate(truth)
+    )
+    torch.testing.assert_close(weighted_loss(logits, truth, of_class), by_hand / 40)
+    plain = sum(F.cross_entropy(head, truth) for head in logits)
+    torch.testing.assert_close(weighted_loss(logits, truth, None), plain)
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +28,7 @@ from dsdmae_cli.evaluation.logistic import fit_logistic
 from dsdmae_cli.evaluation.metrics import score
 from dsdmae_cli.evaluation.split import HeldOut, hold_out
 from dsdmae_cli.evaluation.updates import Optimizer
+from dsdmae_cli.tasks.weights import balanced
 
 NUM_TRAIN = 1200
 # LARS barely moves on so few steps at MAE's rates.
@@ -99,6 +102,20 @@ def test_logistic_equals_scikit_learn(digits: Set, c: float) -> None:
     assert (quick.logits(queries).argmax(1) == logits.argmax(1)).double().mean() > 0.995
     known = LogisticRegression(C=c, max_iter=2000).fit(scaler.transform(x), y).score(scaler.transform(queries), truth)
     assert abs(score(quick.logits(queries), truth).top1 - known) < 0.005
+
+
+def test_balanced_logistic_equals_scikit_learn(digits: Set) -> None:
+    x, y, _, _ = digits
+    kept = (y > 4) | (torch.arange(len(y)) % 5 == 0)  # half the classes are five times as frequent
+    x, y = x[kept], y[kept]
+    scaler = StandardScaler().fit(x.double().numpy())
+    reference = LogisticRegression(C=0.1, tol=1e-9, max_iter=20_000, class_weight="balanced")
+    reference.fit(scaler.transform(x.double().numpy()), y.numpy())
+    model = fit_logistic(x, y, 10, 0.1, dtype=torch.float64, tolerance=1e-8, max_iterations=5000, balanced=True)
+    np.testing.assert_allclose(model.weight.T.numpy(), reference.coef_, atol=1e-4)
+    np.testing.assert_allclose(model.bias.numpy(), reference.intercept_, atol=1e-4)
+    plain = fit_logistic(x, y, 10, 0.1, dtype=torch.float64, tolerance=1e-8, max_iterations=5000)
+    assert (plain.weight - model.weight).abs().max() > 1e-2
 
 
 def test_two_classes_stand_for_half_of_scikit_learns_c(digits: Set) -> None:
@@ -209,7 +226,10 @@ def _reference(
             for group in stepper.param_groups:
                 group["lr"] = rate
             rows = order[step * protocol.batch_size : (step + 1) * protocol.batch_size]
-            loss = F.cross_entropy(head(norm(x[rows].double())), y[rows])
+            each = F.cross_entropy(head(norm(x[rows].double())), y[rows], reduction="none")
+            if protocol.balanced:
+                each = each * torch.from_numpy(compute_sample_weight("balanced", y.numpy()))[rows]
+            loss = each.mean()
             stepper.zero_grad()
             loss.backward()
             stepper.step()
@@ -243,6 +263,26 @@ def test_every_head_is_what_it_would_be_alone(
             torch.testing.assert_close(logits[index], model(queries.double()), rtol=1e-8, atol=1e-8)
         np.testing.assert_allclose([row[index] for row in curves.loss], losses, rtol=1e-9)
     assert float(model[0].running_var.max()) == pytest.approx(float(heads.variance.max()))  # type: ignore[index]
+
+
+def test_balanced_heads_are_what_sample_weights_make_of_them(digits: Set) -> None:
+    x, y, queries, _ = digits
+    kept = (y > 4) | (torch.arange(len(y)) % 5 == 0)
+    x, y = x[kept], y[kept]
+    protocol = Protocol("sgd", epochs=5, warmup_epochs=1.5, batch_size=128, balanced=True)
+    heads, curves = train_heads(x, y, 10, [0.05], protocol, dtype=torch.float64)
+    model, losses = _reference(x, y, 0.05, protocol, _decayed(torch.optim.SGD, momentum=0.9))
+    with torch.no_grad():
+        torch.testing.assert_close(heads.logits(queries)[0], model(queries.double()), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose([row[0] for row in curves.loss], losses, rtol=1e-9)
+    plain, _ = train_heads(x, y, 10, [0.05], replace(protocol, balanced=False), dtype=torch.float64)
+    assert (plain.bias - heads.bias).abs().max() > 1e-3
+
+
+def test_class_weights_are_scikit_learns() -> None:
+    labels = np.array([0] * 7 + [2] * 2 + [3])
+    expected = compute_class_weight("balanced", classes=np.array([0, 2, 3]), y=labels)
+    np.testing.assert_allclose(balanced(torch.from_numpy(labels), 5), [expected[0], 0, *expected[1:], 0])
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])

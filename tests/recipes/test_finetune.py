@@ -296,6 +296,19 @@ def test_the_loss_is_soft_cross_entropy() -> None:
     assert float(losses["accuracy"]) == pytest.approx(np.mean(logits.argmax(1) == labels.numpy()))
 
 
+def test_class_weights_are_those_of_the_targets() -> None:
+    method = Classifier(FinetuneSection(label_smoothing=0.1), small_backbone(), 4, 1.0).double()
+    before = set(method.state_dict())
+    method.weigh_classes(torch.tensor([0] * 6 + [1] * 3 + [3]))
+    weights = np.array([10 / 18, 10 / 9, 0.0, 10 / 3])
+    images, labels = torch.rand(5, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 3, 0, 1])
+    targets = method.corrupt_labelled(images, labels, seeded(torch.device("cpu"), 3)).targets.double()
+    found = method(images, MixedBatch(images, targets, labels))["loss"]
+    log_p = method.network(images).float().log_softmax(dim=1).detach().numpy()
+    assert float(found.detach()) == pytest.approx(-(weights * targets.numpy() * log_p).sum() / 5, rel=1e-5)
+    assert set(method.state_dict()) == before  # checkpoints are what they were
+
+
 def test_mixup_mixes_images_and_labels_alike() -> None:
     method = Classifier(FinetuneSection(mixup=0.8), small_backbone(), 8, 1.0)
     images, labels = torch.rand(8, 3, 16, 16), torch.arange(8)

@@ -37,6 +37,7 @@ from safetensors.torch import load as load_tensors
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.errors import CheckpointError, RunInterrupted, SettingsError
+from dsdmae_cli.evaluation.closing import wilson_interval
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.runs.run import Run
 from dsdmae_cli.runs.rundir import RunDir
@@ -154,11 +155,14 @@ def test_the_result_of_a_run(resident: Path, digits: Path) -> None:
         "method": "dsdmae",
         "backbone": "vit-tiny",
         "dataset": f"folder:{digits}",
+        "data_notes": ["train/ is learned from and test/ evaluated on"],
         "epochs": 3,
         "steps": STEPS,
         "images_seen": STEPS * 8,
         "final": {k: v for k, v in last.items() if k not in ("step", "epoch")},
         "knn_accuracy": scores[-1],
+        "knn_interval": list(wilson_interval(scores[-1], 10)),
+        "knn_images": 10,
         "start": None,
         "knn_accuracy_untrained": scores[0],
         "knn_accuracy_start": None,

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 class Collapse:
     """A watcher of features (features.Watcher)."""
 
+    num_images = 0
+
     def measure(self, run: Run, features: Float[Tensor, "n d"]) -> dict[str, float]:
         """Spread and rank."""
-        found = feature_spread(features)
+        found, self.num_images = feature_spread(features), len(features)
         return {"spread": found["spread"], "rank": found["rank"]}
 
     def judge(self, run: Run, record: dict[str, float]) -> None:
@@ -27,6 +29,6 @@ class Collapse:
             return
         first = next((r for r in run.directory.metrics() if "rank" in r), None)
         before = None if first is None else Spread(spread=first["spread"], rank=first["rank"])
-        warning = collapse_warning(Spread(spread=record["spread"], rank=record["rank"]), before)
+        warning = collapse_warning(Spread(spread=record["spread"], rank=record["rank"]), before, self.num_images)
         if warning is not None:
             run.report.warn(f"epoch {record['epoch']:.4g}: {warning}")

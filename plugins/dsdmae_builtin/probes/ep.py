@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.plugins import ProbeSpec
-from dsdmae_cli.settings.judge import ProbeSection, one_or_more
+from dsdmae_cli.settings.judge import CLASS_WEIGHTS, ClassWeights, ProbeSection, one_or_more
 from dsdmae_cli.settings.models import Auto, PositiveFloat, PositiveInt
 
 # Base rates that hold the best one for most features, and the one to take where there is nothing to choose on.
@@ -26,6 +26,8 @@ class EPSettings(ProbeSection):
         description="base rates (for a batch of 256) that are trained at once; the best on held-out images wins; auto ="
         " three that suit the optimiser",
     )
+
+    class_weights: ClassWeights = CLASS_WEIGHTS
 
     _one = field_validator("learning_rates", mode="before")(one_or_more)
 
@@ -45,12 +47,12 @@ def fit(settings: EPSettings, data: ProbeData) -> ProbeResult:
     from dsdmae_cli.evaluation.efficient import select_and_fit
 
     rates = _RATES[settings.optimizer] if settings.learning_rates == "auto" else settings.learning_rates
-    found = select_and_fit(data, rates, settings.queries, settings.optimizer)
+    found = select_and_fit(data, rates, settings.queries, settings.optimizer, settings.class_weights == "balanced")
     epochs, optimizer = data.schedule.epochs, settings.optimizer.upper()
     words = (
         f"efficient probing (Psomas et al. 2025): {settings.queries} learned queries over all tokens of clean images,"
         f" BatchNorm without affine terms and a linear layer, backbone frozen in eval mode; {optimizer},"
-        f" {epochs} epochs, batch {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates))}; the last"
-        " epoch is the result"
+        f" {epochs} epochs, batch {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates))}"
+        f"{data.how_weighted(settings.class_weights)}; the last epoch is the result"
     )
     return ProbeResult(found.logits, words, ("base learning rate", found.chosen), found.held_out, epochs=epochs)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.plugins import ProbeSpec
-from dsdmae_cli.settings.judge import ProbeSection, one_or_more
+from dsdmae_cli.settings.judge import CLASS_WEIGHTS, ClassWeights, ProbeSection, one_or_more
 from dsdmae_cli.settings.models import Auto, PositiveFloat
 
 _CUSTOMARY = {"lars": 0.1, "sgd": 0.1, "adamw": 1e-3}  # LARS's is MAE's own
@@ -23,6 +23,8 @@ class LinearSettings(ProbeSection):
         description="base rates (for a batch of 256) that are trained at once; the best on held-out images wins; auto ="
         " ten that suit the optimiser",
     )
+
+    class_weights: ClassWeights = CLASS_WEIGHTS
 
     _one = field_validator("learning_rates", mode="before")(one_or_more)
 
@@ -44,8 +46,9 @@ def fit(settings: LinearSettings, data: ProbeData) -> ProbeResult:
     schedule = data.schedule
     rates = linear.BASE_LRS[settings.optimizer] if settings.learning_rates == "auto" else settings.learning_rates
     protocol = linear.Protocol(
-        settings.optimizer, schedule.epochs, schedule.warmup_epochs, data.batch_size, seed=schedule.seed
-    )
+        settings.optimizer, schedule.epochs, schedule.warmup_epochs, data.batch_size, seed=schedule.seed,
+        balanced=settings.class_weights == "balanced",
+    )  # fmt: skip
     found = linear.select_and_fit(
         data.train_features, data.train_labels, data.split, data.test_features, data.num_classes, rates, protocol,
         data.device,
@@ -53,7 +56,8 @@ def fit(settings: LinearSettings, data: ProbeData) -> ProbeResult:
     words = (
         f"BatchNorm without affine terms and a linear layer on {settings.pool}-pooled features of clean images,"
         f" backbone frozen in eval mode; {settings.optimizer.upper()}, {schedule.epochs} epochs, batch"
-        f" {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates))}; the last epoch is the result"
+        f" {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates))}"
+        f"{data.how_weighted(settings.class_weights)}; the last epoch is the result"
     )
     return ProbeResult(
         found.logits, words, ("base learning rate", found.chosen), found.held_out, found.notes,

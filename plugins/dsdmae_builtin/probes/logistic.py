@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.plugins import ProbeSpec
-from dsdmae_cli.settings.judge import ProbeSection, one_or_more
+from dsdmae_cli.settings.judge import CLASS_WEIGHTS, ClassWeights, ProbeSection, one_or_more
 from dsdmae_cli.settings.models import PositiveFloat
 
 
@@ -19,6 +19,8 @@ class LogisticSettings(ProbeSection):
         (0.001, 0.01, 0.1, 1.0, 10.0),
         description="inverse strengths of the L2 penalty (scikit-learn's C); the best on held-out images wins",
     )
+
+    class_weights: ClassWeights = CLASS_WEIGHTS
 
     _one = field_validator("c", mode="before")(one_or_more)
 
@@ -39,10 +41,10 @@ def fit(settings: LogisticSettings, data: ProbeData) -> ProbeResult:
 
     found = logistic.select_and_fit(
         data.train_features, data.train_labels, data.split, data.test_features, data.num_classes, settings.c,
-        data.device,
+        data.device, balanced=settings.class_weights == "balanced",
     )  # fmt: skip
     words = (
         f"logistic regression (L-BFGS, L2) on standardised {settings.pool}-pooled features, C = {found.chosen:g}"
-        f"{data.how_chosen(len(settings.c))}"
+        f"{data.how_chosen(len(settings.c))}{data.how_weighted(settings.class_weights)}"
     )
     return ProbeResult(found.logits, words, ("C", found.chosen), found.held_out, found.notes)

@@ -1,0 +1,100 @@
+"""What defaults and presets come to on a person's own images: a batch that fits few of them, and a size that was meant
+for others. What a person said is never changed. No torch here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from dsdmae_cli import plugins
+from dsdmae_cli.config.presets import presets_by_kind, read_preset
+from dsdmae_cli.config.resolve import resolve_data
+from dsdmae_cli.config.schema import Loaded, Schema
+
+L = TypeVar("L", bound=BaseModel)
+_IMAGES = " to learn from"  # how the origin of a value ends that was decided here
+
+
+def fitted(loaded: Loaded[L]) -> Loaded[L]:
+    """Settings whose batch, where nobody said it, is no larger than the images are many.
+
+    It becomes the largest power of two below their number, so that one of them may be unreadable. The peak rate, where
+    nobody said that either, stays what it was for the larger batch: AdamW divides by the gradient's size, so that by
+    the linear rule next to nothing would be learned in the steps that few images make.
+
+    Raises:
+        DataError: the images are not there.
+    """
+    settings: Any = loaded.settings
+    wanted = settings.train.batch_size
+    images = None if _said(loaded, "train.batch_size") else _num_images(settings)
+    if images is None or images >= wanted:
+        return loaded
+    origin = f"{images} image{'s' * (images > 1)}{_IMAGES}"
+    batch = 1 << max(0, (images - 1).bit_length() - 1)
+    changed: dict[str, Any] = {"train": settings.train.model_copy(update={"batch_size": batch})}
+    sources = {**loaded.sources, "train.batch_size": origin}
+    if settings.optim.lr == "auto":
+        peak = settings.optim.base_lr * wanted / 256
+        changed["optim"] = settings.optim.model_copy(update={"lr": peak})
+        sources["optim.lr"] = origin
+    return Loaded(settings.model_copy(update=changed), sources)
+
+
+def _said(loaded: Loaded[Any], dotted: str) -> bool:
+    """Whether a person said a value, or a run that goes on has it."""
+    source = loaded.sources[dotted]
+    return source != "default" and not source.startswith("preset ")
+
+
+def _num_images(settings: Any) -> int | None:
+    """The images that a run learns from; None where that would take opening the dataset."""
+    spec = plugins.find("dataset", settings.data.dataset).spec
+    finetune = getattr(settings, "finetune", None)
+    if spec.count is not None:
+        images, labelled = plugins.load(spec.count)(settings.data)
+    else:
+        images = labelled = spec.num_images.get("train")
+        if images is None or (finetune is not None and spec.labelled_split != "train"):
+            return None
+    if finetune is None:
+        return int(images)
+    return max(1, int(labelled * finetune.labels * (1 - finetune.validation)))
+
+
+def remarks(loaded: Loaded[Any], schema: Schema[Any]) -> list[str]:
+    """What a person should know of values that nobody said, a sentence each."""
+    return [*_about_batch(loaded), *_about_size(loaded, schema)]
+
+
+def _about_batch(loaded: Loaded[Any]) -> list[str]:
+    source = loaded.sources["train.batch_size"]
+    if not source.endswith(_IMAGES):
+        return []
+    rate = f" and a peak rate of {loaded.settings.optim.lr:.3g}" if loaded.sources["optim.lr"] == source else ""
+    batch = loaded.settings.train.batch_size
+    return [f"batches of {batch}{rate}, for {source}; --batch-size and --lr say otherwise"]
+
+
+def _about_size(loaded: Loaded[Any], schema: Schema[Any]) -> list[str]:
+    """A preset that was made for small images makes others small."""
+    data, source = loaded.settings.data, loaded.sources["data.image_size"]
+    if not source.startswith("preset ") or loaded.sources["data.dataset"] == source:
+        return []
+    meant = _dataset_of(source.removeprefix("preset "), schema)
+    if meant is None:
+        return []
+    own = resolve_data(data.model_copy(update={"image_size": "auto", "crop_from": None})).image_size
+    if own <= data.image_size:
+        return []
+    small = f"the images are brought to {data.image_size} px, which {source} has for {meant}"
+    return [f"{small}; their own size is {own}: --set data.image_size=auto --set backbone.patch_size=auto"]
+
+
+def _dataset_of(preset: str, schema: Schema[Any]) -> str | None:
+    """The dataset that a preset was made for."""
+    kinds = [kind for kind, names in presets_by_kind(schema).items() if preset in names]
+    found = read_preset(schema, kinds[0], preset).get("data", {}).get("dataset") if kinds else None
+    return None if found is None else str(found)

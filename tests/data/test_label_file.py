@@ -1,0 +1,135 @@
+"""Labels from a table: columns and delimiter guessed, names with and without folders and suffixes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import message_of, of, png, write
+
+from dsdmae_builtin import folder
+from dsdmae_cli.data.label_file import LabelFile, read_labels
+from dsdmae_cli.evaluation.judging import open_labelled
+
+NAMES = ["a/1.png", "a/2.png", "b/3.jpg", "b/4.v2.jpg"]
+
+
+def table(tmp_path: Path, text: str | bytes, names: list[str] = NAMES, columns: str | None = None) -> LabelFile:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_labels(path, names, columns)
+
+
+@pytest.mark.parametrize("form", ["a/1.png", "1.png", "a/1", "1", "./a/1.png", "data/set/a/1.png", "C:\\x\\a\\1.png"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("heading", ["image{}species\n", ""])
+def test_names_delimiters_and_headings(tmp_path: Path, form: str, delimiter: str, heading: str) -> None:
+    given = [
+        {
+            "a/1.png": name,
+            "1.png": name.split("/")[1],
+            "a/1": name.rpartition(".")[0],
+            "1": name.split("/")[1].rpartition(".")[0],
+            "./a/1.png": f"./{name}",
+            "data/set/a/1.png": f"data/set/{name}",
+            "C:\\x\\a\\1.png": "C:\\x\\" + name.replace("/", "\\"),
+        }[form]
+        for name in NAMES
+    ]
+    rows = list(zip(given, ["cat", "dog", "cat", "dog"], strict=True))
+    text = heading.format(delimiter) + "".join(f"{name}{delimiter}{label}\n" for name, label in rows)
+    found = table(tmp_path, text)
+    assert found.classes == ("cat", "dog")
+    assert found.labels.tolist() == [0, 1, 0, 1]
+    [note] = found.notes
+    assert ("'species'" in note) == bool(heading)
+    assert "labels of 4 of 4 images in 2 classes" in note
+
+
+def test_what_does_not_fit_is_counted_and_named(tmp_path: Path) -> None:
+    names = [*NAMES, "b/1.png", "c/9.png", "c/8.png"]
+    text = "file,label\na/1.png,x\na/1.png,x\n2,y\n3.jpg,x\n3.jpg,y\n1.png,x\nnothing.png,x\nc/9.png,\n4.v2,y\nshort\n"
+    found = table(tmp_path, text, names)
+    assert found.labels.tolist() == [0, 1, -1, 1, -1, -1, -1]
+    assert found.notes[1:] == (
+        "2 images have no row in it: b/1.png, c/8.png",
+        "1 row names no image here: nothing.png",
+        "1 row names several images and is not used: 1.png",
+        "1 image has rows that differ, and no label: b/3.jpg",
+        "1 image has an empty label: c/9.png",
+        "2 of its rows repeat an image",
+        "1 of its rows have too few columns",
+    )
+
+
+def test_a_row_of_one_split_is_never_taken_for_an_image_of_another(tmp_path: Path) -> None:
+    names = ["test/1.png", "test/2.png", "train/3.png"]
+    found = table(tmp_path, "name,label\ntrain/1.png,x\ntrain/3.png,y\ntest/2.png,x\n", names)
+    assert found.labels.tolist() == [-1, 0, 1]
+    assert "1 row names no image here: train/1.png" in found.notes
+
+
+def test_columns(tmp_path: Path) -> None:
+    several = "id,age,species\n1,30,cat\n2,40,dog\n3,30,cat\n"
+    assert table(tmp_path, several).classes == ("cat", "dog")
+    assert table(tmp_path, several, columns="id,age").classes == ("30", "40")
+    assert table(tmp_path, several, columns="1, 2").classes == ("30", "40")
+    assert table(tmp_path, "1,x,cat\n2,y,dog\n", columns="1,3").labels.tolist() == [0, 1, -1, -1]
+    assert "which column" in message_of(lambda: table(tmp_path, several.replace("species", "what")))
+    for wrong in ("id", "id,nothing", "0,1", "1,9", "id,id"):
+        assert "has the columns id, age, species" in message_of(lambda w=wrong: table(tmp_path, several, columns=w))
+
+
+def test_labels_that_look_like_names_are_not_taken_for_them(tmp_path: Path) -> None:
+    names = [f"{k}.png" for k in range(9)]
+    text = "".join(f"{k % 3},{k}.png\n" for k in range(9))
+    assert table(tmp_path, text, names).labels.tolist() == [0, 1, 2] * 3
+    assert table(tmp_path, text.replace(".png", ""), names).labels.tolist() == [0, 1, 2] * 3
+
+
+def test_numbers_are_sorted_by_value_and_quotes_and_encodings_read(tmp_path: Path) -> None:
+    assert table(tmp_path, "1,10\n2,9\n3,10\n").classes == ("9", "10")
+    assert table(tmp_path, '1,"cat, big"\n2,"dog, ""old"""\n').classes == ("cat, big", 'dog, "old"')
+    for encoding in ("utf-8-sig", "utf-16"):
+        assert table(tmp_path, "file;label\n1;Käfer\n2;Möwe\n".encode(encoding)).classes == ("Käfer", "Möwe")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (b"", "is empty"),
+        (b"\n \n", "is empty"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "no text in UTF-8"),
+        (b"a\0b,c\n", "is no text"),
+        (b"only\nnames\n", "has one column"),
+        (b"file,label\nx.png,1\ny.png,2\n", "holds names of the images"),
+        (b"file,label\n1,cat\n2,cat\n", "has only the label 'cat'"),
+        (b"file,label\n1,\n2,\n", "no label at all"),
+    ],
+)
+def test_files_that_are_no_table_of_labels(tmp_path: Path, text: bytes, part: str) -> None:
+    assert part in message_of(lambda: table(tmp_path, text))
+
+
+def test_a_column_of_which_every_value_is_another_is_no_label(tmp_path: Path) -> None:
+    names = [f"{k}.png" for k in range(20)]
+    text = "".join(f"{k},{k * 3}\n" for k in range(20))
+    assert "a label of its own" in message_of(lambda: table(tmp_path, text, names))
+
+
+def test_a_folder_with_a_table_is_a_labelled_dataset(tmp_path: Path) -> None:
+    grey = {f"{k:02}.png": png(np.full((8, 8, 3), k, dtype=np.uint8)) for k in range(20)}
+    rows = "".join(f"{k:02},{'odd' if k % 2 else 'even'}\n" for k in range(19))
+    root = write(tmp_path / "set", {**grey, "labels.csv": rows.encode()})
+    settings = of(root, labels=root / "labels.csv", holdout=0.3)
+    judged = open_labelled(settings)
+    assert judged.classes == ("even", "odd")
+    assert (len(judged.train) + len(judged.test), len(judged.notes)) == (19, 2)
+    for part in (judged.train, judged.test):
+        assert part.labels is not None
+        assert [int(Path(part.name(i)).stem) % 2 for i in range(len(part))] == part.labels.tolist()
+    before = folder.build(settings, "train").fingerprint()
+    (root / "labels.csv").write_text(rows.replace("00,even", "00,odd").replace("01,odd", "01,even"))
+    assert folder.build(settings, "train").fingerprint() != before
+    assert "cannot read the labels" in message_of(lambda: open_labelled(of(root, labels=tmp_path / "none.csv")))

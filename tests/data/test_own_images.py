@@ -1,0 +1,76 @@
+"""Defaults fit a person's own images, few or large; what a person said stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import train
+from image_files import crops, png, write
+
+from dsdmae_cli.config.given import Given
+from dsdmae_cli.config.own_images import remarks
+from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded
+from dsdmae_cli.recipes.gather import judging, pretraining
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven photographs of 20x24 in two classes, of which one is held out."""
+    images = [png(image[:20]) for image in crops(11, 24)]
+    return write(tmp_path_factory.mktemp("few"), {f"{'ab'[k % 2]}/{k}.png": image for k, image in enumerate(images)})
+
+
+def given(few: Path, **flags: Any) -> Loaded[Any]:
+    return pretraining(Given(flags={"data.dataset": str(few), **flags}))
+
+
+def test_the_batch_of_few_images_and_its_rate(few: Path) -> None:
+    loaded = given(few)
+    assert (loaded.settings.train.batch_size, loaded.settings.optim.lr) == (8, 1.5e-4)
+    [said] = remarks(loaded, PRETRAIN)
+    assert said.startswith("batches of 8 and a peak rate of 0.00015, for 10 images to learn from")
+    assert given(few, **{"train.batch_size": "2"}).settings.optim.lr == "auto"
+    assert remarks(given(few, **{"train.batch_size": "2"}), PRETRAIN) == []
+    assert given(few, **{"optim.lr": "0.1"}).settings.optim.lr == 0.1
+    assert given(few, **{"train.batch_size": "64"}).settings.train.batch_size == 64  # refused when the run begins
+    digits = pretraining(Given(flags={"data.dataset": "digits"}))
+    assert (digits.settings.train.batch_size, digits.settings.optim.lr) == (256, "auto")
+
+
+@pytest.mark.parametrize(("count", "batch"), [(2, 1), (3, 2), (4, 2), (6, 4), (10, 8), (300, 256)])
+def test_a_batch_leaves_room_for_an_unreadable_image(tmp_path: Path, count: int, batch: int) -> None:
+    root = write(tmp_path / "set", {f"train/{k}.png": b"" for k in range(count)} | {"test/0.png": b""})
+    assert given(root).settings.train.batch_size == batch
+
+
+def test_fine_tuning_counts_the_images_it_learns_from(few: Path) -> None:
+    flags = {"data.dataset": str(few), "backbone.name": "vit-tiny"}
+    for more, batch in (({}, 8), ({"finetune.validation": "0.5"}, 4), ({"finetune.labels": "0.3"}, 2)):
+        loaded = judging(Given(subject="scratch", flags={**flags, **more}), FINETUNE, "finetune")
+        assert loaded.settings.train.batch_size == batch
+
+
+def test_a_preset_for_small_images_says_that_it_shrinks_photographs(few: Path) -> None:
+    loaded = pretraining(Given(flags={"data.dataset": str(few)}, preset=("quick",)))
+    said = remarks(loaded, PRETRAIN)
+    assert loaded.settings.train.batch_size == 8
+    assert "brought to 16 px, which preset quick has for digits; their own size is 224" in said[1]
+    assert remarks(pretraining(Given(preset=("quick",))), PRETRAIN) == []
+    own = pretraining(Given(flags={"data.dataset": str(few), "data.image_size": "16"}, preset=("quick",)))
+    assert len(remarks(own, PRETRAIN)) == 1
+
+
+def test_few_images_are_pretrained_on_without_false_alarms(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = train(few, tmp_path / "run", "train.knn_every=1", "train.epochs=1", "optim.warmup_epochs=0.04")
+    err = capfd.readouterr().err
+    assert "collaps" not in err
+    assert "the only step has a learning rate of 0 (warm-up), so that nothing is learned" in err
+    assert (result["steps"], result["knn_images"]) == (1, 1)
+    low, high = result["knn_interval"]
+    assert high - low > 0.75
+    train(few, tmp_path / "slow", "optim.lr=1e-6", "train.epochs=5")
+    assert "next to nothing is learned" in capfd.readouterr().err

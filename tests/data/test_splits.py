@@ -1,0 +1,122 @@
+"""What folders mean: splits by name in any case, classes, strays; what is not understood is asked about."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from helpers import cli, one_line
+from image_files import message_of, of, png, write
+from numpy import full, uint8
+
+from dsdmae_builtin import folder
+from dsdmae_cli.data.splits import Arrangement, arrange
+from dsdmae_cli.evaluation.judging import open_labelled
+
+GREY = png(full((8, 8, 3), 90, dtype=uint8))
+
+
+def pictures(*folders: str, count: int = 10) -> list[str]:
+    return [f"{name}/{k:02}.png" for name in folders for k in range(count)]
+
+
+def named(names: list[str], found: Arrangement) -> tuple[list[str], list[str]]:
+    return [names[i] for i in found.train.indices], [names[i] for i in found.test.indices]
+
+
+@pytest.mark.parametrize("test", ["valid", "VAL", "Validation", "dev", "Test", "testing", "eval", "evaluation"])
+@pytest.mark.parametrize("train", ["train", "Training"])
+def test_splits_by_their_names_in_any_case(train: str, test: str) -> None:
+    names = sorted(pictures(f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog"))
+    found = arrange(names, 0.5)
+    assert named(names, found) == tuple([n for n in names if n.startswith(f"{top}/")] for top in (train, test))
+    assert found.train.classes == found.test.classes == ("cat", "dog")
+    assert found.notes == (f"{train}/ is learned from and {test}/ evaluated on",)
+
+
+def test_the_test_folder_goes_before_the_validation_folder_and_what_is_left_out_is_said() -> None:
+    names = sorted([*pictures("train/a", "train/b", "valid/a", "valid/b", "test/a", "test/b"), "cover.png"])
+    found = arrange(names, 0.5)
+    assert {n.partition("/")[0] for n in named(names, found)[1]} == {"test"}
+    assert found.notes[1] == "21 images beside them left out (cover.png, valid)"
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        (("train", "holdout"), ("--splits train,holdout", "train may be splits")),
+        (("train", "bus", "car"), ("--splits none", "--splits train,TEST")),
+        (("valid", "test"), ("--splits TRAIN,TEST", "test, valid may be splits")),
+        (("train2017", "val2017"), ("--splits train2017,val2017",)),
+        (("train_images", "test-set"), ("--splits train_images,test-set",)),
+        (("Train", "training", "test"), ("Train, training, test may be splits",)),
+        (("train", "Test", "test"), ("Test, test may be splits",)),
+        (("images/train", "images/val", "masks/train", "masks/val"), ("images/train, images/val", "such as images")),
+    ],
+)
+@pytest.mark.parametrize("archive", [False, True])
+def test_what_looks_like_splits_is_asked_about(
+    folders: tuple[str, ...], parts: tuple[str, ...], archive: bool, tmp_path: Path
+) -> None:
+    names = pictures(*folders, count=2)
+    path = tmp_path / "set"
+    if archive:
+        with zipfile.ZipFile(path, "w") as packed:
+            for name in names:
+                packed.writestr(f"wrapped/{name}", GREY)
+    else:
+        write(path, dict.fromkeys(names, GREY))
+    message = message_of(lambda: folder.build(of(path), "train"))
+    assert all(part in message for part in (str(path), *parts)), message
+    whole = [folder.build(of(path, splits="none"), split) for split in ("train", "test")]
+    assert sum(map(len, whole)) == len(names)
+
+
+def test_classes_that_only_begin_like_a_split_are_classes() -> None:
+    for folders in (("train_station", "airport"), ("tests", "trainers"), ("valley", "devil", "evaluator")):
+        assert arrange(sorted(pictures(*folders)), 0.1).train.classes == tuple(sorted(folders))
+
+
+def test_splits_that_are_named() -> None:
+    names = sorted(pictures("train/a", "train/b", "holdout/a", "holdout/b"))
+    found = arrange(names, 0.5, "train,holdout/")
+    assert (len(found.train.indices), len(found.test.indices)) == (20, 20)
+    assert found.test.classes == ("a", "b")
+    for wrong in ("train,test", "train", "train,train", "", ",holdout"):
+        assert "there is holdout, train" in message_of(lambda wrong=wrong: arrange(names, 0.5, wrong, of="set"))
+
+
+def test_strays_lose_their_own_label_alone() -> None:
+    names = sorted([*pictures("train/cat", "train/dog", "test/cat", "test/dog"), "train/x.png", "test/y.png"])
+    found = arrange(names, 0.5)
+    for part in (found.train, found.test):
+        assert part.labels is not None
+        assert sorted(part.labels.tolist()) == [-1] + [0] * 10 + [1] * 10
+    assert found.notes[1:] == (
+        "1 image for training beside the class folders, without a label: x.png",
+        "1 image for testing beside the class folders, without a label: y.png",
+    )
+    many = arrange(sorted([*pictures("cat", "dog"), *(f"{k}.png" for k in range(9))]), 0.1)
+    assert many.train.labels is None
+    assert "no labels: 9 of 29 images lie beside the folders cat, dog" in many.notes[0]
+
+
+def test_a_flat_folder_needs_no_words() -> None:
+    assert arrange([f"{k}.png" for k in range(5)], 0.5).notes == ()
+
+
+def test_other_files_are_counted_by_suffix(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = dict.fromkeys(["a.png", "b.png", "1.heic", "2.HEIC", "x.txt", "README", ".hidden.txt"], GREY)
+    root = write(tmp_path / "set", files)
+    assert folder.build(of(root), "train").notes == ("2 .heic, 1 without a suffix, 1 .txt passed over",)
+    for name in ("a.png", "b.png"):
+        (root / name).unlink()
+    code, _, err = cli(capfd, "pretrain", root, "--dry-run")
+    assert code == 2
+    assert "4 visible files (2 .heic, 1 without a suffix, 1 .txt), none of" in one_line(err)
+
+
+def test_why_there_are_no_labels_is_said_where_they_are_needed(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", dict.fromkeys(pictures("cat", count=4), GREY))
+    assert "all folders there are is cat/" in message_of(lambda: open_labelled(of(root)))
