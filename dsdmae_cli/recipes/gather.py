@@ -50,7 +50,7 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
 
 def _network(start: str) -> tuple[Values, str]:
     """The backbone that weights to begin with belong to, and the size of its images."""
-    values, origin = parse(start).taken_over()
+    values, origin = parse(start, trained=True).taken_over()
     size = values.get("data", {}).get("image_size", "auto")
     return {
         "backbone": values.get("backbone", {}),

@@ -27,6 +27,7 @@ from dsdmae_cli.runs.observers.collapse import Collapse
 from dsdmae_cli.runs.observers.features import Features, Watcher
 from dsdmae_cli.runs.observers.knn import NearestNeighbours
 from dsdmae_cli.runs.observers.pictures import Pictures
+from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.runs.prerequisite import frozen_part, give_weights, requirement
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import ENCODER, REQUIRED, RUN, SETTINGS, RunDir
@@ -55,6 +56,18 @@ def pretrain(
         if requirement(settings) is not None and not begun:  # a run that has begun holds what it needed
             required = provided(resolve(settings), None if resume else out, report, _train)
         return _train(loaded, out, resume, overridden, report, required)
+
+
+def plan(loaded: Loaded[Settings], *, resume: bool, as_json: bool = False) -> Plan:
+    """What --dry-run shows; weights to begin with are opened, and refused as the run would refuse them.
+
+    Raises:
+        DataError, SettingsError, PluginError, CheckpointError: as pretrain.
+    """
+    settings = resolve(loaded.settings)
+    if settings.train.start is None or resume:  # a run that goes on needs them no more
+        return make_plan(settings)
+    return make_plan(settings, build=lambda: _begun(settings, make_report(as_json=as_json, main_process=True)))
 
 
 def _train(
@@ -122,10 +135,14 @@ def _begun(settings: ResolvedSettings, report: Report) -> Method:
     """A new method, or one that begins with weights that somebody has."""
     if settings.train.start is None:
         return build_method(settings)
-    beginning = open_beginning(settings.train.start, settings.train.seed)
+    beginning = open_beginning(settings.train.start, settings)
     offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
     method = build_method(offline, begin=beginning.fill_encoder)
-    for note in (*beginning.notes, beginning.fill_parts(method, settings.method.name)):
+    optim = settings.optim
+    rate = (
+        f"learning rate {optim.lr:.3g} at its peak, after {optim.warmup_epochs:.3g} epochs of warm-up (--lr changes it)"
+    )
+    for note in (*beginning.notes, beginning.fill_parts(method, settings.method.name), rate):
         report.note(note)
     return method
 

@@ -135,7 +135,7 @@ def test_resuming_needs_the_weights_no_more(
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        ("scratch", "train.start = 'scratch' is no weights to begin with"),
+        ("scratch", "scratch has learned nothing; give a run's directory, a file of weights"),
         ("nowhere", "there is no nowhere"),
         ("other.safetensors", "do not fit"),
     ],
