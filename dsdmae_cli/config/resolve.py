@@ -21,7 +21,7 @@ from dsdmae_cli.settings.resolved import (
 
 # Of a run that begins with trained weights: the rate at which a new run learns would undo much of what they know, and
 # AdamW's moments, which begin anew, need a longer warm-up before their steps can be trusted.
-_BEGUN_RATE = 0.1
+BEGUN_RATE = 0.1
 _BEGUN_WARMUP = 0.1
 
 _RESOLVED: dict[type[BaseModel], type[BaseModel]] = {
@@ -100,7 +100,7 @@ def _optim(settings: Any) -> dict[str, Any]:
     optim, train = settings.optim, settings.train
     share, rate = 0.05 if isinstance(optim, FinetuneOptimSettings) else 0.04, 1.0
     if getattr(train, "start", None) is not None:
-        share, rate = _BEGUN_WARMUP, _BEGUN_RATE
+        share, rate = _BEGUN_WARMUP, BEGUN_RATE
     auto = {"lr": rate * optim.base_lr * train.batch_size / 256, "warmup_epochs": share * train.epochs}
     return _where_auto(optim, auto)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.artifacts.beginning import open_beginning
 from dsdmae_cli.artifacts.format import load_with, save_encoder
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.resolve import BEGUN_RATE, resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
@@ -138,13 +139,18 @@ def _begun(settings: ResolvedSettings, report: Report) -> Method:
     beginning = open_beginning(settings.train.start, settings)
     offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
     method = build_method(offline, begin=beginning.fill_encoder)
-    optim = settings.optim
-    rate = (
-        f"learning rate {optim.lr:.3g} at its peak, after {optim.warmup_epochs:.3g} epochs of warm-up (--lr changes it)"
-    )
-    for note in (*beginning.notes, beginning.fill_parts(method, settings.method.name), rate):
+    for note in (*beginning.notes, beginning.fill_parts(method, settings.method.name), _rate(settings)):
         report.note(note)
     return method
+
+
+def _rate(settings: ResolvedSettings) -> str:
+    """The learning rate of a run that begins with trained weights, beside that of a new run."""
+    optim = settings.optim
+    of_new = optim.base_lr * settings.train.batch_size / 256
+    share = "a tenth of" if isclose(optim.lr, BEGUN_RATE * of_new) else f"{optim.lr / of_new:.3g} times"
+    warmup = f"{optim.warmup_epochs:.3g} epoch{'' if optim.warmup_epochs == 1 else 's'} of warm-up"
+    return f"learning rate {optim.lr:.3g} at its peak after {warmup}: {share} what a new run has (--lr changes it)"
 
 
 def _about(start: Start, settings: ResolvedSettings, required: Path | None) -> dict[str, Any]:
