@@ -95,8 +95,8 @@ class _Transformer:
     def words(self, key: str, *more: str) -> str:
         number, how = self.heads()
         parts = [
-            f"{self.depth} blocks of width {self.width}",
-            f"{number} heads ({how}; {key} changes it)",
+            f"{self.depth} block{'s' if self.depth > 1 else ''} of width {self.width}",
+            f"{number} head{'s' if number > 1 else ''} ({how}; {key} changes it)",
             f"patches of {self.patch} px",
             f"MLP ratio {self.mlp_ratio:.3g}",
             "a class token" if self.class_token else "no class token",

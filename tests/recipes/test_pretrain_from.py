@@ -184,7 +184,7 @@ def test_weights_from_elsewhere(folder: Path, tmp_path: Path, capfd: pytest.Capt
     options = [*method, "--dataset", f"folder:{folder}", "--epochs", "1", "--set", "train.batch_size=32"]
     options += ["--set", "train.knn_every=none", "--set", "optim.weight_decay=0", "--lr", "1e-30"]
     result, err = _begun(capfd, tmp_path / "out", tmp_path / "theirs.pth.tar", *options)
-    assert "1 blocks of width 64, 1 heads" in err
+    assert "1 block of width 64, 1 head (" in err
     assert "left out, as no part of the backbone: head (2)" in err
     encoder = load_file(result["encoder"])
     assert all(torch.equal(encoder[name], t) for name, t in model.state_dict().items() if not name.startswith("head"))
