@@ -40,6 +40,24 @@ class Backbone(nn.Module):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     has_class_token: bool = False
+    _gain: Tensor | None
+    _offset: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("_gain", None, persistent=False)
+
+    def set_normalization(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        """Have `normalize` give the network pixels by this mean and standard deviation of theirs, from [0, 1]."""
+        self.mean, self.std = mean, std
+        of_mean, of_std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        # ((x + 1) / 2 - mean) / std as one multiplication and addition; no part of the weights.
+        self.register_buffer("_gain", 0.5 / of_std, persistent=False)
+        self.register_buffer("_offset", (0.5 - of_mean) / of_std, persistent=False)
+
+    def normalize(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Images in [-1, 1] as the network wants them: by `mean` and `std` where set_normalization set them."""
+        return images if self._gain is None else torch.addcmul(self._offset, images, self._gain)
 
     @property
     def num_tokens(self) -> int:

@@ -39,6 +39,23 @@ class Spec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recognized:
+    """A backbone as the names and shapes of weights tell it.
+
+    Args:
+        settings: that build it, `name` and all that shapes decide among them.
+        image_size: side in pixels of the images that its positions are for; None = it has no positions.
+        words: what was read off the shapes, what was guessed, and which setting changes a guess.
+        renamed: weights that the backbone knows under another name, {theirs: its own}.
+    """
+
+    settings: BackboneSettings
+    image_size: int | None
+    words: str
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSpec(Spec):
     """A backbone; `build(settings, image_size) -> dsdmae_cli.backbone.Backbone`.
 
@@ -50,6 +67,9 @@ class BackboneSpec(Spec):
             weights were made for; None = there are none. Such a backbone can be named wherever a command takes an
             encoder (NAME, or NAME:ARGUMENT if it takes one). Its settings have a boolean `pretrained`, with which
             `build` fetches the weights, and a patch size "auto" is that of the published ones (see own_patch_size).
+        recognize: "module:attribute" of a torch-free function(shapes, origin) -> Recognized | None that tells the
+            architecture of somebody's weights: {timm's name: shape}, heads and decoders among them, and whose names
+            they had before ("" = timm's own). None = its weights are opened by name alone.
     """
 
     settings: type[BackboneSettings] = BackboneSettings
@@ -57,6 +77,7 @@ class BackboneSpec(Spec):
     takes_mask_token: bool = False
     own_patch_size: bool = False
     image_size: str | None = None
+    recognize: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

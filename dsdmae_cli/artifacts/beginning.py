@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.open import open_encoder
-from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, parse
+from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.methods.base import Method
@@ -73,28 +73,37 @@ class Beginning:
         return f"the encoder{with_them} begin with the weights of {self.text}{rest}"
 
 
-def open_beginning(text: str, seed: int) -> Beginning:
-    """Open what a run should begin with: a run, a file of an encoder or a denoiser, or published weights.
+def open_beginning(text: str, settings: ResolvedSettings) -> Beginning:
+    """Open what a run should begin with: a run, a file of an encoder or a denoiser, anybody's or published weights.
+
+    Args:
+        text: names it.
+        settings: of the run that begins.
 
     Raises:
         CheckpointError: no such run or file, or it is damaged.
         SettingsError, PluginError: it is no weights, or they cannot be fetched.
     """
-    subject = parse(text)
-    if subject.kind in (SCRATCH, PIXELS):
-        raise SettingsError(f"train.start = {text!r} is no weights to begin with; leave it out for new ones")
-    settings = subject.settings()
-    if isinstance(settings, ResolvedSettings):
+    subject = parse(text, trained=True)
+    own = subject.settings()
+    if isinstance(own, ResolvedSettings):
         method: Method | None = None
         state: dict[str, Tensor] = {}
         if subject.kind == "run" and subject.path is not None:
-            method, state = _in_run(subject.path, settings, subject.weights is not None)
+            method, state = _in_run(subject.path, own, subject.weights is not None)
         elif subject.weights is not None:
-            method, state = _in_denoiser(subject.weights, settings)
+            method, state = _in_denoiser(subject.weights, own)
         if method is not None:
             parts = {key: state[key] for key in _without_encoder(method, state)}
-            return Beginning(text, method.encoder(), settings.method.name, parts)
-    opened = open_encoder(subject, None, backbone=None, image_size=None, seed=seed)
+            return Beginning(text, method.encoder(), own.method.name, parts)
+    foreign = own is None and subject.kind == "weights"  # shapes leave some of its network to what a person says
+    opened = open_encoder(
+        subject,
+        None,
+        backbone=settings.backbone if foreign else None,
+        image_size=settings.data.image_size if foreign else None,
+        seed=settings.train.seed,
+    )
     return Beginning(text, opened.encoder, notes=opened.notes)
 
 

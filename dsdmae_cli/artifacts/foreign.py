@@ -1,54 +1,126 @@
-"""Somebody else's weights under timm's names, which say nothing of their architecture, image size or pixels."""
+"""Somebody else's weights, which say nothing of their architecture, image size or pixels: a network built around them.
+
+elsewhere.py reads the file and finds the backbone by the shapes; what a person names wins over that.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
 from torch import Tensor
 
-from dsdmae_cli import checkpoint, plugins
+from dsdmae_cli import plugins
+from dsdmae_cli.artifacts.elsewhere import Elsewhere, check_values, left_out, read_elsewhere
 from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
 from dsdmae_cli.artifacts.subject import published_size
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.resolve import resolve_backbone
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import CheckpointError, SettingsError
+from dsdmae_cli.plugins import Recognized
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.settings.models import BackboneSettings
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """The network to build.
+
+    Attributes:
+        backbone: its settings, resolved, published weights left out.
+        native: side in pixels of the images that the weights are for, where that is known before it is built.
+        size: side of the images that it should take in the end.
+        words: what was read off the weights; empty for a network that was named.
+    """
+
+    backbone: BackboneSettings
+    native: int | None
+    size: int
+    words: str
+
+
 def open_foreign(path: Path, request: Request) -> Opened:
-    """The encoder in a file that does not name its architecture; a classifier beside it is left out.
+    """The encoder in a file that does not name its architecture; what stands beside it there is left out.
 
     Raises:
-        SettingsError: neither the request nor the backbone says what is missing.
-        CheckpointError: the weights do not fit.
+        SettingsError: neither the request nor the weights say what is missing.
+        CheckpointError: the file is damaged, or the weights do not fit.
     """
-    if request.backbone is None:
-        raise SettingsError(
-            f"{path} does not say which network it belongs to; name it with --backbone NAME (see `dsdmae plugins`)"
-        )
-    state = checkpoint.load_weights(path)
-    wanted = request.wanted_size() or _size_of_published(request.backbone)
-    if wanted is None:
-        raise SettingsError(f"{path} does not say which images it is for; give their side with --image-size")
-    backbone = resolve_backbone(request.backbone.without_weights(), wanted)
-    encoder = build_backbone(backbone, wanted, request.seed)
-    native = _native_size(encoder, state)
-    if native not in (None, wanted):
+    found = read_elsewhere(path)
+    state = dict(found.state)
+    wanted = _wanted(found, state, request)
+    encoder = build_backbone(wanted.backbone, wanted.native or wanted.size, request.seed)
+    native = wanted.native or _native_size(encoder, state)
+    if native not in (None, encoder.image_size):
         assert native is not None
-        encoder = build_backbone(backbone, native, request.seed)
-    dropped = _without_classifier(encoder, state)
-    fill(encoder, state, str(path))
-    opened = finished(encoder, backbone, replace(request, image_size=wanted))
-    notes = [f"left out {', '.join(dropped)}: the classifier of {path}"] if dropped else []
-    if opened.mean == opened.std == (0.5, 0.5, 0.5) and "normalization" in type(backbone).model_fields:
-        notes.append(
-            f"{path} does not say how it wants its pixels; it gets them in [-1, 1]. If it was trained as timm's own"
-            " weights were, add --set backbone.normalization=timm"
+        encoder = build_backbone(wanted.backbone, native, request.seed)
+    own = encoder.timm_state()
+    beside = left_out(own, state, _classifier(encoder))
+    try:
+        fill(encoder, state, str(path))
+    except CheckpointError as error:
+        raise _misfit(found, wanted, error) from error
+    check_values(state, own, path)
+    opened = finished(encoder, wanted.backbone, replace(request, image_size=wanted.size))
+    return replace(opened, notes=(*_notes(found, wanted, beside), *opened.notes))
+
+
+def _wanted(found: Elsewhere, state: dict[str, Tensor], request: Request) -> _Wanted:
+    """What is to be built: what a person named, and for the rest what the weights tell."""
+    given = request.backbone
+    named = given.name if given is not None and "name" in given.model_fields_set else None
+    recognized = found.recognized(named)
+    by_shapes = recognized or found.recognized()
+    native = by_shapes.image_size if by_shapes is not None else None
+    if recognized is not None:
+        for theirs, ours in recognized.renamed.items():
+            state[ours] = state.pop(theirs)
+        backbone, words = _changed(recognized, given)
+    elif given is not None and named is not None:
+        backbone, words = given, ""
+    else:
+        raise SettingsError(
+            f"{found.path} holds no vision backbone that can be told from its names ({found.first_names()}, ...); if it"
+            " is one, name it with --backbone NAME (see `dsdmae plugins`)"
         )
-    return replace(opened, notes=(*notes, *opened.notes))
+    size = request.image_size or native or request.wanted_size() or _size_of_published(backbone)
+    if size is None:
+        raise SettingsError(f"{found.path} does not say which images it is for; give their side with --image-size")
+    return _Wanted(resolve_backbone(backbone.without_weights(), size), native, size, words)
+
+
+def _changed(recognized: Recognized, given: BackboneSettings | None) -> tuple[BackboneSettings, str]:
+    """What the weights tell with what a person says otherwise, in settings and in words."""
+    backbone, words = recognized.settings, recognized.words
+    if given is None:
+        return backbone, words
+    said = {key: getattr(given, key) for key in given.model_fields_set if key in type(backbone).model_fields}
+    changes = {key: value for key, value in said.items() if value != "auto" and value != getattr(backbone, key)}
+    if changes:
+        words += f"; but {', '.join(f'{key} = {value}' for key, value in sorted(changes.items()))} as given"
+    return type(backbone).model_validate({**backbone.model_dump(exclude_unset=True), **changes}), words
+
+
+def _notes(found: Elsewhere, wanted: _Wanted, beside: str) -> list[str]:
+    read = [f"read as {wanted.backbone.name}: {wanted.words}"] if wanted.words else []
+    parts = [*found.notes, *read, *([f"left out, as no part of the backbone: {beside}"] if beside else [])]
+    notes = [f"{found.path}: {'; '.join(parts)}"] if parts else []
+    if not read and getattr(wanted.backbone, "normalization", None) in ("auto", "none"):
+        notes.append(
+            f"{found.path} does not say how it wants its pixels; it gets them in [-1, 1]. If it was trained otherwise,"
+            " say so with --set backbone.normalization="
+        )
+    return notes
+
+
+def _misfit(found: Elsewhere, wanted: _Wanted, error: CheckpointError) -> CheckpointError:
+    """The same error with what to do next."""
+    if wanted.words:
+        return CheckpointError(f"{error}; by its other shapes it is {wanted.backbone.name}")
+    if found.recognized() is not None:
+        return CheckpointError(f"{error}; without --backbone the network is read off its shapes")
+    return error
 
 
 def _size_of_published(backbone: BackboneSettings) -> int | None:
@@ -67,13 +139,8 @@ def _native_size(encoder: Backbone, state: dict[str, Tensor]) -> int | None:
     return side * encoder.patch_shape[0] if square and side > 1 else None
 
 
-def _without_classifier(encoder: Backbone, state: dict[str, Tensor]) -> list[str]:
-    """Take the classifier out of `state`, by timm's name for it, where the encoder has none; what was taken."""
+def _classifier(encoder: Backbone) -> tuple[str, ...]:
+    """timm's names for the head that the encoder has not."""
     config = timm.get_pretrained_cfg(encoder.timm_name) if encoder.timm_name else None
     named = config.classifier if config and config.classifier else ()
-    names = (named,) if isinstance(named, str) else tuple(named)
-    own = encoder.timm_state()
-    taken = [key for key in state if key not in own and any(key.startswith(f"{name}.") for name in names)]
-    for key in taken:
-        del state[key]
-    return taken
+    return (named,) if isinstance(named, str) else tuple(named)

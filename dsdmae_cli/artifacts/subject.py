@@ -1,13 +1,14 @@
 """SUBJECT, the word for a backbone that a command judges, trains on or writes elsewhere: one grammar for all of them.
 
 RUN          a run's directory, also of a pre-training run that has not ended
-FILE         a .safetensors file: what pretrain, finetune and export write, or anybody's weights
-FOLDER       a folder with encoder.safetensors, classifier.safetensors or model.safetensors
+FILE         weights: what pretrain, finetune and export write, or anybody's, as .safetensors or by torch.save
+FOLDER       a folder with encoder.safetensors, classifier.safetensors, model.safetensors or pytorch_model.bin
 NAME[:ARG]   published weights, of any backbone plugin that has them
 scratch      no pre-training: weights drawn from a seed
 pixels       no network at all: the baseline of a probe
 
 What is there on disk wins over a word or a plugin of the same name. No torch here: artifacts/open.py loads the weights.
+Only somebody else's weights are looked into before that (elsewhere.py), since nothing but they say what they are.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ PIXELS = "pixels"
 # The weights of a folder that `dsdmae export` (or the Hugging Face hub) made.
 EXPORTED = "model.safetensors"
 _IN_RUNS = (ENCODER, CLASSIFIER)
-_IN_FOLDERS = (*_IN_RUNS, EXPORTED)
-_PICKLED = frozenset({".bin", ".ckpt", ".pkl", ".pt", ".pth", ".tar"})
+_IN_FOLDERS = (*_IN_RUNS, EXPORTED, "pytorch_model.bin")
+_SAFE = ".safetensors"
+# What torch.save's files are called, ".pth.tar" among them.
+_PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # How training images are varied and fetched is the new command's business, not the old run's.
 _NOT_TAKEN_OVER = {"crop_scale", "crop_ratio", "flip", "shift", "placement", "workers", "strict", "max_unreadable"}
 
@@ -69,16 +72,18 @@ class Subject:
             return self.path.resolve().name
         if self.weights is None:
             return self.text
-        return self.weights.resolve().parent.name if self.weights.name in _IN_FOLDERS else self.weights.stem
+        if self.weights.name in _IN_FOLDERS:
+            return self.weights.resolve().parent.name
+        return self.weights.stem.removesuffix(".pth")
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        """Of the file with the weights; empty where there is none.
+        """Of the file with the weights; empty where there is none, or it is no safetensors file.
 
         Raises:
             CheckpointError: it is damaged.
         """
-        return read_metadata(self.weights) if self.weights is not None else {}
+        return read_metadata(self.weights) if self.weights is not None and self.weights.suffix == _SAFE else {}
 
     def settings(self) -> Resolved | None:
         """All settings it was trained with, resolved; None where it was not trained by this program.
@@ -101,7 +106,7 @@ class Subject:
 
     def taken_over(self) -> tuple[Values, str]:
         """[data] and [backbone] for a command that judges it, and where they come from; those it does not say are left
-        out, and scratch and pixels have the quick preset's.
+        out, and scratch and pixels have the quick preset's. Of somebody's weights they are read off the shapes.
 
         Raises:
             CheckpointError, SettingsError, PluginError, DataError: as settings.
@@ -111,11 +116,20 @@ class Subject:
         if self.kind == "published":
             return {"backbone": _published_table(self.text)}, self.text
         found = self._written()
-        return ({}, self.text) if found is None else (_shared(tables(_resolved(*found))), found[1])
+        if found is not None:
+            return _shared(tables(_resolved(*found))), found[1]
+        if self.weights is None:
+            return {}, self.text
+        from dsdmae_cli.artifacts.elsewhere import recognized_tables  # with torch
+
+        return recognized_tables(self.weights), self.text
 
 
-def parse(text: str) -> Subject:
+def parse(text: str, *, trained: bool = False) -> Subject:
     """What a person named; see the module's first lines for what that may be.
+
+    Args:
+        trained: something that has learned: the words scratch and pixels are none.
 
     Raises:
         CheckpointError: it is none of these.
@@ -129,6 +143,8 @@ def parse(text: str) -> Subject:
             return _of_file(text, path)
     except OSError as error:
         raise CheckpointError(f"cannot read {text}: {error.strerror or error}") from error
+    if text in (SCRATCH, PIXELS) and trained:
+        raise CheckpointError(f"{text} has learned nothing; give {allowed(trained=True)}")
     if text == SCRATCH:
         return Subject(text, "scratch")
     if text == PIXELS:
@@ -136,7 +152,7 @@ def parse(text: str) -> Subject:
     if text.partition(":")[0] in plugins.names("backbone"):
         published_spec(text)
         return Subject(text, "published")
-    raise CheckpointError(f"there is no {text}{_nearest(text)}; give {allowed()}")
+    raise CheckpointError(f"there is no {text}{_nearest(text, trained)}; give {allowed(trained)}")
 
 
 def taken_over(subject: str, like: str | None = None) -> tuple[Values, str]:
@@ -202,15 +218,16 @@ def published_size(backbone: BackboneSettings) -> int:
     return size
 
 
-def allowed() -> str:
-    """What a subject may be, in words for a message."""
+def allowed(trained: bool = False) -> str:
+    """What a subject may be, in words for a message; see parse."""
     published = ", ".join(_published())
     forms = [
         "a run's directory",
-        "a .safetensors file or a folder with one",
+        f"a file of weights ({_SAFE}, {', '.join(_PICKLED)}) or a folder with one",
         *([f"published weights ({published})"] if published else []),
+        *(() if trained else (SCRATCH, PIXELS)),
     ]
-    return f"{', '.join(forms)}, {SCRATCH} or {PIXELS}"
+    return f"{', '.join(forms[:-1])} or {forms[-1]}"
 
 
 def completions(incomplete: str) -> list[str]:
@@ -252,14 +269,9 @@ def _in_folder(text: str, path: Path) -> Subject:
 
 
 def _of_file(text: str, path: Path) -> Subject:
-    if path.suffix == ".safetensors":
-        return Subject(text, "weights", path, path)
-    if path.suffix in _PICKLED:
-        raise CheckpointError(
-            f"{path} is no .safetensors file; pickled weights are never loaded here, convert them with"
-            " safetensors.torch.save_file"
-        )
-    raise CheckpointError(f"{path} is no .safetensors file; give {allowed()}")
+    if path.suffix not in (_SAFE, *_PICKLED):
+        raise CheckpointError(f"{path} is no file of weights; give {allowed()}")
+    return Subject(text, "weights", path, path)
 
 
 def _published() -> list[str]:
@@ -282,20 +294,21 @@ def _published_table(name: str) -> dict[str, Any]:
     return table if backbone.patch_size == "auto" else {**table, "patch_size": backbone.patch_size}
 
 
-def _nearest(text: str) -> str:
+def _nearest(text: str, trained: bool) -> str:
     published = [known.partition(":")[0] for known in _published()]
     name, colon, _ = text.partition(":")
     if colon:  # an argument in common would make any two plugins alike
         return nearest(name, published)
-    return nearest(text, [SCRATCH, PIXELS, *published, *_beside(text, ".safetensors")])
+    words = [] if trained else [SCRATCH, PIXELS]
+    return nearest(text, [*words, *published, *_beside(text, _SAFE, *_PICKLED)])
 
 
-def _beside(text: str, ending: str) -> Iterator[str]:
+def _beside(text: str, *endings: str) -> Iterator[str]:
     """What lies in the folder of a path that does not exist and may have been meant."""
     folder = Path(text).parent
     with suppress(OSError):  # the folder need not exist either
         for path in folder.iterdir():
-            if path.suffix == ending or path.is_dir():
+            if path.suffix in endings or path.is_dir():
                 yield str(path)
 
 

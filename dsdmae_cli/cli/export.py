@@ -16,7 +16,7 @@ _CARD = "Model card"
 Subject = Annotated[
     str,
     typer.Argument(metavar="RUN|ENCODER|timm:NAME", help="A run's directory (of pre-training also one that has not"
-                   " ended), an encoder's .safetensors file, or timm's published weights", show_default=False,
+                   " ended), a file of weights (.safetensors, .pth, ...), or timm's published ones", show_default=False,
                    autocompletion=completion.runs),
 ]  # fmt: skip
 To = Annotated[

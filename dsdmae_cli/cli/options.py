@@ -67,8 +67,8 @@ def _set(command: str) -> Any:
 def _subject(command: str) -> Any:
     return typer.Argument(
         metavar="RUN|ENCODER|timm:NAME|scratch", show_default=False, autocompletion=completion.runs,
-        help="What to start from: a run's directory, an encoder's .safetensors file, timm's published weights, or"
-        " random ones",
+        help="What to start from: a run's directory, a file of weights (.safetensors, .pth, ...), timm's published"
+        " weights, or random ones",
     )  # fmt: skip
 
 

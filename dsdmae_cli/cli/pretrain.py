@@ -28,22 +28,19 @@ def command(given: Given) -> None:
 
 def carry_out(given: Given, loaded: Loaded[Any]) -> None:
     """Plan or run what settings say."""
+    from dsdmae_cli.recipes.pretrain import plan, pretrain, summary
     from dsdmae_cli.report import print_result
 
     if given.dry_run:
         from dataclasses import replace
 
         from dsdmae_cli.config.own_images import remarks
-        from dsdmae_cli.config.resolve import resolve
         from dsdmae_cli.config.schema import PRETRAIN
-        from dsdmae_cli.runs.plan import make_plan
 
-        plan = make_plan(resolve(loaded.settings))
-        plan = replace(plan, data_notes=(*plan.data_notes, *remarks(loaded, PRETRAIN)))
-        print_result(plan.json(), as_json=given.json, text=plan.text())
+        planned = plan(loaded, resume=given.resume, as_json=given.json)
+        planned = replace(planned, data_notes=(*planned.data_notes, *remarks(loaded, PRETRAIN)))
+        print_result(planned.json(), as_json=given.json, text=planned.text())
         return
-
-    from dsdmae_cli.recipes.pretrain import pretrain, summary
 
     result = pretrain(loaded, out=given.out, resume=given.resume, overridden=given.any_setting, as_json=given.json)
     if result:

@@ -19,6 +19,11 @@ from dsdmae_cli.settings.resolved import (
     decided,
 )
 
+# Of a run that begins with trained weights: the rate at which a new run learns would undo much of what they know, and
+# AdamW's moments, which begin anew, need a longer warm-up before their steps can be trusted.
+BEGUN_RATE = 0.1
+_BEGUN_WARMUP = 0.1
+
 _RESOLVED: dict[type[BaseModel], type[BaseModel]] = {
     Settings: ResolvedSettings,
     FinetuneSettings: ResolvedFinetuneSettings,
@@ -95,8 +100,10 @@ def resolve_backbone(backbone: BackboneSettings, image_size: int) -> BackboneSet
 
 def _optim(settings: Any) -> dict[str, Any]:
     optim, train = settings.optim, settings.train
-    share = 0.05 if isinstance(optim, FinetuneOptimSettings) else 0.04
-    auto = {"lr": optim.base_lr * train.batch_size / 256, "warmup_epochs": share * train.epochs}
+    share, rate = 0.05 if isinstance(optim, FinetuneOptimSettings) else 0.04, 1.0
+    if getattr(train, "start", None) is not None:
+        share, rate = _BEGUN_WARMUP, BEGUN_RATE
+    auto = {"lr": rate * optim.base_lr * train.batch_size / 256, "warmup_epochs": share * train.epochs}
     return _where_auto(optim, auto)
 
 

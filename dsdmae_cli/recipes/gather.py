@@ -53,7 +53,7 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
 
 def _network(start: str) -> tuple[Values, str]:
     """The backbone that weights to begin with belong to, and the size and range of its images."""
-    values, origin = parse(start).taken_over()
+    values, origin = parse(start, trained=True).taken_over()
     data = {key: values.get("data", {}).get(key, "auto") for key in ("image_size", "range", "bands")}
     data = {key: value for key, value in data.items() if value not in ("auto", "none", None)}
     return {"backbone": values.get("backbone", {}), **({"data": data} if data else {})}, origin

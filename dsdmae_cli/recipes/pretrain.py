@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.artifacts.beginning import open_beginning
 from dsdmae_cli.artifacts.format import load_with, save_encoder
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.resolve import BEGUN_RATE, resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
@@ -29,6 +30,7 @@ from dsdmae_cli.runs.observers.collapse import Collapse
 from dsdmae_cli.runs.observers.features import Features, Watcher
 from dsdmae_cli.runs.observers.knn import NearestNeighbours
 from dsdmae_cli.runs.observers.pictures import Pictures
+from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.runs.prerequisite import frozen_part, give_weights, requirement
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import ENCODER, REQUIRED, RUN, SETTINGS, RunDir
@@ -57,6 +59,18 @@ def pretrain(
         if requirement(settings) is not None and not begun:  # a run that has begun holds what it needed
             required = provided(resolve(settings), None if resume else out, report, _train)
         return _train(loaded, out, resume, overridden, report, required)
+
+
+def plan(loaded: Loaded[Settings], *, resume: bool, as_json: bool = False) -> Plan:
+    """What --dry-run shows; weights to begin with are opened, and refused as the run would refuse them.
+
+    Raises:
+        DataError, SettingsError, PluginError, CheckpointError: as pretrain.
+    """
+    settings = resolve(loaded.settings)
+    if settings.train.start is None or resume:  # a run that goes on needs them no more
+        return make_plan(settings)
+    return make_plan(settings, build=lambda: _begun(settings, make_report(as_json=as_json, main_process=True)))
 
 
 def _train(
@@ -128,12 +142,21 @@ def _begun(settings: ResolvedSettings, report: Report) -> Method:
     """A new method, or one that begins with weights that somebody has."""
     if settings.train.start is None:
         return build_method(settings)
-    beginning = open_beginning(settings.train.start, settings.train.seed)
+    beginning = open_beginning(settings.train.start, settings)
     offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
     method = build_method(offline, begin=beginning.fill_encoder)
-    for note in (*beginning.notes, beginning.fill_parts(method, settings.method.name)):
+    for note in (*beginning.notes, beginning.fill_parts(method, settings.method.name), _rate(settings)):
         report.note(note)
     return method
+
+
+def _rate(settings: ResolvedSettings) -> str:
+    """The learning rate of a run that begins with trained weights, beside that of a new run."""
+    optim = settings.optim
+    of_new = optim.base_lr * settings.train.batch_size / 256
+    share = "a tenth of" if isclose(optim.lr, BEGUN_RATE * of_new) else f"{optim.lr / of_new:.3g} times"
+    warmup = f"{optim.warmup_epochs:.3g} epoch{'' if optim.warmup_epochs == 1 else 's'} of warm-up"
+    return f"learning rate {optim.lr:.3g} at its peak after {warmup}: {share} what a new run has (--lr changes it)"
 
 
 def _about(start: Start, settings: ResolvedSettings, required: Path | None) -> dict[str, Any]:

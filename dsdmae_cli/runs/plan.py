@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -81,19 +82,28 @@ class Plan:
         return "\n".join([*lines[:1], *(f"{'':<14}{note}" for note in self.data_notes), *lines[1:]])
 
 
-def make_plan(settings: Any, method: Method | None = None, split: str = "train", *, timed: bool = True) -> Plan:
+def make_plan(
+    settings: Any,
+    method: Method | None = None,
+    split: str = "train",
+    *,
+    timed: bool = True,
+    build: Callable[[], Method] | None = None,
+) -> Plan:
     """Work out the plan of resolved settings of a command that trains.
 
     Args:
         method: what is trained; None = the pre-training method that the settings name.
         split: of the dataset that is trained on.
         timed: run a micro-batch on a CPU to estimate the time, which takes some itself.
+        build: makes the pre-training method, where that takes more than settings.
 
     Raises:
         DataError: the dataset is not here and its official size is not known.
     """
     beforehand = _beforehand(settings) if method is None else None
-    method = build_method(settings) if method is None else method
+    if method is None:
+        method = build_method(settings) if build is None else build()
     runtime = choose_runtime(settings, method)
     found = _data(settings.data, runtime, split)
     train_images, test_images, placement, resident_bytes = found.train, found.test, found.placement, found.num_bytes

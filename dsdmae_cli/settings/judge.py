@@ -41,7 +41,7 @@ class FinetuneSection(Section):
 
     start: str = Field(
         "scratch",
-        description="a run's directory, a .safetensors file or a folder with one, PLUGIN:NAME of published weights, or"
+        description="a run's directory, a file of weights or a folder with one, PLUGIN:NAME of published weights, or"
         " scratch",
     )
     pool: Literal["mean", "cls"] = Field(
@@ -140,7 +140,7 @@ class ProbeSection(Section):
 
     start: str = Field(
         "scratch",
-        description="a run's directory, a .safetensors file or a folder with one, PLUGIN:NAME of published weights,"
+        description="a run's directory, a file of weights or a folder with one, PLUGIN:NAME of published weights,"
         " scratch or pixels",
     )
     kind: str = Field("linear", description="probe plugin; linear is MAE's protocol")

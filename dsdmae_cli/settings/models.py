@@ -185,10 +185,14 @@ class OptimSettings(Section):
     base_lr: PositiveFloat = Field(
         1.5e-4, description="learning rate for a batch of 256; scaled by batch/256 unless lr is given"
     )
-    lr: PositiveFloat | Auto = Field("auto", description="peak learning rate; auto = base_lr x batch/256")
+    lr: PositiveFloat | Auto = Field(
+        "auto",
+        description="peak learning rate; auto = base_lr x batch/256, and a tenth of it where train.start is given",
+    )
     min_lr: NonNegativeFloat = Field(0.0, description="learning rate at the end")
     warmup_epochs: NonNegativeFloat | Auto = Field(
-        "auto", description="epochs of linear warm-up; auto = 4% of the epochs (20 of 500)"
+        "auto",
+        description="epochs of linear warm-up; auto = 4% of the epochs (20 of 500), 10% where train.start is given",
     )
     weight_decay: NonNegativeFloat = Field(0.05, description="decoupled decay; biases and norms have none")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(

@@ -27,6 +27,11 @@ class ViTSettings(BackboneSettings):
     layer_scale: PositiveFloat | None = Field(
         None, description="first factor of every branch, learned (CaiT's LayerScale); none = no such factors"
     )
+    normalization: Literal["imagenet", "none"] = Field(
+        "none",
+        description="what the network sees: imagenet = pixels normalised by ImageNet's mean and std, as most published"
+        " weights want them; none = pixels in [-1, 1]",
+    )
 
 
 class ViTSmallSettings(ViTSettings):
@@ -113,6 +118,7 @@ class TimmSettings(BackboneSettings):
 
 
 _VIT = "dsdmae_builtin.vit:build"
+_RECOGNIZE_VIT = "dsdmae_builtin.recognition:vit"
 
 VIT_TINY = BackboneSpec(
     summary="ViT-T: 12 blocks of width 192, 3 heads",
@@ -120,6 +126,7 @@ VIT_TINY = BackboneSpec(
     settings=ViTSettings,
     encodes_subset=True,
     takes_mask_token=True,
+    recognize=_RECOGNIZE_VIT,
 )
 VIT_SMALL = BackboneSpec(
     summary="ViT-S: 12 blocks of width 384, 6 heads",
@@ -127,6 +134,7 @@ VIT_SMALL = BackboneSpec(
     settings=ViTSmallSettings,
     encodes_subset=True,
     takes_mask_token=True,
+    recognize=_RECOGNIZE_VIT,
 )
 VIT_BASE = BackboneSpec(
     summary="ViT-B: 12 blocks of width 768, 12 heads",
@@ -134,6 +142,7 @@ VIT_BASE = BackboneSpec(
     settings=ViTBaseSettings,
     encodes_subset=True,
     takes_mask_token=True,
+    recognize=_RECOGNIZE_VIT,
 )
 _BEIT = "dsdmae_builtin.beit_vit:build"
 
@@ -142,18 +151,21 @@ BEIT_TINY = BackboneSpec(
     build=_BEIT,
     settings=BEiTViTSettings,
     takes_mask_token=True,
+    recognize="dsdmae_builtin.recognition:beit",
 )
 BEIT_SMALL = BackboneSpec(
     summary="ViT-S with relative position bias, layer scale and a class token, as BEiT has it",
     build=_BEIT,
     settings=BEiTViTSmallSettings,
     takes_mask_token=True,
+    recognize="dsdmae_builtin.recognition:beit",
 )
 BEIT_BASE = BackboneSpec(
     summary="ViT-B with relative position bias, layer scale and a class token, as BEiT has it",
     build=_BEIT,
     settings=BEiTViTBaseSettings,
     takes_mask_token=True,
+    recognize="dsdmae_builtin.recognition:beit",
 )
 UNET = BackboneSpec(
     summary="a convolutional U-Net on a fine grid, for restoring pixels",
@@ -168,4 +180,5 @@ TIMM = BackboneSpec(
     settings=TimmSettings,
     own_patch_size=True,
     image_size="dsdmae_builtin.timm_backbone:own_image_size",
+    recognize="dsdmae_builtin.recognition:timm",
 )

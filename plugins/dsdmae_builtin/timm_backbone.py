@@ -27,9 +27,6 @@ class TimmBackbone(Backbone):
         SettingsError: timm has no such model, refuses the options, or its features form no usable grid.
     """
 
-    gain: Tensor
-    offset: Tensor
-
     def __init__(self, settings: TimmSettings, image_size: int) -> None:
         super().__init__()
         self.image_size = image_size
@@ -39,21 +36,13 @@ class TimmBackbone(Backbone):
             self.timm_kwargs["patch_size"] = settings.patch_size
         if settings.drop_path:
             self.timm_kwargs["drop_path_rate"] = settings.drop_path
-        self.normalized = settings.normalized
         self.model = _create(self.timm_name, self.timm_kwargs, settings.pretrained, image_size)
-        self._set_normalization(settings.normalized)
+        if settings.normalized:
+            config = self.model.pretrained_cfg
+            self.set_normalization(tuple(config["mean"]), tuple(config["std"]))
         self.has_class_token = _has_class_token(self.model)
         self.grid, self.width = self._measure()
         self._freeze_what_no_feature_meets()
-
-    def _set_normalization(self, own: bool) -> None:
-        """Published weights know pixels by their own mean and std; the program gives them in [-1, 1]."""
-        if own:
-            self.mean, self.std = (tuple(self.model.pretrained_cfg[key]) for key in ("mean", "std"))
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        # ((x + 1) / 2 - mean) / std as one multiplication and addition; no part of the weights.
-        self.register_buffer("gain", 0.5 / std, persistent=False)
-        self.register_buffer("offset", (0.5 - mean) / std, persistent=False)
 
     @torch.no_grad()
     def _measure(self) -> tuple[tuple[int, int], int]:
@@ -93,7 +82,7 @@ class TimmBackbone(Backbone):
         return maps[-1]
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
-        return self._feature_map(self._normalize(images)).flatten(2).transpose(1, 2)
+        return self._feature_map(self.normalize(images)).flatten(2).transpose(1, 2)
 
     def forward_tokens(
         self, images: Float[Tensor, "b c h w"]
@@ -101,7 +90,7 @@ class TimmBackbone(Backbone):
         if not self.has_class_token:
             return self(images), None
         found = self.model.forward_intermediates(
-            self._normalize(images),
+            self.normalize(images),
             indices=1,
             norm=True,
             output_fmt="NLC",
@@ -123,7 +112,7 @@ class TimmBackbone(Backbone):
         if inner:
             more = {"return_prefix_tokens": True} if self.has_class_token else {}
             maps = self.model.forward_intermediates(
-                self._normalize(images), indices=[block - 1 for block in inner], stop_early=True, norm=False,
+                self.normalize(images), indices=[block - 1 for block in inner], stop_early=True, norm=False,
                 output_fmt="NCHW", intermediates_only=True, **more,
             )  # fmt: skip
             for block, given in zip(inner, maps, strict=True):
@@ -132,9 +121,6 @@ class TimmBackbone(Backbone):
         if len(inner) < len(set(blocks)):
             found[self.num_blocks] = self.forward_tokens(images)
         return [found[block] for block in blocks]
-
-    def _normalize(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self.offset, images, self.gain) if self.normalized else images
 
     @property
     def body(self) -> nn.Module:

@@ -14,6 +14,9 @@ from dsdmae_cli.backbone import Backbone, gather_tokens, sincos_positions, to_au
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.heads import ViTLayerNorm, init_weights
 
+# Of the pixels of ImageNet in [0, 1], by channel.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 # The registered timm architecture that a ViT of a width is nearest to; its other dimensions are given as arguments.
 _TIMM_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224"}
 
@@ -33,6 +36,8 @@ class ViT(Backbone):
         self.width = settings.embed_dim
         self.image_size = image_size
         self.has_class_token = settings.class_token
+        if settings.normalization == "imagenet":
+            self.set_normalization(_IMAGENET_MEAN, _IMAGENET_STD)
         self.timm_name = _TIMM_NAMES.get(self.width, _TIMM_NAMES[192])
         self.timm_kwargs = {
             "img_size": image_size,
@@ -91,12 +96,15 @@ class ViT(Backbone):
     def forward_masked(
         self, images: Float[Tensor, "b c h w"], masked: Bool[Tensor, "b t"], mask_token: Float[Tensor, "1 1 d"]
     ) -> Float[Tensor, "b t d"]:
-        patches = to_autocast_dtype(self.vit.patch_embed(images))
+        patches = self._patches(images)
         patches = torch.where(masked.unsqueeze(-1), mask_token.to(patches.dtype), patches)
         return self._encode(self._place(patches))[0]
 
     def _embed(self, images: Tensor) -> Tensor:
-        return self._place(to_autocast_dtype(self.vit.patch_embed(images)))
+        return self._place(self._patches(images))
+
+    def _patches(self, images: Tensor) -> Tensor:
+        return to_autocast_dtype(self.vit.patch_embed(self.normalize(images)))
 
     def _place(self, patches: Tensor) -> Tensor:
         return patches + self.positions[:, -self.num_tokens :].to(patches.dtype)

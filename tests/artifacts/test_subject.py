@@ -71,8 +71,10 @@ def test_published_weights() -> None:
 def test_what_is_none_of_these(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("nowhere") == f"there is no nowhere; give {allowed()}"
     assert allowed() == (
-        "a run's directory, a .safetensors file or a folder with one, published weights (timm:NAME), scratch or pixels"
+        "a run's directory, a file of weights (.safetensors, .pth, .pt, .bin, .ckpt, .tar) or a folder with one,"
+        " published weights (timm:NAME), scratch or pixels"
     )
+    assert allowed(trained=True).endswith("or a folder with one or published weights (timm:NAME)")
     assert "did you mean scratch?" in refusal("scrach")
     assert "did you mean timm?" in refusal("tim:resnet18")
     assert f"did you mean {encoder_run}?" in refusal(f"{encoder_run}s")
@@ -81,7 +83,7 @@ def test_what_is_none_of_these(encoder_run: Path, tmp_path: Path, monkeypatch: p
     holds_none = refusal(tmp_path)
     assert "holds no run and no weights: it has neither settings.toml nor encoder.safetensors" in holds_none
     (tmp_path / "notes.txt").touch()
-    assert "notes.txt is no .safetensors file; give a run's" in refusal(tmp_path / "notes.txt")
+    assert "notes.txt is no file of weights; give a run's" in refusal(tmp_path / "notes.txt")
     assert "File name too long" in refusal("x" * 300)
 
 
@@ -116,7 +118,8 @@ def test_foreign_and_damaged_weights(encoder_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     save_file(load_file(encoder_run / "encoder.safetensors"), file)
     assert parse(str(file)).settings() is None
-    assert taken_over(str(file)) == ({}, str(file))
+    values, origin = taken_over(str(file))  # read off the shapes
+    assert (values["data"], values["backbone"]["embed_dim"], origin) == ({"image_size": 16}, 32, str(file))
     for text, says in (("{", "are damaged"), ("[]", "they are no tables")):
         save_file(load_file(encoder_run / "encoder.safetensors"), file, {"settings": text})
         with pytest.raises(CheckpointError, match=says):

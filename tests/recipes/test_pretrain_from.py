@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from helpers import assignments, cli, digit_folder, one_line, records
 from safetensors import safe_open
@@ -135,7 +136,7 @@ def test_resuming_needs_the_weights_no_more(
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        ("scratch", "train.start = 'scratch' is no weights to begin with"),
+        ("scratch", "scratch has learned nothing; give a run's directory, a file of weights"),
         ("nowhere", "there is no nowhere"),
         ("other.safetensors", "do not fit"),
     ],
@@ -171,3 +172,51 @@ def test_damaged_weights(run: Path, folder: Path, tmp_path: Path, capfd: pytest.
     )
     assert code == 2
     assert "missing" in one_line(err)
+
+
+def test_weights_from_elsewhere(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint as others write it: network and image size come along, and MAE can go on with it."""
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1, "num_classes": 3}
+    model = timm.create_model("vit_tiny_patch16_224", **sizes)
+    saved = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": saved, "epoch": 3}, tmp_path / "theirs.pth.tar")
+    method = ["--method", "mae", "--set", "method.decoder_depth=1", "--set", "method.decoder_dim=32"]
+    options = [*method, "--dataset", f"folder:{folder}", "--epochs", "1", "--set", "train.batch_size=32"]
+    options += ["--set", "train.knn_every=none", "--set", "optim.weight_decay=0", "--lr", "1e-30"]
+    result, err = _begun(capfd, tmp_path / "out", tmp_path / "theirs.pth.tar", *options)
+    assert "1 block of width 64, 1 head (" in err
+    assert "left out, as no part of the backbone: head (2)" in err
+    encoder = load_file(result["encoder"])
+    assert all(torch.equal(encoder[name], t) for name, t in model.state_dict().items() if not name.startswith("head"))
+
+
+def test_a_trained_network_learns_more_slowly(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--dataset", f"folder:{folder}", "--epochs", "10", "--set", "train.batch_size=32", "--dry-run"]
+    plans, words = [], []
+    for more in ([], ["--from", run], ["--from", run, "--lr", "0.003"]):
+        code, out, err = cli(capfd, "pretrain", *given, *more, "--json")
+        assert code == 0, err
+        plans.append(json.loads(out)["learning_rate"])
+        code, _, err = cli(capfd, "pretrain", *given, *more)
+        words.append(err)
+    assert plans == pytest.approx([plans[0], plans[0] / 10, 0.003])
+    assert "after 1 epoch of warm-up: a tenth of what a new run has (--lr changes it)" in words[1]
+    assert "learning rate 0.003 at its peak" in words[2]
+
+
+@pytest.mark.parametrize("start", ["gone.pth", "torn.pth", "other.safetensors"])
+def test_a_dry_run_refuses_what_the_run_refuses(
+    start: str, run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("torn.pth").write_bytes(b"torn")
+    shutil.copy(run / "encoder.safetensors", "other.safetensors")
+    command = ["pretrain", "--from", start, *_options(folder, "backbone.embed_dim=64")]
+    said = [cli(capfd, *command, *more)[::2] for more in (["--dry-run"], ["--out", "out"])]
+    assert said[0] == said[1]
+    code, err = said[0]
+    assert code == 2
+    assert "scratch" not in one_line(err)

@@ -1,0 +1,144 @@
+"""Weights from elsewhere: the file read, its wrapping taken off (layouts.py), its names made timm's (naming.py), and
+the backbone found that they belong to. foreign.py builds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsdmae_cli import checkpoint, plugins
+from dsdmae_cli.artifacts.layouts import counted, unwrapped, without_prefix
+from dsdmae_cli.artifacts.naming import under_timm_names
+from dsdmae_cli.artifacts.pickled import read_pickled
+from dsdmae_cli.config.describe import plain
+from dsdmae_cli.config.schema import Values
+from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.plugins import BackboneSpec, Plugin, Recognized
+
+# What a checkpoint has beside its backbone: what was trained on top of it, and what is computed anew.
+_BESIDE = (
+    "classifier", "decoder", "dist_head", "dino_head", "fc", "head", "ibot_head", "lm_head", "mask_token",
+    "pooler", "prediction_head", "predictor", "proj", "projection_head", "projector", "rope_embed",
+)  # fmt: skip
+_COMPUTED = ("relative_position_index", "attn_mask", "bias_mask")
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Weights that somebody else's code wrote.
+
+    Attributes:
+        path: of the file.
+        state: under timm's names, as far as they are known; heads and decoders among them.
+        origin: whose names they had; "" for timm's own.
+        notes: which part of the file they are.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    origin: str
+    notes: tuple[str, ...]
+
+    def recognized(self, name: str | None = None) -> Recognized | None:
+        """The backbone whose weights they are, by their shapes; None where no plugin knows them.
+
+        Args:
+            name: of the only backbone that it may be; None = any.
+        """
+        shapes = {key: tuple(tensor.shape) for key, tensor in self.state.items()}
+        for plugin in _backbones(name):
+            if plugin.spec.recognize is not None:
+                found: Recognized | None = plugins.load(plugin.spec.recognize)(shapes, self.origin)
+                if found is not None and (name is None or found.settings.name == name):
+                    return found
+        return None
+
+    def first_names(self) -> str:
+        """A few names as the file has them, for a message."""
+        return ", ".join(list(self.state)[:3])
+
+
+def read_elsewhere(path: Path) -> Elsewhere:
+    """Read somebody's weights.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds no weights by name.
+    """
+    content: Any = checkpoint.load_weights(path) if path.suffix == ".safetensors" else read_pickled(path)
+    state, notes = unwrapped(content)
+    if state is None:
+        kind = f"a {type(content).__name__}" if not isinstance(content, dict) else _keys(content)
+        raise CheckpointError(f"{path} holds no weights by name but {kind}; give a file with a network's state dict")
+    state, cut = without_prefix(state)
+    named, origin = under_timm_names(state)
+    whose = [f"named as in {origin}"] if origin else []
+    return Elsewhere(path, named, origin, (*notes, *cut, *whose))
+
+
+def recognized_tables(path: Path) -> Values:
+    """[backbone] and [data] that somebody's weights say; empty where no plugin knows them.
+
+    Raises:
+        CheckpointError: as read_elsewhere.
+    """
+    found = read_elsewhere(path).recognized()
+    if found is None:
+        return {}
+    # What shapes do not tell is left to presets.
+    backbone = {key: plain(getattr(found.settings, key)) for key in sorted(found.settings.model_fields_set)}
+    size = {} if found.image_size is None else {"data": {"image_size": found.image_size}}
+    return {"backbone": backbone, **size}
+
+
+def left_out(own: Iterable[str], state: dict[str, Tensor], classifier: tuple[str, ...] = ()) -> str:
+    """Take what is no part of the backbone out of `state`: heads, decoders, mask tokens, tables that are computed.
+
+    Args:
+        own: names of the backbone's weights.
+        classifier: what its architecture calls its own head.
+
+    Returns:
+        What was taken out, in words; empty for nothing.
+    """
+    mine = set(own)
+    others = [key for key in state if key not in mine]
+    taken = [
+        key
+        for key in others
+        if key.split(".")[0].startswith(_BESIDE)
+        or key.rsplit(".", 1)[-1] in _COMPUTED
+        or any(key.startswith(f"{name}.") for name in classifier)
+    ]
+    for key in taken:
+        del state[key]
+    return counted(taken)
+
+
+def check_values(state: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
+    """See that weights are numbers that a network can begin with.
+
+    Raises:
+        CheckpointError: they are integers where the network has fractions, or not finite.
+    """
+    for name, tensor in state.items():
+        if name in own and own[name].is_floating_point() != tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{path} has {name} as {kind}: quantised weights; give those it was made from")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path} has values in {name} that are not finite; its training had diverged")
+
+
+def _backbones(name: str | None) -> list[Plugin[BackboneSpec]]:
+    if name is not None:
+        return [plugins.find("backbone", name)]
+    return [plugin for plugin in plugins.discover("backbone") if isinstance(plugin, Plugin)]
+
+
+def _keys(content: dict[Any, Any]) -> str:
+    return "an empty table" if not content else f"a table of {', '.join(str(key) for key in list(content)[:6])}"

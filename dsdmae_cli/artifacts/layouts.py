@@ -1,0 +1,119 @@
+"""How checkpoints of the field are laid out: wrappers around the weights, prefixes of their names, copies beside them.
+
+What a name means to the network is told in naming.py; which network it is, the backbone plugins tell (elsewhere.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+# Keys under which checkpoints keep weights; of several the first is taken: a moving average is what authors evaluate.
+_WRAPPERS = (
+    "teacher", "state_dict_ema", "model_ema", "ema", "target_encoder", "state_dict", "model_state_dict", "model_state",
+    "model", "module", "network", "net", "student", "encoder", "backbone", "visual", "params",
+)  # fmt: skip
+# What the first layer of a backbone is called, and what must stand beside it where the name alone is a common one.
+_STEMS = (
+    ("patch_embed.proj.weight", None),
+    ("embeddings.patch_embeddings.projection.weight", None),
+    ("conv_proj.weight", None),
+    ("conv1.weight", "class_embedding"),
+    ("conv1.weight", "layer1.0.conv1.weight"),
+)
+# Of several copies of one network in one file: those that are taken first, and those that are only taken alone.
+_FIRST = re.compile(r"(^|\.)(teacher|ema|model_ema|target_encoder|base_encoder|encoder_q)\.")
+_LAST = re.compile(r"(^|\.)(student|momentum_encoder|encoder_k)\.")
+# Around any network, where its first layer has none of the names above.
+_AROUND = (
+    "module.base_encoder.", "base_encoder.", "momentum_encoder.", "visual.trunk.", "trunk.", "visual.", "backbone.",
+    "encoder.", "model.", "vit.", "_orig_mod.", "module.",
+)  # fmt: skip
+
+
+def unwrapped(content: Any) -> tuple[State | None, list[str]]:
+    """The weights in what a file held, and what to say of the way to them; None where it holds no tensors by name."""
+    taken: list[str] = []
+    notes: list[str] = []
+    for _ in range(4):
+        if not isinstance(content, Mapping):
+            return None, notes
+        state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        inside = [key for key in _WRAPPERS if _has_tensors(content.get(key))]
+        # A state dict may have a tensor or two beside it (a temperature, the centre of DINO's loss).
+        if not inside or len(state) > 8:
+            break
+        taken.append(inside[0])
+        if len(inside) > 1:
+            notes.append(f"it holds {', '.join(inside)}: {inside[0]} is taken")
+        content = content[inside[0]]
+    if not state:
+        return None, notes
+    if taken and not notes:
+        notes.append(f"weights under {'.'.join(taken)}")
+    return state, notes
+
+
+def _has_tensors(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return any(isinstance(v, Tensor) or (k in _WRAPPERS and _has_tensors(v)) for k, v in value.items()) or any(
+        isinstance(v, Mapping) and any(isinstance(t, Tensor) for t in v.values()) for v in value.values()
+    )
+
+
+def without_prefix(state: State) -> tuple[State, list[str]]:
+    """A backbone's weights without what all their names begin with; and what was cut off and left out, in words.
+
+    Of several copies of a network (a teacher and a student, an encoder and its average) one is taken.
+    """
+    prefixes = {
+        name.removesuffix(stem)
+        for name in state
+        for stem, beside in _STEMS
+        if name.endswith(stem) and (beside is None or name.removesuffix(stem) + beside in state)
+    }
+    found = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
+    prefix = min(found, key=_rank) if found else _common(state)
+    if not prefix:
+        return state, []
+    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    outside = [name for name in state if not name.startswith(prefix)]
+    notes = [f"names without {prefix!r}"]
+    if outside:
+        notes.append(f"left out {counted(outside, _shared_depth(prefix, outside))}")
+    return inside, notes
+
+
+def _rank(prefix: str) -> tuple[int, int, str]:
+    preferred = 0 if _FIRST.search(prefix) else 2 if _LAST.search(prefix) else 1
+    return preferred, len(prefix), prefix
+
+
+def _common(state: Mapping[str, Tensor]) -> str:
+    """The known prefixes that all names have."""
+    whole = ""
+    while True:
+        more = next((p for p in _AROUND if all(name.startswith(whole + p) for name in state)), None)
+        if more is None:
+            return whole
+        whole += more
+
+
+def _shared_depth(prefix: str, names: Iterable[str]) -> int:
+    """How many parts of a name to show, so that what was left out is told from what was taken."""
+    first = prefix.split(".")[0]
+    return 2 if any(name.split(".")[0] == first for name in names) else 1
+
+
+def counted(names: Iterable[str], depth: int = 1) -> str:
+    """Names of tensors by their first parts, with counts: "decoder_blocks (96), mask_token"."""
+    counts = Counter(".".join(name.split(".")[:depth]) for name in names)
+    words = [part if number == 1 else f"{part} ({number})" for part, number in sorted(counts.items())]
+    return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")

@@ -1,0 +1,170 @@
+"""Weights of other code under timm's names: CLIP, Hugging Face's ViT, torchvision's ViT, DINOv2, DINOv3.
+
+MAE, DINO, MoCo v3, BEiT and torchvision's ResNets use these names already.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+_Names = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Convention:
+    """Code whose names differ from timm's.
+
+    Attributes:
+        words: what to call it.
+        sign: a name that no other convention has.
+        names: (pattern, replacement) of the beginning of names, one after the other.
+        merged: of three names in this order one "qkv" is made: the part of the pattern that differs.
+    """
+
+    words: str
+    sign: str
+    names: _Names
+    merged: tuple[str, ...] = ()
+
+
+_CLIP = _Convention(
+    "OpenAI's CLIP",
+    "class_embedding",
+    (
+        (r"class_embedding$", "cls_token"),
+        (r"positional_embedding$", "pos_embed"),
+        (r"conv1\.", "patch_embed.proj."),
+        (r"ln_pre\.", "norm_pre."),
+        (r"ln_post\.", "norm."),
+        (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.attn.qkv."),
+        (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
+        (r"transformer\.resblocks\.(\d+)\.ln_([12])\.", r"blocks.\1.norm\2."),
+        (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.mlp.fc1."),
+        (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.mlp.fc2."),
+        (r"transformer\.resblocks\.(\d+)\.", r"blocks.\1."),
+    ),
+)
+_TORCHVISION = _Convention(
+    "torchvision's ViT",
+    "conv_proj.weight",
+    (
+        (r"class_token$", "cls_token"),
+        (r"conv_proj\.", "patch_embed.proj."),
+        (r"encoder\.pos_embedding$", "pos_embed"),
+        (r"encoder\.ln\.", "norm."),
+        (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.", r"blocks.\1.norm\2."),
+        (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_", r"blocks.\1.attn.qkv."),
+        (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.", r"blocks.\1.attn.proj."),
+        (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.", r"blocks.\1.mlp.fc1."),
+        (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.", r"blocks.\1.mlp.fc2."),
+        (r"encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    ),
+)
+_HUGGING_FACE = _Convention(
+    "Hugging Face's ViT",
+    "embeddings.patch_embeddings.projection.weight",
+    (
+        (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"embeddings\.position_embeddings$", "pos_embed"),
+        (r"embeddings\.register_tokens$", "register_tokens"),
+        (r"embeddings\.", ""),
+        (r"layernorm\.", "norm."),
+        (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.", r"blocks.\1.attn.\2."),
+        (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
+        (r"encoder\.layer\.(\d+)\.layernorm_before\.", r"blocks.\1.norm1."),
+        (r"encoder\.layer\.(\d+)\.layernorm_after\.", r"blocks.\1.norm2."),
+        (r"encoder\.layer\.(\d+)\.intermediate\.dense\.", r"blocks.\1.mlp.fc1."),
+        (r"encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\1.mlp.fc2."),
+        (r"encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma"),
+        (r"encoder\.layer\.(\d+)\.mlp\.weights_in\.", r"blocks.\1.mlp.fc1."),
+        (r"encoder\.layer\.(\d+)\.mlp\.weights_out\.", r"blocks.\1.mlp.fc2."),
+        (r"encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    ),
+    merged=("query", "key", "value"),
+)
+_DINOV3 = _Convention(
+    "DINOv3",
+    "storage_tokens",
+    (
+        (r"storage_tokens$", "reg_token"),
+        (r"(blocks\.\d+)\.ls([12])\.gamma$", r"\1.gamma_\2"),
+        (r"(blocks\.\d+)\.mlp\.w1\.", r"\1.mlp.fc1_g."),
+        (r"(blocks\.\d+)\.mlp\.w2\.", r"\1.mlp.fc1_x."),
+        (r"(blocks\.\d+)\.mlp\.w3\.", r"\1.mlp.fc2."),
+    ),
+)
+_DINOV2 = _Convention(
+    "DINOv2",
+    "",
+    (
+        (r"blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # blocks in chunks, as its training code saves them
+        (r"(blocks\.\d+)\.mlp\.w12\.", r"\1.mlp.fc1."),
+        (r"(blocks\.\d+)\.mlp\.w3\.", r"\1.mlp.fc2."),
+    ),
+)
+
+
+def under_timm_names(state: State) -> tuple[State, str]:
+    """The weights with the names and shapes that timm gives them, and whose names they had; "" for timm's own."""
+    convention = next((c for c in (_CLIP, _TORCHVISION, _HUGGING_FACE, _DINOV3) if c.sign in state), None)
+    words = convention.words if convention else ""
+    named = _renamed(state, convention or _DINOV2)
+    if convention is not None and convention.merged:
+        named = _merged(named, convention.merged)
+    if convention is _CLIP:
+        named["cls_token"] = named["cls_token"].reshape(1, 1, -1)
+        if named.get("pos_embed", named["cls_token"]).ndim == 2:
+            named["pos_embed"] = named["pos_embed"].unsqueeze(0)
+    if convention is _DINOV3:
+        _part_biases(named)
+    if "register_tokens" in named and named.keys() >= {"cls_token", "pos_embed"}:
+        _part_registers(named)
+        words = words or _DINOV2.words
+    return named, words
+
+
+def _renamed(state: State, convention: _Convention) -> State:
+    named: State = {}
+    for name, tensor in state.items():
+        for pattern, by in convention.names:
+            name = re.sub(f"^{pattern}", by, name)
+        named[name] = tensor
+    return named
+
+
+def _merged(state: State, parts: tuple[str, ...]) -> State:
+    """Separate projections of query, key and value as the one that timm has."""
+    merged: State = {}
+    for name, tensor in state.items():
+        block, found, kind = name.partition(f".attn.{parts[0]}.")
+        if found:
+            names = [f"{block}.attn.{part}.{kind}" for part in parts]
+            if all(other in state for other in names):
+                merged[f"{block}.attn.qkv.{kind}"] = torch.cat([state[other] for other in names])
+                continue
+        others = [f".attn.{part}." for part in parts[1:]]
+        if any(other in name for other in others):
+            continue
+        merged[name] = tensor
+    return merged
+
+
+def _part_registers(state: State) -> None:
+    """DINOv2 adds a position to the class token and none to its registers; timm keeps positions of patches alone."""
+    state["reg_token"] = state.pop("register_tokens")
+    positions = state["pos_embed"]
+    state["cls_token"] = state["cls_token"] + positions[:, :1]
+    state["pos_embed"] = positions[:, 1:]
+
+
+def _part_biases(state: State) -> None:
+    """DINOv3 has one bias of query, key and value and masks the key's; timm has two biases and none of the key."""
+    for name in [name for name in state if name.endswith(".attn.qkv.bias")]:
+        query, _, value = state.pop(name).chunk(3)
+        block = name.removesuffix("qkv.bias")
+        state[f"{block}q_bias"], state[f"{block}v_bias"] = query, value
