@@ -47,11 +47,14 @@ class Twins:
         return f"{self.count} of {self.total} test images are among the training images ({shown}{more})"
 
 
-def find_twins(train: ImageDataset, test: ImageDataset) -> Twins | None:
+def find_twins(train: ImageDataset, test: ImageDataset, *, decoded: bool = True) -> Twins | None:
     """Test images with the bytes or, where that is cheap, the pixels of a training image; None of too many to look at.
 
     Bytes are read of those files alone that have their size in common with one of the other split; pixels are decoded
     where all images that have width and height in common have no more than MOST_PIXELS.
+
+    Args:
+        decoded: look at pixels too; a run that decodes each image once itself goes by the bytes.
     """
     if len(train) + len(test) > MOST_IMAGES:
         return None
@@ -64,7 +67,7 @@ def find_twins(train: ImageDataset, test: ImageDataset) -> Twins | None:
     if sum(size * sum(map(len, pair)) for size, pair in sizes.items()) > MOST_BYTES:
         return None
     found = _equal(train, test, sizes, _file_bytes)
-    if len(train) + len(test) <= MOST_HEADERS:
+    if decoded and len(train) + len(test) <= MOST_HEADERS:
         shapes = _candidates(train, test, _shape)
         if sum(width * height * sum(map(len, pair)) for (width, height), pair in shapes.items()) <= MOST_PIXELS:
             found = _equal(train, test, shapes, _pixels) | found

@@ -84,7 +84,7 @@ def test_every_value_has_a_source() -> None:
 @pytest.mark.parametrize("flag", PRETRAIN.flags)
 def test_every_flag_stands_for_a_setting(flag: str) -> None:
     section, _, key = PRETRAIN.flags[flag].partition(".")
-    assert key in tables(loaded().settings)[section]
+    assert key in tables(loaded("data.dataset=folder:pictures").settings)[section]
 
 
 def test_the_last_assignment_of_a_key_wins() -> None:
