@@ -367,7 +367,7 @@ def test_a_denoiser_of_one_size_as_onnx(encoder_run: Path, tmp_path: Path, unche
     assert said["outputs"] == {"restored": [3, 16, 16]}
     assert "[batch, 3, 16, 16]" in summary(said)
     network = open_onnx(tmp_path / "denoiser.onnx", "it")
-    assert (network.size_multiple, network.image_size) == (None, 16)
+    assert (network.about.size_multiple, network.image_size) == (None, 16)
     images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
     with torch.no_grad():
         expected = load_denoiser(run=encoder_run)(torch.from_numpy(images)).numpy()
