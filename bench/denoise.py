@@ -91,11 +91,12 @@ def ours(kind: str, where: str, passes: int, strength: float | None, precision: 
 
     from dsdmae_cli.pictures.picture import Picture
     from dsdmae_cli.pictures.restore import Restorer
+    from dsdmae_cli.pictures.torch_network import TorchNetwork
     from dsdmae_cli.runtime import choose_precision, keep_freed_memory
 
     keep_freed_memory()
     device = torch.device("cpu")
-    restorer = Restorer(network(kind, where), device, choose_precision(precision, device), passes)
+    restorer = Restorer(TorchNetwork(network(kind, where), device, choose_precision(precision, device)), passes)
     return lambda picture, sigma: restorer(Picture.of(np.ascontiguousarray(picture)), strength).picture.pixels
 
 

@@ -1,10 +1,10 @@
-"""How long the program takes to start: every `--help` against a bare Typer application, `denoise` against torch.
+"""How long the program takes to start: each `--help` against a bare Typer application, `denoise` against torch alone.
 
 Whole processes, as a shell starts them, by turns, so that other work on the machine hits all alike; ratios are of
 medians. Processor time (user and system) stands beside the clock's, which a busy machine stretches. The bare
 application has thirty options and a line of help for each, about what one command of this program has.
 
-    python bench/startup.py [--rounds 7] [--picture FILE]
+    python bench/startup.py [--rounds 7] [--only denoise] [--picture FILE]
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def table(took: dict[str, list[Took]], base: str, limit: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", choices=["help", "denoise"], help="half of it")
     parser.add_argument("--picture", type=Path, help="what is denoised; by default noise of 256x256 pixels")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -120,13 +121,22 @@ def main() -> None:
         helps = {"a bare application": [sys.executable, "-c", "from bare import app; app()", "--help"]}
         for words in every_command(typer.main.get_command(app)):
             helps[" ".join(["dsdmae", *words, "--help"])] = [*ours, *words, "--help"]
-        print(table(by_turns(helps, arguments.rounds, environ), "a bare application", HELP_LIMIT))
+        if arguments.only != "denoise":
+            print(table(by_turns(helps, arguments.rounds, environ), "a bare application", HELP_LIMIT))
+        if arguments.only == "help":
+            return
         picture = arguments.picture
         if picture is None:
             picture = folder / "noise.png"
             Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)).save(picture)
         denoise = [*ours, "denoise", str(picture), "--out", str(folder / "out.png"), "--force", "--device", "cpu"]
-        commands = {"import torch": [sys.executable, "-c", "import torch"], "dsdmae denoise PICTURE": denoise}
+        commands = {
+            "import torch": [sys.executable, "-c", "import torch"],
+            "dsdmae denoise PICTURE --engine torch": [*denoise, "--engine", "torch"],
+            "dsdmae denoise PICTURE --engine onnx": [*denoise, "--engine", "onnx"],
+        }
+        # The round before the first makes the file that onnxruntime reads.
+        environ["XDG_CACHE_HOME"] = str(folder / "cache")
         print(table(by_turns(commands, arguments.rounds, environ), "import torch", DENOISE_LIMIT))
 
 

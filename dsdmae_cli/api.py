@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from dsdmae_cli import plugins
 from dsdmae_cli.config.flags import flags_of
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Pixels = TypeVar("Pixels", NDArray[np.uint8], NDArray[np.uint16])
 
 Presets = str | Sequence[str] | None
+Engine = Literal["auto", "torch", "onnx"]
 
 
 class DsdmaeWarning(UserWarning):
@@ -206,10 +208,11 @@ def embed(
 
 @overload
 def denoise(picture: Pixels, *, strength: float | None = ..., passes: int = ..., run: str | Path | None = ...,
-            weights: str | Path | None = ..., device: str = ..., precision: str = ...) -> Pixels: ...  # fmt: skip
+            weights: str | Path | None = ..., engine: Engine = ..., device: str = ...,
+            precision: str = ...) -> Pixels: ...  # fmt: skip
 @overload
 def denoise(picture: Image.Image | str | Path, *, strength: float | None = ..., passes: int = ...,
-            run: str | Path | None = ..., weights: str | Path | None = ..., device: str = ...,
+            run: str | Path | None = ..., weights: str | Path | None = ..., engine: Engine = ..., device: str = ...,
             precision: str = ...) -> Image.Image: ...  # fmt: skip
 def denoise(
     picture: Any,
@@ -218,6 +221,7 @@ def denoise(
     passes: int = 1,
     run: str | Path | None = None,
     weights: str | Path | None = None,
+    engine: Engine = "auto",
     device: str = "auto",
     precision: str = "auto",
 ) -> Any:
@@ -228,8 +232,9 @@ def denoise(
             image; or a file's path.
         strength: share of the correction to take, 0 to 1; None = all of it, less where next to no noise is found.
         passes: shifted, mirrored and turned passes to average: better, in as many times the time.
-        run, weights: denoise with what a run has learned, or with a file of `dsdmae export --to denoiser`; both None =
-            the weights that ship with dsdmae.
+        run, weights: denoise with what a run has learned, or with a file of `dsdmae export --to denoiser` or
+            `--to denoiser-onnx`; both None = the weights that ship with dsdmae.
+        engine: "torch", "onnx" (onnxruntime on the CPU, without loading torch) or "auto", as `dsdmae denoise --engine`.
         device, precision: as train.device and train.precision.
 
     Returns:
@@ -243,10 +248,11 @@ def denoise(
 
     from dsdmae_cli.data.base import Refused
     from dsdmae_cli.errors import DataError
+    from dsdmae_cli.pictures.engines import choose_engine, open_restorer
     from dsdmae_cli.pictures.picture import Picture, read, to_image
-    from dsdmae_cli.pictures.restore import open_restorer
-    from dsdmae_cli.runtime import undisturbed
 
+    if engine not in ("auto", "torch", "onnx"):
+        raise SettingsError(f"engine = {engine!r} is not allowed; it takes auto, torch or onnx")
     if strength is not None and not 0 <= strength <= 1:
         raise SettingsError(f"strength = {strength!r} is not allowed; it takes a number from 0 to 1, or None")
     if passes < 1:
@@ -257,12 +263,22 @@ def denoise(
         given = read(Path(picture), str(picture)) if isinstance(picture, str | Path) else Picture.of(picture)
     except Refused as error:
         raise DataError(str(error)) from error
-    with undisturbed():
-        restorer = open_restorer(_path(run), _path(weights), device=device, precision=precision, passes=passes)
+    where = (_path(run), _path(weights))
+    with _undisturbed_by(choose_engine(engine, *where, device, precision)):
+        restorer = open_restorer(*where, engine=engine, device=device, precision=precision, passes=passes)
         restored = restorer(given, strength).picture
     if isinstance(picture, np.ndarray):
         return restored.pixels.reshape(picture.shape)
     return to_image(restored)
+
+
+def _undisturbed_by(engine: str) -> AbstractContextManager[None]:
+    """Random states as they were; only torch, which draws weights before it loads others, would change them."""
+    if engine == "onnx":
+        return nullcontext()
+    from dsdmae_cli.runtime import undisturbed
+
+    return undisturbed()
 
 
 def load_encoder(

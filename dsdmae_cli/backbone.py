@@ -30,6 +30,8 @@ class Backbone(nn.Module):
         mean, std: how the network under timm's names wants its pixels normalised, from [0, 1]. `forward` takes images
             in [-1, 1] whatever they are; a backbone with other values than 0.5 renormalises inside.
         has_class_token: `forward_tokens` gives one.
+        size_multiple: where it is a number, `forward` takes images of any height and width that are multiples of it,
+            whatever image_size says; None = squares of image_size alone.
     """
 
     grid: tuple[int, int]
@@ -40,6 +42,7 @@ class Backbone(nn.Module):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     has_class_token: bool = False
+    size_multiple: int | None = None
     _gain: Tensor | None
     _offset: Tensor
 

@@ -8,12 +8,14 @@ Importing one that is broken harms nobody who does not ask for it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from dsdmae_cli.errors import PluginError, nearest
 from dsdmae_cli.settings.judge import ProbeSection
@@ -222,13 +224,41 @@ def group(kind: Kind) -> str:
     return f"dsdmae.{kind}s"
 
 
-def _origin(entry: EntryPoint) -> tuple[str, str]:
-    # An entry point is without a distribution only when it was made by hand.
-    return (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
+class _Entry(NamedTuple):
+    """An entry point, and the distribution and version it came from."""
+
+    point: EntryPoint
+    distribution: str
+    version: str
 
 
-def _examine(kind: Kind, entry: EntryPoint) -> Plugin[Any] | BrokenPlugin:
-    distribution, version = _origin(entry)
+def _entries(kind: Kind) -> tuple[_Entry, ...]:
+    return _installed(group(kind), tuple((place, _changed(place)) for place in sys.path))
+
+
+@lru_cache(maxsize=len(KINDS))
+def _installed(group: str, places: tuple[tuple[str, int], ...]) -> tuple[_Entry, ...]:
+    """Of all distributions at these places; to open a denoiser takes fifteen look-ups, and each would read them all."""
+    origins: dict[int, tuple[str, str]] = {}  # by distribution, whose name means to parse its metadata
+    found = []
+    for point in entry_points(group=group):
+        if id(point.dist) not in origins:
+            # An entry point is without a distribution only when it was made by hand.
+            origins[id(point.dist)] = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
+        found.append(_Entry(point, *origins[id(point.dist)]))
+    return tuple(found)
+
+
+def _changed(place: str) -> int:
+    """When something was last installed there, so that a session that goes on sees it."""
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _examine(kind: Kind, found: _Entry) -> Plugin[Any] | BrokenPlugin:
+    entry, distribution, version = found
     try:
         spec = entry.load()
     except (
@@ -245,12 +275,12 @@ def _examine(kind: Kind, entry: EntryPoint) -> Plugin[Any] | BrokenPlugin:
 
 def names(kind: Kind) -> list[str]:
     """The names of all plugins of a kind, sorted; none of them is imported."""
-    return sorted({entry.name for entry in entry_points(group=group(kind))})
+    return sorted({entry.point.name for entry in _entries(kind)})
 
 
 def discover(kind: Kind) -> list[Plugin[Any] | BrokenPlugin]:
     """All plugins of a kind, sorted by name; the broken ones as BrokenPlugin."""
-    return [_examine(kind, entry) for entry in sorted(entry_points(group=group(kind)), key=lambda e: e.name)]
+    return [_examine(kind, entry) for entry in sorted(_entries(kind), key=lambda e: e.point.name)]
 
 
 def find(kind: Kind, full_name: str) -> Plugin[Any]:
@@ -260,11 +290,11 @@ def find(kind: Kind, full_name: str) -> Plugin[Any]:
         PluginError: no such plugin, two distributions claim the name, it is broken, or the argument does not fit.
     """
     name, colon, argument = full_name.partition(":")
-    found = sorted(entry_points(group=group(kind), name=name), key=_origin)
+    found = sorted((e for e in _entries(kind) if e.point.name == name), key=lambda e: (e.distribution, e.version))
     if not found:
         raise PluginError(_not_there(kind, full_name))
     if len(found) > 1:
-        claims = " and ".join(f"{d} {v}" for d, v in map(_origin, found))
+        claims = " and ".join(f"{e.distribution} {e.version}" for e in found)
         raise PluginError(f"{kind} {name!r} is claimed by {claims}; uninstall one of them")
     plugin = _examine(kind, found[0])
     if isinstance(plugin, BrokenPlugin):

@@ -143,13 +143,15 @@ class Counted:
 
     Args:
         verb: what is done to them ("denoising").
+        number: of things; the time that is left is that of all of them.
         quiet: nothing but warnings.
     """
 
-    def __init__(self, verb: str, *, quiet: bool) -> None:
-        self.verb, self.quiet = verb, quiet
+    def __init__(self, verb: str, number: int, *, quiet: bool) -> None:
+        self.verb, self.number, self.quiet = verb, number, quiet
         self.live: Any = None
         self.name = ""
+        self.begun = 0
         self.began = self.said = 0.0
 
     def __enter__(self) -> Counted:
@@ -166,6 +168,7 @@ class Counted:
                 console=Console(stderr=True, highlight=False),
                 transient=True,
             )
+            self.live.add_task(self.verb, total=self.number)
             self.live.start()
         return self
 
@@ -174,25 +177,29 @@ class Counted:
             self.live.stop()
 
     def begin(self, name: str) -> None:
-        """The next thing is taken up."""
-        self.name, self.began = name, time.monotonic()
-        self.said = self.began
+        """The next thing is taken up, one way or another."""
+        if not self.begun:
+            self.began = self.said = time.monotonic()
+        self.name, self.begun = name, self.begun + 1
         if self.live is not None:
-            for task in self.live.task_ids:
-                self.live.remove_task(task)
-            self.live.add_task(f"{self.verb} {name}", total=None)
+            self.live.update(self.live.task_ids[0], completed=self.begun - 1, description=self._what())
+
+    def _what(self) -> str:
+        which = f" {self.begun} of {self.number}," if self.number > 1 else ""
+        return f"{self.verb}{which} {self.name}"
 
     def advance(self, done: int, total: int) -> None:
         """So many of its parts are done."""
+        completed = self.begun - 1 + done / total
         if self.live is not None:
-            self.live.update(self.live.task_ids[0], completed=done, total=total)
+            self.live.update(self.live.task_ids[0], completed=completed)
             return
         now = time.monotonic()
-        if self.quiet or now - self.said < _PLAIN_SECONDS or done == total:
+        if self.quiet or now - self.said < _PLAIN_SECONDS or completed == self.number:
             return
         self.said = now
-        left = duration((now - self.began) / done * (total - done))
-        print(f"{self.verb} {self.name}: {done / total:.0%}, {left} left", file=sys.stderr, flush=True)
+        left = duration((now - self.began) / completed * (self.number - completed))
+        print(f"{self._what()}: {done / total:.0%}, {left} left", file=sys.stderr, flush=True)
 
     def note(self, text: str, *, to_stdout: bool) -> None:
         """A thing is done, in a line: data if it says where the result is, else for people."""

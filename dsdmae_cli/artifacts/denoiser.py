@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import as_file
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts import packaged
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
 from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.describe import tables
@@ -28,7 +29,6 @@ from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.rundir import RunDir
 from dsdmae_cli.settings.resolved import ResolvedSettings
 
-PACKAGED = "denoiser.safetensors"
 _OTHERS = "give --run DIR or --weights FILE"
 
 
@@ -37,7 +37,7 @@ class Denoiser:
     """A network that takes noise away, on the CPU, in eval mode.
 
     Attributes:
-        network: called by its `denoise`: [b, 3, s, s] in [-1, 1] to the same.
+        network: called by its `denoise`: [b, 3, h, w] in [-1, 1] to the same.
         settings: of its training, every "auto" resolved.
         sha256: of the tensors that are used, by name, as stored; names the weights in records.
         origin: where they came from, for messages.
@@ -54,11 +54,16 @@ class Denoiser:
         return self.network.encoder().image_size
 
     @property
+    def size_multiple(self) -> int | None:
+        """It takes any height and width that are multiples of this; None = squares of image_size alone."""
+        return self.network.denoise_multiple
+
+    @property
     def patch(self) -> tuple[int, int]:
         """(height, width) of a patch, in pixels."""
         return self.network.encoder().patch_shape
 
-    def __call__(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         restored = self.network.denoise(images)
         assert restored is not None  # _parts looked
         return restored.float()
@@ -101,11 +106,8 @@ def load_denoiser(run: Path | None = None, weights: Path | None = None) -> Denoi
         return _from_run(run)
     if weights is not None:
         return _from_file(weights, str(weights))
-    packaged = files("dsdmae_cli") / "weights" / PACKAGED
-    if not packaged.is_file():
-        raise CheckpointError(f"this installation has no packaged denoiser; {_OTHERS}, or install dsdmae again")
-    with as_file(packaged) as path:
-        return _from_file(path, "the packaged denoiser")
+    with as_file(packaged.find()) as path:
+        return _from_file(path, packaged.ORIGIN)
 
 
 def _from_run(folder: Path) -> Denoiser:
@@ -156,7 +158,7 @@ def _parts(method: Method, name: str) -> nn.ModuleDict:
         for module in method.modules()
         if module is not method
     ]
-    side = method.encoder().image_size
+    side = method.denoise_multiple or method.encoder().image_size
     with torch.inference_mode():
         restored = method.eval().denoise(torch.zeros(1, 3, side, side))
     for hook in hooks:

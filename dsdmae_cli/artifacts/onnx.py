@@ -1,10 +1,14 @@
-"""An encoder, or a fine-tuned network with its head, as one ONNX file that is held against torch before it is kept."""
+"""A network as one ONNX file, held against torch before it is kept: an encoder, or a fine-tuned one with its head.
+
+onnx_denoiser.py has denoisers, by the same `write_checked`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,35 +37,105 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
         SettingsError: a package that it needs is missing.
         RunFailed: it cannot be written, or onnxruntime computes something else than torch.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch's exporter needs it, and says so at length)
-    except ImportError as error:
-        raise SettingsError(f"--to onnx needs {error.name}; pip install 'dsdmae[onnx]'") from error
     encoder, tuned = opened.encoder, opened.tuned
     module = (_Answers(tuned) if tuned else _Outputs(encoder)).eval()
-    photographs = _photographs(encoder.image_size)
-    with files.explained(out, advice):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with files.aside(out, advice) as partial:
-        _trace(module, photographs[:2], partial, tuned.classes if tuned else ())
-        session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
-        with torch.no_grad():
-            expected = module(photographs)
-        got = session.run(module.names, {"images": photographs.numpy()})
-        difference, allowed = _difference(expected, got)
-        if not difference <= allowed:
-            raise RunFailed(
-                f"onnxruntime differs from torch by {difference:.2g}, more than {allowed:.2g}; nothing was written"
-            )
+    photographs = cut_photographs(encoder.image_size)
+    what = (
+        "logits: one a class; their names are in the metadata under `classes`, as JSON."
+        if tuned
+        else "features: mean of the patch tokens. tokens: patch tokens, row by row."
+    )
+    difference, outputs = write_checked(
+        module,
+        [photographs],
+        out,
+        advice,
+        # The size of the batch is the one free dimension: positions belong to a size of images.
+        free={0: torch.export.Dim("batch")},
+        doc=f"images: RGB, NCHW, {encoder.image_size} pixels square, in [-1, 1]. {what}",
+        metadata={"classes": json.dumps(tuned.classes)} if tuned else {},
+        form="onnx",
+    )
     return {
         "files": [out.name],
         "input": f"images: float32 [batch, 3, {encoder.image_size}, {encoder.image_size}], RGB in [-1, 1]",
-        "outputs": {name: list(map(int, e.shape[1:])) for name, e in zip(module.names, expected, strict=True)},
+        "outputs": outputs,
         "max_difference": difference,
         "compared_on": f"{len(photographs)} photographs",
         "load_with": f"onnxruntime.InferenceSession({str(out)!r})",
     }
+
+
+class Traced(Protocol):
+    """A module with named outputs, as `write_checked` takes it."""
+
+    names: list[str]
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]: ...
+
+
+def write_checked(
+    module: Traced,
+    compared: Sequence[Float[Tensor, "_ 3 _ _"]],
+    out: Path,
+    advice: str,
+    *,
+    free: dict[int, Any],
+    doc: str,
+    metadata: dict[str, str],
+    form: str,
+) -> tuple[float, dict[str, list[int]]]:
+    """Write a module as one ONNX file if onnxruntime computes with it what torch does.
+
+    Args:
+        module: in eval mode, on the CPU.
+        compared: batches of images that both are given; the first one's first two are the example.
+        free: dimensions of `images` that may vary, as torch.export names them.
+        doc: what goes in and comes out, for who opens the file.
+        form: as --to names it, for messages.
+
+    Returns:
+        The largest difference, and the shape of each output for one image of the first batch.
+
+    Raises:
+        SettingsError: a package that it needs is missing.
+        RunFailed: it cannot be written, or onnxruntime computes something else than torch.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch's exporter needs it, and says so at length)
+    except ImportError as error:
+        raise SettingsError(f"--to {form} needs {error.name}; pip install 'dsdmae[onnx]'") from error
+    with files.explained(out, advice):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    worst = 0.0
+    outputs: dict[str, list[int]] = {}
+    with files.aside(out, advice) as partial:
+        program = torch.onnx.export(
+            module,  # type: ignore[arg-type]  # a module, of which the protocol says what counts
+            (compared[0][:2],),
+            input_names=["images"],
+            output_names=module.names,
+            dynamic_shapes={"images": free},
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.model.doc_string = f"Made by dsdmae. {doc}"
+        program.model.metadata_props.update(metadata)
+        program.save(str(partial), external_data=False)
+        session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
+        for images in compared:
+            with torch.no_grad():
+                expected = module(images)
+            difference, allowed = _difference(expected, session.run(module.names, {"images": images.numpy()}))
+            if not difference <= allowed:
+                raise RunFailed(
+                    f"onnxruntime differs from torch by {difference:.2g}, more than {allowed:.2g}; nothing was written"
+                )
+            worst = max(worst, difference)
+            outputs = outputs or {n: list(map(int, e.shape[1:])) for n, e in zip(module.names, expected, strict=True)}
+    return worst, outputs
 
 
 class _Outputs(nn.Module):
@@ -90,34 +164,7 @@ class _Answers(nn.Module):
         return (self.network(images),)
 
 
-def _trace(
-    module: _Outputs | _Answers, example: Float[Tensor, "2 3 s s"], path: Path, classes: tuple[str, ...]
-) -> None:
-    # The size of the batch is the one free dimension: positions belong to a size of images.
-    program = torch.onnx.export(
-        module,
-        (example,),
-        input_names=["images"],
-        output_names=module.names,
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    what = (
-        "logits: one a class; their names are in the metadata under `classes`, as JSON."
-        if classes
-        else "features: mean of the patch tokens. tokens: patch tokens, row by row."
-    )
-    program.model.doc_string = (
-        f"Made by dsdmae. images: RGB, NCHW, {example.shape[-1]} pixels square, in [-1, 1]. {what}"
-    )
-    if classes:
-        program.model.metadata_props["classes"] = json.dumps(classes)
-    program.save(str(path), external_data=False)
-
-
-def _photographs(size: int) -> Float[Tensor, "n 3 s s"]:
+def cut_photographs(size: int) -> Float[Tensor, "n 3 s s"]:
     """Cuts of scikit-learn's two photographs, in [-1, 1]: real images that every installation has."""
     from sklearn.datasets import load_sample_images
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.flags import NETWORK
 from dsdmae_cli.config.given import Given
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import DataError, SettingsError
 
 _RESULT, _COMPARE = "Result", "Noise and comparison"
 _MEGA = 1_000_000
@@ -23,14 +23,18 @@ Inputs = Annotated[
 Out = Annotated[
     str | None,
     typer.Option("--out", metavar="FILE|DIR|-", help="Where results go: a file (.png, .tif, .webp, .jpg), a folder, or"
-                 " - for standard output. Default: NAME.denoised.png beside each picture", rich_help_panel=_RESULT,
-                 show_default=False),
+                 " - for standard output. Default: beside each picture", rich_help_panel=_RESULT, show_default=False),
+]  # fmt: skip
+Suffix = Annotated[
+    str | None,
+    typer.Option("--suffix", metavar="TEXT", help="What follows a picture's name: NAMETEXT.png. Default: .denoised, and"
+                 " nothing in another folder than the picture's", rich_help_panel=_RESULT, show_default=False),
 ]  # fmt: skip
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist", rich_help_panel=_RESULT)]
 Sheet = Annotated[
     Path | None,
-    typer.Option("--sheet", metavar="FILE", help="One picture more: all of them beside their results, cut to the"
-                 " middle where large", rich_help_panel=_RESULT, show_default=False),
+    typer.Option("--sheet", metavar="FILE", help="One picture more: all of them beside their results, cut where"
+                 " large, and magnified where most has changed", rich_help_panel=_RESULT, show_default=False),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, no progress", rich_help_panel=_RESULT)]
 MaxMegapixels = Annotated[
@@ -45,8 +49,15 @@ Run = Annotated[
 ]  # fmt: skip
 Weights = Annotated[
     Path | None,
-    typer.Option("--weights", metavar="FILE.safetensors", help="Denoise with what `dsdmae export --to denoiser`"
-                 " wrote. Default: weights that ship with dsdmae", rich_help_panel=NETWORK, show_default=False),
+    typer.Option("--weights", metavar="FILE", help="Denoise with what `dsdmae export --to denoiser` or"
+                 " `--to denoiser-onnx` wrote. Default: weights that ship with dsdmae",
+                 rich_help_panel=NETWORK, show_default=False),
+]  # fmt: skip
+EngineName = Annotated[
+    Literal["auto", "torch", "onnx"],
+    typer.Option("--engine", help="What computes. onnx: onnxruntime on the CPU, which starts in a fraction of torch's"
+                 " time; its file is made once and kept. auto: onnx where that file is there and no GPU, else torch",
+                 rich_help_panel=NETWORK),
 ]  # fmt: skip
 Passes = Annotated[
     int,
@@ -86,12 +97,14 @@ def command(
     *,
     inputs: Inputs = None,
     out: Out = None,
+    suffix: Suffix = None,
     force: Force = False,
     sheet: Sheet = None,
     as_json: Json = False,
     max_megapixels: MaxMegapixels = 100,
     run: Run = None,
     weights: Weights = None,
+    engine: EngineName = "auto",
     passes: Passes = 1,
     strength: Strength = None,
     reference: Reference = None,
@@ -104,38 +117,44 @@ def command(
 
     Works as installed and offline, for pictures of any size and any amount of noise, with the weights that ship with
     dsdmae. Transparency, 16 bits, colour profile and EXIF are kept. A picture that cannot be denoised leaves the others
-    done; the exit code is then 1.
+    done; the exit code is then 1, and 2 where nothing that was named could be denoised.
     """
     if run is not None and weights is not None:
         raise SettingsError("--run and --weights both name a network; give one")
     _check(out, sheet, force, reference, corrupt, noise_std, seed, as_json)
-    from dsdmae_cli.config.use import hardware
+    device, precision = "auto", "auto"
+    if given.flags:  # the settings' models take longer to import than onnxruntime
+        from dsdmae_cli.config.use import hardware
 
-    where = hardware(given.flags)
-
+        where = hardware(given.flags)
+        device, precision = where.device, where.precision
     from dsdmae_cli.pictures import paths as pictures
 
-    sources, failed = pictures.find(inputs or [])
+    results = pictures.Results(out, "triptych" if corrupt is not None else "denoised", suffix)
+    sources, failed = pictures.find(inputs or [], results)
     if not sources:
-        from dsdmae_cli.errors import RunFailed
-
-        raise RunFailed(f"nothing to denoise: {'; '.join(map(str, failed))}")
-    targets = pictures.targets(sources, out, "triptych" if corrupt is not None else "denoised")
+        raise DataError(f"nothing to denoise: {'; '.join(map(str, failed))}")
+    targets = pictures.targets(sources, results)
     _check_stdout(targets[0].path, as_json)
 
-    from dsdmae_cli.pictures.restore import Corruption
     from dsdmae_cli.recipes import denoise as recipe
     from dsdmae_cli.report import print_result
 
+    noise = None
+    if corrupt is not None:
+        from dsdmae_cli.pictures.corrupting import Corruption
+
+        noise = Corruption(corrupt, 0.2 if noise_std is None else noise_std, seed or 0)
     options = recipe.Options(
         force=force,
         run=run,
         weights=weights,
         passes=passes,
         strength=strength,
-        device=where.device,
-        precision=where.precision,
-        corrupt=None if corrupt is None else Corruption(corrupt, 0.2 if noise_std is None else noise_std, seed or 0),
+        engine=engine,
+        device=device,
+        precision=precision,
+        corrupt=noise,
         reference=reference,
         sheet=sheet,
         max_pixels=round(max_megapixels * _MEGA),

@@ -15,14 +15,16 @@ _CARD = "Model card"
 
 Subject = Annotated[
     str,
-    typer.Argument(metavar="RUN|ENCODER|timm:NAME", help="A run's directory (of pre-training also one that has not"
-                   " ended), a file of weights (.safetensors, .pth, ...), or timm's published ones", show_default=False,
+    typer.Argument(metavar="RUN|FILE|timm:NAME", help="A run's directory (of pre-training also one that has not"
+                   " ended), a file of weights (.safetensors, .pth, ...), or timm's published ones; for denoiser-onnx"
+                   " also a denoiser's file, or the word packaged for the one that ships", show_default=False,
                    autocompletion=completion.runs),
 ]  # fmt: skip
 To = Annotated[
-    Literal["timm", "hf", "onnx", "denoiser"],
+    Literal["timm", "hf", "onnx", "denoiser", "denoiser-onnx"],
     typer.Option("--to", help="timm: a folder for timm.create_model; hf: the same with a model card, for the Hugging"
-                 " Face hub; onnx: one file, checked against torch; denoiser: for `dsdmae denoise`",
+                 " Face hub; onnx: the encoder as one file, checked against torch; denoiser: what restores pixels, for"
+                 " `dsdmae denoise`; denoiser-onnx: the same as one ONNX file, checked against torch",
                  show_default=False),
 ]  # fmt: skip
 Out = Annotated[

@@ -94,8 +94,19 @@ class Method(nn.Module):
         """The moving average of the encoder, if the method keeps one as its teacher."""
         return None
 
-    def denoise(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"] | None:
-        """The whole image as the network restores it, every patch taken as noisy; None where it restores no pixels."""
+    def denoise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"] | None:
+        """The whole image as the network restores it, every patch taken as noisy; None where it restores no pixels.
+
+        Images are squares of the encoder's image_size, or of any size that `denoise_multiple` allows.
+        """
+        return None
+
+    @property
+    def denoise_multiple(self) -> int | None:
+        """Where it is a number, `denoise` takes any height and width that are multiples of it; None = image_size alone.
+
+        A method that says so computes the same with every image_size it may have been trained at.
+        """
         return None
 
     def restore(self, images: Float[Tensor, "b *v c h w"], corruption: Corruption) -> Restoration | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Float64
 from PIL import Image, ImageDraw, ImageFont
 
 from dsdmae_cli.pictures.picture import Picture, to_image
@@ -15,25 +17,44 @@ _CAPTION = 20
 _FONT = 13
 # Smaller pictures are enlarged by whole factors until they have this many pixels, so that one can see them.
 _SMALLEST = 96
-# On a sheet of many, larger pictures are cut to this around their middle: scaled down, noise would average out.
+# On a sheet of many, larger pictures are cut to this around what is magnified: scaled down, noise would average out.
 _LARGEST = 480
+# What is magnified, and pictures with a shorter side below this are not: their pixels are seen as it is.
+_MAGNIFIED, _LEAST_MAGNIFIED, _TOO_SMALL = 120, 16, 24
+_FRAME = (255, 0, 0)
+
+
+class Region(NamedTuple):
+    """A square of a picture, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+    def cut(self, picture: Picture) -> Picture:
+        """The picture there."""
+        rows, columns = (slice(start, start + self.side) for start in (self.top, self.left))
+        return picture.with_pixels(np.ascontiguousarray(picture.pixels[rows, columns]))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture and what stands above it."""
+    """A picture and what stands above it.
+
+    Attributes:
+        factor: how much it is enlarged; None = as it is, or by so much that one can see it.
+        framed: a part of it to be marked.
+    """
 
     picture: Picture
     caption: str
+    factor: int | None = None
+    framed: Region | None = None
 
 
-def draw(rows: Iterable[list[Panel]], *, crop: bool) -> Image.Image:
-    """Rows of panels on white, each row as high as its picture.
-
-    Args:
-        crop: show no more than the middle 480x480 pixels of a picture.
-    """
-    shown = [[(_tile(panel.picture, crop), panel.caption) for panel in row] for row in rows]
+def draw(rows: Iterable[list[Panel]]) -> Image.Image:
+    """Rows of panels on white, each row as high as its picture."""
+    shown = [[(_tile(panel), panel.caption) for panel in row] for row in rows]
     font = ImageFont.load_default(_FONT)
     widths = [sum(max(tile.width, round(font.getlength(text))) + _GAP for tile, text in row) for row in shown]
     heights = [max(tile.height for tile, _ in row) + _CAPTION + _GAP for row in shown]
@@ -50,13 +71,75 @@ def draw(rows: Iterable[list[Panel]], *, crop: bool) -> Image.Image:
     return page
 
 
-def _tile(picture: Picture, crop: bool) -> Image.Image:
-    if crop:
-        top, left = max(0, picture.height - _LARGEST) // 2, max(0, picture.width - _LARGEST) // 2
-        picture = picture.with_pixels(picture.pixels[top : top + _LARGEST, left : left + _LARGEST])
-    tile = to_rgb(picture)
-    factor = max(1, _SMALLEST // max(tile.size))
-    return tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
+def with_magnified(panels: list[Panel]) -> list[list[Panel]]:
+    """Two rows of a sheet: the panels, cut to 480x480 pixels where larger, and below them a part of each, magnified.
+
+    Args:
+        panels: of one picture and one size; the first as it was given, the second as restored.
+    """
+    first, second, *_ = (panel.picture for panel in panels)
+    if min(first.height, first.width) < _TOO_SMALL:
+        middle = _window(Region(first.height // 2, first.width // 2, 0), first)
+        return [[Panel(middle.cut(panel.picture), panel.caption) for panel in panels]]
+    side = max(_LEAST_MAGNIFIED, min(_MAGNIFIED, min(first.height, first.width) // 4))
+    region = telling_region(first, second, side)
+    window = _window(region, first)
+    framed = Region(region.top - window.top, region.left - window.left, side)
+    above = [Panel(window.cut(panel.picture), panel.caption, framed=framed) for panel in panels]
+    factor = max(2, above[0].picture.width * _enlarged(above[0].picture) // side)
+    below = [Panel(region.cut(panel.picture), f"the part in the frame, {factor}x", factor) for panel in panels]
+    return [above, below]
+
+
+def _window(region: Region, picture: Picture) -> Region:
+    """What is shown of a large picture: around a part of it, and nothing beyond its edges."""
+
+    def start(at: int, length: int) -> int:
+        return max(0, min(at + region.side // 2 - _LARGEST // 2, length - _LARGEST))
+
+    return Region(start(region.top, picture.height), start(region.left, picture.width), _LARGEST)
+
+
+def telling_region(before: Picture, after: Picture, side: int) -> Region:
+    """The square where a change shows most: most has changed there, and there is detail to be kept or lost.
+
+    Over squares a quarter of a side apart, the product of two means: of how much each pixel changed, and of how much
+    the result differs from one pixel to the next. Where nothing changed at all, the detail alone.
+    """
+    colors = slice(before.num_colors)
+    scale = 255 / before.peak
+    new = after.pixels[..., colors].mean(axis=2, dtype=np.float32) * scale
+    change = np.abs(new - before.pixels[..., colors].mean(axis=2, dtype=np.float32) * scale)
+    detail = np.zeros_like(new)
+    detail[1:] += np.abs(np.diff(new, axis=0))
+    detail[:, 1:] += np.abs(np.diff(new, axis=1))
+    step = max(1, side // 4)
+    tops, lefts = (np.arange(0, length - side + 1, step) for length in new.shape)
+
+    def means(values: Float32[np.ndarray, "h w"]) -> Float64[np.ndarray, "tops lefts"]:
+        total = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
+        total[1:, 1:] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+        rows = total[tops + side] - total[tops]
+        return (rows[:, lefts + side] - rows[:, lefts]) / side**2
+
+    changed = means(change)
+    score = means(detail) * (changed if changed.any() else 1)
+    row, column = np.unravel_index(int(score.argmax()), score.shape)
+    return Region(int(tops[row]), int(lefts[column]), side)
+
+
+def _enlarged(picture: Picture) -> int:
+    return max(1, _SMALLEST // max(picture.width, picture.height))
+
+
+def _tile(panel: Panel) -> Image.Image:
+    tile = to_rgb(panel.picture)
+    factor = panel.factor or _enlarged(panel.picture)
+    tile = tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
+    if panel.framed is not None:
+        top, left, side = (value * factor for value in panel.framed)
+        ImageDraw.Draw(tile).rectangle((left, top, left + side - 1, top + side - 1), outline=_FRAME)
+    return tile
 
 
 def to_rgb(picture: Picture) -> Image.Image:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsdmae_cli.artifacts.denoiser import Denoiser
-from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
+from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.paths import Failure
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import Likeness, compare
@@ -114,6 +114,7 @@ class Outcome:
     """What became of all pictures.
 
     Attributes:
+        network: what restored them.
         passes: shifted and turned passes that were averaged.
         done: what was written.
         failed: what was not, and why.
@@ -121,7 +122,7 @@ class Outcome:
         seconds: from opening the denoiser to the last file.
     """
 
-    denoiser: Denoiser
+    network: Network
     passes: int
     done: list[Done] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
@@ -131,19 +132,21 @@ class Outcome:
     def result(self) -> dict[str, Any]:
         """What --json prints."""
         return {
-            "weights": {"origin": self.denoiser.origin, "sha256": self.denoiser.sha256},
+            "weights": {"origin": self.network.origin, "sha256": self.network.sha256},
+            "engine": self.network.engine,
             "passes": self.passes,
             "pictures": [done.record() for done in self.done],
-            "failed": [asdict(failure) for failure in self.failed],
+            "failed": [{"source": failure.source, "reason": failure.reason} for failure in self.failed],
             "sheet": str(self.sheet) if self.sheet else None,
             "seconds": round(self.seconds, 2),
         }
 
-    def failure(self) -> RunFailed | None:
-        """What to end with where something failed."""
+    def failure(self) -> DsdmaeError | None:
+        """What to end with where something failed: with 2 where nothing came of it and the input alone is to blame."""
         if not self.failed:
             return None
         names = "; ".join(map(str, self.failed))
         if not self.done:
-            return RunFailed(f"nothing was denoised: {names}")
+            kind = DataError if all(failure.of_input for failure in self.failed) else RunFailed
+            return kind(f"nothing was denoised: {names}")
         return RunFailed(f"{len(self.failed)} of {len(self.failed) + len(self.done)} failed: {names}")

@@ -35,10 +35,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Failure:
-    """What could not be done, and why, in a few words."""
+    """What could not be done, and why, in a few words.
+
+    Attributes:
+        of_input: it lies in what was named or asked for, not in the machine: a full disk would be one that does not.
+    """
 
     source: str
     reason: str
+    of_input: bool = True
 
     def __str__(self) -> str:
         return f"{self.source} ({self.reason})"
@@ -63,10 +68,38 @@ class Target:
         return self.path.with_name(self.path.name + picture.suffix)
 
 
-def find(named: list[str]) -> tuple[list[Source], list[Failure]]:
+@dataclass(frozen=True)
+class Results:
+    """Where results go and how they are named.
+
+    Attributes:
+        out: a file, a folder, or `-` for standard output; None = beside each picture.
+        kind: what is written: "denoised" or "triptych".
+        suffix: what a name gets; None = .KIND, and nothing for denoised pictures in another folder than their own.
+    """
+
+    out: str | None = None
+    kind: str = "denoised"
+    suffix: str | None = None
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Names that end so are results of this command."""
+        return (".denoised", ".triptych", *((self.suffix,) if self.suffix else ()))
+
+    def of(self, source: Source, folder: Path) -> str:
+        """What the name of a picture gets whose result goes to a folder."""
+        if self.suffix is not None:
+            return self.suffix
+        elsewhere = source.path is None or source.path.parent.resolve() != folder.resolve()
+        return "" if elsewhere and self.kind == "denoised" else f".{self.kind}"
+
+
+def find(named: list[str], results: Results) -> tuple[list[Source], list[Failure]]:
     """The pictures that files, folders, globs and `-` stand for, each once, and what stands for none.
 
-    In folders those with an image's suffix count, at any depth, but neither hidden ones nor results of this program.
+    In folders those with an image's suffix count, at any depth, but neither hidden ones nor results of this command: by
+    their names, and in a folder of results inside.
 
     Raises:
         SettingsError: nothing was named, or standard input is not alone.
@@ -80,7 +113,7 @@ def find(named: list[str]) -> tuple[list[Source], list[Failure]]:
     found: dict[Path, Source] = {}
     failures: list[Failure] = []
     for name in named:
-        for item in _expand(name):
+        for item in _expand(name, results):
             if isinstance(item, Failure):
                 failures.append(item)
             else:
@@ -89,10 +122,10 @@ def find(named: list[str]) -> tuple[list[Source], list[Failure]]:
     return list(found.values()), failures
 
 
-def _expand(name: str) -> Iterator[Source | Failure]:
+def _expand(name: str, results: Results) -> Iterator[Source | Failure]:
     path = Path(name)
     if path.is_dir():
-        yield from _in_folder(path)
+        yield from _in_folder(path, results)
     elif path.exists() or not glob.has_magic(name):
         # A file that is not there is one that cannot be read: the others are still done.
         yield Source(path, Path(path.name)) if path.exists() else Failure(name, "no such file or folder")
@@ -101,17 +134,24 @@ def _expand(name: str) -> Iterator[Source | Failure]:
         if not matches:
             yield Failure(name, "nothing matches")
         for match in matches:
-            yield from _expand(glob.escape(match) if not Path(match).exists() else match)
+            yield from _expand(glob.escape(match) if not Path(match).exists() else match, results)
 
 
-def _in_folder(folder: Path) -> Iterator[Source | Failure]:
+def _in_folder(folder: Path, results: Results) -> Iterator[Source | Failure]:
+    written = None if results.out in (None, STDIN) else Path(str(results.out)).resolve()
     refused: list[OSError] = []
     num_found = 0
     for place, folders, names in os.walk(folder, onerror=refused.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and Path(place, name).resolve() != written
+        )
         for name in sorted(names):
             path = Path(place, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and not _is_result(path):
+            if (
+                path.suffix.lower() in IMAGE_SUFFIXES
+                and not name.startswith(".")
+                and not path.stem.endswith(results.suffixes)
+            ):
                 num_found += 1
                 yield Source(path, path.relative_to(folder))
     for error in refused:
@@ -120,22 +160,17 @@ def _in_folder(folder: Path) -> Iterator[Source | Failure]:
         yield Failure(str(folder), "a folder without images")
 
 
-def _is_result(path: Path) -> bool:
-    return Path(path.stem).suffix in {".denoised", ".triptych"}
-
-
-def targets(sources: list[Source], out: str | None, kind: str) -> list[Target]:
-    """Where each result goes: beside its source as NAME.<kind>.png by default.
+def targets(sources: list[Source], results: Results) -> list[Target]:
+    """Where each result goes: beside its source as NAME.denoised.png by default, to another folder as NAME.png.
 
     Two sources of one name (a.jpg, a.png) keep their suffixes: a.jpg.denoised.png.
 
-    Args:
-        out: a file, a folder, or `-` for standard output.
-        kind: "denoised" or "triptych".
-
     Raises:
-        SettingsError: one file for several pictures, or a format that is not written.
+        SettingsError: one file for several pictures, a format that is not written, or two results of one name.
     """
+    out = results.out
+    if results.suffix is not None and any(mark and mark in results.suffix for mark in ("/", os.sep, "\0")):
+        raise SettingsError(f"--suffix {results.suffix} is no part of a file's name; folders go to --out")
     if out == STDIN or (out is None and sources[0].path is None):
         if len(sources) > 1:
             raise SettingsError(f"--out - takes one picture, there are {len(sources)}; name a folder")
@@ -149,11 +184,14 @@ def targets(sources: list[Source], out: str | None, kind: str) -> list[Target]:
         return [Target(path)]
     bases = [_place(source, out) for source in sources]
     counts = Counter(base.with_suffix("") for base in bases)
-    return [
-        Target((base if counts[base.with_suffix("")] > 1 else base.with_suffix("")).with_name(name), open_ended=True)
-        for base in bases
-        for name in [f"{base.name if counts[base.with_suffix('')] > 1 else base.stem}.{kind}"]
-    ]
+    found: dict[Path, Source] = {}
+    for source, base in zip(sources, bases, strict=True):
+        name = base.stem if counts[base.with_suffix("")] == 1 else base.name
+        path = base.with_name(name + results.of(source, base.parent))
+        if path in found:
+            raise SettingsError(f"{found[path]} and {source} would both become {path}.png; denoise them in two calls")
+        found[path] = source
+    return [Target(path, open_ended=True) for path in found]
 
 
 def _means_folder(out: str) -> bool:

@@ -1,4 +1,4 @@
-"""How near an image is to its original: PSNR and SSIM."""
+"""How near an image is to its original: PSNR and SSIM. No torch here."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8, UInt16
-from torch import Tensor
-from torch.nn import functional as F
+from jaxtyping import Float, Float64, UInt8, UInt16
 
 # Wang et al. 2004: a Gaussian window of 11 pixels, σ 1.5, and the constants K1, K2.
 SSIM_WINDOW = 11
@@ -19,16 +16,16 @@ _STRIP = 256
 
 
 def psnr(
-    images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], data_range: float = 2.0
-) -> Float[Tensor, " b"]:
+    images: Float[np.ndarray, "b c h w"], reference: Float[np.ndarray, "b c h w"], data_range: float = 2.0
+) -> Float[np.ndarray, " b"]:
     """Peak signal-to-noise ratio of each image, in dB; data_range is 2 for pixels in [-1, 1]."""
-    mse = (images - reference).pow(2).flatten(1).mean(dim=1)
-    return 10 * torch.log10(data_range**2 / mse)
+    mse = np.square(images - reference).mean(axis=(1, 2, 3))
+    return 10 * np.log10(data_range**2 / mse)
 
 
 def ssim(
-    images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], data_range: float
-) -> Float[Tensor, " b"]:
+    images: Float[np.ndarray, "b c h w"], reference: Float[np.ndarray, "b c h w"], data_range: float
+) -> Float[np.ndarray, " b"]:
     """Structural similarity of each image, its mean over pixels and channels (Wang et al. 2004, Eq. 13).
 
     The window is the paper's Gaussian, and places where it would reach over the edge are left out: what scikit-image's
@@ -49,15 +46,18 @@ def ssim(
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
     likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     likeness = likeness / ((mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2))
-    return likeness.flatten(1).mean(dim=1)
+    return likeness.mean(axis=(1, 2, 3))
 
 
-def _smooth(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h-10 w-10"]:
-    offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
-    kernel = torch.exp(-0.5 * (offsets / _SSIM_STD) ** 2)
-    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
-    x = F.conv2d(x, kernel.unsqueeze(-1), groups=x.shape[1])
-    return F.conv2d(x, kernel.unsqueeze(-2), groups=x.shape[1])
+def _smooth(x: Float[np.ndarray, "b c h w"]) -> Float[np.ndarray, "b c h-10 w-10"]:
+    offsets = np.arange(SSIM_WINDOW, dtype=x.dtype) - SSIM_WINDOW // 2
+    kernel = np.exp(-0.5 * np.square(offsets / _SSIM_STD))
+    kernel /= kernel.sum()
+    for axis in (2, 3):
+        num = x.shape[axis] - SSIM_WINDOW + 1
+        windows = (x[(slice(None),) * axis + (slice(at, at + num),)] for at in range(SSIM_WINDOW))
+        x = sum(weight * window for weight, window in zip(kernel, windows, strict=True))
+    return x
 
 
 class Likeness(NamedTuple):
@@ -88,9 +88,9 @@ def compare(
     for top in range(0, height, _STRIP):
         # Windows of SSIM begin in the strip and may end below it.
         x, y = (_planes(image[top : top + _STRIP + SSIM_WINDOW - 1]) for image in (pixels, reference))
-        squares += float((x[..., :_STRIP, :] - y[..., :_STRIP, :]).square().sum())
+        squares += float(np.square(x[..., :_STRIP, :] - y[..., :_STRIP, :]).sum())
         if with_ssim and (rows := x.shape[-2] - SSIM_WINDOW + 1) > 0:
-            likeness += float(ssim(x, y, peak)) * rows
+            likeness += float(ssim(x, y, peak)[0]) * rows
     mse = squares / (height * width * channels)
     return Likeness(
         psnr=10 * math.log10(peak**2 / mse) if mse else math.inf,
@@ -98,5 +98,5 @@ def compare(
     )
 
 
-def _planes(image: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]) -> Float[Tensor, "1 c h w"]:
-    return torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1).unsqueeze(0)
+def _planes(image: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]) -> Float64[np.ndarray, "1 c h w"]:
+    return image.astype(np.float64).transpose(2, 0, 1)[None]

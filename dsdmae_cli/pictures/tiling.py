@@ -1,6 +1,7 @@
 """Large pictures through a network of fixed input size: overlapping tiles, blended, in bands of bounded memory.
 
-Pure functions of numbers and tensors; what a tile is and what is predicted for it is the caller's business.
+Pure functions of numbers and arrays; what a tile is and what is predicted for it is the caller's business. No torch
+here: every engine's tiles are cut and blended by the same arithmetic.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int64, Shaped
-from torch import Tensor
+from jaxtyping import Float32, Int64, Shaped
 
 
 class Corner(NamedTuple):
@@ -97,20 +96,21 @@ def turn(image: Shaped[np.ndarray, "s s c"], way: int) -> Shaped[np.ndarray, "s 
     return image[:, ::-1] if way & 1 else image
 
 
-def turn_back(image: Float[Tensor, "c s s"], way: int) -> Float[Tensor, "c s s"]:
-    """The inverse of `turn`, for a tensor with its channels first."""
-    image = image.flip([axis for axis, bit in ((1, 2), (2, 1)) if way & bit])
-    return image.transpose(1, 2) if way & 4 else image
+def turn_back(image: Float32[np.ndarray, "c s s"], way: int) -> Float32[np.ndarray, "c s s"]:
+    """The inverse of `turn`, for an image with its channels first."""
+    image = image[:, ::-1] if way & 2 else image
+    image = image[:, :, ::-1] if way & 1 else image
+    return image.transpose(0, 2, 1) if way & 4 else image
 
 
-def window(tile: int) -> Float[Tensor, "tile tile"]:
+def window(tile: int) -> Float32[np.ndarray, "tile tile"]:
     """Weight of each pixel of a tile: a raised cosine along both axes, highest in the middle and never zero.
 
     Where tiles overlap their predictions fade into each other; a pixel near a tile's edge, where the network sees least
     around it, counts least.
     """
-    ramp = torch.sin(torch.pi * (torch.arange(tile, dtype=torch.float64) + 0.5) / tile).square()
-    return torch.outer(ramp, ramp).float()
+    ramp = np.square(np.sin(np.pi * (np.arange(tile) + 0.5) / tile))
+    return np.outer(ramp, ramp).astype(np.float32)
 
 
 def reflected(start: int, count: int, length: int) -> Int64[np.ndarray, " count"]:
@@ -132,7 +132,7 @@ class Band(NamedTuple):
     """
 
     top: int
-    pixels: Float[Tensor, "c rows width"]
+    pixels: Float32[np.ndarray, "c rows width"]
     tiles: int
 
 
@@ -141,7 +141,7 @@ def blended(
     width: int,
     tile: int,
     passes: Iterable[Grid],
-    predict: Callable[[list[Corner]], Float[Tensor, "b c tile tile"]],
+    predict: Callable[[list[Corner]], Float32[np.ndarray, "b c tile tile"]],
     batch_size: int,
 ) -> Iterator[Band]:
     """Predict all tiles of all passes and average them, weighted by `window`; rows are handed out as soon as no tile to
@@ -150,21 +150,21 @@ def blended(
     Memory grows with the width of the picture and the height of a tile, not with the height of the picture.
 
     Args:
-        predict: tiles at these corners, at most `batch_size`, in float32 on the CPU.
+        predict: tiles at these corners, at most `batch_size`.
     """
     weight = window(tile)
     corners = heapq.merge(*(grid.corners() for grid in passes))
     batch, done = list(itertools.islice(corners, batch_size)), 0
-    total, weights = torch.empty(0), torch.zeros(0, width)
+    total, weights = np.zeros((0, 0, width), np.float32), np.zeros((0, width), np.float32)
     top = 0
     while batch:
         predicted = predict(batch)
         rows = min(batch[-1].y + tile, height) - top
         if not done:
-            total = torch.zeros(predicted.shape[1], 0, width)
+            total = np.zeros((predicted.shape[1], 0, width), np.float32)
         if missing := max(0, rows - len(weights)):
-            total = torch.cat([total, torch.zeros(len(total), missing, width)], dim=1)
-            weights = torch.cat([weights, torch.zeros(missing, width)])
+            total = np.concatenate([total, np.zeros((len(total), missing, width), np.float32)], axis=1)
+            weights = np.concatenate([weights, np.zeros((missing, width), np.float32)])
         for corner, values in zip(batch, predicted, strict=True):
             inner, outer = _meeting(corner, tile, top, height, width)
             total[:, outer[0], outer[1]] += values[:, inner[0], inner[1]] * weight[inner]

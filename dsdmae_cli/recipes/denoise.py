@@ -6,32 +6,32 @@ Which pictures a command line means is found before (pictures/paths.py), since a
 from __future__ import annotations
 
 import io
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dsdmae_cli.data.base import Refused, UnreadableImage
 from dsdmae_cli.data.decode import MAX_PIXELS
-from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed, RunInterrupted
+from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
 from dsdmae_cli.files import aside
 from dsdmae_cli.pictures import picture as pictures
-from dsdmae_cli.pictures.contact_sheet import Panel, draw
+from dsdmae_cli.pictures.contact_sheet import Panel, draw, with_magnified
+from dsdmae_cli.pictures.engines import Wanted, open_restorer
 from dsdmae_cli.pictures.outcome import Done, Outcome, Scores
 from dsdmae_cli.pictures.paths import Failure, Source, Target, reference_of
 from dsdmae_cli.pictures.picture import Picture
-from dsdmae_cli.pictures.restore import Corruption, Restorer, corrupted, open_restorer
+from dsdmae_cli.pictures.restore import Restorer
+from dsdmae_cli.pictures.stopping import stoppable
 from dsdmae_cli.report import Counted
-from dsdmae_cli.runtime import keep_freed_memory
+
+if TYPE_CHECKING:
+    from dsdmae_cli.pictures.corrupting import Corruption
 
 _ADVICE = "make room, or write elsewhere with --out, and run it again"
 
@@ -45,6 +45,7 @@ class Options:
         run, weights: whose denoiser; both None = the packaged one.
         passes: shifted and turned passes to average.
         strength: 0..1; None = by the estimated noise.
+        engine: what computes; see pictures/engines.py.
         corrupt: noise to add first, for a triptych.
         reference: a clean picture, or a folder of them, to compare with.
         sheet: one more file, with all pictures beside their results.
@@ -57,6 +58,7 @@ class Options:
     weights: Path | None = None
     passes: int = 1
     strength: float | None = None
+    engine: Wanted = "auto"
     device: str = "auto"
     precision: str = "auto"
     corrupt: Corruption | None = None
@@ -79,16 +81,22 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
         RunInterrupted: by a signal; what was written by then is whole.
     """
     began = time.monotonic()
+    report = Counted("denoising", len(sources), quiet=options.quiet)
     restorer = open_restorer(
-        options.run, options.weights, device=options.device, precision=options.precision, passes=options.passes
-    )
-    if restorer.device.type == "cpu":
+        options.run, options.weights, engine=options.engine, device=options.device, precision=options.precision,
+        passes=options.passes, say=lambda text: report.note(text, to_stdout=False),
+    )  # fmt: skip
+    network = restorer.network
+    if network.engine == "torch" and network.device == "cpu":
+        from dsdmae_cli.runtime import keep_freed_memory
+
         keep_freed_memory()
-    outcome = Outcome(restorer.denoiser, options.passes, failed=list(failed))
+    outcome = Outcome(network, options.passes, failed=list(failed))
     rows: list[list[Panel]] = []
-    with _stoppable(outcome, len(sources)) as stop, Counted("denoising", quiet=options.quiet) as report:
+    with stoppable(outcome, len(sources)) as stop, report:
         for source, target in zip(sources, targets, strict=True):
             started = time.monotonic()
+            report.begin(str(source))
             try:
                 result = _one(source, target, restorer, options, report)
                 # A reader of standard output may keep us waiting; that must not make Ctrl-C wait too.
@@ -97,15 +105,17 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
                     outcome.done.append(replace(result.done, seconds=time.monotonic() - started))
                     report.note(str(outcome.done[-1]), to_stdout=result.done.output is not None)
             except (DsdmaeError, Refused) as error:
-                outcome.failed.append(Failure(str(source), _reason(error)))
-                report.warn(str(outcome.failed[-1]))
+                outcome.failed.append(Failure(str(source), _reason(error), not isinstance(error, RunFailed)))
+                if len(sources) > 1:  # one alone is in the error that follows
+                    report.warn(str(outcome.failed[-1]))
                 continue
-            except torch.OutOfMemoryError:
-                raise RunFailed(f"{restorer.device} ran out of memory at {source}; try --device cpu") from None
+            except MemoryError:
+                advice = "end other programs, or cut it" if network.device == "cpu" else "try --device cpu"
+                raise RunFailed(f"{network.device} ran out of memory at {source}; {advice}") from None
             if options.sheet is not None:
-                rows.append(result.panels)
+                rows += with_magnified(result.panels)
         if options.sheet is not None and rows:
-            _write(draw(rows, crop=True), options.sheet)
+            _write(draw(rows), options.sheet)
             outcome.sheet = options.sheet
     outcome.seconds = time.monotonic() - began
     return outcome
@@ -129,10 +139,11 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
     original = _original(source, given, options)
     noisy, strength = given, options.strength
     if options.corrupt:
-        noisy = corrupted(given, options.corrupt, restorer.denoiser.patch)
+        from dsdmae_cli.pictures.corrupting import corrupted
+
+        noisy = corrupted(given, options.corrupt, restorer.network.patch)
         # Noise that was added on purpose is there whatever the estimate says, which goes by the calmest patches.
         strength = 1.0 if strength is None else strength
-    report.begin(str(source))
     result = restorer(noisy, strength, report.advance)
     restored = result.picture
     scores = None if original is None else Scores.of(noisy, restored, original)
@@ -151,7 +162,7 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
         scores=scores,
     )
     panels = _panels(noisy, restored, original, scores)
-    return _Result(draw([panels], crop=False) if options.corrupt else restored, done, panels)
+    return _Result(draw([panels]) if options.corrupt else restored, done, panels)
 
 
 def _read(path: Path | None, name: str, max_pixels: int) -> Picture:
@@ -221,45 +232,3 @@ def _reason(error: Exception) -> str:
         return str(error)
     more = "; raise --max-megapixels" if error.reason.endswith("million pixels") else ""
     return f"{error.reason}{more}"
-
-
-class _Stop:
-    """Ctrl-C and SIGTERM end the work at once, but never between a file and its record: `hold` puts them off."""
-
-    def __init__(self) -> None:
-        self.number: signal.Signals | None = None
-        self.held = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.number = signal.Signals(number)
-        if not self.held:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """No interruption inside; one that was asked for meanwhile follows."""
-        self.held = True
-        try:
-            yield
-        finally:
-            self.held = False
-        if self.number is not None:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def _stoppable(outcome: Outcome, total: int) -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    except KeyboardInterrupt:
-        number = stop.number or signal.SIGINT
-        raise RunInterrupted(
-            f"stopped by signal {number.value}: {len(outcome.done)} of {total} pictures are done and whole, nothing of"
-            " the others was written",
-            number,
-        ) from None
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)

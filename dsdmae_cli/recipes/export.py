@@ -4,8 +4,9 @@ timm      a folder with model.safetensors and config.json, for timm.create_model
 hf        the same with a model card, ready to be uploaded to the Hugging Face hub
 onnx      one file, compared with torch on photographs before it is kept
 denoiser  the part of a run that restores images, for `dsdmae denoise --weights`
+denoiser-onnx  the same as one ONNX file, of a run, of a file of the form before, or of the weights that ship
 
-The forms themselves are in artifacts/: timm_folder.py, card.py, onnx.py, denoiser.py.
+The forms themselves are in artifacts/: timm_folder.py, card.py, onnx.py, denoiser.py, onnx_denoiser.py.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli import files
+from dsdmae_cli.artifacts import packaged
 from dsdmae_cli.artifacts.card import found_results, model_card, short_list
-from dsdmae_cli.artifacts.denoiser import load_denoiser, save_denoiser
+from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser, save_denoiser
 from dsdmae_cli.artifacts.onnx import write_onnx
+from dsdmae_cli.artifacts.onnx_denoiser import write_onnx_denoiser
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import Subject, parse
@@ -26,7 +29,9 @@ from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.runs.rundir import CLASSIFIER, SETTINGS
 from dsdmae_cli.settings.models import BackboneSettings
 
-Form = Literal["timm", "hf", "onnx", "denoiser"]
+Form = Literal["timm", "hf", "onnx", "denoiser", "denoiser-onnx"]
+# The forms that are one file, and its ending.
+_FILES = {"onnx": ".onnx", "denoiser": ".safetensors", "denoiser-onnx": ".onnx"}
 _ADVICE = "make room or choose another --out"
 
 
@@ -37,7 +42,7 @@ class Request:
     Attributes:
         subject: see artifacts/subject.py; and `head` for a fine-tuned network.
         form: see Form.
-        out: the folder (timm, hf) or file (onnx, denoiser) to write.
+        out: the folder (timm, hf) or file (onnx, denoiser, denoiser-onnx) to write.
         image_size: side of the images it shall take; None = as it is.
         backbone: of weights that do not name theirs.
         force: replace what is there.
@@ -66,9 +71,9 @@ def export(request: Request) -> dict[str, Any]:
         RunFailed: it cannot be written, or ONNX computes something else than torch.
     """
     _check_free(request)
+    if request.form in {"denoiser", "denoiser-onnx"}:
+        return _export_denoiser(request)
     subject = parse(request.subject)
-    if request.form == "denoiser":
-        return _export_denoiser(subject, request)
     opened = open_encoder(
         subject, None, backbone=request.backbone, image_size=request.image_size, seed=0, head=request.head
     )
@@ -93,8 +98,7 @@ def export(request: Request) -> dict[str, Any]:
 
 def _check_free(request: Request) -> None:
     out = request.out
-    if request.form in {"onnx", "denoiser"}:
-        ending = ".onnx" if request.form == "onnx" else ".safetensors"
+    if ending := _FILES.get(request.form):
         if out.suffix != ending:
             raise SettingsError(f"--out {out} must end in {ending} for --to {request.form}")
         if out.is_dir():
@@ -128,29 +132,50 @@ def _export_folder(opened: Opened, subject: Subject, request: Request) -> dict[s
     return {**said, "upload_with": f"hf upload YOUR-NAME/{out.resolve().name} {out}"} if with_card else said
 
 
-def _export_denoiser(subject: Subject, request: Request) -> dict[str, Any]:
-    run = subject.path
-    if subject.kind != "run" or run is None:
-        raise CheckpointError(f"--to denoiser needs a run's directory with its checkpoints, and {subject.text} is none")
-    if (run / CLASSIFIER).is_file():
-        raise CheckpointError(
-            f"--to denoiser needs a run of pre-training, and {run} fine-tuned a classifier; name the run before"
-        )
+def _export_denoiser(request: Request) -> dict[str, Any]:
+    denoiser = _denoiser(request)
     if request.image_size is not None:
-        raise SettingsError("--to denoiser takes no --image-size: `dsdmae denoise` works on pictures of any size")
-    denoiser = load_denoiser(run=run)
+        raise SettingsError(f"--to {request.form} takes no --image-size: `dsdmae denoise` takes pictures of any size")
     with files.explained(request.out, _ADVICE):
         request.out.parent.mkdir(parents=True, exist_ok=True)
-    save_denoiser(denoiser.network, denoiser.settings, request.out)
+    if request.form == "denoiser-onnx":
+        said = write_onnx_denoiser(denoiser, request.out, _ADVICE)
+    else:
+        save_denoiser(denoiser.network, denoiser.settings, request.out)
+        said = {"files": [request.out.name], "load_with": f"dsdmae denoise --weights {request.out} PICTURE"}
     return {
-        "form": "denoiser",
+        "form": request.form,
         "path": str(request.out),
         "image_size": denoiser.image_size,
         "weights_sha256": denoiser.sha256,
-        "files": [request.out.name],
-        "load_with": f"dsdmae denoise --weights {request.out} PICTURE",
+        **said,
         "notes": [],
     }
+
+
+def _denoiser(request: Request) -> Denoiser:
+    """What a person named: a run; as ONNX also a denoiser's file or the one that ships.
+
+    Raises:
+        CheckpointError: it is none of these, or restores no pixels.
+    """
+    to_onnx = request.form == "denoiser-onnx"
+    if to_onnx and request.subject == packaged.WORD and not Path(packaged.WORD).exists():
+        return load_denoiser()
+    subject = parse(request.subject)
+    if to_onnx and subject.kind == "weights" and subject.weights is not None:
+        return load_denoiser(weights=subject.weights)
+    if subject.kind != "run" or subject.path is None:
+        more = f", a denoiser's .safetensors file, or the word {packaged.WORD}" if to_onnx else ""
+        raise CheckpointError(
+            f"--to {request.form} needs a run's directory with its checkpoints{more}, and {subject.text} is none"
+        )
+    if (subject.path / CLASSIFIER).is_file():
+        raise CheckpointError(
+            f"--to {request.form} needs a run of pre-training, and {subject.path} fine-tuned a classifier; name the"
+            " run before"
+        )
+    return load_denoiser(run=subject.path)
 
 
 def summary(said: dict[str, Any]) -> str:
@@ -158,12 +183,15 @@ def summary(said: dict[str, Any]) -> str:
     lines = [f"wrote          {said['path']}: {', '.join(said['files'])}"]
     if "classes" in said:
         lines.append(f"classes        {len(said['classes'])}: {short_list(said['classes'])}")
-    lines.append(f"images         {said['image_size']}x{said['image_size']} px" + _pixels(said))
+    if said["form"] == "denoiser-onnx":
+        lines.append(f"takes          {said['input']}")
+    else:
+        lines.append(f"images         {said['image_size']}x{said['image_size']} px" + _pixels(said))
     if "max_difference" in said:
         lines.append(
             f"checked        differs from torch by at most {said['max_difference']:.1e} on {said['compared_on']}"
         )
-        shapes = ", ".join(f"{name} {shape}" for name, shape in said["outputs"].items())
+        shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in said["outputs"].items())
         lines.append(f"outputs        {shapes}, per image")
     lines.append(f"load it with   {said['load_with']}")
     if "upload_with" in said:

@@ -69,5 +69,10 @@ class GridConvolutions(nn.Module):
         total = self.grid[0] * self.grid[1]
         if k < total:
             tokens = tokens.new_zeros(b, total, d).scatter(1, ids.unsqueeze(-1).expand(-1, -1, d), tokens)
-        out = to_tokens(self.project(self.blocks(to_map(tokens, self.grid))))
+        out = self.on_grid(tokens, self.grid)
         return gather_tokens(out, ids) if k < total else out
+
+    def on_grid(self, tokens: Float[Tensor, "b t d"], grid: tuple[int, int]) -> Float[Tensor, "b t out"]:
+        """Transform all tokens of a grid, which may be another than the one this was built for."""
+        tokens = to_autocast_dtype(tokens)
+        return to_tokens(self.project(self.blocks(to_map(tokens, grid))))

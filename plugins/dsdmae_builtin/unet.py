@@ -37,6 +37,7 @@ class UNet(Backbone):
         patch, widths, depths = settings.patch_size, settings.widths, settings.depths
         self.patch_size = patch
         self.num_scales = len(widths)
+        self.size_multiple: int = patch * 2 ** (len(widths) - 1)
         self.set_image_size(image_size)
         self.width = widths[0]
         self.timm_name = ""
@@ -67,7 +68,9 @@ class UNet(Backbone):
 
     def _stages(self, images: Tensor) -> Iterator[Tensor]:
         """What each stage gives, from the first on."""
-        x = self.embed(to_map(patchify(images, self.patch_shape), self.grid))
+        # The images' own grid and not self.grid: convolutions take any, and an exported network keeps that.
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        x = self.embed(to_map(patchify(images, (self.patch_size, self.patch_size)), grid))
         skipped: list[Tensor] = []
         for stage, shrink in zip(self.encode, self.shrink, strict=False):
             x = stage(x)
@@ -85,10 +88,9 @@ class UNet(Backbone):
 
     def set_image_size(self, image_size: int) -> None:
         # No weight depends on the size.
-        step = self.patch_size * 2 ** (self.num_scales - 1)
-        if image_size % step:
+        if image_size % self.size_multiple:
             raise SettingsError(
-                f"data.image_size = {image_size} must be a multiple of {step}: backbone.patch_size ="
+                f"data.image_size = {image_size} must be a multiple of {self.size_multiple}: backbone.patch_size ="
                 f" {self.patch_size}, halved {self.num_scales - 1} times"
             )
         self.image_size = image_size

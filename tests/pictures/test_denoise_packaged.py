@@ -18,11 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dsdmae_cli.artifacts.denoiser import PACKAGED, Denoiser, load_denoiser
+from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser
+from dsdmae_cli.artifacts.packaged import PACKAGED
 from dsdmae_cli.data.decode import decode
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import compare
 from dsdmae_cli.pictures.restore import Restorer
+from dsdmae_cli.pictures.torch_network import TorchNetwork
 from dsdmae_cli.pictures.traces import COMPRESSED, STRONG, WHITE
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +37,8 @@ def denoiser() -> Denoiser:
 
 
 def restored(denoiser: Denoiser, pixels: Rgb, passes: int = 1, precision: str = "fp32") -> Rgb:
-    return Restorer(denoiser, torch.device("cpu"), precision, passes)(Picture.of(pixels), 1.0).picture.pixels
+    network = TorchNetwork(denoiser, torch.device("cpu"), precision)
+    return Restorer(network, passes)(Picture.of(pixels), 1.0).picture.pixels
 
 
 def noisy(clean: Rgb, sigma: float) -> Rgb:
@@ -132,7 +135,7 @@ def test_passes_help(denoiser: Denoiser, photos_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def restorer(denoiser: Denoiser) -> Restorer:
-    return Restorer(denoiser, torch.device("cpu"), "fp32")
+    return Restorer(TorchNetwork(denoiser, torch.device("cpu"), "fp32"))
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,16 @@ def run(*words: str) -> Result:
 # Discovery
 
 
+def test_what_is_installed_meanwhile_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "late" not in {found.name for found in discover("method")}
+    info = tmp_path / "late-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dsdmae.methods]\nlate = late:SPEC\n")
+    assert "late" in {found.name for found in discover("method")}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_our_own_plugins_are_found_as_anyones(kind: Kind) -> None:
     found = {plugin.name: plugin for plugin in discover(kind)}

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,15 +22,18 @@ from helpers import cli, digit_folder, listing, one_line, start, train, wait_unt
 from PIL import Image, ImageCms
 from safetensors.torch import load_file
 
+from dsdmae_cli import report
 from dsdmae_cli.artifacts.denoiser import load_denoiser, save_denoiser
 from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.pictures import picture as pictures
+from dsdmae_cli.pictures.corrupting import Corruption, corrupted
 from dsdmae_cli.pictures.outcome import Done
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import compare
-from dsdmae_cli.pictures.restore import Corruption, Restorer, corrupted
+from dsdmae_cli.pictures.restore import Restorer
+from dsdmae_cli.pictures.torch_network import TorchNetwork
 from dsdmae_cli.runs.build import build_method
 
 CPU = torch.device("cpu")
@@ -95,14 +99,40 @@ def test_folders_globs_and_names_that_meet(run: Run, photo: Image.Image, tmp_pat
         photo.save(tmp_path / name)
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     assert run(tmp_path / "in", tmp_path / "c*.png", tmp_path / "c1.png", "--out", f"{tmp_path}/out/")[0] == 0
-    assert listing(tmp_path / "out") == {
-        "a.jpg.denoised.png",
-        "a.png.denoised.png",
-        "deep",
-        "deep/b.denoised.png",
-        "c1.denoised.png",
-        "c2.denoised.png",
-    }
+    assert listing(tmp_path / "out") == {"a.jpg.png", "a.png.png", "deep", "deep/b.png", "c1.png", "c2.png"}
+
+
+def test_what_results_are_called(run: Run, photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "a.png")
+    assert run(tmp_path, "--out", tmp_path)[0] == 0  # its own folder
+    assert run(tmp_path, "--suffix", "-clean")[0] == 0
+    assert run(tmp_path, "--suffix", "-clean", "--out", tmp_path / "out")[0] == 0
+    assert run(tmp_path, "--suffix", "-clean", "--out", tmp_path / "out", "--force")[0] == 0  # results are no pictures
+    assert run(tmp_path, "--corrupt", "1", "--out", tmp_path / "out")[0] == 0
+    assert run(tmp_path / "a.png", "--suffix", "", "--out", tmp_path / "plain")[0] == 0
+    assert listing(tmp_path) == {
+        "a.png", "a.denoised.png", "a-clean.png", "out", "out/a-clean.png", "out/a.triptych.png",
+        "out/a-clean.triptych.png", "plain", "plain/a.png",
+    }  # fmt: skip
+
+
+def test_a_picture_is_not_replaced_by_its_result(run: Run, photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    code, _, err = run(tmp_path / "a.png", "--suffix", "")
+    assert code == 2
+    assert "exists; --force replaces it" in one_line(err)
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_two_results_of_one_name(run: Run, photo: Image.Image, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        photo.save(tmp_path / name / "a.png")
+    code, _, err = run(tmp_path / "x", tmp_path / "y", "--out", tmp_path / "out", "--force")
+    assert code == 2
+    assert "would both become" in one_line(err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_out_names_a_file_and_its_format(run: Run, photo: Image.Image, tmp_path: Path) -> None:
@@ -124,6 +154,30 @@ def test_the_line_says_what_was_found_and_what_was_done(run: Run, photo: Image.I
     assert "unchanged as asked for: strong noise" in out
     [record] = json.loads(run(tmp_path / "a.png", "--json", "--force", "--strength", "0.25")[1])["pictures"]
     assert (record["strength"], record["found"], record["changed"]) == (0.25, "strong noise", True)
+
+
+def test_the_time_left_is_that_of_all_pictures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 100.0
+    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: seconds))
+    with report.Counted("denoising", 4, quiet=False) as counted:
+        counted.begin("a.png")
+        seconds = 120
+        counted.advance(1, 2)  # an eighth of the whole
+        seconds = 125
+        counted.advance(2, 2)
+        counted.begin("b.png")
+        seconds = 140
+        counted.advance(0, 1)  # a quarter
+        counted.begin("c.png")
+        counted.begin("d.png")
+        seconds = 200
+        counted.advance(1, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        "denoising 1 of 4, a.png: 50%, 2 min 20 s left",
+        "denoising 2 of 4, b.png: 0%, 2 min 00 s left",
+    ]
 
 
 def test_nothing_is_called_denoised_that_came_back_as_it_was() -> None:
@@ -186,7 +240,7 @@ def test_16_bits_stay(mode: str, run: Run, tmp_path: Path) -> None:
 
 def test_strength_mixes(weights: Path) -> None:
     picture = Picture(np.random.default_rng(0).integers(0, 65536, (40, 30, 3), np.uint16), "RGB")
-    restorer = Restorer(load_denoiser(weights=weights), CPU, "fp32")
+    restorer = Restorer(TorchNetwork(load_denoiser(weights=weights), CPU, "fp32"))
     none, half, full = (restorer(picture, strength).picture.pixels.astype(float) for strength in (0, 0.5, 1))
     np.testing.assert_array_equal(none, picture.pixels)
     inside = (full > 0) & (full < 65535)
@@ -197,18 +251,18 @@ def test_tiles_are_what_the_network_says(weights: Path) -> None:
     """A picture of one tile, upright and lying, against the network called by hand."""
     denoiser = load_denoiser(weights=weights)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    result = Restorer(denoiser, CPU, "fp32")(Picture(pixels, "RGB"), 1.0).picture
+    result = Restorer(TorchNetwork(denoiser, CPU, "fp32"))(Picture(pixels, "RGB"), 1.0).picture
     x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     wanted = ((denoiser(x)[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255)
     np.testing.assert_array_equal(result.pixels, wanted.numpy())
     tall = np.concatenate([pixels, pixels[::-1]])
-    lying = Restorer(denoiser, CPU, "fp32")(Picture(tall.transpose(1, 0, 2), "RGB"), 1.0).picture
+    lying = Restorer(TorchNetwork(denoiser, CPU, "fp32"))(Picture(tall.transpose(1, 0, 2), "RGB"), 1.0).picture
     assert np.abs(lying.pixels.astype(int) - tall.transpose(1, 0, 2)).max() > 0
 
 
 def test_black_and_white_stored_as_colour_stays_so(weights: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (30, 40, 1), np.uint8)
-    restorer = Restorer(load_denoiser(weights=weights), CPU, "fp32")
+    restorer = Restorer(TorchNetwork(load_denoiser(weights=weights), CPU, "fp32"))
     result = restorer(Picture(np.repeat(grey, 3, axis=2), "RGB"), 1.0).picture.pixels
     assert (result == result[..., :1]).all()
     np.testing.assert_array_equal(result[..., :1], restorer(Picture(grey, "L"), 1.0).picture.pixels)
@@ -260,7 +314,7 @@ def test_reference(run: Run, photo: Image.Image, tmp_path: Path) -> None:
     assert record["noisy_psnr"] == record["restored_psnr"] == pytest.approx(20 * math.log10(255 / 16))
     assert look(tmp_path / "sheet.png").width > 150
     code, _, err = run(tmp_path / "noisy" / "a.png", "--reference", tmp_path / "small.png", "--out", tmp_path / "x.png")
-    assert code == 1
+    assert code == 2
     assert "is 9x9, 8-bit RGB, not 50x37, 8-bit RGB" in one_line(err)
 
 
@@ -303,11 +357,25 @@ def test_a_failure_leaves_the_others_done(run: Run, photo: Image.Image, tmp_path
     assert {Path(f["source"]).name for f in result["failed"]} == {p.name for p in names[:-1]}
 
 
+@pytest.mark.parametrize("others", [(), ("text.jpg",), ("gone.png", "text.jpg")])
+def test_nothing_but_bad_input(others: tuple[str, ...], run: Run, photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "whole.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    (tmp_path / "whole.png").unlink()
+    (tmp_path / "text.jpg").write_text("no picture")
+    before = listing(tmp_path)
+    code, _, err = run(tmp_path / "torn.png", *(tmp_path / name for name in others))
+    assert code == 2
+    assert one_line(err).startswith("dsdmae: error: nothing was denoised: ")
+    assert others or err.count("\n") == 1
+    assert listing(tmp_path) == before
+
+
 def test_nothing_is_overwritten_without_force(run: Run, photo: Image.Image, tmp_path: Path) -> None:
     photo.save(tmp_path / "a.png")
     (tmp_path / "a.denoised.png").write_text("mine")
     code, _, err = run(tmp_path / "a.png")
-    assert code == 1
+    assert code == 2
     assert "exists; --force replaces it" in one_line(err)
     assert (tmp_path / "a.denoised.png").read_text() == "mine"
     assert run(tmp_path / "a.png", "--force")[0] == 0
@@ -326,7 +394,7 @@ def test_no_permission(
     photo.save(nobody / "a.png")
     (nobody / "a.png").chmod(0)
     code, _, err = cli(capfd, "denoise", "--weights", nobody / "tiny.safetensors", "--device", "cpu", nobody / "a.png")
-    assert code == 1
+    assert code == 2
     assert "permission denied" in one_line(err)
 
 
@@ -348,6 +416,7 @@ def test_a_folder_that_cannot_be_made(run: Run, photo: Image.Image, tmp_path: Pa
         (("a.png", "--strength", "2"), "less than or equal to 1"),
         (("a.png", "--passes", "0"), "greater than or equal to 1"),
         (("a.png", "--out", "b.gif"), "--out b.gif: it must end in"),
+        (("a.png", "--suffix", "x/y"), "folders go to --out"),
         (("a.png", "b.png", "--out", "c.png"), "is one file and there are 2 pictures"),
         (("a.png", "--out", "-", "--json"), "both want standard output"),
         (("a.png", "--reference", "gone.png"), "there is no --reference gone.png"),

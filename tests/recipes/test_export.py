@@ -22,6 +22,7 @@ from dsdmae_cli.artifacts.denoiser import load_denoiser
 from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
+from dsdmae_cli.pictures.onnx_network import open_onnx
 from dsdmae_cli.recipes.export import Form, Request, export, summary
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.tasks.classifier import Network
@@ -305,7 +306,7 @@ def test_onnx_without_its_extra(encoder_run: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_the_photographs_are_real_and_in_range() -> None:
-    images = onnx_module._photographs(48)
+    images = onnx_module.cut_photographs(48)
     assert images.shape == (8, 3, 48, 48)
     assert -1 <= images.min() < -0.9
     assert 0.9 < images.max() <= 1
@@ -341,11 +342,36 @@ def test_a_denoiser(encoder_run: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-2)  # stored in half precision
 
 
-def test_a_denoiser_needs_a_run(encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_denoiser_needs_a_run(
+    encoder_run: Path, tuned_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = encoder_run / "encoder.safetensors"
-    code, _, err = cli(capfd, "export", file, "--to", "denoiser", "--out", tmp_path / "d.safetensors")
-    assert code == 2
-    assert "needs a run's directory" in one_line(err)
+    for subject, form, said in (
+        (file, "denoiser", "needs a run's directory"),
+        ("packaged", "denoiser", "there is no packaged"),
+        (file, "denoiser-onnx", "holds an encoder alone"),
+        ("pixels", "denoiser-onnx", "or the word packaged, and pixels is none"),
+        (tuned_run, "denoiser-onnx", "fine-tuned a classifier"),
+    ):
+        out = tmp_path / ("d.onnx" if form == "denoiser-onnx" else "d.safetensors")
+        code, _, err = cli(capfd, "export", subject, "--to", form, "--out", out)
+        assert code == 2
+        assert said in one_line(err)
+    assert listing(tmp_path) == set()
+
+
+@pytest.mark.slow
+def test_a_denoiser_of_one_size_as_onnx(encoder_run: Path, tmp_path: Path, unchecked_shapes: None) -> None:
+    """A transformer's: its positions belong to a size. tests/pictures/test_engines.py has the others."""
+    said = exported(encoder_run, "denoiser-onnx", tmp_path / "denoiser.onnx")
+    assert said["outputs"] == {"restored": [3, 16, 16]}
+    assert "[batch, 3, 16, 16]" in summary(said)
+    network = open_onnx(tmp_path / "denoiser.onnx", "it")
+    assert (network.about.size_multiple, network.image_size) == (None, 16)
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
+    with torch.no_grad():
+        expected = load_denoiser(run=encoder_run)(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(network.predict(images), expected, atol=1e-4)
 
 
 # -- where it writes
@@ -370,6 +396,7 @@ def test_what_is_there_is_kept(encoder_run: Path, tmp_path: Path, capfd: pytest.
     [
         ("onnx", "encoder.pt", "must end in .onnx"),
         ("denoiser", "denoiser.pt", "must end in .safetensors"),
+        ("denoiser-onnx", "denoiser.safetensors", "must end in .onnx"),
         ("onnx", "there.onnx", "exists; choose another path"),
         ("timm", "there.onnx", "is a file"),
         ("hf", "run", "is a run's directory"),

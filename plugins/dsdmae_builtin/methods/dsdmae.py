@@ -158,14 +158,21 @@ class DSdMAE(Method):
         patches = patches.scatter(1, ids.unsqueeze(-1).expand_as(decoded), decoded)
         return Restoration(corruption.images, C.unpatchify(patches, patch, self.student.grid))
 
-    def denoise(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"] | None:
+    def denoise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"] | None:
         """Every patch decoded as if it were noisy; None without a decoder or with norm_pix_loss."""
         if self.decoder is None or self.settings.norm_pix_loss:
             return None
-        net = self.student
-        ids = torch.arange(net.num_tokens, device=images.device).expand(len(images), -1)
-        decoded = self._decode(net(images), Noised(images, ids, images.new_zeros(len(images), 1)))
-        return C.unpatchify(decoded.float(), net.patch_shape, net.grid)
+        tokens, patch = self.student(images), self.student.patch_shape
+        grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
+        decoder = self.decoder
+        decoded: Tensor = decoder.on_grid(tokens, grid) if isinstance(decoder, GridConvolutions) else decoder(tokens)
+        if self.settings.residual:
+            decoded = C.patchify(images, patch) + decoded.float()
+        return C.unpatchify(decoded.float(), patch, grid)
+
+    @property
+    def denoise_multiple(self) -> int | None:
+        return self.student.size_multiple if isinstance(self.decoder, GridConvolutions) else None
 
 
 def build(settings: DSdMAESettings, backbone: Backbone) -> DSdMAE:

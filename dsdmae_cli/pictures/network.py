@@ -1,0 +1,47 @@
+"""What restores tiles, whatever computes it (torch_network.py, onnx_network.py); engines.py chooses. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+Engine = Literal["torch", "onnx"]
+Images = Float32[np.ndarray, "b 3 s s"]
+
+
+class Network(Protocol):
+    """A denoiser at work on a device.
+
+    Attributes:
+        engine: what computes it.
+        device: where, in torch's words ("cpu", "cuda:0").
+        origin: where its weights came from, for messages.
+        sha256: names the weights in records.
+        image_size: side of the images it takes, in pixels.
+        patch: (height, width) of a patch, in pixels.
+        batch_size: images that go through it at once.
+    """
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def origin(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def patch(self) -> tuple[int, int]: ...
+    @property
+    def batch_size(self) -> int: ...
+
+    def predict(self, images: Images) -> Images:
+        """Images in [-1, 1] without their noise, in float32.
+
+        Raises:
+            MemoryError: the device has too little.
+        """
