@@ -248,6 +248,7 @@ def denoise(
 
     from dsdmae_cli.data.base import Refused
     from dsdmae_cli.errors import DataError
+    from dsdmae_cli.pictures.depths import brought_back, limits_of, seen
     from dsdmae_cli.pictures.engines import choose_engine, open_restorer
     from dsdmae_cli.pictures.picture import Picture, read, to_image
 
@@ -266,7 +267,10 @@ def denoise(
     where = (_path(run), _path(weights))
     with _undisturbed_by(choose_engine(engine, *where, device, precision)):
         restorer = open_restorer(*where, engine=engine, device=device, precision=precision, passes=passes)
-        restored = restorer(given, strength).picture
+        limits = limits_of([given])
+        shown = given if limits is None else seen(given, limits)
+        restored = restorer(shown, strength).picture
+        restored = restored if limits is None else brought_back(given, shown, restored, limits)
     if isinstance(picture, np.ndarray):
         return restored.pixels.reshape(picture.shape)
     return to_image(restored)

@@ -69,6 +69,12 @@ Strength = Annotated[
     typer.Option("--strength", metavar="X", min=0, max=1, help="Fraction of the correction to apply, 0..1. Default: all"
                  " of it, less where next to no noise is found", rich_help_panel=NETWORK, show_default=False),
 ]  # fmt: skip
+RangeOf = Annotated[
+    str,
+    typer.Option("--range", metavar="auto|batch|LOW,HIGH|BITS|none", help="Values that are black and white in pictures"
+                 " of more than 8 bits; auto = each picture's own, batch = one range for all of them, none = 0..65535",
+                 rich_help_panel=NETWORK),
+]  # fmt: skip
 Reference = Annotated[
     Path | None,
     typer.Option("--reference", metavar="FILE|DIR", help="The clean picture, or a folder of them by the same names:"
@@ -107,6 +113,7 @@ def command(
     engine: EngineName = "auto",
     passes: Passes = 1,
     strength: Strength = None,
+    range_: RangeOf = "auto",
     reference: Reference = None,
     corrupt: Corrupt = None,
     noise_std: NoiseStd = None,
@@ -122,6 +129,7 @@ def command(
     if run is not None and weights is not None:
         raise SettingsError("--run and --weights both name a network; give one")
     _check(out, sheet, force, reference, corrupt, noise_std, seed, as_json)
+    limits = _limits(range_)
     device, precision = "auto", "auto"
     if given.flags:  # the settings' models take longer to import than onnxruntime
         from dsdmae_cli.config.use import hardware
@@ -157,6 +165,7 @@ def command(
         corrupt=noise,
         reference=reference,
         sheet=sheet,
+        limits=limits,
         max_pixels=round(max_megapixels * _MEGA),
         quiet=as_json,
     )
@@ -165,6 +174,20 @@ def command(
         print_result(outcome.result(), as_json=True, text="")
     if error := outcome.failure():
         raise error
+
+
+def _limits(text: str) -> tuple[float, float] | Literal["auto", "batch"] | None:
+    """--range, as data.range but that a batch may have one."""
+    from dsdmae_cli.settings.ranges import range_of
+
+    if text == "none":
+        return None
+    if text in ("auto", "batch"):
+        return "auto" if text == "auto" else "batch"
+    try:
+        return range_of(text)
+    except ValueError as error:
+        raise SettingsError(f"--range {text} is not allowed: {error}") from error
 
 
 def _check(

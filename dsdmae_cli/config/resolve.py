@@ -7,7 +7,7 @@ from typing import Any, overload
 from pydantic import BaseModel
 
 from dsdmae_cli import plugins
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import DataError, SettingsError
 from dsdmae_cli.settings.judge import FinetuneOptimSettings, FinetuneSettings, ProbeSettings
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings, Section, Settings
 from dsdmae_cli.settings.resolved import (
@@ -72,8 +72,22 @@ def resolve_data(data: DataSettings, method: MethodSettings | None = None) -> Re
     augment = {**spec.augment, **methods_augment(data, method)}
     auto = {key: augment[key] for key in ("crop_scale", "flip", "shift") if getattr(data, key) == "auto"}
     if data.range == "auto":
-        auto["range"] = None if spec.value_range is None else plugins.load(spec.value_range)(data)
+        auto["range"] = _range(data, spec)
     return decided(data, ResolvedData, {"image_size": size, **auto})
+
+
+def _range(data: DataSettings, spec: plugins.DatasetSpec) -> tuple[float, float] | None:
+    """What the images say is black and white; None where all have 8 bits, or are not here.
+
+    An old run's settings are read for its network too, and its images may be gone; who opens them is told that.
+    """
+    if spec.value_range is None:
+        return None
+    try:
+        found: tuple[float, float] | None = plugins.load(spec.value_range)(data)
+    except DataError:
+        return None
+    return found
 
 
 def methods_augment(data: DataSettings, method: MethodSettings | None) -> dict[str, Any]:

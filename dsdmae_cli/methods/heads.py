@@ -80,7 +80,8 @@ class TokenTransformer(nn.Module):
         A class token goes along without a position and is dropped at the end.
         """
         tokens = to_autocast_dtype(tokens)
-        positions = self.positions.to(tokens.dtype).expand(len(tokens), -1, -1)
+        # Not len(tokens): torch.export would take it for a constant.
+        positions = self.positions.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         tokens = tokens + (positions if ids is None else gather_tokens(positions, ids))
         if class_token is None:
             return self.project(self.norm(self.blocks(tokens)))

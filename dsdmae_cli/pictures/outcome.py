@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsdmae_cli.data.values import Range
 from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
 from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.paths import Failure
@@ -45,7 +46,9 @@ class Done:
 
     Attributes:
         output: its file; None = standard output.
-        frames: pictures in the source, of which the first was taken.
+        frames: pictures in the source.
+        pages: how many of them were denoised, where it is a stack; else 1.
+        limits: values that are black and white; None where all of 8 or 16 bits are used.
         noise_level: what the network would take out, root mean square, in units of 1/255.
         found: the kind of noise; empty for none.
         strength: share of the network's correction that was taken, 0..1.
@@ -61,6 +64,8 @@ class Done:
     mode: str
     depth: int
     frames: int
+    pages: int
+    limits: Range | None
     noise_level: float
     found: str
     strength: float
@@ -78,6 +83,8 @@ class Done:
             "mode": self.mode,
             "depth": self.depth,
             "frames": self.frames,
+            "pages": self.pages,
+            "range": list(self.limits) if self.limits else None,
             "noise_level": round(self.noise_level, 2),
             "found": self.found or None,
             "strength": round(self.strength, 3),
@@ -91,7 +98,11 @@ class Done:
         words = [f"{self.width}x{self.height} {self.mode}{depth}", self._noise()]
         if self.scores:
             words.append(f"{self.scores.noisy} -> {self.scores.restored}")
-        if self.frames > 1:
+        if self.limits:
+            words.insert(1, f"{self.limits[0]:g} to {self.limits[1]:g}")
+        if self.pages > 1:
+            words.append(f"{self.pages} pages")
+        elif self.frames > 1:
             words.append(f"the first of {self.frames} pictures in the file")
         return f"{self.output or 'standard output'}  {', '.join(words)}, {self.seconds:.1f} s"
 

@@ -6,6 +6,7 @@ Pillow cannot do with 16 bits is in deep.py, what is known of a picture beside i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -249,19 +250,20 @@ def check_format(picture: Picture, suffix: str) -> None:
         raise Refused(f"{kind} cannot hold {what} as they are; write {picture.suffix}")
 
 
-def write(picture: Picture, file: BinaryIO, suffix: str) -> None:
-    """Write a picture with everything that came with it.
+def write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
+    """Write a picture, or the pages of a stack, with everything that came with it.
 
     Args:
-        suffix: a key of WRITERS.
+        suffix: a key of WRITERS; several pages make a TIFF.
 
     Raises:
         Refused: the format cannot hold it (see check_format).
     """
+    picture = pages[0]
     check_format(picture, suffix)
     kind, options = WRITERS[suffix]
-    if kind == "TIFF" and (picture.is_instruments or picture.pages > 1):
-        instrument.write([picture], file)
+    if kind == "TIFF" and (picture.is_instruments or len(pages) > 1):
+        instrument.write(pages, file)
         return
     if kind == "PNG" and picture.depth == 16 and picture.mode != "L":
         write_png(picture.pixels, picture.metadata, file)

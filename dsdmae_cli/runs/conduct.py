@@ -99,7 +99,7 @@ def _agree(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: boo
 
 def _with_range(settings: Any, limits: ValueRange | None) -> BaseModel:
     """The settings with the range of values that was found, so that images which come later do not change it."""
-    if limits is None or settings.data.range != "auto":
+    if settings.data.range != "auto":
         return settings
     return settings.model_copy(update={"data": settings.data.model_copy(update={"range": limits})})
 

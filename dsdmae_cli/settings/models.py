@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from dsdmae_cli.settings.ranges import as_range
+
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -40,18 +42,6 @@ def ordered(pair: object) -> object:
 
 
 ValueRange = tuple[Finite, Finite]
-
-
-def _as_range(value: object) -> object:
-    """ "100,1000" and [100, 1000] as a pair; a number of bits as what they can hold."""
-    if isinstance(value, str) and "," in value:
-        return tuple(part.strip() for part in value.strip("[] ").split(","))
-    bits = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    if isinstance(bits, int) and not isinstance(bits, bool):
-        if not 1 <= bits <= 32:
-            raise ValueError("a single number means bits, 1 to 32; or write LOW,HIGH")
-        return (0, 2**bits - 1)
-    return value
 
 
 def _is_range(pair: object) -> object:
@@ -118,7 +108,7 @@ class DataSettings(Section):
         description="instead: bring each image to a square of this side once, and cut random windows of image_size"
         " pixels out of it, which are not rescaled; none = off",
     )
-    range: Annotated[ValueRange | Auto | None, BeforeValidator(_as_range), AfterValidator(_is_range)] = Field(
+    range: Annotated[ValueRange | Auto | None, BeforeValidator(as_range), AfterValidator(_is_range)] = Field(
         "auto",
         description="values that are black and white in pictures of more than 8 bits: LOW,HIGH, or a number of bits;"
         " auto = one range for all, by a sample of them; none = what the format says, 0..65535",

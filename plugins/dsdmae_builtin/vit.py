@@ -131,7 +131,7 @@ class ViT(Backbone):
         if self.vit.cls_token is None:
             return tokens
         first = (self.vit.cls_token + self.positions[:, :1]).to(tokens.dtype)
-        return torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
+        return torch.cat([first.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def _parted(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         return (tokens, None) if self.vit.cls_token is None else (tokens[:, 1:], tokens[:, 0])

@@ -35,7 +35,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def round_trip(picture: Picture, suffix: str) -> Picture:
     stream = io.BytesIO()
-    pictures.write(picture, stream, suffix)
+    pictures.write([picture], stream, suffix)
     return pictures.read(stream.getvalue(), f"picture{suffix}")
 
 
@@ -55,7 +55,7 @@ def test_a_deep_png_reads_the_same_elsewhere(channels: int, random: np.random.Ge
     mode = ["L", "LA", "RGB", "RGBA"][channels - 1]
     pixels = random.integers(0, 65536, (70, 33, channels), np.uint16)
     with (tmp_path / "deep.png").open("wb") as file:
-        pictures.write(Picture(pixels, mode), file, ".png")
+        pictures.write([Picture(pixels, mode)], file, ".png")
     width, height, rows, about = png.Reader(bytes=(tmp_path / "deep.png").read_bytes()).read()
     assert (width, height, about["bitdepth"], about["planes"]) == (33, 70, 16, channels)
     np.testing.assert_array_equal(np.array([list(row) for row in rows]).reshape(70, 33, channels), pixels)
@@ -130,7 +130,7 @@ def test_the_right_way_up(kind: str, orientation: int, tmp_path: Path) -> None:
         wanted = np.asarray(ImageOps.exif_transpose(image))
     np.testing.assert_array_equal(picture.pixels, wanted)
     stream = io.BytesIO()
-    pictures.write(picture, stream, ".png")
+    pictures.write([picture], stream, ".png")
     with Image.open(stream) as result:
         assert result.getexif().get(0x0112, 1) == 1
         assert result.getexif()[0x010F] == "Maker"
@@ -142,7 +142,7 @@ def test_deep_pictures_turn_too(random: np.random.Generator) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
-    pictures.write(Picture(pixels, "RGB", Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0"))), stream, ".png")
+    pictures.write([Picture(pixels, "RGB", Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0")))], stream, ".png")
     np.testing.assert_array_equal(pictures.read(stream.getvalue(), "deep").pixels, np.rot90(pixels, -1))
 
 
@@ -297,6 +297,6 @@ def test_an_opened_image_is_turned_and_keeps_what_is_known_of_it(random: np.rand
 
 def test_an_opened_image_is_not_halved(random: np.random.Generator) -> None:
     stream = io.BytesIO()
-    pictures.write(Picture(random.integers(0, 65536, (5, 8, 3), np.uint16), "RGB"), stream, ".png")
+    pictures.write([Picture(random.integers(0, 65536, (5, 8, 3), np.uint16), "RGB")], stream, ".png")
     with Image.open(stream) as image, pytest.raises(Refused, match="name its file instead"):
         Picture.of(image)

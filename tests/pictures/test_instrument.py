@@ -23,7 +23,7 @@ def tif(values: np.ndarray, **how: Any) -> bytes:
 
 def written(picture: Picture) -> bytes:
     buffer = io.BytesIO()
-    write(picture, buffer, ".tif")
+    write([picture], buffer, ".tif")
     return buffer.getvalue()
 
 

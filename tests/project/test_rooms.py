@@ -38,8 +38,8 @@ EXCEPTIONS = {
 # The plugin interface: docs/plugins.md says so to authors.
 INTERFACE = {
     "backbone", "corruption", "degradation", "data.arrays", "data.archives", "data.augment", "data.base", "data.decode",
-    "data.files", "data.label_file", "data.once", "data.open", "data.source", "data.splits", "data.square", "data.values",
-    "errors",
+    "data.files", "data.label_file", "data.once", "data.open", "data.source", "data.splits", "data.square",
+    "data.values", "errors",
     "evaluation.attentive",
     "evaluation.efficient",
     "evaluation.knn", "evaluation.linear", "evaluation.logistic", "evaluation.probes", "evaluation.split", "masking",

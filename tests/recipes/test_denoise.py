@@ -181,7 +181,7 @@ def test_the_time_left_is_that_of_all_pictures(
 
 
 def test_nothing_is_called_denoised_that_came_back_as_it_was() -> None:
-    done = Done("a.png", None, 8, 8, "RGB", 8, 1, 2.9, "", 0.0, False, None)
+    done = Done("a.png", None, 8, 8, "RGB", 8, 1, 1, None, 2.9, "", 0.0, False, None)
     assert "unchanged: no noise found; --strength 1 would take out 2.9 of 255" in str(done)
     assert "unchanged: there is nothing to take out" in str(replace(done, noise_level=0.01))
     # A little was taken, and rounding gave every value back.
@@ -230,7 +230,7 @@ def test_profile_exif_and_the_way_up(run: Run, photo: Image.Image, tmp_path: Pat
 def test_16_bits_stay(mode: str, run: Run, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(20_000, 40_000, (20, 33, len(mode)), np.uint16)
     with (tmp_path / "a.png").open("wb") as file:
-        pictures.write(Picture(pixels, mode), file, ".png")
+        pictures.write([Picture(pixels, mode)], file, ".png")
     assert run(tmp_path / "a.png", "--strength", "0.5")[0] == 0
     result = pictures.read(tmp_path / "a.denoised.png", "it")
     assert (result.mode, result.depth) == (mode, 16)

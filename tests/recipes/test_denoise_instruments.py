@@ -1,0 +1,93 @@
+"""`dsdmae denoise` on what instruments write: 12 bits in 16, floats, stacks of pages."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from helpers import cli, one_line
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+
+@pytest.fixture(scope="module")
+def slide() -> tuple[np.ndarray, np.ndarray]:
+    """A grey photograph in 100..1000 of 16 bits, clean and with Gaussian noise of σ = 40."""
+    clean = np.asarray(Image.fromarray(load_sample_image("china.jpg")[100:228, 200:360]).convert("L")) / 255
+    values = 100 + 900 * clean
+    noisy = np.random.default_rng(0).normal(values, 40).clip(0)
+    return np.rint(values).astype(np.uint16), np.rint(noisy).astype(np.uint16)
+
+
+def in_range(one: np.ndarray, other: np.ndarray, peak: float = 900) -> float:
+    return float(10 * np.log10(peak**2 / np.square(one.astype(float) - other).mean()))
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32", "float64", "int32"])
+def test_twelve_bits_in_sixteen_lose_their_noise(
+    kind: str, slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clean, noisy = (x.astype(kind) for x in slide)
+    scale = 1e-3 if kind.startswith("float") else 1
+    tifffile.imwrite(tmp_path / "slide.tif", noisy * scale if scale != 1 else noisy)
+    tifffile.imwrite(tmp_path / "clean.tif", clean * scale if scale != 1 else clean)
+    code, out, err = cli(capfd, "denoise", tmp_path / "slide.tif", "--reference", tmp_path / "clean.tif", "--json")
+    assert code == 0, err
+    [record] = json.loads(out)["pictures"]
+    assert record["changed"]
+    assert record["found"] == "white noise"
+    low, high = record["range"]
+    assert low < 150 * scale
+    assert 900 * scale < high < 1150 * scale
+    if kind == "uint16":  # a PNG holds it
+        result = np.asarray(Image.open(record["output"]))
+    else:
+        result = tifffile.imread(record["output"])
+        assert record["output"].endswith(".tif")
+    assert result.dtype == kind
+    assert in_range(result / scale, clean) > in_range(noisy, clean) + 3
+    assert record["restored_psnr"] - record["noisy_psnr"] > 3
+
+
+def test_a_stack_is_denoised_page_by_page(
+    slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clean, noisy = slide
+    stack = np.stack([noisy, noisy[::-1], noisy[:, ::-1]])
+    tifffile.imwrite(tmp_path / "stack.tif", stack, description="z = 3")
+    code, out, err = cli(capfd, "denoise", tmp_path / "stack.tif")
+    assert code == 0, err
+    assert "3 pages" in out
+    with tifffile.TiffFile(tmp_path / "stack.denoised.tif") as file:
+        assert file.pages.first.description == "z = 3"
+        result = file.asarray()
+    assert result.shape == stack.shape
+    for page, wanted, given in zip(result, (clean, clean[::-1], clean[:, ::-1]), stack, strict=True):
+        assert in_range(page, wanted) > in_range(given, wanted) + 3
+    code, _, err = cli(capfd, "denoise", tmp_path / "stack.tif", "--reference", tmp_path / "stack.tif", "--force")
+    assert code == 2
+    assert "a stack of 3 pages is compared with nothing" in one_line(err)
+
+
+def test_one_range_for_a_batch_or_a_given_one(
+    slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, noisy = slide
+    for name, values in (("a", noisy[:64, :64]), ("b", (noisy[:64, :64] / 3).astype(np.uint16))):
+        tifffile.imwrite(tmp_path / f"{name}.tif", values)
+    ranges = {}
+    for chosen in ("auto", "batch", "12", "50,1500", "none"):
+        code, out, err = cli(capfd, "denoise", tmp_path, "--range", chosen, "--json", "--force")
+        assert code == 0, err
+        ranges[chosen] = [record["range"] for record in json.loads(out)["pictures"]]
+    assert ranges["auto"][0] != ranges["auto"][1]
+    assert ranges["batch"][0] == ranges["batch"][1]
+    assert ranges["batch"][0][1] == pytest.approx(ranges["auto"][0][1], rel=0.1)
+    assert ranges["12"] == [[0, 4095]] * 2
+    assert ranges["50,1500"] == [[50, 1500]] * 2
+    assert ranges["none"] == [None, None]
+    for wrong in ("1500,50", "wide", "40", "nan,3"):
+        code, _, err = cli(capfd, "denoise", tmp_path, "--range", wrong)
+        assert code == 2
+        assert f"--range {wrong} is not allowed" in one_line(err)
