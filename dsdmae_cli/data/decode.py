@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -18,8 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-# Pillow registers TIFF and WebP only together with all its other formats unless they are imported by name.
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+# Pillow registers AVIF, TIFF and WebP only together with all its other formats unless they are imported by name.
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 from PIL.ImageFile import ImageFile
 
 from dsdmae_cli.data import deep, tiff
@@ -27,6 +28,10 @@ from dsdmae_cli.data.base import Form, Refused, UnreadableImage
 from dsdmae_cli.data.values import Reading, Values
 
 MAX_PIXELS = 100_000_000
+# What phones write; Pillow reads it with the help of a package of its own.
+HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+HEIF_ADVICE = "pip install 'dsdmae[heif]'"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 IMAGE_SUFFIXES = frozenset(
     {
         ".jpg",
@@ -42,12 +47,14 @@ IMAGE_SUFFIXES = frozenset(
         ".pgm",
         ".pbm",
         ".pnm",
+        ".avif",
     }
+    | (HEIF_SUFFIXES if find_spec("pillow_heif") else frozenset())
 )
 # Those that can hold more than 8 bits a channel.
 DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"})
 # Image.open tries nothing else: EPS and its like would start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITION = {
@@ -283,9 +290,23 @@ def readable(source: Path | bytes | BinaryIO, name: str, max_pixels: int = MAX_P
 @contextmanager
 def _image(stream: BinaryIO, max_pixels: int) -> Iterator[ImageFile]:
     stream.seek(0)
-    with Image.open(stream, formats=FORMATS) as image:
+    begins = stream.read(12)
+    stream.seek(0)
+    formats = FORMATS
+    if begins[4:8] == b"ftyp" and begins[8:] in _HEIF_BRANDS:
+        formats = _with_heif()
+    with Image.open(stream, formats=formats) as image:
         _check_size(*image.size, max_pixels)
         yield image
+
+
+def _with_heif() -> tuple[str, ...]:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise Refused(f"HEIC needs another package: {HEIF_ADVICE}") from error
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 @contextmanager
@@ -318,7 +339,7 @@ def _reason(error: Exception, max_pixels: int) -> str:
     if isinstance(error, Refused):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file, or only part of one"
+        return "not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF file, or only part of one"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {max_pixels / 1e6:g} million pixels"
     if isinstance(error, MemoryError):

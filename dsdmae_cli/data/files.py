@@ -26,7 +26,16 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
-from dsdmae_cli.data.decode import AS_STORED, IMAGE_SUFFIXES, decode, deep_values, image_form, image_size
+from dsdmae_cli.data.decode import (
+    AS_STORED,
+    HEIF_ADVICE,
+    HEIF_SUFFIXES,
+    IMAGE_SUFFIXES,
+    decode,
+    deep_values,
+    image_form,
+    image_size,
+)
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import Reading, Values
 from dsdmae_cli.errors import DataError
@@ -251,8 +260,9 @@ def by_suffix(names: Iterable[str]) -> dict[str, int]:
 
 
 def passed_over_words(others: Mapping[str, int], most: int = 6) -> str:
-    """ "12 .heic, 3 .txt", the most frequent first; empty where there are none."""
-    words = [f"{count} {suffix or 'without a suffix'}" for suffix, count in others.items()]
+    """ "12 .heic, 3 .txt", the most frequent first, and what would read them; empty where there are none."""
+    advice = dict.fromkeys(HEIF_SUFFIXES - IMAGE_SUFFIXES, f": {HEIF_ADVICE}")
+    words = [f"{count} {suffix or 'without a suffix'}{advice.get(suffix, '')}" for suffix, count in others.items()]
     rest = sum(list(others.values())[most:])
     return ", ".join(words[:most]) + (f" and {rest} more" if rest else "")
 

@@ -5,6 +5,7 @@ written in artifacts/embedding.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from dsdmae_cli.config.use import given, passed_over
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import DataError, PluginError, SettingsError
 from dsdmae_cli.evaluation.dataset_features import dataset_features
 from dsdmae_cli.evaluation.features import Cached, Features, Pool, check_pools
 from dsdmae_cli.report import Report, make_report
@@ -140,11 +141,18 @@ def compute(request: Request, report: Report) -> Computed:
 
 
 def _data(request: Request, subject: Subject) -> tuple[DataSettings, BackboneSettings | None]:
-    """The data to look at: what was named, or else what the subject learned from. And the backbone, as given."""
+    """The data to look at: what was named, seen by the subject's range, or else what the subject learned from. And the
+    backbone, as given.
+    """
     below = None
-    if not _names_dataset(request):
-        if subject.settings() is None:
-            raise SettingsError(f"which images? {subject.text} does not say what it learned from; add --dataset NAME")
+    if _names_dataset(request):
+        with suppress(DataError, PluginError):  # what it learned from need not be here any more
+            values, origin = subject.taken_over()
+            seen = {key: value for key, value in values.get("data", {}).items() if key in ("range", "bands")}
+            below = ({"data": seen}, origin) if subject.settings() is not None else None
+    elif subject.settings() is None:
+        raise SettingsError(f"which images? {subject.text} does not say what it learned from; add --dataset NAME")
+    else:
         values, origin = subject.taken_over()
         below = ({"data": values["data"]}, origin)
     data, backbone = given(request.flags, request.assignments, below)

@@ -4,16 +4,19 @@ import contextlib
 import io
 import pickle
 import struct
+import sys
 import threading
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from dsdmae_cli.data import files
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode, image_size, to_rgb
 
@@ -265,6 +268,26 @@ def test_pillow_warnings_stay_inside_and_filters_come_back(photo: Image.Image) -
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_what_phones_write(kind: str) -> None:
+    pillow_heif.register_heif_opener()
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:, :32] = (200, 60, 30)
+    got = decode(saved(Image.fromarray(image), kind), "x")
+    assert got.shape == image.shape
+    assert np.abs(got.astype(int) - image)[:, [5, 60]].max() < 12
+
+
+def test_heif_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif.register_heif_opener()
+    content = saved(Image.new("RGB", (16, 16)), "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert reason(content) == "HEIC needs another package: pip install 'dsdmae[heif]'"
+    monkeypatch.setattr(files, "IMAGE_SUFFIXES", IMAGE_SUFFIXES - {".heic", ".heif"})
+    assert files.passed_over_words({".heic": 12, ".txt": 3}) == "12 .heic: pip install 'dsdmae[heif]', 3 .txt"
+
+
 def test_suffixes_cover_what_is_decoded() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"} <= IMAGE_SUFFIXES
+    assert {".avif", ".heic", ".heif"} <= IMAGE_SUFFIXES  # the tests' extra has HEIF's
     assert not IMAGE_SUFFIXES & {".eps", ".pdf", ".svg", ".ps", ".psd"}

@@ -190,6 +190,11 @@ def test_a_folder_has_one_range_which_is_printed_kept_and_used(
     code, said, err = cli(capfd, "probe", run, "--dry-run")
     assert code == 0, err
     assert f"{limits[0]:g} to {limits[1]:g} are shown" in said
+    dark = F.write(tmp_path / "dark", {f"{n}.tif": tif(np.full((16, 16), 100 + n, np.uint16)) for n in range(4)})
+    code, said, err = cli(capfd, "embed", run, "--dataset", dark, "--out", tmp_path / "dark.npz", "--pool", "mean")
+    assert code == 0, err
+    features = np.load(tmp_path / "dark.npz")["features"]
+    assert np.abs(features - features[0]).max() < 0.2  # by their own range they would be black to white
 
 
 @pytest.mark.parametrize(
