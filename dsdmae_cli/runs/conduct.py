@@ -114,10 +114,11 @@ def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool
     before: BaseModel = directory.resume().settings
     if not overridden:
         return before
-    changes = changed_settings(before, loaded.settings)
+    settings = _with_range(loaded.settings, before.data.range)  # type: ignore[attr-defined]
+    changes = changed_settings(before, settings)
     if changes:
         raise SettingsError(
             f"--resume goes on with the settings of {directory.path}, but these differ: {'; '.join(changes)};"
             " leave them out, or start a new run with --out"
         )
-    return loaded.settings
+    return settings

@@ -66,6 +66,7 @@ def test_importing_it_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("default:.*next to nothing is learned")
 def test_the_pages_examples_run(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they stand, one after the other, in a folder with photos/ and photo.jpg."""
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
@@ -114,6 +115,7 @@ def test_results_are_the_command_lines(
     assert (resumed["steps"], resumed["final"]) == (json.loads(out)["steps"], json.loads(out)["final"])
 
 
+@pytest.mark.filterwarnings("default:.*next to nothing is learned")
 def test_a_call_leaves_random_states_and_signals_alone(run: Path, digits: Path, tmp_path: Path) -> None:
     random.seed(1)
     np.random.seed(2)

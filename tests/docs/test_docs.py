@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import digit_folder, identity_onnx
 from PIL import Image
+from safetensors.torch import load_file
 
 from dsdmae_cli.__main__ import _run
 from dsdmae_cli.artifacts import onnx, packaged
@@ -61,6 +63,10 @@ def test_documented_command(
     words = shlex.split(re.sub(r"^([A-Z_]+=\S+ |taskset -c \d+ )+", "", command), comments=True)
     assert words[0] == "dsdmae", f"a documented command that no test runs: {command}"
     arguments = [re.sub(r"^folder:\S+$", f"folder:{images}", word) for word in words[1:]]
+    arguments = [str(images) if word == "PATH" else word for word in arguments]
+    for word in arguments:
+        if word.endswith(".pth"):
+            torch.save({"model": load_file(encoder_run / "encoder.safetensors")}, tmp_path / word)
     monkeypatch.chdir(tmp_path)
     if arguments[0] in ("pretrain", "tokenizer", "ablate"):
         if "--resume" in arguments:

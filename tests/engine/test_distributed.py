@@ -57,6 +57,7 @@ sys.exit(code or (f"still there: {held}" if held else 0))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(digits: Path, tmp_path: Path) -> None:
     chosen = words(assignments(digits, *CHOSEN))
     driver = tmp_path / "driver.py"
@@ -87,6 +88,7 @@ def ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in psutil.Process(process.pid).children() if "pretrain" in child.cmdline()]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_all_and_a_signal_saves(digits: Path, tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
     driver.write_text(SLOW_DRIVER)

@@ -230,6 +230,7 @@ def test_an_untrained_one_says_so() -> None:
     assert not frozen_part(build_method(resolve(settings("digits", method="beit").settings))).trained
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_is_trained_loses_nothing(digits: Path, tmp_path: Path) -> None:
     share = {"XDG_DATA_HOME": str(tmp_path / "share")}
     given = words(assignments(digits, "method.tokenizer_epochs=8", method="beit"))
@@ -248,6 +249,7 @@ def test_a_signal_while_it_is_trained_loses_nothing(digits: Path, tmp_path: Path
     assert (tmp_path / "run" / "encoder.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_that_need_the_same_train_it_once(digits: Path, tmp_path: Path) -> None:
     share = {"XDG_DATA_HOME": str(tmp_path / "share")}
     runs: list[subprocess.Popen[str]] = []

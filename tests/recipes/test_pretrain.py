@@ -410,6 +410,7 @@ def test_the_first_signal_is_remembered_the_second_ends() -> None:
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "on\n")
 
 
+@pytest.mark.slow
 def test_usr1_kill_and_term(digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     total = 150

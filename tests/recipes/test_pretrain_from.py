@@ -190,6 +190,7 @@ def test_weights_from_elsewhere(folder: Path, tmp_path: Path, capfd: pytest.Capt
     assert all(torch.equal(encoder[name], t) for name, t in model.state_dict().items() if not name.startswith("head"))
 
 
+@pytest.mark.slow
 def test_a_trained_network_learns_more_slowly(
     run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
