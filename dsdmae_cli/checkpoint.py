@@ -267,7 +267,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of optimizer_tensors."""
+    """The inverse of optimizer_tensors.
+
+    Raises:
+        CheckpointError: a parameter's moments are missing, of another shape or not floating: fused kernels trust them,
+            and would write beyond a smaller tensor.
+    """
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, _, rest = key.partition("/")
@@ -276,6 +281,25 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], t
             by_name.setdefault(name, {})[entry] = value
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            state = by_name.get(names[id(parameter)])
-            if state:
-                optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+            state = by_name.pop(names[id(parameter)], None)
+            if state is None:  # one that no gradient has reached
+                continue
+            _check_moments(names[id(parameter)], parameter, state)
+            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+    if by_name:
+        raise CheckpointError(_not_its_own(f"knows {sorted(by_name)[0]}, which is not trained here"))
+    if not optimizer.state:
+        raise CheckpointError(_not_its_own("knows none of the weights that are trained"))
+
+
+def _check_moments(name: str, parameter: Tensor, state: dict[str, Tensor]) -> None:
+    """Whether what a checkpoint holds for a parameter is what AdamW keeps of it."""
+    found = {entry: (tuple(value.shape), value.is_floating_point()) for entry, value in state.items()}
+    whole = (tuple(parameter.shape), True)
+    if found != {"exp_avg": whole, "exp_avg_sq": whole, "step": ((), True)}:
+        what = ", ".join(f"{entry} {list(shape)}" for entry, (shape, _) in sorted(found.items()))
+        raise CheckpointError(_not_its_own(f"holds {what} for {name} of shape {list(parameter.shape)}"))
+
+
+def _not_its_own(what: str) -> str:
+    return f"the checkpoint's optimiser {what}; it is damaged or another run's: remove its folder to use the one before"

@@ -122,6 +122,7 @@ class Trainer:
         self.steps_per_epoch = source.batching.steps_per_epoch
         self.total_steps = self.steps_per_epoch * train.epochs
         self.step = 0
+        self.whole = True  # not in the midst of a step
         self.optimizer = build_optimizer(method, optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
@@ -179,6 +180,7 @@ class Trainer:
         return True
 
     def _step(self, micro_batches: Iterator[MicroBatch]) -> None:
+        self.whole = False
         lr = self._set_learning_rate()
         losses = self._accumulate(micro_batches)
         self.scaler.unscale_(self.optimizer)
@@ -195,6 +197,7 @@ class Trainer:
         self.streak = (self.streak + 1) * skipped
         self.window.add({**losses, "grad_norm": norm}, skipped)
         self._lr = lr
+        self.whole = True
 
     def _accumulate(self, micro_batches: Iterator[MicroBatch]) -> dict[str, Tensor]:
         """Gradients of the step in .grad; its losses."""

@@ -6,10 +6,12 @@ A terminal gets a live line, anything else plain lines now and then, --json noth
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _PLAIN_SECONDS = 10.0
@@ -38,6 +40,24 @@ def figures_line(record: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
+@contextmanager
+def heard() -> Iterator[None]:
+    """A block that writes to stderr: where nobody reads it any more, or its disk is full, it is silent from then on.
+
+    A line of progress is not worth a day of training.
+    """
+    try:
+        yield
+    except OSError:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
+
+
+def say(text: str) -> None:
+    """A line on stderr, if anybody hears it."""
+    with heard():
+        print(text, file=sys.stderr, flush=True)
+
+
 class Report:
     """Says nothing but warnings: the report of --json and of all processes but the first."""
 
@@ -55,10 +75,19 @@ class Report:
 
     def warn(self, text: str) -> None:
         """Something that the person should know whatever the format."""
-        print(f"dsdmae: warning: {text}", file=sys.stderr)
+        say(f"dsdmae: warning: {text}")
 
     def stop(self) -> None:
         """Training is over or left."""
+
+    @contextmanager
+    def spared(self, what: str) -> Iterator[None]:
+        """A block that draws or decorates: its failure is a warning, since what was found stands written already."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            self.warn(f"{what} could not be made ({type(error).__name__}: {reason})")
 
 
 class PlainReport(Report):
@@ -84,7 +113,7 @@ class PlainReport(Report):
         self.note(f"epoch {record['epoch']:.4g}  step {done}  {figures_line(record)}{left}")
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 class RichReport(Report):
@@ -131,7 +160,8 @@ class RichReport(Report):
             self.note(f"epoch {record['epoch']:.4g}  {figures_line(record)}")
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        with heard():
+            self.console.print(text, markup=False)
 
     def stop(self) -> None:
         if self.progress is not None:
@@ -199,7 +229,7 @@ class Counted:
             return
         self.said = now
         left = duration((now - self.began) / completed * (self.number - completed))
-        print(f"{self._what()}: {done / total:.0%}, {left} left", file=sys.stderr, flush=True)
+        say(f"{self._what()}: {done / total:.0%}, {left} left")
 
     def note(self, text: str, *, to_stdout: bool) -> None:
         """A thing is done, in a line: data if it says where the result is, else for people."""
@@ -211,7 +241,7 @@ class Counted:
     def warn(self, text: str) -> None:
         """Something that the person should know whatever the format."""
         with self._paused():
-            print(f"dsdmae: warning: {text}", file=sys.stderr, flush=True)
+            say(f"dsdmae: warning: {text}")
 
     @contextmanager
     def _paused(self) -> Iterator[None]:

@@ -1,8 +1,9 @@
 """Signals, for whatever works: training, denoising, an ablation. Only a process's main thread can listen; elsewhere
 (a notebook's worker, a server's thread) nothing is installed and nothing is ever asked for.
 
-While a run trains the first SIGINT or SIGTERM asks it to stop after the step, SIGUSR1 to save and go on. A second one
-ends the process at once; files are renamed into place, so that none is torn by it.
+While a run trains the first SIGINT, SIGTERM or SIGHUP (the window closed, the line lost; unless it is ignored, as by
+nohup) asks it to stop after the step, SIGUSR1 to save and go on. A second one ends the process at once; files are
+renamed into place, so that none is torn by it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ def unheard_children() -> Iterator[None]:
 
 
 @contextmanager
+def no_save_kills() -> Iterator[None]:
+    """SIGUSR1, which ends a process that does not expect it, does nothing in the block where nothing is to be saved."""
+    with handled({signal.SIGUSR1: lambda number, frame: None} if hasattr(signal, "SIGUSR1") else {}):
+        yield
+
+
+@contextmanager
 def listening() -> Iterator[Requests]:
     """What is asked of a run that trains in the block."""
     requests = Requests()
@@ -61,6 +69,8 @@ def listening() -> Iterator[Requests]:
         requests.save = True
 
     handlers: dict[int, Handler] = dict.fromkeys(STOP, stop)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        handlers[signal.SIGHUP] = stop
     if hasattr(signal, "SIGUSR1"):
         handlers[signal.SIGUSR1] = save
     with handled(handlers):

@@ -97,7 +97,7 @@ class Account:
 
     def _readable(self) -> str:
         total = sum(self.splits.values())
-        of = f"of all {total:,}" if self.looked_at == total else f"of {self.looked_at:,} that were looked at"
+        of = f"of all {total:,}" if self.looked_at == total else f"of the {self.looked_at:,} that were looked at"
         if not self.unreadable:
             return f"{of.removeprefix('of ')}, by their {'pixels' if self.decoded else 'headers'}"
         named = "; ".join(f"{name}: {reason}" for name, reason in list(self.unreadable.items())[:_NAMED])
@@ -124,8 +124,15 @@ def take_account(
         None if limits is None else Limits(*limits),
     )
     total = sum(account.splits.values())
-    account.decoded = decoded and total <= _DECODED
+    in_memory = all(dataset.arrays() is not None for dataset in splits.values())
+    account.decoded = in_memory or (decoded and total <= _DECODED)
     for dataset in splits.values():
+        if in_memory:
+            width, height = dataset.size(0)
+            account.looked_at += len(dataset)
+            account.sides[width, height] += len(dataset)
+            account.kinds[str(Form(width, height))] += len(dataset)
+            continue
         share = min(len(dataset), max(1, LOOKED_AT * len(dataset) // max(total, LOOKED_AT)))
         _look(account, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
     return account

@@ -152,19 +152,25 @@ def draw(
     indices: Int64[Tensor, " m"],
     features: Float[Tensor, "m d"] | None,
     data: ResolvedData,
+    report: Report,
 ) -> None:
     """Figures of one set of answers: confusion, classes, the most confident mistakes, a map of the features.
+
+    One that cannot be drawn is a warning: the numbers are what counts, and are written before.
 
     Args:
         logits, labels, indices: of the test images that could be read; which of the test set they are.
         features: of the same images; None = no map.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    figures.confusion(scores.confusion, judged.classes, folder / "confusion.png")
-    figures.per_class(scores.per_class, judged.classes, folder / "classes.png")
-    _draw_mistakes(folder / "mistakes.png", judged, logits, labels, indices, data)
+    with report.spared("the picture of the confusion matrix"):
+        figures.confusion(scores.confusion, judged.classes, folder / "confusion.png")
+    with report.spared("the picture of the classes"):
+        figures.per_class(scores.per_class, judged.classes, folder / "classes.png")
+    with report.spared("the picture of the mistakes"):
+        _draw_mistakes(folder / "mistakes.png", judged, logits, labels, indices, data)
     if features is not None:
-        _draw_map(folder, judged, features, labels)
+        with report.spared("the map of the features"):
+            _draw_map(folder, judged, features, labels)
 
 
 def _draw_mistakes(

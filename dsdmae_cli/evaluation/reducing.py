@@ -40,11 +40,23 @@ def tsne(features: Float[Tensor, "n d"], seed: int = 0, perplexity: float = 30.0
     Args:
         features: 4 to 2,000 rows.
         perplexity: neighbours that a point feels; at most a third of the points.
+
+    Raises:
+        ValueError: the features do not differ, or are not finite: there is nothing to lay out, and scikit-learn's tree
+            of such points recurses until the process dies.
     """
     from sklearn.manifold import TSNE
 
     assert 4 <= len(features) <= MOST_TSNE_POINTS
+    if not features.isfinite().all():
+        raise ValueError("features are not finite")
     reduced, _ = pca(features, min(50, *features.shape))
+    first = reduced[:, :2].double()
+    spread = float(first[:, 0].std(unbiased=False))
+    if not spread > 1e-6 * max(1.0, float(features.abs().max())):
+        raise ValueError("features do not differ from image to image")
     perplexity = min(perplexity, (len(features) - 1) / 3)
-    model = TSNE(init="pca", perplexity=perplexity, random_state=seed, n_jobs=1)
+    # scikit-learn's own start divides by the same spread; its first components need not be finite where ours are.
+    start = (first / spread * 1e-4).float().numpy()
+    model = TSNE(init=start, perplexity=perplexity, random_state=seed, n_jobs=1)
     return torch.from_numpy(model.fit_transform(reduced.numpy())).float()

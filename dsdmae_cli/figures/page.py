@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,17 @@ def plain(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG, its folder made if it is not there."""
+    """As PNG, its folder made if it is not there.
+
+    Words are words: a class may be called $5, which matplotlib would read as a formula. Letters that its font has not
+    are drawn as boxes, without a warning for each.
+    """
+    import matplotlib as mpl
+    from matplotlib.text import Text
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with aside(path) as partial:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with aside(path) as partial, mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
         figure.savefig(partial, format="png", dpi=DOTS_PER_INCH)

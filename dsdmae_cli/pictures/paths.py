@@ -118,7 +118,7 @@ def find(named: list[str], results: Results) -> tuple[list[Source], list[Failure
                 failures.append(item)
             else:
                 assert item.path is not None
-                found.setdefault(item.path.resolve(), item)
+                found.setdefault(_identity(item.path), item)
     return list(found.values()), failures
 
 
@@ -137,6 +137,14 @@ def _expand(name: str, results: Results) -> Iterator[Source | Failure]:
             yield from _expand(glob.escape(match) if not Path(match).exists() else match, results)
 
 
+def _identity(path: Path) -> Path:
+    """By which a picture that is named twice is known; a link to itself stands for itself, and cannot be read."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
+
+
 def _in_folder(folder: Path, results: Results) -> Iterator[Source | Failure]:
     written = None if results.out in (None, STDIN) else Path(str(results.out)).resolve()
     refused: list[OSError] = []
@@ -151,6 +159,7 @@ def _in_folder(folder: Path, results: Results) -> Iterator[Source | Failure]:
                 path.suffix.lower() in IMAGE_SUFFIXES
                 and not name.startswith(".")
                 and not path.stem.endswith(results.suffixes)
+                and (path.is_file() or path.is_symlink())  # a pipe would block whoever opens it
             ):
                 num_found += 1
                 yield Source(path, path.relative_to(folder))

@@ -214,13 +214,13 @@ def _result(
     if settings.finetune.select == "best":
         best = run.directory.path / _BEST
         checkpoint.load_into(network, checkpoint.load_weights(best), str(best))
-    curves(run.directory.metrics(), run.directory.figures / "curves.png")
     answers = answering(judged.test)
     labels = torch.from_numpy(judged.test_labels)[answers.indices]
     scores = score(answers.logits, labels)
-    draw(
-        run.directory.figures, judged, scores, answers.logits, labels, answers.indices, answers.features, settings.data
-    )
+    figures = run.directory.figures
+    run.decorate("the curves", lambda: curves(run.directory.metrics(), figures / "curves.png"))
+    found = (answers.logits, labels, answers.indices, answers.features)
+    run.decorate("the figures", lambda: draw(figures, judged, scores, *found, settings.data, run.report))
     save_classifier(network, tables(settings), judged.classes, path)
     chosen = validation.best if validation is not None else None
     protocol = _protocol(settings, chosen, train_images)

@@ -191,7 +191,7 @@ def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any
     """
     settings: ResolvedSettings = run.settings
     records = run.directory.metrics()
-    curves(records, run.directory.figures / "curves.png")
+    run.decorate("the curves", lambda: curves(records, run.directory.figures / "curves.png"))
     encoder, path = run.method.encoder(), run.directory.path / ENCODER
     save_encoder(encoder, tables(settings), run.images_seen, path)
     train = [r for r in records if "loss" in r]

@@ -118,11 +118,15 @@ def judge(subject: Subject, run: RunDir) -> dict[str, Any]:
     for note in found.notes:
         subject.report.warn(note)
     result = describe(subject, run, best, data.encoder, scores) | ({"few_shot": rows} if rows else {})
-    draw(run.figures, judged, scores, found.logits, truth.labels, truth.indices, data.test_features, settings.data)
-    draw_choice(run, found)
     run.write_json("run.json", environment() | {"run": "probe", "device": str(subject.device),
                    "precision": subject.precision, "resolved_settings": tables(settings)})  # fmt: skip
     run.write_json(RESULT, result)
+    draw(
+        run.figures, judged, scores, found.logits, truth.labels, truth.indices, data.test_features, settings.data,
+        subject.report,
+    )  # fmt: skip
+    with subject.report.spared("the picture of what was chosen"):
+        draw_choice(run, found)
     return result
 
 

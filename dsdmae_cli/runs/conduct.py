@@ -20,6 +20,7 @@ from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import RunDir, changed_settings, default_path
 from dsdmae_cli.runtime import choose_device, undisturbed
 from dsdmae_cli.settings.models import ValueRange
+from dsdmae_cli.signals import no_save_kills
 
 
 def conduct(
@@ -55,7 +56,8 @@ def conduct(
         RunFailed, DataError, SettingsError, CheckpointError: see their descriptions. Whatever is raised before the
             first step of a new run leaves no directory behind.
     """
-    with distributed.process_group(choose_device(loaded.settings.train.device)), undisturbed():
+    device = choose_device(loaded.settings.train.device)
+    with distributed.process_group(device), undisturbed(), no_save_kills():
         main = distributed.rank() == 0
         report = report or make_report(as_json=as_json, main_process=main)
         path = out or default_path(datetime.now(), name, loaded.settings.backbone.name, loaded.settings.data)

@@ -6,7 +6,8 @@ All processes of a run have one of these, run the network and give its state; th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from dsdmae_cli.config.describe import tables
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.source import Batching, Source, Unreadable
 from dsdmae_cli.engine import Trainer
-from dsdmae_cli.errors import CheckpointError, RunInterrupted
+from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunInterrupted
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.optim import reach
 from dsdmae_cli.report import Report
@@ -114,6 +115,11 @@ class Run:
         self.began = time.monotonic()
         self.seconds_before = 0.0
         self.saved_at = -1
+        self.decorations: list[tuple[str, Callable[[], None]]] = []
+
+    def decorate(self, what: str, draw: Callable[[], None]) -> None:
+        """Have something drawn when the result is written; its failure is a warning."""
+        self.decorations.append((what, draw))
 
     def train(self) -> dict[str, Any]:
         """Train to the end; what result.json holds, or nothing in other processes than the first.
@@ -129,13 +135,30 @@ class Run:
                 self._describe()
             with listening() as self.requests:
                 self._tell(lambda observer: observer.begin(self))
-                self.trainer.fit()
+                with self._saving():
+                    self.trainer.fit()
                 self.source.close()
                 if self.requests.stop_signal and self.trainer.step < self.trainer.total_steps:
                     self._interrupted()
             return self._finish()
         finally:
             self._tell(lambda observer: observer.close())
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """An error of anyone's, but ours for people, that ends the training between two steps: they are saved first."""
+        try:
+            yield
+        except DsdmaeError:
+            raise
+        except Exception as error:
+            if self.main and self.trainer.whole and self.trainer.step > max(self.saved_at, 0):
+                self._save()
+                self.report.warn(
+                    f"{type(error).__name__} ended the training; step {self.trainer.step} was saved, and"
+                    f" dsdmae {self.command} --resume --out {self.directory.path} goes on"
+                )
+            raise
 
     def log(self, record: dict[str, Any]) -> None:
         """Figures of one moment, to all observers; the first process's count."""
@@ -273,6 +296,9 @@ class Run:
             return {}
         self.result = self.parts.result(self)
         self.directory.write_json(RESULT, self.result)
+        for what, draw in self.decorations:
+            with self.report.spared(what):
+                draw()
         self._tell(lambda observer: observer.end(self))
         for line in self.unreadable.lines():
             self.report.warn(f"skipped an unreadable image: {line}")

@@ -1,0 +1,178 @@
+"""What must not cost a result or a run: figures, class names, a log that nobody reads, signals, damaged checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SLOW_DRIVER, assignments, cli, digit_folder, one_line, start, steps_done, train, wait_until, words
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dsdmae_cli import checkpoint
+from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.evaluation.reducing import tsne
+from dsdmae_cli.figures import scores as figures
+from dsdmae_cli.runs.observers.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digit_folder(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def odd_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits in class folders that matplotlib would read as formulas, or has no letters for."""
+    folder = digit_folder(tmp_path_factory.mktemp("odd") / "digits", train=40, test=24)
+    for split in ("train", "test"):
+        for number, name in enumerate(("$5_$10", "a$_{b$", "$\\frac{$", "\u732b")):
+            (folder / split / str(number)).rename(folder / split / name)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_constant_features_are_judged_and_only_their_map_is_missing(
+    kind: str, encoder_run: Path, odd_names: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = encoder_run / "encoder.safetensors"
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
+    save_file({k: torch.zeros_like(v) for k, v in load_file(source).items()}, tmp_path / "zeros.safetensors", metadata)
+    code, _, err = cli(
+        capfd, "probe", tmp_path / "zeros.safetensors", "--kind", kind, "--dataset", odd_names, "--epochs", 1,
+        "--device", "cpu", "--out", tmp_path / "probed",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "the map of the features could not be made (ValueError: features do not differ from image to image)" in err
+    assert "Glyph" not in err
+    assert (tmp_path / "probed" / "result.json").exists()
+    assert (tmp_path / "probed" / "figures" / "confusion.png").exists()
+
+
+@pytest.mark.parametrize("fill", [1.0, float("nan"), float("inf")])
+def test_no_layout_of_points_that_do_not_differ(fill: float) -> None:
+    with pytest.raises(ValueError, match="features"):
+        tsne(torch.full((64, 48), fill))
+    rounded = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)).round().clamp(-1, 1)
+    assert tsne(rounded).isfinite().all()
+
+
+def test_a_figure_that_fails_costs_no_result(
+    encoder_run: Path,
+    odd_names: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figures, "confusion", fails)
+    small = ["--epochs", 1, "--batch-size", 8, "--device", "cpu"]
+    code, _, err = cli(capfd, "finetune", encoder_run, "--dataset", odd_names, *small, "--out", tmp_path / "tuned")
+    assert code == 0, err
+    assert "the picture of the confusion matrix could not be made (OSError" in err
+    assert (tmp_path / "tuned" / "result.json").exists()
+    assert (tmp_path / "tuned" / "figures" / "classes.png").exists()
+
+
+def test_a_log_that_nobody_reads_ends_no_run(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dsdmae_cli", "pretrain", *words(assignments(digits)), "--out", str(run)],
+        stdout=subprocess.DEVNULL,
+        stderr=writer,
+    )
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+    assert process.wait(timeout=120) == 0
+    assert (run / "result.json").exists()
+
+
+def test_an_error_between_two_steps_saves_first(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: object, run: object, step: int) -> None:
+        if step == 7:
+            raise OSError("the disk of the log is full")
+
+    monkeypatch.setattr(Progress, "stepped", fails)
+    with pytest.raises(OSError, match="full"):
+        train(digits, tmp_path / "run", "train.checkpoint_every=100")
+    assert checkpoint.newest_first(tmp_path / "run" / "checkpoints")[0].name == "step-00000007"
+    monkeypatch.undo()
+    assert train(digits, tmp_path / "run", "train.checkpoint_every=100", resume=True)["steps"] == 10
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
+def test_a_lost_line_saves_and_an_early_usr1_harms_nothing(
+    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    chosen = assignments(digits, "train.epochs=30", "train.checkpoint_every=1000")
+    process = start("-c", SLOW_DRIVER, "pretrain", *words(chosen), "--out", run)
+    wait_until(lambda: (run / "settings.toml").exists(), process)
+    process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: steps_done(run) >= 2, process)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 129, err
+    assert "saved at step" in err
+    assert checkpoint.newest_first(run / "checkpoints")
+
+
+def _smaller(tensors: dict[str, torch.Tensor], key: str) -> None:
+    tensors[key] = torch.zeros(3)
+
+
+def _none(tensors: dict[str, torch.Tensor], key: str) -> None:
+    for name in [name for name in tensors if name.startswith("optimizer/")]:
+        del tensors[name]
+
+
+def _stranger(tensors: dict[str, torch.Tensor], key: str) -> None:
+    tensors["optimizer/exp_avg/nobody"] = torch.zeros(3)
+
+
+def _whole_numbers(tensors: dict[str, torch.Tensor], key: str) -> None:
+    tensors[key] = tensors[key].long()
+
+
+@pytest.mark.parametrize("damage", [_smaller, _none, _stranger, _whole_numbers])
+def test_moments_of_another_shape_never_reach_the_optimiser(
+    damage: Callable[[dict[str, torch.Tensor], str], None], encoder_run: Path
+) -> None:
+    """A fused kernel would read and write beyond the smaller one."""
+    found, _ = checkpoint.load_newest(encoder_run / "checkpoints")
+    assert found is not None
+    model = torch.nn.Linear(4, 5)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors = checkpoint.optimizer_tensors(optimizer, names)
+    checkpoint.restore_optimizer(torch.optim.AdamW(model.parameters()), names, tensors)
+    damage(tensors, "optimizer/exp_avg/weight")
+    with pytest.raises(CheckpointError, match="the checkpoint's optimiser"):
+        checkpoint.restore_optimizer(torch.optim.AdamW(model.parameters()), names, tensors)
+
+
+def test_pipes_and_links_to_themselves_are_passed_over(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(next(encoder_run.parent.glob("digits/test/*/*.png")), tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    code, out, err = cli(capfd, "denoise", tmp_path)
+    assert code == 1
+    assert "a.denoised.png" in out
+    assert "loop.png" in one_line(err)
+    assert "pipe.png" not in err
