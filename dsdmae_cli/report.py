@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ def duration(seconds: float) -> str:
     if whole >= 60:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole} s"
+
+
+def without_password(text: str) -> str:
+    """An address such as postgresql://USER:PASSWORD@HOST with *** in its place; anything else as it is."""
+    return re.sub(r"(://[^\s:@]*):[^/\s@]+@", r"\1:***@", text)
 
 
 def figures_line(record: dict[str, Any]) -> str:

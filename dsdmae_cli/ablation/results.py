@@ -20,6 +20,7 @@ from dsdmae_cli.ablation.study import Row
 from dsdmae_cli.ablation.sweep import Point, describe
 from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.evaluation.statistics import Contrast, Summary, contrast, summarise
+from dsdmae_cli.report import without_password
 
 
 @dataclass(frozen=True)
@@ -324,5 +325,5 @@ def flop(gflop: float) -> str:
 
 
 def repeat_command() -> str:
-    """The command line that this process was started with."""
-    return shlex.join(["dsdmae", *sys.argv[1:]])
+    """The command line that this process was started with, without the passwords in its addresses."""
+    return shlex.join(["dsdmae", *(without_password(word) for word in sys.argv[1:])])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts import packaged
+from dsdmae_cli.artifacts.elsewhere import check_values
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
 from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.describe import tables
@@ -146,6 +147,7 @@ def _resolved(values: dict[str, dict[str, Any]], origin: str) -> ResolvedSetting
 
 
 def _ready(method: Method, settings: ResolvedSettings, state: Mapping[str, Tensor], origin: str) -> Denoiser:
+    check_values(dict(state), method.state_dict(), Path(origin))
     method.eval().requires_grad_(False)
     return Denoiser(method, settings, checkpoint.weights_sha256(state), origin)
 

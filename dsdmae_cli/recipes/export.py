@@ -19,6 +19,7 @@ from dsdmae_cli import files
 from dsdmae_cli.artifacts import packaged
 from dsdmae_cli.artifacts.card import found_results, model_card, short_list
 from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser, save_denoiser
+from dsdmae_cli.artifacts.elsewhere import check_values
 from dsdmae_cli.artifacts.onnx import write_onnx
 from dsdmae_cli.artifacts.onnx_denoiser import write_onnx_denoiser
 from dsdmae_cli.artifacts.open import open_encoder
@@ -78,6 +79,8 @@ def export(request: Request) -> dict[str, Any]:
         subject, None, backbone=request.backbone, image_size=request.image_size, seed=0, head=request.head
     )
     encoder, tuned = opened.encoder, opened.tuned
+    state = dict((tuned.network if tuned else encoder).state_dict())
+    check_values(state, state, Path(request.subject))
     (tuned.network if tuned else encoder).eval().requires_grad_(False)
     if request.form == "onnx":
         said = write_onnx(opened, request.out, _ADVICE)

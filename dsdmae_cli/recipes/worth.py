@@ -24,7 +24,7 @@ from dsdmae_cli.errors import RunInterrupted, SettingsError
 from dsdmae_cli.evaluation.judging import open_labelled
 from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.recipes.finetune import build_classifier
-from dsdmae_cli.report import Report, make_report
+from dsdmae_cli.report import Report, make_report, without_password
 from dsdmae_cli.runs.plan import make_plan
 from dsdmae_cli.runs.rundir import LOCK, RESULT
 from dsdmae_cli.runs.workers import make_slots
@@ -197,4 +197,4 @@ def _runner(question: Question, folder: Path, report: Report) -> tuple[Runner, f
 
 
 def _command() -> str:
-    return shlex.join(["dsdmae", *sys.argv[1:]])
+    return shlex.join(["dsdmae", *map(without_password, sys.argv[1:])])

@@ -25,6 +25,7 @@ from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.plugins import argument_of
+from dsdmae_cli.report import without_password
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
 
 SETTINGS = "settings.toml"
@@ -103,7 +104,8 @@ class RunDir:
         """
         try:
             busy = (self.path / SETTINGS).exists()
-            strangers = [p.name for p in self.path.iterdir() if p.name != LOCK] if self.path.exists() else []
+            there = list(self.path.iterdir()) if self.path.exists() else []
+            strangers = [path.name for path in there if path.name != LOCK and not _left_over(path)]
         except OSError as error:
             raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
         if busy:
@@ -126,6 +128,8 @@ class RunDir:
             raise SettingsError(f"cannot make --out {self.path}: {error.strerror or error}") from error
         self._acquire()
         self.check_free()  # another process may have been quicker
+        for partial in filter(_left_over, list(self.path.iterdir())):
+            partial.unlink(missing_ok=True)
         self._write(SETTINGS, to_toml(tables(settings)))
 
     def settings(self) -> Loaded[Any]:
@@ -212,20 +216,37 @@ class RunDir:
             self._metrics.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that a resumed run will write again."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
+        """Drop the lines of metrics.jsonl that a resumed run will write again; a damaged file is kept beside it."""
+        records, damaged = self._records()
+        if damaged:
+            (self.path / METRICS).replace(self.path / f"{METRICS}.damaged")
+        kept = [record for record in records if record["step"] <= step]
         self._write(METRICS, "".join(json.dumps(record) + "\n" for record in kept))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; a last line torn by a crash is dropped."""
-        path = self.path / METRICS
-        records = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        """The records of metrics.jsonl; what is no record, such as a last line torn by a crash, is left out."""
+        return self._records()[0]
+
+    def _records(self) -> tuple[list[dict[str, Any]], bool]:
+        """Whole lines, and whether there are others than a torn last one."""
+        path, records, damaged = self.path / METRICS, [], False
+        text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+        lines = text.split("\n")
+        for number, line in enumerate(lines):
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+                record = json.loads(line) if line else None
+            except ValueError:
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+            elif line and number < len(lines) - 1:
+                damaged = True
+        return records, damaged
+
+
+def _left_over(path: Path) -> bool:
+    """A file that a process was writing when it was killed: it is in nobody's way."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def changed_settings(before: BaseModel, after: BaseModel) -> list[str]:
@@ -239,7 +260,7 @@ def environment() -> dict[str, Any]:
     """What run.json says of the machine and the program, torch's view of the hardware excepted."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": sys.argv,
+        "argv": [without_password(word) for word in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in _PACKAGES},

@@ -20,7 +20,11 @@ from dsdmae_cli import checkpoint
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.evaluation.reducing import tsne
 from dsdmae_cli.figures import scores as figures
+from dsdmae_cli.report import without_password
 from dsdmae_cli.runs.observers.progress import Progress
+from dsdmae_cli.runs.rundir import RunDir
+
+PACKAGED = Path(__file__).parents[2] / "dsdmae_cli" / "weights" / "denoiser.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +180,60 @@ def test_pipes_and_links_to_themselves_are_passed_over(
     assert "a.denoised.png" in out
     assert "loop.png" in one_line(err)
     assert "pipe.png" not in err
+
+
+# -- what is read back
+
+
+def test_damaged_metrics_stop_nothing_and_lose_nothing(encoder_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoder_run, tmp_path / "run")
+    path, run = tmp_path / "run" / "metrics.jsonl", RunDir(tmp_path / "run")
+    lines = path.read_bytes().splitlines()
+    whole = run.metrics()
+    strange = [b"\x01\xff not a record", b"null", b"[1, 2]"]
+    path.write_bytes(b"\n".join([lines[0], *strange, *lines[1:], b'{"step": 9, "lo']))
+    assert run.metrics() == whole
+    run.forget_after(1000)
+    assert run.metrics() == whole
+    assert b"not a record" in (tmp_path / "run" / "metrics.jsonl.damaged").read_bytes()
+
+
+def test_what_a_killed_process_was_writing_is_in_nobodys_way(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".settings.toml.20349.partial").write_text("[data")
+    assert train(digits, tmp_path / "run", "train.epochs=1")["steps"] == 5
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_weights_that_are_not_finite_make_no_export_and_no_picture(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for source, name in ((encoder_run / "encoder.safetensors", "encoder"), (PACKAGED, "denoiser")):
+        with safe_open(source, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(source)
+        tensors[min(tensors)].fill_(float("nan"))
+        save_file(tensors, tmp_path / f"{name}.safetensors", metadata)
+    shutil.copy(next(encoder_run.parent.glob("digits/test/*/*.png")), tmp_path / "a.png")
+    for command in (
+        ["export", tmp_path / "encoder.safetensors", "--to", "timm", "--out", tmp_path / "out"],
+        ["denoise", tmp_path / "a.png", "--weights", tmp_path / "denoiser.safetensors", "--engine", "torch"],
+    ):
+        code, _, err = cli(capfd, *command)
+        assert code == 2
+        assert "not finite; its training had diverged" in one_line(err)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "a.denoised.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("postgresql://ann:s3cret@host:5432/db", "postgresql://ann:***@host:5432/db"),
+        ("sqlite:///:SECRET@s.db", "sqlite:///:***@s.db"),
+        ("--storage=mysql://a:b:c@h/d", "--storage=mysql://a:***@h/d"),
+        ("data.crop_scale=[0.4,1.0]", "data.crop_scale=[0.4,1.0]"),
+    ],
+)
+def test_passwords_are_recorded_nowhere(given: str, kept: str) -> None:
+    assert without_password(given) == kept
