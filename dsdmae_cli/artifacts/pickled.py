@@ -76,7 +76,5 @@ def _explained(path: Path, error: Exception) -> str:
             f" it, write its weights alone: torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'],"
             " 'weights.pth'), with the key under which they stand"
         )
-    first = next(iter(str(error).splitlines()), "")
-    if "Weights only load failed" in first:  # whose first line is advice to those who call torch.load
-        first = "it is damaged, or was not written by torch.save"
-    return f"{path} is no readable file of weights: {type(error).__name__}: {first}"[:300]
+    # What the unpickler stumbled over says nothing to people, and torch's first line is advice to those who call it.
+    return f"{path} is no readable file of weights: it is damaged, or was not written by torch.save"
