@@ -153,6 +153,9 @@ class Trainer:
                 images died.
         """
         try:
+            if self.window.steps and self._is_logged():  # an error came between a step and its record
+                self._lr = self._rate(self.step - 1)
+                self.hooks.logged(self._read(float("inf"), self.window.steps))
             while self.step < self.total_steps and self._epoch():
                 pass
         except RuntimeError as error:
@@ -169,7 +172,7 @@ class Trainer:
         for micro_batches in self.source.steps(epoch, first):
             self._step(micro_batches)
             self.hooks.stepped(self.step)
-            if self.step % self.train.log_every == 0 or self.step == self.total_steps:
+            if self._is_logged():
                 record = self._read(time.perf_counter() - started, self.step - at)
                 started, at = time.perf_counter(), self.step
                 self.hooks.logged(record)
@@ -178,6 +181,10 @@ class Trainer:
             if self.hooks.should_stop():
                 return False
         return True
+
+    def _is_logged(self) -> bool:
+        """Whether a record belongs to the step that was done last."""
+        return self.step % self.train.log_every == 0 or self.step == self.total_steps
 
     def _step(self, micro_batches: Iterator[MicroBatch]) -> None:
         self.whole = False
@@ -238,14 +245,13 @@ class Trainer:
         """1.0 if the gradient or the loss of any process is not finite, else 0.0; never read back here."""
         return distributed.max_((~(torch.isfinite(norm) & torch.isfinite(loss))).float())
 
+    def _rate(self, step: int) -> float:
+        optim = self.optim
+        warmup = optim.warmup_epochs * self.steps_per_epoch
+        return learning_rate(step, self.total_steps, warmup, optim.lr, optim.min_lr)
+
     def _set_learning_rate(self) -> float:
-        lr = learning_rate(
-            self.step,
-            self.total_steps,
-            self.optim.warmup_epochs * self.steps_per_epoch,
-            self.optim.lr,
-            self.optim.min_lr,
-        )
+        lr = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         return lr

@@ -275,7 +275,9 @@ def test_damaged_files_and_others(tmp_path: Path) -> None:
         ("text", b"hello\n"),
     ):
         (tmp_path / f"{name}.pth").write_bytes(bytes_)
-        assert f"{name}.pth is no readable file of weights: it is damaged, or was not written" in refusal(tmp_path / f"{name}.pth")
+        assert f"{name}.pth is no readable file of weights: it is damaged, or was not written" in refusal(
+            tmp_path / f"{name}.pth"
+        )
     with zipfile.ZipFile(
         tmp_path / "program.pt", "w"
     ) as archive:  # what torch.jit.save adds, scripting being deprecated

@@ -211,7 +211,11 @@ def imports(package: Path) -> set[str]:
 
 def test_every_import_is_declared() -> None:
     project = PROJECT["project"]
-    extras = [line for name in ("onnx", "parquet", "tensorboard") for line in project["optional-dependencies"][name]]
+    extras = [
+        line
+        for name in ("heif", "onnx", "parquet", "tensorboard", "tiff")
+        for line in project["optional-dependencies"][name]
+    ]
     declared = {Requirement(line).name.lower().replace("_", "-") for line in [*project["dependencies"], *extras]}
     brought = packages_distributions()
     for package in ("dsdmae_cli", "plugins/dsdmae_builtin"):

@@ -114,6 +114,7 @@ def test_an_error_between_two_steps_saves_first(digits: Path, tmp_path: Path, mo
     assert checkpoint.newest_first(tmp_path / "run" / "checkpoints")[0].name == "step-00000007"
     monkeypatch.undo()
     assert train(digits, tmp_path / "run", "train.checkpoint_every=100", resume=True)["steps"] == 10
+    assert [record["step"] for record in RunDir(tmp_path / "run").metrics()] == list(range(1, 11))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
@@ -122,7 +123,8 @@ def test_a_lost_line_saves_and_an_early_usr1_harms_nothing(
 ) -> None:
     run = tmp_path / "run"
     chosen = assignments(digits, "train.epochs=30", "train.checkpoint_every=1000")
-    process = start("-c", SLOW_DRIVER, "pretrain", *words(chosen), "--out", run)
+    heard = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup it is ignored, and stays so
+    process = start("-c", heard + SLOW_DRIVER, "pretrain", *words(chosen), "--out", run)
     wait_until(lambda: (run / "settings.toml").exists(), process)
     process.send_signal(signal.SIGUSR1)
     wait_until(lambda: steps_done(run) >= 2, process)
