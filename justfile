@@ -27,7 +27,7 @@ test *paths:
 
 # Tests that train for longer
 slow:
-    OMP_NUM_THREADS=1 uv run --no-sync pytest -m slow
+    OMP_NUM_THREADS=1 uv run --no-sync pytest -m "slow and not long"
 
 # A short life under another Python: just light 3.13
 light *arguments:

@@ -204,3 +204,12 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if "drawn" not in request.fixturenames:
         for place in ("probe.draw", "probe.draw_choice", "finetune.draw"):
             monkeypatch.setattr(f"dsdmae_cli.recipes.{place}", lambda *given: None)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test for every method some are run each time, and the others by .ci/long."""
+    for item in items:
+        marker = item.get_closest_marker("long_but")
+        if marker is not None and isinstance(item, pytest.Function) and item.callspec.params["name"] not in marker.args:
+            item.add_marker(pytest.mark.long)

@@ -196,7 +196,7 @@ def test_a_sweep_leaves_runs_and_a_report(images: Path, tmp_path: Path, capfd: p
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_a_sweep_killed_in_the_middle_ends_with_the_same_table(
     how: signal.Signals, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -213,9 +213,9 @@ with distributed.process_group(torch.device("cpu")):
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        ("mocov3", ()),
-        ("msa", ()),
-        ("lejepa", ("method.views=3",)),
+        pytest.param("mocov3", (), marks=pytest.mark.long),
+        pytest.param("msa", (), marks=pytest.mark.long),
+        pytest.param("lejepa", ("method.views=3",), marks=pytest.mark.long),
         ("tokenizer", ()),
         ("dsdmae", ("method.uniformity_weight=0.5", "method.sigreg_weight=0.1")),
     ],

@@ -160,6 +160,7 @@ def test_a_run_leaves_its_pictures(name: str, runs: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long_but("dsdmae", "mae")
 @pytest.mark.timeout(1200)  # a loaded machine takes minutes to compile
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_compiled_is_as_eager(name: str) -> None:

@@ -99,7 +99,9 @@ def test_the_example_pre_trains(example_site: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "method" else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
+)
 def test_a_new_package_passes_its_own_tests_once_installed(kind: Kind, tmp_path: Path) -> None:
     folder = scaffold.create(kind, f"fresh-{kind}", tmp_path)[0]
     site = tmp_path / "site"
