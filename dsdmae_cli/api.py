@@ -269,11 +269,12 @@ def denoise(
         restorer = open_restorer(*where, engine=engine, device=device, precision=precision, passes=passes)
         limits = limits_of([given])
         shown = given if limits is None else seen(given, limits)
-        restored = restorer(shown, strength).picture
-        restored = restored if limits is None else brought_back(given, shown, restored, limits)
-    if isinstance(picture, np.ndarray):
-        return restored.pixels.reshape(picture.shape)
-    return to_image(restored)
+        try:
+            restored = restorer(shown, strength).picture
+            restored = restored if limits is None else brought_back(given, shown, restored, limits)
+            return restored.pixels.reshape(picture.shape) if isinstance(picture, np.ndarray) else to_image(restored)
+        except Refused as error:
+            raise DataError(str(error)) from error
 
 
 def _undisturbed_by(engine: str) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ or calls the file no TIFF at all. tifffile reads those.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -14,8 +15,9 @@ from dsdmae_cli.data.base import Form, Refused
 from dsdmae_cli.data.values import Values
 
 if TYPE_CHECKING:
-    from tifffile import TiffPage
+    from tifffile import TiffFile, TiffPage
 
+_UNHEARD = logging.NullHandler()
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UINT, _INT, _FLOAT, _UNSPECIFIED = 1, 2, 3, 0
 # Grey that Pillow decodes whole, through more kinds of compression than tifffile alone: (sample format, bits).
@@ -69,8 +71,7 @@ def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
     """
     import tifffile
 
-    stream.seek(0)
-    with tifffile.TiffFile(stream) as file:
+    with _opened(stream) as file:
         page = file.pages[number]
         assert isinstance(page, tifffile.TiffPage)  # frames, which know less, are made on request alone
         _check(page, max_pixels)
@@ -96,10 +97,7 @@ def _has_alpha(page: TiffPage) -> bool:
 
 def pages(stream: BinaryIO) -> int:
     """How many pages a TIFF has."""
-    import tifffile
-
-    stream.seek(0)
-    with tifffile.TiffFile(stream) as file:
+    with _opened(stream) as file:
         return len(file.pages)
 
 
@@ -118,12 +116,21 @@ def form(stream: BinaryIO, max_pixels: int) -> Form:
         return Form(width, height, bands, page.bitspersample, page.sampleformat == _FLOAT, colors)
 
 
+def _opened(stream: BinaryIO) -> TiffFile:
+    """The file, with at least one page; what tifffile would log of a damaged one is for those who listen to its log."""
+    import tifffile
+
+    logging.getLogger("tifffile").addHandler(_UNHEARD)
+    stream.seek(0)
+    file = tifffile.TiffFile(stream)
+    if not len(file.pages):
+        raise Refused("damaged file (a TIFF without a page)")
+    return file
+
+
 class _first_page:  # noqa: N801  (a context manager)
     def __init__(self, stream: BinaryIO) -> None:
-        import tifffile
-
-        stream.seek(0)
-        self._file = tifffile.TiffFile(stream)
+        self._file = _opened(stream)
 
     def __enter__(self) -> TiffPage:
         return self._file.pages.first

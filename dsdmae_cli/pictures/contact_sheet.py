@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -144,6 +144,9 @@ def _tile(panel: Panel) -> Image.Image:
 
 def to_rgb(picture: Picture) -> Image.Image:
     """As a screen would show it: 8 bits, transparency over white."""
+    if picture.mode.endswith("bands"):  # the first that make a colour, or the first alone
+        first = picture.pixels[..., list(picture.color_groups[0])]
+        picture = replace(picture, pixels=first, mode="RGB" if first.shape[2] == 3 else "L")
     if picture.depth == 16:
         picture = picture.with_pixels((picture.pixels >> 8).astype(np.uint8))
     image = to_image(picture)

@@ -272,12 +272,16 @@ def write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
 
 
 def to_image(picture: Picture) -> Image.Image:
-    """As Pillow holds it: L, LA, RGB, RGBA, CMYK or I;16.
+    """As Pillow holds it: L, LA, RGB, RGBA, CMYK, I;16, or I and F of one band.
 
     Raises:
-        Refused: 16-bit colour, which Pillow has no mode for.
+        Refused: 16-bit colour, other bands or other numbers, which Pillow has no mode for.
     """
     pixels = picture.pixels
+    if picture.is_instruments:
+        if pixels.shape[2] != 1 or pixels.dtype not in (np.int32, np.float32):
+            raise Refused(f"Pillow has no mode for {picture.mode} of {pixels.dtype}; `dsdmae denoise` writes a TIFF")
+        return Image.fromarray(pixels[..., 0])
     if picture.depth == 16:
         if picture.mode != "L":
             raise Refused("Pillow has no mode for 16-bit colour")

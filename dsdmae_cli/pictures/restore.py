@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from dsdmae_cli.data.base import Refused
 from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.picture import Picture, Pixels
@@ -60,7 +61,12 @@ class Restorer:
             strength: 0 gives the picture back, 1 what the network says, between is a mixture; None = by the traces of
                 noise in what the network would take out (pictures/traces.py).
             progress: told the number of tiles done and of all tiles.
+
+        Raises:
+            Refused: other numbers than 8 and 16 bits, which pictures/depths.py makes of any.
         """
+        if picture.pixels.dtype not in (np.uint8, np.uint16):
+            raise Refused(f"{picture.pixels.dtype} values have no range of their own; give one, as --range LOW,HIGH")
         result = self._restored(picture, progress or _silent)
         colors = slice(3 if picture.num_colors >= 3 else 1)
         verdict = judge(picture.pixels[..., colors], result[..., colors])

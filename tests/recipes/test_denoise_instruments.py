@@ -91,3 +91,32 @@ def test_one_range_for_a_batch_or_a_given_one(
         code, _, err = cli(capfd, "denoise", tmp_path, "--range", wrong)
         assert code == 2
         assert f"--range {wrong} is not allowed" in one_line(err)
+
+
+def test_what_has_no_range_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tifffile.imwrite(tmp_path / "float.tif", np.full((32, 32), 0.5, np.float32))
+    tifffile.imwrite(tmp_path / "nan.tif", np.full((32, 32), np.nan, np.float32))
+    (tmp_path / "torn.tif").write_bytes(b"II*\0garbage")
+    for name, how, reason in (
+        ("float.tif", ["--range", "none"], "float32 values have no range of their own"),
+        ("nan.tif", [], "float32 values have no range of their own"),
+        ("torn.tif", [], "damaged file (a TIFF without a page)"),
+    ):
+        code, _, err = cli(capfd, "denoise", tmp_path / name, *how)
+        assert code == 2
+        assert reason in err
+        assert len(err.splitlines()) == 1
+    assert not list(tmp_path.glob("*.denoised.*"))
+
+
+def test_bands_are_shown_on_a_sheet(
+    slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bands = np.stack([slide[1]] * 4, axis=2)
+    tifffile.imwrite(tmp_path / "nir.tif", bands, photometric="rgb", extrasamples=["unspecified"])
+    code, out, err = cli(capfd, "denoise", tmp_path / "nir.tif", "--sheet", tmp_path / "sheet.png")
+    assert code == 0, err
+    assert "4 bands" in out
+    assert tifffile.imread(tmp_path / "nir.denoised.tif").shape == bands.shape
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] > 300
