@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dsdmae_cli.data.base import Refused
+from dsdmae_cli.pictures.halving import add_enlarged, halved
 from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.picture import Picture, Pixels
@@ -22,6 +23,9 @@ from dsdmae_cli.pictures.traces import judge
 # Tiles overlap by a quarter of their side: less shows seams, more costs time that shifted passes spend better.
 _OVERLAP = 0.25
 _ROWS = 512
+# Of what the network finds in the restored picture at half its size, this much is taken out too where noise is coarse. On
+# 20 real pairs 0.3 gained 0.09 dB, 0.45 to 0.6 gained 0.15, 1 gained 0.06.
+_COARSE_SHARE, _SMALLEST_HALVED = 0.5, 64
 Progress = Callable[[int, int], None]
 
 
@@ -71,8 +75,24 @@ class Restorer:
         colors = slice(3 if picture.num_colors >= 3 else 1)
         verdict = judge(picture.pixels[..., colors], result[..., colors])
         strength = verdict.strength if strength is None else strength
+        if strength > 0 and verdict.coarse > 0:
+            self._take_coarse(picture, result, _COARSE_SHARE * verdict.coarse)
         _mix(picture.pixels, result, strength)
         return Restored(picture.with_pixels(result), verdict.removed, verdict.kind, strength)
+
+    def _take_coarse(self, picture: Picture, result: Pixels, share: float) -> None:
+        """Take a share of what the network finds in the result at half its size out of the result, in place.
+
+        A camera leaves noise in blotches, which a network that restores detail hardly dares to touch; at half the size
+        they are as fine as the noise that it knows (several scales, as Lebrun et al. 2015, "The Noise Clinic").
+        """
+        if min(picture.height, picture.width) < _SMALLEST_HALVED:
+            return
+        before = halved(result)
+        after = self._restored(picture.with_pixels(before), _silent)
+        scale = share * picture.peak / np.iinfo(before.dtype).max
+        colors = slice(picture.num_colors)
+        add_enlarged(result[..., colors], before[..., colors], after[..., colors], scale)
 
     def _restored(self, picture: Picture, progress: Progress) -> Pixels:
         """All of the network's correction, rounded to the picture's depth."""

@@ -91,7 +91,7 @@ def test_small_pictures(shape: tuple[int, int], channels: int) -> None:
 
 def test_nothing_taken_is_nothing_found() -> None:
     flat = np.full((64, 64, 3), 80, np.uint8)
-    assert judge(flat, flat) == T.Verdict(0.0, "", 0.0)
+    assert judge(flat, flat) == T.Verdict(0.0, "", 0.0, 0)
 
 
 def test_bands_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
