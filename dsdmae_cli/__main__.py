@@ -40,6 +40,8 @@ def _run(arguments: list[str]) -> int:
         print(f"dsdmae: {error}", file=sys.stderr)  # no error: it was asked for, and nothing is lost
         return error.exit_code
     except DsdmaeError as error:
+        if error.said_elsewhere:
+            return error.exit_code
         return _complain(str(error), error.exit_code, arguments)
     except usage_error as error:
         return _usage(error, arguments)

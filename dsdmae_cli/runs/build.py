@@ -12,6 +12,7 @@ from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.source import derive_seed
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.methods.projection import synchronized
 from dsdmae_cli.runs.prerequisite import required_settings, requirement
 from dsdmae_cli.settings.models import BackboneSettings, Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
@@ -52,6 +53,7 @@ def build_method(
     backbone = build_backbone(settings.backbone, settings.data.image_size, settings.train.seed)
     if begin is not None:
         begin(backbone)
+    backbone = synchronized(backbone)
     method: Method = plugins.load(spec.build)(settings.method, backbone, *required)
     return method
 

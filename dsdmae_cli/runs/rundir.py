@@ -252,6 +252,9 @@ def _left_over(path: Path) -> bool:
 def changed_settings(before: BaseModel, after: BaseModel) -> list[str]:
     """The settings that differ and may not: "train.epochs: 5, now 10"."""
     old, new = tables(before), tables(after)
+    for section in {**old, **new}:
+        old.setdefault(section, {})
+        new.setdefault(section, {})
     keys = [(s, k) for s in old for k in {**old[s], **new[s]} if f"{s}.{k}" not in MAY_CHANGE_ON_RESUME]
     return [f"{s}.{k}: {old[s].get(k)!r}, now {new[s].get(k)!r}" for s, k in keys if old[s].get(k) != new[s].get(k)]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -9,14 +12,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers import SLOW_DRIVER, assignments, cli, digit_folder, one_line, start, steps_done, train, wait_until, words
-from safetensors import safe_open
+from helpers import (
+    SLOW_DRIVER,
+    assignments,
+    cli,
+    digit_folder,
+    one_line,
+    start,
+    steps_done,
+    train,
+    undigested,
+    wait_until,
+    words,
+)
 from safetensors.torch import load_file, save_file
 
-from dsdmae_cli import checkpoint
+from dsdmae_cli import checkpoint, optim
+from dsdmae_cli.artifacts import packaged
+from dsdmae_cli.artifacts.denoiser import load_denoiser
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.evaluation.reducing import tsne
 from dsdmae_cli.figures import scores as figures
@@ -24,6 +41,7 @@ from dsdmae_cli.report import without_password
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.rundir import RunDir
 
+pytestmark = pytest.mark.faults
 PACKAGED = Path(__file__).parents[2] / "dsdmae_cli" / "weights" / "denoiser.safetensors"
 
 
@@ -47,8 +65,7 @@ def test_constant_features_are_judged_and_only_their_map_is_missing(
     kind: str, encoder_run: Path, odd_names: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = encoder_run / "encoder.safetensors"
-    with safe_open(source, "pt") as file:
-        metadata = file.metadata()
+    metadata = undigested(source)
     save_file({k: torch.zeros_like(v) for k, v in load_file(source).items()}, tmp_path / "zeros.safetensors", metadata)
     code, _, err = cli(
         capfd, "probe", tmp_path / "zeros.safetensors", "--kind", kind, "--dataset", odd_names, "--epochs", 1,
@@ -164,11 +181,11 @@ def test_moments_of_another_shape_never_reach_the_optimiser(
     model(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors = checkpoint.optimizer_tensors(optimizer, names)
-    checkpoint.restore_optimizer(torch.optim.AdamW(model.parameters()), names, tensors)
+    tensors = optim.optimizer_tensors(optimizer, names)
+    optim.restore_optimizer(torch.optim.AdamW(model.parameters()), names, tensors)
     damage(tensors, "optimizer/exp_avg/weight")
     with pytest.raises(CheckpointError, match="the checkpoint's optimiser"):
-        checkpoint.restore_optimizer(torch.optim.AdamW(model.parameters()), names, tensors)
+        optim.restore_optimizer(torch.optim.AdamW(model.parameters()), names, tensors)
 
 
 def test_pipes_and_links_to_themselves_are_passed_over(
@@ -185,6 +202,139 @@ def test_pipes_and_links_to_themselves_are_passed_over(
 
 
 # -- what is read back
+
+
+def resume(capfd: pytest.CaptureFixture[str], run: Path, *more: str) -> tuple[int, str]:
+    code, _, err = cli(capfd, "pretrain", "--resume", "--out", run, *more)
+    return code, err
+
+
+@pytest.fixture
+def stopped(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that ended after 7 of 10 steps, on images of its own; its checkpoints are of steps 5 and 7."""
+
+    def fails(self: object, run: object, step: int) -> None:
+        if step == 7:
+            raise OSError("the plug was pulled")
+
+    images = Path(shutil.copytree(digits, tmp_path / "images"))
+    monkeypatch.setattr(Progress, "stepped", fails)
+    with pytest.raises(OSError, match="plug"):
+        train(images, tmp_path / "run", "train.checkpoint_every=1")
+    monkeypatch.undo()
+    return tmp_path / "run"
+
+
+def test_settings_that_were_edited_are_refused_or_accepted(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = stopped / "settings.toml"
+    path.write_text(path.read_text().replace("seed = 0", "seed = 7"))
+    code, err = resume(capfd, stopped)
+    assert code == 2
+    assert "settings.toml is not what the run was trained by: train.seed: 0, now 7; put it back, or" in one_line(err)
+    code, err = resume(capfd, stopped, "--accept-changes")
+    assert code == 0, err
+    assert "train.seed: 0, now 7; it goes on by the file" in err
+
+
+def test_images_that_changed_are_refused_or_accepted(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = stopped.parent / "images" / "train" / "1"
+    shutil.copy(next(folder.glob("*.png")), folder / "one-more.png")
+    code, err = resume(capfd, stopped)
+    assert code == 2
+    line = one_line(err)
+    assert "42 images" in line
+    assert "43 images" in line
+    assert "--accept-changes" in line
+    code, err = resume(capfd, stopped, "--accept-changes")
+    assert code == 0, err
+    assert "order, epochs and schedule are others from here on" in err
+
+
+def test_images_that_moved_are_the_same(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Copied files have other times, and are what the run learned from all the same."""
+    images = stopped.parent / "images"
+    for path in images.rglob("*.png"):
+        os.utime(path, (1e9, 1e9))
+    code, err = resume(capfd, stopped)
+    assert code == 0, err
+
+
+def test_what_is_accepted_belongs_to_a_run_that_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = cli(capfd, "pretrain", "--accept-changes", "--out", tmp_path / "run")
+    assert code == 2
+    assert "give --resume --out DIR too" in one_line(err)
+
+
+def rewritten(checkpointed: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """state.json of a checkpoint changed, and its checksum with it."""
+    state = change(json.loads((checkpointed / "state.json").read_text()))
+    content = json.dumps(state).encode()
+    (checkpointed / "state.json").write_bytes(content)
+    sums = json.loads((checkpointed / "manifest.json").read_text())
+    sums["state.json"] = hashlib.sha256(content).hexdigest()
+    (checkpointed / "manifest.json").write_text(json.dumps(sums))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda s: [], lambda s: {**s, "step": "7"}, lambda s: {**s, "step": 10**9}, lambda s: {**s, "settings": None}],
+)
+def test_a_state_that_is_none_is_passed_over_and_kept(
+    change: Callable[[dict[str, Any]], Any], stopped: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewritten(checkpoint.newest_first(stopped / "checkpoints")[0], change)
+    code, err = resume(capfd, stopped)
+    assert code == 0, err
+    assert "going back to the one before" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: {k: v for k, v in s.items() if k != "seconds"},
+        lambda s: {**s, "unreadable": [1]},
+        lambda s: {**s, "window_steps": -1},
+        lambda s: {**s, "data": {"images": "many"}},
+    ],
+)
+def test_a_runs_state_of_another_kind_is_one_line(
+    change: Callable[[dict[str, Any]], Any], stopped: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewritten(checkpoint.newest_first(stopped / "checkpoints")[0], change)
+    code, err = resume(capfd, stopped)
+    assert code == 2
+    assert "is damaged:" in one_line(err)
+
+
+def test_a_newer_programs_checkpoint_is_refused_and_never_replaced(
+    stopped: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    newest = checkpoint.newest_first(stopped / "checkpoints")[0]
+    rewritten(newest, lambda state: {**state, "format": checkpoint.FORMAT_VERSION + 1})
+    held = {path: path.read_bytes() for path in newest.iterdir()}
+    code, err = resume(capfd, stopped)
+    assert code == 2
+    assert "written by a newer program (format 2, this one knows 1); update dsdmae" in one_line(err)
+    assert {path: path.read_bytes() for path in newest.iterdir()} == held
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    newest, read = checkpoint.newest_first(stopped / "checkpoints")[0], Path.read_bytes
+
+    def fails(path: Path) -> bytes:
+        if path == newest / "model.safetensors":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", fails)
+        code, err = resume(capfd, stopped)
+    assert code == 2
+    assert "cannot be read now" in one_line(err)
+    assert resume(capfd, stopped)[0] == 0
 
 
 def test_damaged_metrics_stop_nothing_and_lose_nothing(encoder_run: Path, tmp_path: Path) -> None:
@@ -211,8 +361,7 @@ def test_weights_that_are_not_finite_make_no_export_and_no_picture(
     encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for source, name in ((encoder_run / "encoder.safetensors", "encoder"), (PACKAGED, "denoiser")):
-        with safe_open(source, "pt") as file:
-            metadata = file.metadata()
+        metadata = undigested(source)
         tensors = load_file(source)
         tensors[min(tensors)].fill_(float("nan"))
         save_file(tensors, tmp_path / f"{name}.safetensors", metadata)
@@ -226,6 +375,39 @@ def test_weights_that_are_not_finite_make_no_export_and_no_picture(
         assert "not finite; its training had diverged" in one_line(err)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "a.denoised.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["encoder", "classifier", "denoiser"])
+def test_a_flipped_bit_in_a_file_of_weights_is_noticed(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"{kind}.safetensors"
+    run = request.getfixturevalue("tuned_run" if kind == "classifier" else "encoder_run")
+    if kind == "denoiser":
+        assert cli(capfd, "export", run, "--to", "denoiser", "--out", path)[0] == 0
+        command = ["denoise", next(run.parent.glob("digits/test/*/*.png")), "--weights", path, "--engine", "torch"]
+        command += ["--out", tmp_path / "clean.png"]
+    else:
+        shutil.copy(run / path.name, path)
+        command = ["export", path, "--to", "timm", "--out", tmp_path / "out"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    code, _, err = cli(capfd, *command)
+    assert code == 2
+    assert "is damaged: its tensors do not match the digest in it" in one_line(err)
+    assert not (tmp_path / "out").exists()
+    # Files of before, and anybody's, say no digest and are taken as they are.
+    path.write_bytes(whole)
+    save_file(load_file(path), path, undigested(path))
+    code, _, err = cli(capfd, *command)
+    assert code == 0, err
+
+
+def test_the_packaged_weights_are_those_that_were_packaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_denoiser().sha256 == packaged.SHA256
+    monkeypatch.setattr(packaged, "SHA256", "0" * 64)
+    with pytest.raises(CheckpointError, match="install dsdmae again"):
+        load_denoiser()
 
 
 @pytest.mark.parametrize(
