@@ -9,6 +9,7 @@ import sys
 
 from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import DsdmaeError, RunInterrupted
+from dsdmae_cli.report import shown
 
 _STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO}
 
@@ -37,7 +38,9 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()  # here, where a full disk or a reader that has left can still be answered for
         return done if isinstance(done, int) else 0
     except RunInterrupted as error:
-        print(f"dsdmae: {error}", file=sys.stderr)  # no error: it was asked for, and nothing is lost
+        print(
+            f"dsdmae: {shown(str(error), one_line=True)}", file=sys.stderr
+        )  # no error: it was asked for, and nothing is lost
         return error.exit_code
     except DsdmaeError as error:
         if error.said_elsewhere:
@@ -82,7 +85,7 @@ def _output_failed(error: BaseException | None, arguments: list[str]) -> int:
 def _complain(text: str, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         raise
-    print("dsdmae: error: " + " ".join(text.split()), file=sys.stderr)
+    print("dsdmae: error: " + shown(" ".join(text.split())), file=sys.stderr)
     return code
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.files import explained
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Books:
         with self.alone():
             try:
                 return make(self._opened())
-            except (RunFailed, SettingsError):
+            except RunFailed:
                 raise
             except Exception:  # whatever a database driver raises
                 if isinstance(self.storage, Path):
@@ -137,13 +137,10 @@ def _beside(path: Path) -> Path:
 
 
 def _sqlite_file(url: str) -> Path | None:
-    from sqlalchemy.engine import make_url
-
-    try:
-        found = make_url(url)
-    except Exception as error:  # of the driver's own
-        raise SettingsError(f"--storage is no database address such as sqlite:///FILE: {error}") from error
-    if found.get_backend_name() != "sqlite" or not found.database or found.database == ":memory:":
+    """The file of sqlite:///FILE; None for another database, and for one in memory."""
+    backend, _, rest = url.partition(":///")
+    name = rest.partition("?")[0]
+    if not backend.startswith("sqlite") or name in ("", ":memory:"):
         return None
-    path = Path(found.database)
+    path = Path(name)
     return path if path.parent.is_dir() else None

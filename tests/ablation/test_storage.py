@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from test_ablate_study import definition, work_off
 
-from dsdmae_cli.ablation.storage import Books
 from dsdmae_cli.ablation.study import Study
 from dsdmae_cli.errors import RunFailed, SettingsError
 
@@ -73,8 +72,6 @@ def test_what_a_database_says_shows_no_password(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as refused:
         Study(definition(), f"sqlite:///{tmp_path}/x.db?u=postgresql://me:SECRET@host")
     assert "SECRET" not in str(refused.value)
-    with pytest.raises(SettingsError, match="no database address"):
-        Books("nonsense")
 
 
 def test_a_trial_that_somebody_ended_keeps_what_they_said(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,7 @@ from dsdmae_cli.artifacts.denoiser import load_denoiser
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.evaluation.reducing import tsne
 from dsdmae_cli.figures import scores as figures
-from dsdmae_cli.report import without_password
+from dsdmae_cli.report import markdown, shown, without_password
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.rundir import RunDir
 
@@ -421,3 +422,76 @@ def test_the_packaged_weights_are_those_that_were_packaged(monkeypatch: pytest.M
 )
 def test_passwords_are_recorded_nowhere(given: str, kept: str) -> None:
     assert without_password(given) == kept
+
+
+# -- text from outside is shown, never obeyed
+
+HOSTILE = "<img src=x onerror=alert(1)>|`[click](javascript:alert(1))\x1b[31mRED\x07\u202e\n---"
+
+
+def test_a_terminal_obeys_no_name() -> None:
+    assert shown("a\x1b[31mb\x07\u202ec\r\x9bd\te\nf é 猫 σ") == (
+        "a\\x1b[31mb\\x07\\u202ec\\r\\x9bd\te\nf é 猫 σ"
+    )  # fmt: skip
+    assert shown("a\nb", one_line=True) == "a\\nb"
+
+
+def test_markdown_says_names_as_they_are() -> None:
+    text = markdown(HOSTILE)
+    assert text == (
+        "&lt;img src=x onerror=alert(1)&gt;\\|\\`[click]\\(javascript:alert(1))\\\\x1b[31mRED\\\\x07\\\\u202e\\\\n---"
+    )
+    assert markdown("mask_ratio = 0.9, [0.4, 1.0] ± 3%") == "mask_ratio = 0.9, [0.4, 1.0] ± 3%"
+
+
+def test_names_of_files_and_runs_write_no_escape_to_the_terminal(
+    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(digits, tmp_path / "images"))
+    (folder / "train" / "0" / "esc\x1b[31mRED\x07.png").write_bytes(b"no picture")
+    chosen = words(assignments(folder, "train.epochs=1"))
+    code, out, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "r\x1b[2Jun")
+    assert code == 0, err
+    assert "\x1b" not in out + err
+    assert "\x07" not in out + err
+    assert "skipped an unreadable image" in err
+    assert "esc\\x1b[31mRED\\x07.png" in err
+    code, _, err = cli(capfd, "denoise", tmp_path / "no\x1b[31m\u202esuch.png")
+    assert code == 2
+    assert "no\\x1b[31m\\u202esuch.png" in one_line(err)
+
+
+def test_a_card_holds_no_markup_from_outside(
+    tuned_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, path = tuned_run / "classifier.safetensors", tmp_path / "classifier.safetensors"
+    metadata = undigested(source)
+    metadata["classes"] = json.dumps([HOSTILE, *json.loads(metadata["classes"])[1:]])
+    save_file(load_file(source), path, metadata)
+    code, _, err = cli(capfd, "export", path, "--to", "hf", "--out", tmp_path / "out")
+    assert code == 0, err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert markdown(HOSTILE) in card
+    for live in ("<img", "](javascript", "\x1b", "\u202e"):
+        assert live not in card
+
+
+def test_a_report_holds_no_markup_from_outside(tmp_path: Path) -> None:
+    from jinja2 import Environment, PackageLoader
+
+    for package in ("ablation", "worth"):
+        template = PackageLoader(f"dsdmae_cli.{package}").get_source(Environment(), "report.md")[0]
+        # Numbers and what the program says itself need none of it; everything that a person or a file named does.
+        raw = set(re.findall(r"\{\{ ([a-z_.]+) \}\}", template))
+        assert raw <= {
+            "base",
+            "done",
+            "trials",
+            "wall",
+            "work",
+            "metric",
+            "paper.dataset",
+            "paper.source",
+            "value",
+            "share",
+        }
