@@ -10,8 +10,17 @@ import sys
 from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import DsdmaeError, RunInterrupted
 from dsdmae_cli.report import shown
+from dsdmae_cli.signals import Stopped
 
 _STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO}
+
+# What the system runs out of, and what to do about it.
+_SHORT = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --set data.workers",
+    errno.ENFILE: "end other programs",
+    errno.ENOMEM: "end other programs, or give it less at once",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or lower --set data.workers",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,9 +59,17 @@ def _run(arguments: list[str]) -> int:
         return _usage(error, arguments)
     except typer.Exit as error:
         return error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt) as error:
+        for stopped in (error, error.__cause__):
+            if isinstance(stopped, Stopped):
+                return _complain(f"stopped by signal {stopped.number}", 128 + stopped.number, arguments)
         return _complain("interrupted", 130, arguments)
+    except MemoryError:
+        return _complain("memory ran out; end other programs, or give it less at once", 1, arguments)
     except OSError as error:
+        if error.errno in _SHORT:
+            what = f"{(error.strerror or str(error)).lower()}{f' at {error.filename}' if error.filename else ''}"
+            return _complain(f"the system refuses: {what}; {_SHORT[error.errno]}", 1, arguments)
         return _output_failed(error, arguments)
     except SystemExit as leaving:  # how Typer answers a reader that has left
         return _output_failed(leaving.__context__, arguments)

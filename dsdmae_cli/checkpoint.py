@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -110,12 +110,12 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     contents[_MANIFEST] = json.dumps(sums, indent=1).encode()
-    aside = folder / f".{target.name}.{os.getpid()}.partial"
+    aside = folder / f".{target.name}.{secrets.token_hex(8)}.partial"
     with explained(target):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".step-*.partial"):  # of a process that was killed while it wrote
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover) if not leftover.is_symlink() else leftover.unlink()
             aside.mkdir()
             for name, content in contents.items():
                 write_synced(aside / name, content)

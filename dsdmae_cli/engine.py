@@ -88,8 +88,13 @@ _LOST = (
 )
 
 
-def _explained(error: RuntimeError, runtime: Runtime) -> RunFailed | None:
+def _explained(error: RuntimeError | MemoryError, runtime: Runtime) -> RunFailed | None:
     """What a person can do about an error out of torch; None where there is nothing to say."""
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc")):
+        return RunFailed(
+            f"memory ran out with micro-batches of {runtime.micro_batch} images; lower --set train.micro_batch (the"
+            " effective batch stays the same) or --set data.workers, or end other programs; go on with --resume"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         half = max(1, runtime.micro_batch // 2)
         return RunFailed(
@@ -179,7 +184,7 @@ class Trainer:
                 self.hooks.logged(self._read(float("inf"), self.window.steps))
             while self.step < self.total_steps and self._epoch():
                 pass
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             self.source.close()  # of several workers that were killed each would tell its own end, in the midst of this
             known = _explained(error, self.runtime)
             if known is None:

@@ -29,7 +29,7 @@ def open_dataset(settings: DataSettings, split: str) -> ImageDataset:
         DataError: it is not there, damaged, or empty.
     """
     spec = plugins.find("dataset", settings.dataset).spec
-    dataset: ImageDataset = plugins.load(spec.build)(settings, split)
+    dataset = plugins.made_by(spec.build, ImageDataset, settings, split)  # type: ignore[type-abstract]
     if not len(dataset):
         held_out = "; give two images or more, of which one is held out" if split == "test" else "; name another"
         raise DataError(f"dataset {settings.dataset} has no images in its {split} split{held_out}")

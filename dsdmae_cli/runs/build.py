@@ -27,8 +27,7 @@ def build_backbone(settings: BackboneSettings, image_size: int, seed: int) -> Ba
     """
     spec = plugins.find("backbone", settings.name).spec
     torch.manual_seed(derive_seed(seed, "weights"))
-    backbone: Backbone = plugins.load(spec.build)(settings, image_size)
-    return backbone
+    return plugins.made_by(spec.build, Backbone, settings, image_size)
 
 
 def build_method(
@@ -54,8 +53,7 @@ def build_method(
     if begin is not None:
         begin(backbone)
     backbone = synchronized(backbone)
-    method: Method = plugins.load(spec.build)(settings.method, backbone, *required)
-    return method
+    return plugins.made_by(spec.build, Method, settings.method, backbone, *required)
 
 
 def _untrained(settings: Settings) -> Method:

@@ -21,7 +21,7 @@ from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import SETTINGS, RunDir, changed_settings, default_path
 from dsdmae_cli.runtime import choose_device, undisturbed
 from dsdmae_cli.settings.models import ValueRange
-from dsdmae_cli.signals import no_save_kills
+from dsdmae_cli.signals import no_save_kills, stopping
 
 
 def conduct(
@@ -60,11 +60,12 @@ def conduct(
             first step of a new run leaves no directory behind.
     """
     device = choose_device(loaded.settings.train.device)
-    with distributed.process_group(device), undisturbed(), no_save_kills():
+    with distributed.process_group(device), undisturbed(), no_save_kills(), stopping():
         main = distributed.rank() == 0
         report = report or make_report(as_json=as_json, main_process=main)
-        path = out or default_path(datetime.now(), name, loaded.settings.backbone.name, loaded.settings.data)
-        directory = RunDir(distributed.from_main(path))
+        its = loaded.settings
+        path = distributed.main_says(lambda: out or default_path(datetime.now(), name, its.backbone.name, its.data))
+        directory = RunDir(path)
         run: Run | None = None
         if not resume:
             for remark in remarks(loaded, SCHEMAS[command]):
@@ -82,8 +83,8 @@ def conduct(
         except BaseException as error:
             if resume or (run is not None and run.trainer.step > 0):
                 raise
-            if main and directory.held:
-                directory.abandon()
+            if main:
+                directory.take_back(made=out is None)
             if isinstance(error, RunFailed):  # what it says of --resume holds for a run that has begun
                 raise RunFailed(str(error).replace(RESUME, AGAIN)) from error
             raise

@@ -5,6 +5,7 @@ All processes of a run have one of these, run the network and give its state; th
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -373,9 +374,10 @@ class Run:
         return kept
 
     def _interrupted(self) -> None:
-        number = self.requests.stop_signal
+        number, trainer = self.requests.stop_signal, self.trainer
+        by = "Ctrl-C" if number == signal.SIGINT else f"signal {number}"
         raise RunInterrupted(
-            f"stopped by signal {number} and saved at step {self.trainer.step} of {self.trainer.total_steps};"
+            f"stopped by {by} and saved at step {trainer.step} of {trainer.total_steps};"
             f" go on with: dsdmae {self.command} --resume --out {self.directory.path}",
             number,
         )

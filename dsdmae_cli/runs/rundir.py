@@ -69,13 +69,24 @@ def default_folder() -> Path:
 
 
 def default_path(now: datetime, what: str, backbone: str, data: DataSettings) -> Path:
-    """A new, readable path under the user's data directory: date, time, what is done, backbone, dataset."""
+    """A new directory under the user's data directory, made, since several runs may begin in one second: date, time,
+    what is done, backbone, dataset.
+
+    Raises:
+        SettingsError: it cannot be made.
+    """
     clean = "-".join([now.strftime("%Y-%m-%d-%H%M%S"), *map(file_name, (what, backbone, data.dataset))])
     folder = default_folder()
     path, number = folder / clean, 2
-    while path.exists():
-        path, number = folder / f"{clean}-{number}", number + 1
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            path, number = folder / f"{clean}-{number}", number + 1
+        except OSError as error:
+            raise SettingsError(f"cannot make {path}: {error.strerror or error}; name a directory by --out") from error
+        else:
+            return path
 
 
 def file_name(text: str) -> str:
@@ -180,6 +191,18 @@ class RunDir:
             with suppress(OSError):  # a disk that was full is still full; that has been said already
                 self._metrics.close()
             self._metrics = None
+
+    def take_back(self, *, made: bool) -> None:
+        """What a run that could not begin leaves: nothing, whether it had taken the directory or not yet.
+
+        Args:
+            made: the directory was made for it alone.
+        """
+        if self.held:
+            self.abandon()
+        elif made:
+            with suppress(OSError):
+                self.path.rmdir()
 
     def abandon(self) -> None:
         """Take back all that a run left that could not begin; what is not a run's stays."""

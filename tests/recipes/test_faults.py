@@ -7,14 +7,19 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from helpers import (
@@ -32,15 +37,19 @@ from helpers import (
 )
 from safetensors.torch import load_file, save_file
 
-from dsdmae_cli import checkpoint, optim
+from dsdmae_cli import checkpoint, engine, files, optim, plugins
 from dsdmae_cli.artifacts import packaged
 from dsdmae_cli.artifacts.denoiser import load_denoiser
-from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.errors import CheckpointError, PluginError, RunFailed
 from dsdmae_cli.evaluation.reducing import tsne
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.report import markdown, shown, without_password
+from dsdmae_cli.runs import rundir
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.rundir import RunDir
+from dsdmae_cli.runtime import Runtime
+from dsdmae_cli.settings.models import DataSettings
 
 pytestmark = pytest.mark.faults
 PACKAGED = Path(__file__).parents[2] / "dsdmae_cli" / "weights" / "denoiser.safetensors"
@@ -495,3 +504,174 @@ def test_a_report_holds_no_markup_from_outside(tmp_path: Path) -> None:
             "value",
             "share",
         }
+
+
+# -- what runs out, and who is left behind
+
+
+def test_a_link_planted_at_a_partial_file_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, target = tmp_path / "victim", tmp_path / "o.png"
+    victim.write_text("mine")
+    (tmp_path / f".o.png.{os.getpid()}.partial").symlink_to(victim)
+    files.write_bytes(target, b"picture")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "foreseen")
+    (tmp_path / ".p.png.foreseen.partial").symlink_to(victim)
+    with pytest.raises(RunFailed, match="File exists"):
+        files.write_bytes(tmp_path / "p.png", b"picture")
+    assert victim.read_text() == "mine"
+    assert target.read_bytes() == b"picture"
+    assert not target.is_symlink()
+    umask = os.umask(0)
+    os.umask(umask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_runs_that_begin_in_one_second_have_a_directory_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rundir, "default_folder", lambda: tmp_path)
+    now, data = datetime(2026, 1, 1), DataSettings(dataset="digits")
+    paths = [rundir.default_path(now, "mae", "vit", data) for _ in range(4)]
+    assert len(set(paths)) == 4
+    assert all(path.is_dir() for path in paths)
+
+
+def test_a_refused_start_leaves_no_directory_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rundir, "default_folder", lambda: tmp_path / "runs")
+    code, _, _ = cli(capfd, "pretrain", *words(assignments(tmp_path / "nothing")))
+    assert code == 2
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "memory ran out"),
+        (OSError(errno.EMFILE, "Too many open files", "/data/a.png"), "too many open files at /data/a.png; raise"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "cannot allocate memory"),
+    ],
+)
+def test_what_the_system_runs_out_of_is_one_line(
+    error: BaseException, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dsdmae_cli.recipes.pretrain.pretrain", fails)
+    code, _, err = cli(capfd, "pretrain")
+    assert code == 1
+    assert said in one_line(err)
+
+
+def test_memory_that_ends_amid_a_step_says_what_to_lower() -> None:
+    settings = Runtime(torch.device("cpu"), "fp32", False, 8)
+    for error in (
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    ):
+        known = engine._explained(error, settings)
+        assert known is not None
+        assert "lower --set train.micro_batch" in str(known)
+    assert engine._explained(RuntimeError("a bug"), settings) is None
+
+
+def test_a_step_without_finite_features_is_not_judged(
+    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chosen = words(assignments(digits, "train.knn_every=1", "train.max_nonfinite=3", "optim.lr=1e20"))
+    code, _, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "run")
+    assert code in (0, 1)
+    assert "Traceback" not in err
+    assert "features are not finite" in err or "non-finite loss" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_worker_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time\nfrom dsdmae_cli.signals import end_with\nparent = os.getpid()\n"
+        "child = os.fork()\n"
+        "if not child:\n    end_with(parent)\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    end = time.monotonic() + 20
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_what_cannot_be_resumed_is_not_advised_to_be() -> None:
+    with pytest.raises(RunFailed) as failed, files.not_resumable():
+        raise RunFailed(f"cannot write x: No space left on device; {files.RESUME}")
+    assert "--resume" not in str(failed.value)
+    assert "start again" in str(failed.value)
+
+
+class _Odd(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (replace(plugins.find("dataset", "digits").spec, summary=None), "summary is None, not a text"),
+        (replace(plugins.find("dataset", "digits").spec, settings=int), "settings is <class 'int'>, not a pydantic"),
+        (_Odd("no"), "_Odd: no"),
+    ],
+)
+def test_an_odd_plugin_is_named_and_harms_nobody(
+    spec: Any, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Point:
+        name, value, dist = "odd", "odd.module:ODD", None
+
+        def load(self) -> Any:
+            print("printed while it is imported")
+            if isinstance(spec, BaseException):
+                raise spec
+            return spec
+
+    known = plugins._entries
+
+    def entries(kind: Any) -> Any:
+        odd = plugins._Entry(Point(), "odd", "1")  # type: ignore[arg-type]
+        return (*known(kind), *([odd] if kind == "dataset" else []))
+
+    monkeypatch.setattr(plugins, "_entries", entries)
+    code, out, _ = cli(capfd, "plugins", "--json")
+    assert code == 0
+    listed = json.loads(out)
+    assert said in json.dumps(listed)
+    with pytest.raises(PluginError, match="odd"):
+        plugins.find("dataset", "odd")
+    assert plugins.find("dataset", "digits").name == "digits"
+
+
+def test_a_build_that_makes_the_wrong_thing_is_named() -> None:
+    with pytest.raises(PluginError, match="'builtins:dict' made a dict, not a Backbone"):
+        plugins.made_by("builtins:dict", Backbone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_step_leaves_nothing(
+    number: signal.Signals, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def slow(*_: object) -> None:
+        assert (tmp_path / "run" / "settings.toml").exists()
+        signal.raise_signal(number)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr("dsdmae_cli.recipes.pretrain.open_all", slow)
+        code, _, err = cli(capfd, "pretrain", *words(assignments(digits)), "--out", tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert code == 128 + number
+    assert f"stopped by signal {int(number)}" in one_line(err)
+    assert not (tmp_path / "run").exists()
