@@ -66,6 +66,10 @@ def _run(arguments: list[str]) -> int:
         return _complain("interrupted", 130, arguments)
     except MemoryError:
         return _complain("memory ran out; end other programs, or give it less at once", 1, arguments)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's, of a network that is absurdly large
+            raise
+        return _complain("memory ran out; end other programs, or give it less at once", 1, arguments)
     except OSError as error:
         if error.errno in _SHORT:
             what = f"{(error.strerror or str(error)).lower()}{f' at {error.filename}' if error.filename else ''}"

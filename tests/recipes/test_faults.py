@@ -675,3 +675,34 @@ def test_a_signal_before_the_first_step_leaves_nothing(
     assert code == 128 + number
     assert f"stopped by signal {int(number)}" in one_line(err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": "abc"},
+        {"image_size": "9" * 5000},
+        {"images_seen": "x"},
+        {"settings": "[" * 100_000},
+        {"settings": "[]"},
+    ],
+)
+def test_absurd_metadata_are_one_line(
+    change: dict[str, str], encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = encoder_run / "encoder.safetensors"
+    save_file(load_file(source), tmp_path / "a.safetensors", undigested(source) | change)
+    code, _, err = cli(capfd, "export", tmp_path / "a.safetensors", "--to", "timm", "--out", tmp_path / "out")
+    assert code == 2
+    assert len(one_line(err)) < 600
+
+
+def test_absurd_settings_files_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "digits.toml").write_text(f"[train]\nepochs = 0x{'f' * 100_000}\n")
+    code, _, err = cli(capfd, "config", "check", tmp_path / "digits.toml")
+    assert code == 2
+    assert "64 bits" in one_line(err)
+    if Path("/dev/zero").exists():
+        code, _, err = cli(capfd, "config", "check", "/dev/zero")
+        assert code == 2
+        assert "is no settings file" in one_line(err)
