@@ -57,12 +57,12 @@ def _run(arguments: list[str]) -> int:
         return _complain(str(error), error.exit_code, arguments)
     except usage_error as error:
         return _usage(error, arguments)
-    except typer.Exit as error:
-        return error.exit_code
-    except (typer.Abort, KeyboardInterrupt) as error:
-        for stopped in (error, error.__cause__):
+    except (typer.Exit, typer.Abort, KeyboardInterrupt) as error:
+        for stopped in (error, error.__cause__):  # Typer makes an exit of a Ctrl-C
             if isinstance(stopped, Stopped):
                 return _complain(f"stopped by signal {stopped.number}", 128 + stopped.number, arguments)
+        if isinstance(error, typer.Exit) and not isinstance(error.__cause__, KeyboardInterrupt):
+            return error.exit_code
         return _complain("interrupted", 130, arguments)
     except MemoryError:
         return _complain("memory ran out; end other programs, or give it less at once", 1, arguments)

@@ -271,20 +271,19 @@ def _examine(kind: Kind, found: _Entry) -> Plugin[Any] | BrokenPlugin:
             raise
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         return BrokenPlugin(kind, entry.name, reason, distribution, version)
-    if not isinstance(spec, SPECS[kind]):
-        reason = f"{entry.value} is a {type(spec).__name__}, not a {SPECS[kind].__name__}"
-        return BrokenPlugin(kind, entry.name, reason, distribution, version)
-    if wrong := _wrong(spec):
-        return BrokenPlugin(kind, entry.name, f"{entry.value}: {wrong}", distribution, version)
+    if wrong := _wrong(spec, SPECS[kind]):
+        return BrokenPlugin(kind, entry.name, f"{entry.value} {wrong}", distribution, version)
     return Plugin(kind, entry.name, spec, distribution, version)
 
 
-def _wrong(spec: Any) -> str | None:
+def _wrong(spec: Any, wanted: type[Spec]) -> str | None:
+    if not isinstance(spec, wanted):
+        return f"is a {type(spec).__name__}, not a {wanted.__name__}"
     own = getattr(spec, "settings", BaseModel)
     if not (isinstance(own, type) and issubclass(own, BaseModel)):
-        return f"settings is {own!r}, not a pydantic class"
+        return f"has settings {own!r}, not a pydantic class"
     odd = [name for name in ("summary", "build") if not isinstance(getattr(spec, name), str)]
-    return f"{odd[0]} is {getattr(spec, odd[0])!r}, not a text" if odd else None
+    return f"has {odd[0]} {getattr(spec, odd[0])!r}, not a text" if odd else None
 
 
 def made_by(reference: str, kind: type[M], *given: Any) -> M:

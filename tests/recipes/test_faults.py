@@ -619,8 +619,8 @@ class _Odd(BaseException):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        (replace(plugins.find("dataset", "digits").spec, summary=None), "summary is None, not a text"),
-        (replace(plugins.find("dataset", "digits").spec, settings=int), "settings is <class 'int'>, not a pydantic"),
+        (replace(plugins.find("dataset", "digits").spec, summary=None), "has summary None, not a text"),
+        (replace(plugins.find("dataset", "digits").spec, settings=int), "has settings <class 'int'>, not a pydantic"),
         (_Odd("no"), "_Odd: no"),
     ],
 )
