@@ -41,10 +41,13 @@ def _run(arguments: list[str]) -> int:
 
     # Typer carries a copy of click from some release on; the base class of its usage errors is not exported by either.
     usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    Stopped.by = 0
     try:
         with opened_once():
             done = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk or a reader that has left can still be answered for
+        if done == 130:  # what Typer makes of a Ctrl-C, and of whatever ends like one
+            return _interrupted()
         return done if isinstance(done, int) else 0
     except RunInterrupted as error:
         print(
@@ -57,13 +60,10 @@ def _run(arguments: list[str]) -> int:
         return _complain(str(error), error.exit_code, arguments)
     except usage_error as error:
         return _usage(error, arguments)
-    except (typer.Exit, typer.Abort, KeyboardInterrupt) as error:
-        for stopped in (error, error.__cause__):  # Typer makes an exit of a Ctrl-C
-            if isinstance(stopped, Stopped):
-                return _complain(f"stopped by signal {stopped.number}", 128 + stopped.number, arguments)
-        if isinstance(error, typer.Exit) and not isinstance(error.__cause__, KeyboardInterrupt):
-            return error.exit_code
-        return _complain("interrupted", 130, arguments)
+    except typer.Exit as error:
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _interrupted()
     except MemoryError:
         return _complain("memory ran out; end other programs, or give it less at once", 1, arguments)
     except RuntimeError as error:
@@ -77,6 +77,12 @@ def _run(arguments: list[str]) -> int:
         return _output_failed(error, arguments)
     except SystemExit as leaving:  # how Typer answers a reader that has left
         return _output_failed(leaving.__context__, arguments)
+
+
+def _interrupted() -> int:
+    number = Stopped.by
+    print(f"dsdmae: {f'stopped by signal {number}' if number else 'interrupted'}", file=sys.stderr)
+    return 128 + (number or 2)
 
 
 def _usage(error: Exception, arguments: list[str]) -> int:

@@ -22,11 +22,13 @@ STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that stops, where nothing is to be finished first; as Ctrl-C does by itself."""
+    """A signal that stops, where nothing is to be finished first; as Ctrl-C does by itself.
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
+    Attributes:
+        by: number of the last one, 0 for none; told here, since Typer makes a mere exit of any KeyboardInterrupt.
+    """
+
+    by = 0
 
 
 class Requests:
@@ -94,7 +96,8 @@ def stopping() -> Iterator[None]:
     """SIGTERM and SIGHUP (unless it is ignored) end the block as Ctrl-C does, so that it can clear up."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
+        Stopped.by = int(number)
+        raise Stopped
 
     with handled({number: stop for number in _stops() if number != signal.SIGINT}):
         yield
