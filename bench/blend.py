@@ -15,6 +15,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dsdmae_cli.checkpoint import DIGEST, weights_sha256
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -30,6 +32,7 @@ def main() -> None:
         metadata = file.metadata()
     metadata["blend"] = f"{share:g} of this training, {1 - share:g} of the weights it began with"
     mixed = {k: (share * new[k].float() + (1 - share) * old[k].float()).to(new[k].dtype) for k in new}
+    metadata[DIGEST] = weights_sha256(mixed)
     save_file(mixed, arguments.out, metadata)
 
 

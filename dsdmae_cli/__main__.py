@@ -9,8 +9,18 @@ import sys
 
 from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import DsdmaeError, RunInterrupted
+from dsdmae_cli.report import shown
+from dsdmae_cli.signals import Stopped
 
 _STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO}
+
+# What the system runs out of, and what to do about it.
+_SHORT = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --set data.workers",
+    errno.ENFILE: "end other programs",
+    errno.ENOMEM: "end other programs, or give it less at once",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or lower --set data.workers",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,26 +41,48 @@ def _run(arguments: list[str]) -> int:
 
     # Typer carries a copy of click from some release on; the base class of its usage errors is not exported by either.
     usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    Stopped.by = 0
     try:
         with opened_once():
             done = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk or a reader that has left can still be answered for
+        if done == 130:  # what Typer makes of a Ctrl-C, and of whatever ends like one
+            return _interrupted()
         return done if isinstance(done, int) else 0
     except RunInterrupted as error:
-        print(f"dsdmae: {error}", file=sys.stderr)  # no error: it was asked for, and nothing is lost
+        print(
+            f"dsdmae: {shown(str(error), one_line=True)}", file=sys.stderr
+        )  # no error: it was asked for, and nothing is lost
         return error.exit_code
     except DsdmaeError as error:
+        if error.said_elsewhere:
+            return error.exit_code
         return _complain(str(error), error.exit_code, arguments)
     except usage_error as error:
         return _usage(error, arguments)
     except typer.Exit as error:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return _complain("interrupted", 130, arguments)
+        return _interrupted()
+    except MemoryError:
+        return _complain("memory ran out; end other programs, or give it less at once", 1, arguments)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's, of a network that is absurdly large
+            raise
+        return _complain("memory ran out; end other programs, or give it less at once", 1, arguments)
     except OSError as error:
+        if error.errno in _SHORT:
+            what = f"{(error.strerror or str(error)).lower()}{f' at {error.filename}' if error.filename else ''}"
+            return _complain(f"the system refuses: {what}; {_SHORT[error.errno]}", 1, arguments)
         return _output_failed(error, arguments)
     except SystemExit as leaving:  # how Typer answers a reader that has left
         return _output_failed(leaving.__context__, arguments)
+
+
+def _interrupted() -> int:
+    number = Stopped.by
+    print(f"dsdmae: {f'stopped by signal {number}' if number else 'interrupted'}", file=sys.stderr)
+    return 128 + (number or 2)
 
 
 def _usage(error: Exception, arguments: list[str]) -> int:
@@ -80,7 +112,7 @@ def _output_failed(error: BaseException | None, arguments: list[str]) -> int:
 def _complain(text: str, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         raise
-    print("dsdmae: error: " + " ".join(text.split()), file=sys.stderr)
+    print("dsdmae: error: " + shown(" ".join(text.split())), file=sys.stderr)
     return code
 
 

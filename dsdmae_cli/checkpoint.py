@@ -8,9 +8,10 @@ go on training reads the weights alone (`load_newest_weights`): AdamW's moments 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
@@ -28,10 +30,13 @@ from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.files import RESUME, explained, sync_directory, write_bytes, write_synced
 
 FORMAT_VERSION = 1
+DIGEST = "tensors_sha256"  # in the metadata of a file of weights
 _MANIFEST = "manifest.json"
 _MODEL = "model.safetensors"
 _TRAINING = "training.safetensors"
 _STATE = "state.json"
+# What a disk or a process short of something says of a file that may be whole.
+_PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,20 @@ class Weights:
     state: dict[str, Any]
 
 
+class _State(BaseModel):
+    """state.json; what a run and its observers add is theirs to check."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: int
+    step: int = Field(ge=0)
+    settings: dict[str, dict[str, Any]]
+
+
+class MayBeWhole(CheckpointError):  # noqa: N818
+    """A checkpoint that this program, or this moment, cannot read: to pass it over would be to lose it."""
+
+
 L = TypeVar("L", Checkpoint, Weights)
 
 
@@ -91,12 +110,12 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     contents[_MANIFEST] = json.dumps(sums, indent=1).encode()
-    aside = folder / f".{target.name}.{os.getpid()}.partial"
+    aside = folder / f".{target.name}.{secrets.token_hex(8)}.partial"
     with explained(target):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".step-*.partial"):  # of a process that was killed while it wrote
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover) if not leftover.is_symlink() else leftover.unlink()
             aside.mkdir()
             for name, content in contents.items():
                 write_synced(aside / name, content)
@@ -108,8 +127,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         # Later steps than this one were passed over as damaged when the run resumed; they must not outlive it.
-        passed_over = [path for path in newest_first(folder) if path.name > target.name]
-        for old in [*passed_over, *newest_first(folder)[len(passed_over) + keep :]]:
+        for passed_over in [path for path in newest_first(folder) if path.name > target.name]:
+            kept = folder / f"damaged-{passed_over.name}"
+            shutil.rmtree(kept, ignore_errors=True)
+            passed_over.rename(kept)
+        for old in newest_first(folder)[keep:]:
             shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -158,21 +180,84 @@ def _read(path: Path, *names: str) -> tuple[int, dict[str, Any], dict[str, Any],
     try:
         sums = dict(json.loads((path / _MANIFEST).read_bytes()))
         contents = {name: (path / name).read_bytes() for name in (_STATE, *names)}
-        for name, content in contents.items():
-            if hashlib.sha256(content).hexdigest() != sums[name]:
-                raise CheckpointError(f"checkpoint {path} is damaged: {name} does not match its checksum")
-        state = json.loads(contents[_STATE])
-        if state.pop("format") != FORMAT_VERSION:
-            raise CheckpointError(f"checkpoint {path} has a format this program does not know; update dsdmae")
+        damaged = [name for name, content in contents.items() if hashlib.sha256(content).hexdigest() != sums.get(name)]
+        if damaged != [_STATE] or _STATE not in sums:  # a newer program may have other files
+            _refuse_newer(path, contents[_STATE])
+        if damaged:
+            raise CheckpointError(f"checkpoint {path} is damaged: {damaged[0]} does not match its checksum")
+        state = _State.model_validate_json(contents[_STATE])
+        if f"step-{state.step:08d}" != path.name:
+            raise ValueError(f"{_STATE} is of step {state.step}")
         tensors = [load_tensors(contents[name]) for name in names]
-        return state.pop("step"), state.pop("settings"), state, tensors
-    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
+        return state.step, state.settings, dict(state.model_extra or {}), tensors
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise MayBeWhole(
+                f"checkpoint {path} cannot be read now ({_short(error)}); try again, or move that directory away to go"
+                " on from the one before"
+            ) from error
+        raise CheckpointError(f"checkpoint {path} is damaged: {_short(error)}") from error
+    except (KeyError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {_short(error)}") from error
 
 
+def _refuse_newer(path: Path, content: bytes) -> None:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return
+    written = found.get("format") if isinstance(found, dict) else None
+    if isinstance(written, int) and written > FORMAT_VERSION:
+        raise MayBeWhole(
+            f"checkpoint {path} was written by a newer program (format {written}, this one knows {FORMAT_VERSION});"
+            " update dsdmae, nothing was changed"
+        )
+
+
+def newest_settings(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Settings by which the newest checkpoint was trained, None where there is none that says so; tensors are not read.
+
+    Raises:
+        CheckpointError: it was written by a newer program.
+    """
+    for path in newest_first(folder):
+        try:
+            return _read(path)[1]
+        except MayBeWhole:
+            raise
+        except CheckpointError:  # passed over, and named, when it is loaded
+            continue
+    return None
+
+
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, if any, and a line about each damaged one that was passed over."""
+    """The newest whole checkpoint, if any, and a line about each damaged one that was passed over.
+
+    Raises:
+        MayBeWhole: one that may be whole would be passed over.
+    """
     return _newest(folder, load)
+
+
+def told_apart(folder: Path, step: int) -> tuple[str, str]:
+    """Name of the checkpoint of a step, and a digest that only the very same one has."""
+    name = f"step-{step:08d}"
+    return name, hashlib.sha256((folder / name / _MANIFEST).read_bytes()).hexdigest()
+
+
+def load_chosen(folder: Path, name: str, digest: str) -> Checkpoint:
+    """The checkpoint that another process chose.
+
+    Raises:
+        CheckpointError: it is not here, damaged, or another one.
+    """
+    found = load(folder / name)
+    if told_apart(folder, found.step) != (name, digest):
+        raise CheckpointError(
+            f"checkpoint {folder / name} is not the one that the first process reads; all processes must see one and"
+            " the same run directory"
+        )
+    return found
 
 
 def load_newest_weights(folder: Path) -> tuple[Weights | None, list[str]]:
@@ -185,6 +270,8 @@ def _newest(folder: Path, load_one: Callable[[Path], L]) -> tuple[L | None, list
     for path in newest_first(folder):
         try:
             return load_one(path), complaints
+        except MayBeWhole:
+            raise
         except CheckpointError as error:
             complaints.append(str(error))
     return None, complaints
@@ -193,6 +280,9 @@ def _newest(folder: Path, load_one: Callable[[Path], L]) -> tuple[L | None, list
 def _short(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{_STATE}: {'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}"
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
@@ -236,70 +326,27 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str], advice: str = RESUME) -> None:
-    """Write weights as one safetensors file, whole or not at all.
+    """Write weights as one safetensors file with their digest, whole or not at all.
 
     Args:
         advice: what to do where it cannot be written.
     """
-    write_bytes(path, _serialize(state, {"format": "pt", **metadata}), advice)
+    write_bytes(path, _serialize(state, {"format": "pt", DIGEST: weights_sha256(state), **metadata}), advice)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        CheckpointError: it cannot be read or is no safetensors file.
+        CheckpointError: it cannot be read, is no safetensors file, or has other tensors than it was written with.
+            Files that say no digest are taken as they are.
     """
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            written = (file.metadata() or {}).get(DIGEST)
+        state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {_short(error)}") from error
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """An optimiser's state as flat tensors "optimizer/<entry>/<parameter's name>"; `names` maps id(parameter)."""
-    return {
-        f"optimizer/{entry}/{names[id(parameter)]}": value
-        for parameter, state in optimizer.state.items()
-        for entry, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of optimizer_tensors.
-
-    Raises:
-        CheckpointError: a parameter's moments are missing, of another shape or not floating: fused kernels trust them,
-            and would write beyond a smaller tensor.
-    """
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        kind, _, rest = key.partition("/")
-        if kind == "optimizer":
-            entry, _, name = rest.partition("/")
-            by_name.setdefault(name, {})[entry] = value
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = by_name.pop(names[id(parameter)], None)
-            if state is None:  # one that no gradient has reached
-                continue
-            _check_moments(names[id(parameter)], parameter, state)
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
-    if by_name:
-        raise CheckpointError(_not_its_own(f"knows {sorted(by_name)[0]}, which is not trained here"))
-    if not optimizer.state:
-        raise CheckpointError(_not_its_own("knows none of the weights that are trained"))
-
-
-def _check_moments(name: str, parameter: Tensor, state: dict[str, Tensor]) -> None:
-    """Whether what a checkpoint holds for a parameter is what AdamW keeps of it."""
-    found = {entry: (tuple(value.shape), value.is_floating_point()) for entry, value in state.items()}
-    whole = (tuple(parameter.shape), True)
-    if found != {"exp_avg": whole, "exp_avg_sq": whole, "step": ((), True)}:
-        what = ", ".join(f"{entry} {list(shape)}" for entry, (shape, _) in sorted(found.items()))
-        raise CheckpointError(_not_its_own(f"holds {what} for {name} of shape {list(parameter.shape)}"))
-
-
-def _not_its_own(what: str) -> str:
-    return f"the checkpoint's optimiser {what}; it is damaged or another run's: remove its folder to use the one before"
+    if written is not None and weights_sha256(state) != written:
+        raise CheckpointError(f"{path} is damaged: its tensors do not match the digest in it; copy or make it again")
+    return state

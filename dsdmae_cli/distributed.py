@@ -16,11 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dsdmae_cli.errors import DsdmaeError, SettingsError
+from dsdmae_cli.errors import CheckpointError, DataError, DsdmaeError, PluginError, RunFailed, SettingsError
 
 T = TypeVar("T")
-# Long enough for rank 0 to decode a dataset while the others wait, short enough to notice a dead one.
+# Of a step's exchanges: long enough for rank 0 to judge features while the others wait, short enough to notice one
+# that hangs. A process that ended is noticed at once.
 _TIMEOUT = timedelta(minutes=10)
+# Of preparation: one process unpacks or downloads a dataset while the others wait.
+_PREPARATION = timedelta(hours=12)
+# The group whose exchanges wait that long; None = the default one.
+_patient: dist.ProcessGroup | None = None
 
 
 def launched_by_torchrun() -> bool:
@@ -43,6 +48,16 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_processes() -> int:
+    """Number of processes on this machine, as far as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def launched_by_torchrun_itself() -> bool:
+    """Whether it was torchrun, whose processes see all GPUs, and not srun, which may give each its own."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the group that torchrun announced, for the time of the block; nothing to join without torchrun, or within
@@ -53,14 +68,17 @@ def process_group(device: torch.device) -> Iterator[None]:
     if not launched_by_torchrun() or dist.is_initialized():
         yield
         return
+    global _patient
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=_TIMEOUT)
+        _patient = dist.new_group(backend="gloo", timeout=_PREPARATION)  # type: ignore[assignment]
     except (ValueError, RuntimeError) as error:
         raise SettingsError(f"cannot join torchrun's process group: {str(error).splitlines()[0]}") from error
     try:
         yield
     finally:
+        _patient = None
         # DistributedDataParallel lies in reference cycles and holds the group: one that is left until the interpreter
         # ends takes the process down with gloo's threads now and then (terminate called without an active exception).
         gc.collect()
@@ -69,14 +87,93 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Rank 0 goes through the block before all others: what it downloads, they find."""
-    if world_size() > 1 and rank() != 0:
-        dist.barrier()
+    """Rank 0 goes through the block first, then the first process of each other machine, then all others: what the
+    first downloads or unpacks, on a disk of all or of its machine, they find. Its failure is everyone's (one_fate).
+    """
+    turn = 0 if rank() == 0 else 1 if local_rank() == 0 else 2
+    with one_fate():
+        for _ in range(turn):
+            _barrier()
+        try:
+            yield
+        finally:  # an error must not leave the others waiting
+            for _ in range(2 - turn):
+                _barrier()
+
+
+def _barrier() -> None:
+    if world_size() > 1:
+        dist.barrier(group=_patient)
+
+
+@contextmanager
+def one_fate() -> Iterator[None]:
+    """A block that all processes leave alike: where it fails in any of them, all raise, and the first one says why.
+
+    Processes that failed at different places would wait for each other. No exchange may be left open by a failure
+    within the block, but for those that are one_fate themselves.
+    """
+    problem: Exception | None = None
     try:
         yield
-    finally:  # an error of rank 0 must not leave the others waiting
-        if world_size() > 1 and rank() == 0:
-            dist.barrier()
+    except Exception as error:
+        if world_size() == 1:
+            raise
+        problem = error
+    failed = [(number, told) for number, told in enumerate(_all_gathered(_told(problem))) if told is not None]
+    if not failed:
+        return
+    if problem is not None and not isinstance(problem, DsdmaeError):
+        raise problem  # a bug keeps its traceback
+    number, (kind, text) = failed[0]
+    if number:
+        text = f"in process {number} of {world_size()}: {text}"
+    raise _elsewhere(kind(text)) from problem
+
+
+def _told(problem: Exception | None) -> tuple[type[DsdmaeError], str] | None:
+    """An error as it travels; those with more than a text as their plain kind."""
+    if problem is None:
+        return None
+    kinds = (SettingsError, PluginError, DataError, CheckpointError)
+    kind = next((kind for kind in kinds if isinstance(problem, kind)), RunFailed)
+    return kind, str(problem) if isinstance(problem, DsdmaeError) else f"{type(problem).__name__}: {problem}"
+
+
+def _elsewhere(error: DsdmaeError) -> DsdmaeError:
+    """One error is printed once, by the first process."""
+    error.said_elsewhere = rank() != 0
+    return error
+
+
+def _all_gathered(value: T) -> list[T]:
+    """All processes' values, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    box: list[T] = [value] * world_size()
+    dist.all_gather_object(box, value, group=_patient)
+    return box
+
+
+def agree(what: str, mine: object, advice: str) -> None:
+    """See that all processes have the same.
+
+    Args:
+        what: it is, in words.
+        mine: this process's, which a person can read.
+
+    Raises:
+        DataError: in all processes, where one has another than the first.
+    """
+    found = _all_gathered(mine)
+    for number, theirs in enumerate(found):
+        if theirs != found[0]:
+            raise _elsewhere(
+                DataError(
+                    f"the processes of this run do not see the same {what}: {found[0]} in the first, {theirs} in"
+                    f" process {number}; {advice}"
+                )
+            )
 
 
 def from_main(value: T) -> T:
@@ -84,7 +181,7 @@ def from_main(value: T) -> T:
     if world_size() == 1:
         return value
     box: list[T] = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_patient)
     return box[0]
 
 
@@ -98,7 +195,7 @@ def main_says(ask: Callable[[], T]) -> T:
             answer = None, error
     value, problem = from_main(answer)
     if problem is not None:
-        raise problem
+        raise _elsewhere(problem)
     return value  # type: ignore[return-value]
 
 

@@ -6,6 +6,7 @@ through Hooks. Three levels: fit -> epoch -> step.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dsdmae_cli import distributed
-from dsdmae_cli.checkpoint import optimizer_tensors, restore_optimizer
 from dsdmae_cli.data.source import MicroBatch, Source, seeded
-from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.errors import CheckpointError, RunFailed
 from dsdmae_cli.methods.base import Corruption, Method, StepInfo, SupervisedMethod
-from dsdmae_cli.optim import build_optimizer, learning_rate
+from dsdmae_cli.optim import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from dsdmae_cli.runtime import Runtime, autocast, choose_attention, keep_freed_memory
 from dsdmae_cli.settings.models import LoopSettings
 from dsdmae_cli.settings.resolved import ResolvedOptim
@@ -77,8 +77,24 @@ class _Window:
         return {**means, "skipped": sums["skipped"]}
 
 
-def _explained(error: RuntimeError, runtime: Runtime) -> RunFailed | None:
+# What gloo and NCCL say where a process of the group is gone.
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "ncclRemoteError",
+    "gloo",
+    "NCCL",
+)
+
+
+def _explained(error: RuntimeError | MemoryError, runtime: Runtime) -> RunFailed | None:
     """What a person can do about an error out of torch; None where there is nothing to say."""
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc")):
+        return RunFailed(
+            f"memory ran out with micro-batches of {runtime.micro_batch} images; lower --set train.micro_batch (the"
+            " effective batch stays the same) or --set data.workers, or end other programs; go on with --resume"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         half = max(1, runtime.micro_batch // 2)
         return RunFailed(
@@ -89,6 +105,11 @@ def _explained(error: RuntimeError, runtime: Runtime) -> RunFailed | None:
         return RunFailed(
             f"a process that decodes images died ({str(error).splitlines()[0]}); if memory ran out, lower"
             " --set data.workers; go on with --resume"
+        )
+    if distributed.world_size() > 1 and any(sign in str(error) for sign in _LOST):
+        return RunFailed(
+            f"another process of this run ended or cannot be reached ({str(error).splitlines()[0][:200]}); go on from"
+            " the last checkpoint with --resume"
         )
     return None
 
@@ -141,7 +162,12 @@ class Trainer:
             self.method.compile()
         if distributed.world_size() == 1:
             return self.method
-        return DistributedDataParallel(self.method, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # Under its newer name where torch has it, and warns of the old one in every process.
+        given = inspect.signature(DistributedDataParallel.__init__).parameters
+        unsent: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in given else "broadcast_buffers": False
+        }
+        return DistributedDataParallel(self.method, gradient_as_bucket_view=True, **unsent)
 
     # -- fit -> epoch -> step
 
@@ -158,7 +184,7 @@ class Trainer:
                 self.hooks.logged(self._read(float("inf"), self.window.steps))
             while self.step < self.total_steps and self._epoch():
                 pass
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             self.source.close()  # of several workers that were killed each would tell its own end, in the midst of this
             known = _explained(error, self.runtime)
             if known is None:
@@ -283,11 +309,16 @@ class Trainer:
 
     def restore(self, step: int, training: dict[str, Tensor], rest: dict[str, Any]) -> None:
         """Go on after `step`; the method's weights were loaded by the caller."""
+        if step > self.total_steps:
+            raise CheckpointError(f"the checkpoint is of step {step}, but the run ends at {self.total_steps}")
         self.step = step
         restore_optimizer(self.optimizer, self._names(), training)
         device = self.runtime.device
-        self.skipped = training["engine/skipped"].to(device)
-        self.streak = training["engine/streak"].to(device)
+        for name in ("skipped", "streak"):
+            found = training.get(f"engine/{name}")
+            if found is None or found.shape != () or not found.is_floating_point():
+                raise CheckpointError(f"the checkpoint's count engine/{name} is missing or no number; it is damaged")
+            setattr(self, name, found.to(device))
         self.window.sums = {
             key.removeprefix("window/"): value.to(device)
             for key, value in training.items()

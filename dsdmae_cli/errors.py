@@ -6,9 +6,14 @@ it on stderr and exits with `exit_code`; `--debug` shows the traceback.
 
 
 class DsdmaeError(Exception):
-    """Something the person who runs the program can mend."""
+    """Something the person who runs the program can mend.
+
+    Attributes:
+        said_elsewhere: another process of the same run prints it.
+    """
 
     exit_code = 2
+    said_elsewhere = False
 
 
 class SettingsError(DsdmaeError):

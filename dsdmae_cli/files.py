@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,14 +30,31 @@ def aside(path: Path, advice: str = RESUME) -> Iterator[Path]:
     Raises:
         RunFailed: it cannot be written; `path` is as it was before.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with explained(path, advice):
+        partial = _new_beside(path)
         try:
             yield partial
             partial.replace(path)
             sync_directory(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _new_beside(path: Path) -> Path:
+    """An empty file of a name that nobody could foresee, made by us: in a folder of several people, a link that lies
+    at its name would lead our writing elsewhere."""
+    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    return partial
+
+
+@contextmanager
+def not_resumable() -> Iterator[None]:
+    """A block of a command that has no --resume: what advises it says to start again instead."""
+    try:
+        yield
+    except RunFailed as error:
+        raise RunFailed(str(error).replace(RESUME, AGAIN)) from error
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW
 
+from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.settings.resolved import ResolvedOptim
 
@@ -66,3 +68,55 @@ def reach(settings: ResolvedOptim, total_steps: int, steps_per_epoch: int) -> fl
     warmup = settings.warmup_epochs * steps_per_epoch
     rates = (learning_rate(step, total_steps, warmup, settings.lr, settings.min_lr) for step in range(total_steps))
     return sum(rates)
+
+
+# -- what a checkpoint keeps of it
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    """An optimiser's state as flat tensors "optimizer/<entry>/<parameter's name>"; `names` maps id(parameter)."""
+    return {
+        f"optimizer/{entry}/{names[id(parameter)]}": value
+        for parameter, state in optimizer.state.items()
+        for entry, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]) -> None:
+    """The inverse of optimizer_tensors.
+
+    Raises:
+        CheckpointError: a parameter's moments are missing, of another shape or not floating: fused kernels trust them,
+            and would write beyond a smaller tensor.
+    """
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "optimizer":
+            entry, _, name = rest.partition("/")
+            by_name.setdefault(name, {})[entry] = value
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = by_name.pop(names[id(parameter)], None)
+            if state is None:  # one that no gradient has reached
+                continue
+            _check_moments(names[id(parameter)], parameter, state)
+            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+    if by_name:
+        raise CheckpointError(_not_its_own(f"knows {sorted(by_name)[0]}, which is not trained here"))
+    if not optimizer.state:
+        raise CheckpointError(_not_its_own("knows none of the weights that are trained"))
+
+
+def _check_moments(name: str, parameter: Tensor, state: dict[str, Tensor]) -> None:
+    """Whether what a checkpoint holds for a parameter is what AdamW keeps of it."""
+    found = {entry: (tuple(value.shape), value.is_floating_point()) for entry, value in state.items()}
+    whole = (tuple(parameter.shape), True)
+    if found != {"exp_avg": whole, "exp_avg_sq": whole, "step": ((), True)}:
+        what = ", ".join(f"{entry} {list(shape)}" for entry, (shape, _) in sorted(found.items()))
+        raise CheckpointError(_not_its_own(f"holds {what} for {name} of shape {list(parameter.shape)}"))
+
+
+def _not_its_own(what: str) -> str:
+    return f"the checkpoint's optimiser {what}; it is damaged or another run's: remove its folder to use the one before"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -17,12 +18,15 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
+from pydantic import BaseModel
+
 from dsdmae_cli.errors import PluginError, nearest
 from dsdmae_cli.settings.judge import ProbeSection
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings
 
 Kind = Literal["backbone", "dataset", "method", "probe", "tracker"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,17 +264,34 @@ def _changed(place: str) -> int:
 def _examine(kind: Kind, found: _Entry) -> Plugin[Any] | BrokenPlugin:
     entry, distribution, version = found
     try:
-        spec = entry.load()
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a plugin may fail in any way; all of them are its own fault, none ours
+        with redirect_stdout(sys.stderr):  # stdout is ours, and may be one JSON object
+            spec = entry.load()
+    except BaseException as error:  # a plugin may fail in any way, and all are its own fault
+        if isinstance(error, KeyboardInterrupt):  # not to be told from a person's
+            raise
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         return BrokenPlugin(kind, entry.name, reason, distribution, version)
-    if not isinstance(spec, SPECS[kind]):
-        reason = f"{entry.value} is a {type(spec).__name__}, not a {SPECS[kind].__name__}"
-        return BrokenPlugin(kind, entry.name, reason, distribution, version)
+    if wrong := _wrong(spec, SPECS[kind]):
+        return BrokenPlugin(kind, entry.name, f"{entry.value} {wrong}", distribution, version)
     return Plugin(kind, entry.name, spec, distribution, version)
+
+
+def _wrong(spec: Any, wanted: type[Spec]) -> str | None:
+    if not isinstance(spec, wanted):
+        return f"is a {type(spec).__name__}, not a {wanted.__name__}"
+    own = getattr(spec, "settings", BaseModel)
+    if not (isinstance(own, type) and issubclass(own, BaseModel)):
+        return f"has settings {own!r}, not a pydantic class"
+    odd = [name for name in ("summary", "build") if not isinstance(getattr(spec, name), str)]
+    return f"has {odd[0]} {getattr(spec, odd[0])!r}, not a text" if odd else None
+
+
+def made_by(reference: str, kind: type[M], *given: Any) -> M:
+    """What the callable that a spec names makes; raises PluginError where it is not there or makes something else."""
+    made = load(reference)(*given)
+    if not isinstance(made, kind):
+        raise PluginError(f"a plugin's {reference!r} made a {type(made).__name__}, not a {kind.__name__}")
+    return made
 
 
 def names(kind: Kind) -> list[str]:
@@ -373,6 +394,7 @@ def load(reference: str) -> Callable[..., Any]:
     """
     module_name, _, attribute = reference.partition(":")
     try:
-        return getattr(import_module(module_name), attribute)
+        with redirect_stdout(sys.stderr):
+            return getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise PluginError(f"a plugin names {reference!r}, which cannot be imported: {error}") from error

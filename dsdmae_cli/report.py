@@ -5,6 +5,7 @@ A terminal gets a live line, anything else plain lines now and then, --json noth
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -31,6 +32,26 @@ def duration(seconds: float) -> str:
 def without_password(text: str) -> str:
     """An address such as postgresql://USER:PASSWORD@HOST with *** in its place; anything else as it is."""
     return re.sub(r"(://[^\s:@]*):[^/\s@]+@", r"\1:***@", text)
+
+
+# What a terminal obeys, and what turns the direction of text: a name from outside must not. Tabs and newlines stay.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
+
+
+def shown(text: str, *, one_line: bool = False) -> str:
+    """Text with names from outside in it, as it is fit for a terminal: control and bidi characters as \\x1b, \\u202e.
+
+    Args:
+        one_line: newlines are escaped too.
+    """
+    text = _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text.replace("\n", "\\n") if one_line else text
+
+
+def markdown(text: object) -> str:
+    """Text with names from outside in it, as it stands for itself in a line or cell of Markdown."""
+    plain = html.escape(shown(str(text), one_line=True), quote=False)
+    return re.sub(r"[\\`|]", r"\\\g<0>", plain).replace("](", "]\\(")
 
 
 def figures_line(record: dict[str, Any]) -> str:
@@ -61,7 +82,7 @@ def heard() -> Iterator[None]:
 def say(text: str) -> None:
     """A line on stderr, if anybody hears it."""
     with heard():
-        print(text, file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)
 
 
 class Report:
@@ -81,7 +102,7 @@ class Report:
 
     def warn(self, text: str) -> None:
         """Something that the person should know whatever the format."""
-        say(f"dsdmae: warning: {text}")
+        say(f"dsdmae: warning: {shown(text, one_line=True)}")
 
     def stop(self) -> None:
         """Training is over or left."""
@@ -167,7 +188,7 @@ class RichReport(Report):
 
     def note(self, text: str) -> None:
         with heard():
-            self.console.print(text, markup=False)
+            self.console.print(shown(text), markup=False)
 
     def stop(self) -> None:
         if self.progress is not None:
@@ -222,7 +243,7 @@ class Counted:
 
     def _what(self) -> str:
         which = f" {self.begun} of {self.number}," if self.number > 1 else ""
-        return f"{self.verb}{which} {self.name}"
+        return f"{self.verb}{which} {shown(self.name, one_line=True)}"
 
     def advance(self, done: int, total: int) -> None:
         """So many of its parts are done."""
@@ -242,12 +263,12 @@ class Counted:
         if self.quiet:
             return
         with self._paused():
-            print(text, file=sys.stdout if to_stdout else sys.stderr, flush=True)
+            print(shown(text), file=sys.stdout if to_stdout else sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """Something that the person should know whatever the format."""
         with self._paused():
-            say(f"dsdmae: warning: {text}")
+            say(f"dsdmae: warning: {shown(text, one_line=True)}")
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
@@ -270,4 +291,4 @@ def make_report(*, as_json: bool, main_process: bool) -> Report:
 
 def print_result(result: dict[str, Any], *, as_json: bool, text: str) -> None:
     """The one thing that goes to stdout: an object for scripts or a few lines for people."""
-    print(json.dumps(result, indent=2) if as_json else text)
+    print(json.dumps(result, indent=2) if as_json else shown(text))

@@ -76,10 +76,31 @@ def choose_device(wanted: str) -> torch.device:
         have = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + ["cpu"]
         raise SettingsError(f"train.device = {wanted!r} is not on this machine; there is {', '.join(have)}")
     if device.type == "cuda":
-        index = device.index if device.index is not None else distributed.local_rank()
-        device = torch.device("cuda", index)
+        device = torch.device("cuda", _own_gpu() if device.index is None else device.index)
+        if distributed.local_processes() > 1 and ":" in wanted:
+            raise SettingsError(
+                f"train.device = {wanted!r} would put all {distributed.local_processes()} processes of this machine on"
+                " one GPU; say cuda, and each takes its own"
+            )
         torch.cuda.set_device(device)
     return device
+
+
+def _own_gpu() -> int:
+    """The GPU of a process: by its number on the machine, or the only one that its launcher lets it see.
+
+    Raises:
+        SettingsError: there are more processes than GPUs.
+    """
+    number, gpus = distributed.local_rank(), torch.cuda.device_count()
+    if number < gpus:
+        return number
+    if gpus == 1 and not distributed.launched_by_torchrun_itself():
+        return 0
+    raise SettingsError(
+        f"process {number} of this machine finds no GPU of its own: {gpus} can be seen; start at most {gpus}"
+        f" (torchrun --nproc-per-node {gpus}), or let it see more (CUDA_VISIBLE_DEVICES)"
+    )
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

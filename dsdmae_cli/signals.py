@@ -8,14 +8,27 @@ renamed into place, so that none is torn by it.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], None] | int
 STOP = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that stops, where nothing is to be finished first; as Ctrl-C does by itself.
+
+    Attributes:
+        by: number of the last one, 0 for none; told here, since Typer makes a mere exit of any KeyboardInterrupt.
+    """
+
+    by = 0
 
 
 class Requests:
@@ -47,11 +60,52 @@ def unheard_children() -> Iterator[None]:
         yield
 
 
+def end_with(parent: int, worker: int = 0) -> None:
+    """Have this process end when its parent does, however that ends: the kernel sees to it on Linux, a thread that
+    looks now and then elsewhere. A worker that waits to write into a pipe which nobody reads would outlive it for ever.
+
+    Args:
+        parent: its process number.
+        worker: which of several this is; torch says it, and nothing here depends on it.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        pr_set_pdeathsig = 1
+        prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before
+            os._exit(1)
+        return
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 @contextmanager
 def no_save_kills() -> Iterator[None]:
     """SIGUSR1, which ends a process that does not expect it, does nothing in the block where nothing is to be saved."""
     with handled({signal.SIGUSR1: lambda number, frame: None} if hasattr(signal, "SIGUSR1") else {}):
         yield
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """SIGTERM and SIGHUP (unless it is ignored) end the block as Ctrl-C does, so that it can clear up."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        Stopped.by = int(number)
+        raise Stopped
+
+    with handled({number: stop for number in _stops() if number != signal.SIGINT}):
+        yield
+
+
+def _stops() -> list[int]:
+    hangup = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [*STOP, *([signal.SIGHUP] if hangup else [])]
 
 
 @contextmanager
@@ -68,9 +122,7 @@ def listening() -> Iterator[Requests]:
     def save(number: int, frame: FrameType | None) -> None:
         requests.save = True
 
-    handlers: dict[int, Handler] = dict.fromkeys(STOP, stop)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        handlers[signal.SIGHUP] = stop
+    handlers: dict[int, Handler] = dict.fromkeys(_stops(), stop)
     if hasattr(signal, "SIGUSR1"):
         handlers[signal.SIGUSR1] = save
     with handled(handlers):

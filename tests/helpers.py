@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsdmae_cli import plugins
 from dsdmae_cli.__main__ import main
+from dsdmae_cli.checkpoint import DIGEST
 from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.recipes.pretrain import pretrain
@@ -42,6 +43,7 @@ _PARTS = {"decoder_depth": 1, "regressor_depth": 1, "hidden_dim": 24, "out_dim":
 SLOW_DRIVER = """
 import sys, time
 from dsdmae_cli.__main__ import main
+from dsdmae_cli.checkpoint import DIGEST
 from dsdmae_cli.engine import Trainer
 step = Trainer._step
 def slowly(self, micro_batches):
@@ -102,6 +104,14 @@ def identity_onnx(path: Path, metadata: Mapping[str, str], ports: tuple[str, str
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     helper.set_model_props(model, dict(metadata))
     onnx.save(model, path)
+
+
+def undigested(path: Path) -> dict[str, str]:
+    """Metadata of a file of weights, for other tensors than those that the digest in it is of."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {key: value for key, value in file.metadata().items() if key != DIGEST}
 
 
 def cli(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:

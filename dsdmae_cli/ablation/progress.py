@@ -11,7 +11,7 @@ from dsdmae_cli.ablation.definition import Metric
 from dsdmae_cli.ablation.study import Row
 from dsdmae_cli.ablation.sweep import describe
 from dsdmae_cli.ablation.trial import Job
-from dsdmae_cli.report import duration
+from dsdmae_cli.report import duration, say, shown
 
 _PLAIN_SECONDS = 30.0
 _STYLES = {"done": "green", "running": "bold", "failed": "red", "pruned": "yellow", "stopped": "yellow"}
@@ -52,7 +52,7 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Something that the person should know whatever the format."""
-        print(f"dsdmae: warning: {text}", file=sys.stderr, flush=True)
+        say(f"dsdmae: warning: {shown(text, one_line=True)}")
 
     def stop(self) -> None:
         """The study is over or left."""
@@ -74,7 +74,7 @@ class PlainProgress(Progress):
 
     def note(self, text: str) -> None:
         self.said = time.monotonic()
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 class RichProgress(Progress):

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import statistics as st
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dsdmae_cli.ablation.paper import dataset_title, paper_dataset
 from dsdmae_cli.ablation.results import Results, Setting, flop, interval
 from dsdmae_cli.ablation.sweep import describe
 from dsdmae_cli.files import write_bytes
-from dsdmae_cli.report import duration
+from dsdmae_cli.report import duration, markdown, shown
 
 
 def write(results: Results, folder: Path) -> None:
@@ -32,6 +33,8 @@ def write(results: Results, folder: Path) -> None:
         keep_trailing_newline=True,
         autoescape=lambda name: bool(name and name.endswith(".html")),
     )
+    templates.filters["markdown"] = markdown
+    templates.filters["in_one_line"] = partial(shown, one_line=True)
     image = base64.b64encode(drawn["svg"]).decode() if drawn else None
     for name in ("report.md", "report.html"):
         text = templates.get_template(name).render(**content, image=image)

@@ -29,8 +29,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dsdmae_cli.ablation.definition import Definition, check_same, widened
+from dsdmae_cli.ablation.storage import Books
 from dsdmae_cli.ablation.sweep import Axis, Point
-from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.errors import DsdmaeError, SettingsError
+from dsdmae_cli.report import without_password
 
 _BEAT_SECONDS = 20.0
 _SILENT_SECONDS = 120.0
@@ -85,24 +87,29 @@ class Study:
         self._beaten = 0.0
         self._repeats = 0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._books = Books(storage)
         self._study = self._open(storage)
         failed = [t for t in self._trials() if retry_failed and _note(t) == _FAILED]
         self._retry = {t.number: _identity(t.user_attrs["point"], t.user_attrs["seed"]) for t in failed}
 
     def _open(self, storage: str | Path) -> optuna.Study:
         definition = self.definition
-        where = str(storage)
+        where = without_password(str(storage))
         try:
-            study = optuna.create_study(
-                storage=_storage(storage),
-                sampler=None,
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-                study_name=definition.name if isinstance(storage, str) else "ablation",
-                direction="maximize" if definition.metric.higher_is_better else "minimize",
-                load_if_exists=True,
+            study = self._books.open(
+                lambda opened: optuna.create_study(
+                    storage=opened,
+                    sampler=None,
+                    pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+                    study_name=definition.name if isinstance(storage, str) else "ablation",
+                    direction="maximize" if definition.metric.higher_is_better else "minimize",
+                    load_if_exists=True,
+                )
             )
+        except DsdmaeError:
+            raise
         except Exception as error:  # whatever a database driver raises
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            said = without_password(str(error).splitlines()[0]) if str(error) else type(error).__name__
             raise SettingsError(f"cannot open the study in {where}: {said}") from error
         before = study.user_attrs.get("definition")
         if before is not None:
@@ -194,7 +201,7 @@ class Study:
             waiting = any(t.state is TrialState.WAITING for t in self._study.get_trials(deepcopy=False))
             if not waiting and not self._may_draw():
                 return None
-            with _quiet():
+            with _quiet(), self._books.alone():
                 trial = self._study.ask(self._distributions())
             if "point" not in trial.user_attrs:
                 if waiting and not self._may_draw():  # somebody else was quicker; Optuna then drew a new one
@@ -285,36 +292,44 @@ class Study:
     def finish(self, row: Row, value: float, facts: dict[str, Any]) -> None:
         """The trial is done."""
         trial = self._mine.pop(row.number)
-        trial.set_user_attr("facts", facts)
-        self._tell(trial, values=value)
+        with self._unless_ended(trial):
+            trial.set_user_attr("facts", facts)
+            self._tell(trial, values=value)
 
     def prune(self, row: Row, facts: dict[str, Any], reason: str) -> None:
         """The trial was stopped, for it did worse than the others."""
         trial = self._mine.pop(row.number)
-        trial.set_user_attr("facts", facts)
-        trial.set_user_attr("reason", reason)
-        self._tell(trial, state=TrialState.PRUNED)
+        with self._unless_ended(trial):
+            trial.set_user_attr("facts", facts)
+            trial.set_user_attr("reason", reason)
+            self._tell(trial, state=TrialState.PRUNED)
 
     def fail(self, row: Row, reason: str) -> None:
         """The trial failed; it is not run again unless asked."""
         trial = self._mine.pop(row.number)
-        trial.set_user_attr("reason", reason)
-        self._end(trial, _FAILED)
+        self._end(trial, _FAILED, reason)
 
     def stop(self, row: Row, reason: str) -> None:
         """The trial was stopped on the way and waits for the next start."""
         trial = self._mine.pop(row.number)
-        trial.set_user_attr("reason", reason)
-        self._end(trial, _STOPPED)
+        self._end(trial, _STOPPED, reason)
 
-    def _end(self, trial: Trial, note: str) -> None:
+    def _end(self, trial: Trial, note: str, reason: str | None = None) -> None:
         # The note first: a trial that has ended takes none.
-        try:
+        with self._unless_ended(trial):
+            if reason is not None:
+                trial.set_user_attr("reason", reason)
             trial.set_user_attr("note", note)
             self._tell(trial, state=TrialState.FAIL)
+
+    @contextmanager
+    def _unless_ended(self, trial: Trial) -> Iterator[None]:
+        """Where somebody ended it first, as lost or otherwise, what they said stands; that is as good."""
+        try:
+            yield
         except (RuntimeError, ValueError):
             if not self._study.trials[trial.number].state.is_finished():
-                raise  # else somebody ended it first, which is as good
+                raise
 
     def _tell(self, trial: Trial, **outcome: Any) -> None:
         with _quiet():
@@ -325,19 +340,6 @@ class Study:
         for trial in list(self._mine.values()):
             self._end(trial, _STOPPED)
         self._mine.clear()
-
-
-def _storage(storage: str | Path) -> Any:
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    if isinstance(storage, str):
-        return optuna.storages.RDBStorage(storage)
-    try:
-        storage.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(storage)))
-    except OSError as error:
-        raise RunFailed(f"cannot write {storage}: {error.strerror or error}") from error
 
 
 def _distribution(axis: Axis, grid: bool) -> BaseDistribution | None:

@@ -13,7 +13,7 @@ from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.artifacts.trained import device_beside
 from dsdmae_cli.errors import PluginError, SettingsError
-from dsdmae_cli.report import duration
+from dsdmae_cli.report import duration, markdown, shown
 from dsdmae_cli.runs.results import Row, read_result
 from dsdmae_cli.runs.rundir import RESULT
 
@@ -64,7 +64,7 @@ def model_card(opened: Opened, rows: list[Row], licence: str | None, name: str) 
         tags=["dsdmae", "timm", *(["self-supervised-learning", method] if (method := _method(opened)) else [])],
     )
     sections = [
-        f"# {name}",
+        f"# {markdown(name)}",
         _introduction(opened),
         *(["## Fine-tuning\n\n" + _table(_finetuning(opened.tuned))] if opened.tuned else []),
         "## Pre-training\n\n" + _table(_before(opened.tuned) if opened.tuned else _pretraining(opened)),
@@ -82,14 +82,16 @@ def _introduction(opened: Opened) -> str:
     parameters = sum(tensor.numel() for tensor in tensors)
     if tuned is not None:
         return (
-            f"An image classifier, `{opened.backbone.name}` with {parameters / 1e6:.2f} M parameters, fine-tuned on"
-            f" {_named(tuned.settings['data']['dataset'])}. It maps {encoder.image_size}x{encoder.image_size} pixels"
-            f" to a logit for each of {len(tuned.classes)} classes: {short_list(tuned.classes)}. Made with dsdmae"
-            f" {__version__}."
+            f"An image classifier, `{_code(opened.backbone.name)}` with {parameters / 1e6:.2f} M parameters, fine-tuned"
+            f" on {_named(tuned.settings['data']['dataset'])}. It maps {encoder.image_size}x{encoder.image_size} pixels"
+            f" to a logit for each of {len(tuned.classes)} classes: {markdown(short_list(tuned.classes))}. Made with"
+            f" dsdmae {__version__}."
         )
-    learned = f", pre-trained without labels by `{opened.method}` on {_dataset(opened)}" if opened.settings else ""
+    learned = (
+        f", pre-trained without labels by `{_code(opened.method)}` on {_dataset(opened)}" if opened.settings else ""
+    )
     return (
-        f"An image encoder, `{opened.backbone.name}` with {parameters / 1e6:.2f} M parameters{learned}. It maps"
+        f"An image encoder, `{_code(opened.backbone.name)}` with {parameters / 1e6:.2f} M parameters{learned}. It maps"
         f" {encoder.image_size}x{encoder.image_size} pixels to a grid of {encoder.grid[0]}x{encoder.grid[1]} tokens of"
         f" {encoder.width} features. It has no classifier. Made with dsdmae"
         f" {__version__}."
@@ -115,7 +117,9 @@ def _method(opened: Opened) -> str | None:
 
 def _named(dataset: str) -> str:
     plugin, colon, argument = dataset.partition(":")
-    return f"{plugin}{colon}{PurePath(argument).name}"  # a directory of the author's machine is nobody's business
+    return markdown(
+        f"{plugin}{colon}{PurePath(argument).name}"
+    )  # a directory of the author's machine is nobody's business
 
 
 def _pretraining(opened: Opened) -> dict[str, str]:
@@ -125,7 +129,7 @@ def _pretraining(opened: Opened) -> dict[str, str]:
     train, data = settings["train"], settings["data"]
     return {
         "dataset": f"{_dataset(opened)}, images of {data['image_size']} px",
-        "method": f"`{opened.method}`: {_words(settings['method'])}",
+        "method": f"`{_code(opened.method)}`: {_words(settings['method'])}",
         "schedule": f"{_number(opened.epochs)} epochs, batch {train['batch_size']}, seed {train['seed']}",
         **_cost(opened.images_seen, opened.seconds, opened.device_name, opened.flops),
         "weights": f"SHA-256 `{opened.weights_sha256}`, before any resampling of positions",
@@ -137,7 +141,7 @@ def _finetuning(tuned: Tuned) -> dict[str, str]:
     train, data = tuned.settings["train"], tuned.settings["data"]
     return {
         "dataset": f"{_named(data['dataset'])}, images of {data['image_size']} px",
-        "protocol": found.get("protocol", _UNKNOWN),
+        "protocol": markdown(found.get("protocol", _UNKNOWN)),
         "schedule": f"{train['epochs']} epochs, batch {train['batch_size']}, seed {train['seed']}",
         **_cost(found.get("images_seen"), found.get("seconds"), device_beside(tuned.path), found.get("flops")),
         "weights": f"SHA-256 `{tuned.sha256}`, before any resampling of positions",
@@ -149,10 +153,10 @@ def _before(tuned: Tuned) -> dict[str, str]:
     found = tuned.result
     if found.get("pretrain_dataset") is None:
         start = PurePath(tuned.settings["finetune"]["start"]).name
-        return {"history": "none: the weights were random" if start == "scratch" else f"that of {start}"}
+        return {"history": "none: the weights were random" if start == "scratch" else f"that of {markdown(start)}"}
     return {
         "dataset": _named(found["pretrain_dataset"]),
-        "method": f"`{found['method']}`",
+        "method": f"`{_code(found['method'])}`",
         "schedule": f"{_number(found['pretrain_epochs'])} epochs",
         "time": duration(found["pretrain_seconds"]) if found["pretrain_seconds"] is not None else _UNKNOWN,
         "compute": _flop(found["pretrain_flops"]),
@@ -166,7 +170,7 @@ def _cost(
     return {
         "images seen": f"{images_seen:,}" if images_seen is not None else _UNKNOWN,
         "time": duration(seconds) if seconds is not None else _UNKNOWN,
-        "device": device_name or _UNKNOWN,
+        "device": markdown(device_name or _UNKNOWN),
         "compute": _flop(flops),
     }
 
@@ -176,7 +180,12 @@ def _flop(flops: float | None) -> str:
 
 
 def _words(table: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in table.items() if key != "name")
+    return markdown(", ".join(f"{key} {value}" for key, value in table.items() if key != "name"))
+
+
+def _code(name: object) -> str:
+    """Within backticks, where nothing is escaped but what would end them or the line."""
+    return shown(str(name), one_line=True).replace("`", "'").replace("|", "/")
 
 
 def _number(value: float | None) -> str:
@@ -193,7 +202,7 @@ def _results(opened: Opened, rows: list[Row]) -> str:
         lines.append(f"| k-NN | {_dataset(opened)} | {opened.knn_accuracy:.1%} | at the end of pre-training, k = 20 |")
     for row in rows:
         dataset = row.dataset.rpartition("/")[2]
-        lines.append(f"| {row.kind} | {dataset} | {row.top1_words()} | {row.protocol or ''} |")
+        lines.append(f"| {' | '.join(map(markdown, (row.kind, dataset, row.top1_words(), row.protocol or '')))} |")
     return "\n".join(lines) if len(lines) > 2 else "None were measured."
 
 

@@ -138,7 +138,12 @@ def _from_file(path: Path, origin: str) -> Denoiser:
             f"{origin} holds an encoder alone, without the decoder that restores pixels; give the run with --run DIR"
         )
     checkpoint.load_into(parts, state, origin)
-    return _ready(method, settings, state, origin)
+    found = _ready(method, settings, state, origin)
+    if origin == packaged.ORIGIN and found.sha256 != packaged.SHA256:
+        raise CheckpointError(
+            f"{origin} is damaged: its tensors are not those that were packaged; install dsdmae again"
+        )
+    return found
 
 
 def _resolved(values: dict[str, dict[str, Any]], origin: str) -> ResolvedSettings:

@@ -34,7 +34,7 @@ def written_settings(metadata: dict[str, str], origin: str) -> dict[str, dict[st
         return None
     try:
         values = json.loads(metadata["settings"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the settings in {origin} are damaged: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"the settings in {origin} are damaged: they are no tables")

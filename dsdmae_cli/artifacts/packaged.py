@@ -11,6 +11,8 @@ PACKAGED = "denoiser.safetensors"
 # How a command line names it where a run or a file may stand.
 WORD = "packaged"
 ORIGIN = "the packaged denoiser"
+# Of its tensors, as checkpoint.weights_sha256 computes it.
+SHA256 = "c2487318a52824416ab9656bdb6151a5a653278147097741cbab6227cec98c0b"
 
 
 def find() -> Traversable:

@@ -41,11 +41,11 @@ def open_file(settings: Resolved, path: Path, request: Request) -> Opened:
     backbone = _reconciled(settings.backbone, request).without_weights()
     metadata = request.subject.metadata
     # An exported file may be for images of another size than those it learned from.
-    encoder = build_backbone(backbone, int(metadata.get("image_size", settings.data.image_size)), request.seed)
+    encoder = build_backbone(backbone, _number(path, metadata, "image_size", settings.data.image_size), request.seed)
     fill(encoder, checkpoint.load_weights(path), str(path))
     opened = finished(encoder, backbone, request)
     result = _read_json(path.parent / RESULT)
-    images_seen = int(metadata["images_seen"]) if "images_seen" in metadata else None
+    images_seen = _number(path, metadata, "images_seen", 0) if "images_seen" in metadata else None
     return replace(
         opened,
         settings=tables(settings),
@@ -62,7 +62,7 @@ def _open_classifier(settings: ResolvedFinetuneSettings, path: Path, request: Re
     """The backbone of a fine-tuned network, and its head where that is asked for."""
     backbone = _reconciled(settings.backbone, request).without_weights()
     metadata = request.subject.metadata
-    encoder = build_backbone(backbone, int(metadata.get("image_size", settings.data.image_size)), request.seed)
+    encoder = build_backbone(backbone, _number(path, metadata, "image_size", settings.data.image_size), request.seed)
     state = checkpoint.load_weights(path)
     own = encoder.timm_state()
     head = {name: state.pop(name) for name in list(state) if name not in own}
@@ -143,6 +143,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object")
     return content
+
+
+def _number(path: Path, metadata: dict[str, str], key: str, default: int) -> int:
+    """What a file says of itself, in metadata that anybody may have written."""
+    found = metadata.get(key, str(default))
+    if not (found.isascii() and found.isdigit() and len(found) < 19):
+        raise CheckpointError(f"{path} is damaged: its metadata have {key} = {found[:40]!r}, which is no number")
+    return int(found)
 
 
 def _flops(settings: ResolvedSettings, images_seen: int | None, folder: Path) -> float | None:

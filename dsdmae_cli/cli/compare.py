@@ -12,6 +12,7 @@ import typer
 from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.report import shown
 
 _FORM = "Form"
 
@@ -61,6 +62,7 @@ def command(
 
 
 def _print(cells: list[list[str]], footnotes: list[str], of_paper: list[bool]) -> None:
+    cells = [[shown(cell, one_line=True) for cell in line] for line in cells]
     if sys.stdout.isatty():
         _print_rich(cells, of_paper)
     else:
@@ -68,7 +70,7 @@ def _print(cells: list[list[str]], footnotes: list[str], of_paper: list[bool]) -
         for line in cells:
             typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for remark in footnotes:
-        typer.echo(remark)
+        typer.echo(shown(remark))
 
 
 def _print_rich(cells: list[list[str]], of_paper: list[bool]) -> None:

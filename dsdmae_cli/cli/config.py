@@ -13,6 +13,7 @@ from dsdmae_cli.cli.group import Group
 from dsdmae_cli.cli.options import Debug, takes
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError, nearest
+from dsdmae_cli.report import shown
 
 app = typer.Typer(cls=Group, help="Show, check and explain settings.", no_args_is_help=True, add_completion=False)
 
@@ -67,7 +68,7 @@ def check(
 
     values = read_toml(file)
     resolve(compose(schema_of(values), config=file, parsed=values, environ={}).settings)
-    typer.echo(f"{file} is valid")
+    typer.echo(shown(f"{file} is valid", one_line=True))
 
 
 @app.command()

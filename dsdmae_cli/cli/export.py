@@ -77,11 +77,13 @@ def command(
 
     chosen = use.given(given.flags, given.assignments)[1]
 
+    from dsdmae_cli.files import not_resumable
     from dsdmae_cli.recipes.export import Request, export, summary
     from dsdmae_cli.report import make_report, print_result
 
     request = Request(subject, to, out, image_size, chosen, force, licence, tuple(results or ()), not no_head)
-    said = export(request)
+    with not_resumable():
+        said = export(request)
     report = make_report(as_json=as_json, main_process=True)
     for note in [*use.passed_over(), *said["notes"]]:
         report.note(note)

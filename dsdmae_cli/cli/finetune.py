@@ -40,6 +40,9 @@ def command(given: Given) -> None:
 
     from dsdmae_cli.recipes.finetune import finetune, summary
 
-    result = finetune(loaded, out=given.out, resume=given.resume, overridden=given.any_setting, as_json=given.json)
+    result = finetune(
+        loaded, out=given.out, resume=given.resume, overridden=given.any_setting, accept_changes=given.accept_changes,
+        as_json=given.json,
+    )  # fmt: skip
     if result:
         print_result(result, as_json=given.json, text=summary(result))

@@ -113,6 +113,12 @@ SHARED = (
         _TRAIN,
     ),
     Shared(
+        "accept_changes", bool,
+        lambda _: _option("--accept-changes", panel=RUN,
+                          help="With --resume: go on though the run's settings.toml or its images have changed"),
+        _TRAIN,
+    ),
+    Shared(
         "dry_run", bool,
         lambda _: _option("--dry-run", panel=RUN, help="Print what the run would be, write nothing"),
         _RUNS,

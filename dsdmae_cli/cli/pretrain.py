@@ -42,6 +42,9 @@ def carry_out(given: Given, loaded: Loaded[Any]) -> None:
         print_result(planned.json(), as_json=given.json, text=planned.text())
         return
 
-    result = pretrain(loaded, out=given.out, resume=given.resume, overridden=given.any_setting, as_json=given.json)
+    result = pretrain(
+        loaded, out=given.out, resume=given.resume, overridden=given.any_setting, accept_changes=given.accept_changes,
+        as_json=given.json,
+    )  # fmt: skip
     if result:
         print_result(result, as_json=given.json, text=summary(result))

@@ -22,6 +22,7 @@ class Given:
         like: whose data and backbone to take for scratch.
         out: the run's directory.
         resume: go on with the run there.
+        accept_changes: to a run that is resumed.
         dry_run: say what would be.
         json: for scripts.
         debug: show the traceback of an error; __main__ sees to it.
@@ -36,6 +37,7 @@ class Given:
     like: str | None = None
     out: Path | None = None
     resume: bool = False
+    accept_changes: bool = False
     dry_run: bool = False
     json: bool = False
     debug: bool = False

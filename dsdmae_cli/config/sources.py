@@ -24,6 +24,9 @@ class Layer:
     origin: dict[str, str]
 
 
+_MOST_BYTES = 4 << 20
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file.
 
@@ -31,11 +34,25 @@ def read_toml(path: Path) -> dict[str, Any]:
         SettingsError: it cannot be read or is not TOML; the message names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors put a mark before the text
+        with path.open("rb") as file:  # a pipe too; a device such as /dev/zero has no end
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise SettingsError(f"{path} is no settings file: it has more than {_MOST_BYTES >> 20} MB")
+        values = tomllib.loads(content.decode("utf-8-sig"))  # Windows editors put a mark before the text
+        _check_numbers(values)
+        return values
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # the decoder's own errors, and those of absurd numbers and nesting
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
+
+
+def _check_numbers(value: Any) -> None:
+    """TOML's whole numbers have 64 bits; the parser takes any."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("a whole number of more than 64 bits")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(part)
 
 
 class Word(str):

@@ -143,6 +143,27 @@ class ImageDataset(ABC):
             digest.update(self._content(index) if arrays is None else _bytes(arrays[index]))
         return digest.hexdigest()
 
+    def identity(self) -> str:
+        """SHA-256 of which images these are, in order, wherever they lie: names, sizes of their files and labels, or
+        the pixels of those that are in memory. A run is resumed, and its processes train, on images of one identity.
+
+        Nothing is decoded for it, and a copy has the identity of what it was made from; so it misses a file that was
+        replaced by another of the same size.
+        """
+        digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        arrays = self.arrays()
+        if arrays is not None:
+            digest.update(_bytes(np.ascontiguousarray(arrays)))
+            return digest.hexdigest()
+        for index in range(len(self)):
+            digest.update(self._identity(index))
+        return digest.hexdigest()
+
+    def _identity(self, index: int) -> bytes:
+        return f"{self.name(index)}\0{self.file_size(index)}\0".encode(errors="surrogateescape")
+
     def _content(self, index: int) -> bytes:
         try:
             return self.name(index).encode(errors="surrogateescape") + _bytes(self.load(index))
@@ -191,6 +212,9 @@ class Subset(ImageDataset):
     def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
         whole = self.dataset.arrays()
         return None if whole is None else whole[self.indices]
+
+    def identity(self) -> str:
+        return hashlib.sha256(self.dataset.identity().encode() + self.indices.tobytes()).hexdigest()
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.dataset.fingerprint().encode() + self.indices.tobytes()).hexdigest()

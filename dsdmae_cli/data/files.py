@@ -125,6 +125,12 @@ class FileImages(ImageDataset):
             digest.update(b"%s\0%s\0" % (name_bytes(self._files.names[index]), repr(self._files.stamp(index)).encode()))
         return digest.hexdigest()
 
+    def _identity(self, index: int) -> bytes:
+        return b"%s\0%s\0" % (
+            name_bytes(self._files.names[int(self._indices[index])]),
+            repr(self.file_size(index)).encode(),
+        )
+
 
 # --------------------------------------------------------------------------------------------- where files lie
 

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import torch
 
-from dsdmae_cli import plugins
+from dsdmae_cli import distributed, plugins
 from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
@@ -29,10 +29,24 @@ def open_dataset(settings: DataSettings, split: str) -> ImageDataset:
         DataError: it is not there, damaged, or empty.
     """
     spec = plugins.find("dataset", settings.dataset).spec
-    dataset: ImageDataset = plugins.load(spec.build)(settings, split)
+    dataset = plugins.made_by(spec.build, ImageDataset, settings, split)  # type: ignore[type-abstract]
     if not len(dataset):
         held_out = "; give two images or more, of which one is held out" if split == "test" else "; name another"
         raise DataError(f"dataset {settings.dataset} has no images in its {split} split{held_out}")
+    return dataset
+
+
+def open_all(settings: DataSettings) -> ImageDataset:
+    """The training split. The others that a run looks at are opened too, and let go: what has to be downloaded or
+    unpacked for any of them is there afterwards.
+
+    Raises:
+        DataError: one of them is not there, damaged, or empty.
+    """
+    dataset = open_dataset(settings, "train")
+    for split in {"test", plugins.find("dataset", settings.dataset).spec.labelled_split} - {"train"}:
+        if distributed.world_size() > 1:
+            open_dataset(settings, split)
     return dataset
 
 

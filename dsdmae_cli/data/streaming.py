@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import NamedTuple
 
@@ -18,8 +20,8 @@ from dsdmae_cli.data.augment import Augmentation, crop_boxes
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, of_view, seeded
 from dsdmae_cli.data.square import to_square
-from dsdmae_cli.errors import DataError
-from dsdmae_cli.signals import unheard_children
+from dsdmae_cli.errors import DataError, RunFailed
+from dsdmae_cli.signals import end_with, unheard_children
 
 # A PIL image and a seed to a PIL image of the same size; it runs in the workers.
 Transform = Callable[[Image.Image, int], Image.Image]
@@ -171,8 +173,15 @@ class StreamingSource(Source):
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
             timeout=_WORKER_SECONDS if self.workers else 0,
+            worker_init_fn=partial(end_with, os.getpid()) if self.workers else None,
         )
-        return iter(loader)
+        try:
+            return iter(loader)
+        except OSError as error:
+            raise RunFailed(
+                f"{self.workers} processes that decode images cannot be started ({error.strerror or error}); lower"
+                " --set data.workers, or raise the limit that was reached (ulimit -n, ulimit -u)"
+            ) from error
 
     def _step(self, epoch: int, step: int) -> Iterator[MicroBatch]:
         for index in range(-(-self.batching.local_batch // self.batching.micro_batch)):

@@ -10,7 +10,6 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from dsdmae_cli import distributed
-from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.exchange import mean_over_processes
 
 
@@ -58,6 +57,26 @@ class GlobalBatchNorm(nn.Module):
         return normal.to(x.dtype)
 
 
+def _normalized_over_all(norm: Any, x: Tensor) -> Tensor:
+    """What torch's batch norm gives in training, before scale and shift, with the statistics of the whole batch over
+    all processes; they move its running ones, which are then the same in every process."""
+    wide = x.float()
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    # In two passes: a mean of squares less the square of the mean would cancel.
+    mean = mean_over_processes(wide.mean(dim=dims))
+    centred = wide - mean.view(shape)
+    var = mean_over_processes(centred.square().mean(dim=dims))
+    if norm.track_running_stats:
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            rate = 1 / norm.num_batches_tracked.float() if norm.momentum is None else norm.momentum
+            count = x.numel() // x.shape[1] * distributed.world_size()
+            norm.running_mean.lerp_(mean, rate)
+            norm.running_var.lerp_(var * count / max(1, count - 1), rate)
+    return centred * (var.view(shape) + norm.eps).rsqrt()
+
+
 class TrackingBatchNorm(nn.BatchNorm1d):
     """torch's, without scale and shift, whose statistics in training are of the whole batch over all processes.
 
@@ -69,36 +88,55 @@ class TrackingBatchNorm(nn.BatchNorm1d):
         super().__init__(width, affine=False)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        if not self.training:
-            return super().forward(x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        wide = x.float()
-        mean = mean_over_processes(wide.mean(dim=0))
-        centred = wide - mean
-        var = mean_over_processes(centred.square().mean(dim=0))
-        with torch.no_grad():
-            count = len(x) * distributed.world_size()
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / max(1, count - 1), self.momentum)
-            self.num_batches_tracked += 1
-        return (centred * (var + self.eps).rsqrt()).to(x.dtype)
+        return _normalized_over_all(self, x).to(x.dtype) if self.training else super().forward(x)
+
+
+class _WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """In place of one of torch's or timm's batch norms, with its parameters, buffers and what timm has it do after."""
+
+    def __init__(self, norm: Any) -> None:
+        nn.Module.__init__(self)
+        self.num_features, self.eps, self.momentum = norm.num_features, norm.eps, norm.momentum
+        self.affine, self.track_running_stats = norm.affine, norm.track_running_stats
+        self.weight, self.bias = norm.weight, norm.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        self.drop, self.act = getattr(norm, "drop", None), getattr(norm, "act", None)
+        self.training = norm.training
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of dimensions will do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            normal = _normalized_over_all(self, x)
+            if self.affine:
+                shape = [1, -1, *[1] * (x.ndim - 2)]
+                normal = normal * self.weight.view(shape) + self.bias.view(shape)
+            normal = normal.to(x.dtype)
+        else:
+            normal = super().forward(x)
+        for after in (self.drop, self.act):
+            normal = normal if after is None else after(normal)
+        return normal
 
 
 def synchronized(module: Any) -> Any:
-    """A module whose batch norms take their statistics over all processes; as it was where there is but one.
-
-    Raises:
-        SettingsError: torch cannot do that on this machine.
-    """
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    if distributed.world_size() == 1 or not norms:
+    """A module whose batch norms take their statistics over all processes, in training as in what is saved of them; as
+    it was where there is but one process."""
+    if distributed.world_size() == 1:
         return module
-    if not torch.cuda.is_available():
-        raise SettingsError(
-            "this method compares the images of a batch, and the backbone's batch norms can take it as a whole over"
-            " several processes on GPUs only; use one process, or a backbone without batch norm, such as a plain ViT"
-        )
-    return convert_sync_batchnorm(module)  # timm's: torch's own would drop the activations in timm's norms
+    if torch.cuda.is_available() and not any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+        return convert_sync_batchnorm(module)  # timm's: torch's own would drop the activations in timm's norms
+    return _with_whole_batch_norms(module)
+
+
+def _with_whole_batch_norms(module: nn.Module) -> nn.Module:
+    own = (TrackingBatchNorm, _WholeBatchNorm, nn.SyncBatchNorm)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, own):
+        return _WholeBatchNorm(module)
+    for name, part in module.named_children():
+        found = _with_whole_batch_norms(part)
+        if found is not part:
+            setattr(module, name, found)
+    return module

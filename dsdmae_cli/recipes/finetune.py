@@ -29,6 +29,7 @@ from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, ope
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.split import few_shot, hold_out
 from dsdmae_cli.figures.training import curves
+from dsdmae_cli.methods.projection import synchronized
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.validation import Validation
@@ -58,13 +59,14 @@ def finetune(
     out: Path | None,
     resume: bool,
     overridden: bool,
+    accept_changes: bool = False,
     as_json: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Run fine-tuning; arguments, result and errors are those of runs.conduct.conduct."""
     return conduct(
-        "finetune", _put_together, loaded, "finetune", out=out, resume=resume, overridden=overridden, report=report,
-        as_json=as_json,
+        "finetune", _put_together, loaded, "finetune", out=out, resume=resume, overridden=overridden,
+        accept_changes=accept_changes, report=report, as_json=as_json,
     )  # fmt: skip
 
 
@@ -77,7 +79,7 @@ def build_classifier(settings: ResolvedFinetuneSettings, num_classes: int) -> tu
     size = settings.data.image_size
     opened = open_encoder(subject, settings.data, backbone=settings.backbone, image_size=size, seed=seed)
     torch.manual_seed(derive_seed(seed, "head"))
-    return opened, Classifier(settings.finetune, opened.encoder, num_classes, settings.optim.layer_decay)
+    return opened, Classifier(settings.finetune, synchronized(opened.encoder), num_classes, settings.optim.layer_decay)
 
 
 def _put_together(start: Start) -> Parts:
@@ -120,6 +122,7 @@ def _put_together(start: Start) -> Parts:
         method=classifier,
         runtime=runtime,
         source=source,
+        dataset=train,
         unreadable=unreadable,
         observers=[] if validation is None else [validation],
         sentence=f"fine-tuning {opened.name} ({settings.backbone.name}) on {settings.data.dataset}",

@@ -21,8 +21,12 @@ def resumed(given: Given) -> Path | None:
     """The directory of the run to go on with; None for a new one, whose directory must be free.
 
     Raises:
-        SettingsError: --resume without --out.
+        SettingsError: --resume without --out, or --accept-changes without --resume.
     """
+    if given.accept_changes and not given.resume:
+        raise SettingsError(
+            "--accept-changes is about a run that goes on; give --resume --out DIR too, or leave it out"
+        )
     if given.resume and given.out is None:
         raise SettingsError("--resume needs the run's directory; add --out DIR")
     if given.dry_run and given.out is not None and not given.resume:

@@ -13,7 +13,7 @@ from dsdmae_cli.artifacts.format import load_with, save_encoder
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import BEGUN_RATE, resolve
 from dsdmae_cli.config.schema import Loaded
-from dsdmae_cli.data.open import open_dataset
+from dsdmae_cli.data.open import open_all, open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
 from dsdmae_cli.data.twins import find_twins
 from dsdmae_cli.evaluation.closing import closing_words, knn_interval, open_words
@@ -47,6 +47,7 @@ def pretrain(
     out: Path | None,
     resume: bool,
     overridden: bool,
+    accept_changes: bool = False,
     as_json: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def pretrain(
         required = None
         if requirement(settings) is not None and not begun:  # a run that has begun holds what it needed
             required = provided(resolve(settings), None if resume else out, report, _train)
-        return _train(loaded, out, resume, overridden, report, required)
+        return _train(loaded, out, resume, overridden, report, required, accept_changes)
 
 
 def plan(loaded: Loaded[Settings], *, resume: bool, as_json: bool = False) -> Plan:
@@ -80,10 +81,14 @@ def _train(
     overridden: bool,
     report: Report,
     required: Path | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     name = loaded.settings.method.name
     put_together = partial(_put_together, required=required)
-    return conduct("pretrain", put_together, loaded, name, out=out, resume=resume, overridden=overridden, report=report)
+    return conduct(
+        "pretrain", put_together, loaded, name, out=out, resume=resume, overridden=overridden,
+        accept_changes=accept_changes, report=report,
+    )  # fmt: skip
 
 
 def _put_together(start: Start, required: Path | None) -> Parts:
@@ -93,7 +98,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
     runtime = choose_runtime(settings, method)
     method.to(runtime.device)
     with distributed.main_first():
-        dataset = open_dataset(settings.data, "train")
+        dataset = open_all(settings.data)
     for note in dataset.notes:
         start.report.note(note)
     if start.main and not start.resumed:
@@ -114,6 +119,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
         method=method,
         runtime=runtime,
         source=data.source,
+        dataset=dataset,
         unreadable=data.unreadable,
         observers=_observers(start, settings, data),
         sentence=f"{s.method.name} with {s.backbone.name} on {s.data.dataset}",

@@ -72,8 +72,7 @@ def probe(
         run.create(loaded.settings)
         return judge(subject, run)
     except BaseException:  # Ctrl-C too: nothing was found, so nothing should be in the way of another try
-        if run.held:
-            run.abandon()
+        run.take_back(made=out is None)
         raise
     finally:
         run.release()

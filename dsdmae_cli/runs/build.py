@@ -12,6 +12,7 @@ from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data.source import derive_seed
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.methods.projection import synchronized
 from dsdmae_cli.runs.prerequisite import required_settings, requirement
 from dsdmae_cli.settings.models import BackboneSettings, Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
@@ -26,8 +27,7 @@ def build_backbone(settings: BackboneSettings, image_size: int, seed: int) -> Ba
     """
     spec = plugins.find("backbone", settings.name).spec
     torch.manual_seed(derive_seed(seed, "weights"))
-    backbone: Backbone = plugins.load(spec.build)(settings, image_size)
-    return backbone
+    return plugins.made_by(spec.build, Backbone, settings, image_size)
 
 
 def build_method(
@@ -52,8 +52,8 @@ def build_method(
     backbone = build_backbone(settings.backbone, settings.data.image_size, settings.train.seed)
     if begin is not None:
         begin(backbone)
-    method: Method = plugins.load(spec.build)(settings.method, backbone, *required)
-    return method
+    backbone = synchronized(backbone)
+    return plugins.made_by(spec.build, Method, settings.method, backbone, *required)
 
 
 def _untrained(settings: Settings) -> Method:

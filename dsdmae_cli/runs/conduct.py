@@ -10,17 +10,18 @@ from typing import Any
 from pydantic import BaseModel
 
 from dsdmae_cli import checkpoint, distributed
+from dsdmae_cli.config.compose import written
 from dsdmae_cli.config.own_images import remarks
 from dsdmae_cli.config.resolve import resolve
-from dsdmae_cli.config.schema import SCHEMAS, Loaded
-from dsdmae_cli.errors import DsdmaeError, RunFailed, SettingsError
+from dsdmae_cli.config.schema import SCHEMAS, Loaded, schema_of
+from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
 from dsdmae_cli.files import AGAIN, RESUME
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.run import Parts, Run, Start
-from dsdmae_cli.runs.rundir import RunDir, changed_settings, default_path
+from dsdmae_cli.runs.rundir import SETTINGS, RunDir, changed_settings, default_path
 from dsdmae_cli.runtime import choose_device, undisturbed
 from dsdmae_cli.settings.models import ValueRange
-from dsdmae_cli.signals import no_save_kills
+from dsdmae_cli.signals import no_save_kills, stopping
 
 
 def conduct(
@@ -32,6 +33,7 @@ def conduct(
     out: Path | None,
     resume: bool,
     overridden: bool,
+    accept_changes: bool = False,
     report: Report | None = None,
     as_json: bool = False,
 ) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def conduct(
         out: the run directory; None = a new one under the user's data directory.
         resume: go on with the run in `out`, by its own settings.
         overridden: settings were given beside --resume; they must equal the run's.
+        accept_changes: go on though settings.toml or the images are not those of the run's newest checkpoint.
         report: what is told to the person; None = what fits stderr.
         as_json: no progress on stderr.
 
@@ -57,26 +60,31 @@ def conduct(
             first step of a new run leaves no directory behind.
     """
     device = choose_device(loaded.settings.train.device)
-    with distributed.process_group(device), undisturbed(), no_save_kills():
+    with distributed.process_group(device), undisturbed(), no_save_kills(), stopping():
         main = distributed.rank() == 0
         report = report or make_report(as_json=as_json, main_process=main)
-        path = out or default_path(datetime.now(), name, loaded.settings.backbone.name, loaded.settings.data)
-        directory = RunDir(distributed.from_main(path))
+        its = loaded.settings
+        path = distributed.main_says(lambda: out or default_path(datetime.now(), name, its.backbone.name, its.data))
+        directory = RunDir(path)
         run: Run | None = None
         if not resume:
             for remark in remarks(loaded, SCHEMAS[command]):
                 report.note(remark)
         try:
-            settings: Any = _agree(directory, loaded, resume, overridden)
-            resumed = resume and bool(checkpoint.newest_first(directory.checkpoints))
-            start = Start(command, directory, settings, resolve(settings), report, resume, resumed)
-            run = Run(start, put_together(start))
+            settings: Any
+            settings, resumed = distributed.main_says(lambda: _take(directory, loaded, resume, overridden))
+            if resumed:
+                distributed.main_says(lambda: _unchanged(directory, settings, accept_changes, report))
+            with distributed.one_fate():
+                start = Start(command, directory, settings, resolve(settings), report, resume, resumed, accept_changes)
+                parts = put_together(start)
+            run = Run(start, parts)
             return run.train()
         except BaseException as error:
             if resume or (run is not None and run.trainer.step > 0):
                 raise
-            if main and directory.held:
-                directory.abandon()
+            if main:
+                directory.take_back(made=out is None)
             if isinstance(error, RunFailed):  # what it says of --resume holds for a run that has begun
                 raise RunFailed(str(error).replace(RESUME, AGAIN)) from error
             raise
@@ -85,18 +93,23 @@ def conduct(
             directory.release()
 
 
-def _agree(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool) -> BaseModel:
-    """The settings to go by in every process; where the first is refused the directory, all are told why."""
-    settings, problem = loaded.settings, None
-    if distributed.rank() == 0:
-        try:
-            settings = _take(directory, loaded, resume, overridden)
-        except DsdmaeError as error:
-            problem = error
-    settings, problem = distributed.from_main((settings, problem))
-    if problem is not None:
-        raise problem
-    return settings
+def _unchanged(directory: RunDir, settings: BaseModel, accept_changes: bool, report: Report) -> None:
+    """See that settings.toml is what the newest checkpoint was trained by.
+
+    Raises:
+        CheckpointError: it is not, and that is not accepted.
+    """
+    saved = checkpoint.newest_settings(directory.checkpoints)
+    if saved is None:
+        return
+    trained_by: BaseModel = written(schema_of(saved), saved, f"the newest checkpoint of {directory.path}").settings
+    changes = changed_settings(trained_by, settings)
+    if not changes:
+        return
+    other = f"{directory.path / SETTINGS} is not what the run was trained by: {'; '.join(changes)}"
+    if not accept_changes:
+        raise CheckpointError(f"{other}; put it back, or go on by it with --accept-changes")
+    report.warn(f"{other}; it goes on by the file")
 
 
 def _with_range(settings: Any, limits: ValueRange | None) -> BaseModel:
@@ -106,16 +119,17 @@ def _with_range(settings: Any, limits: ValueRange | None) -> BaseModel:
     return settings.model_copy(update={"data": settings.data.model_copy(update={"range": limits})})
 
 
-def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool) -> BaseModel:
-    """Make or reopen the run directory; the settings to go by."""
+def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool) -> tuple[BaseModel, bool]:
+    """Make or reopen the run directory; the settings to go by, and whether there is a checkpoint to go on from."""
     resolved = resolve(loaded.settings)  # a rule between sections should fail before a directory is made
     if not resume:
         settings: BaseModel = _with_range(loaded.settings, resolved.data.range)
         directory.create(settings)
-        return settings
+        return settings, False
     before: BaseModel = directory.resume().settings
+    resumed = bool(checkpoint.newest_first(directory.checkpoints))
     if not overridden:
-        return before
+        return before, resumed
     settings = _with_range(loaded.settings, before.data.range)  # type: ignore[attr-defined]
     changes = changed_settings(before, settings)
     if changes:
@@ -123,4 +137,4 @@ def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool
             f"--resume goes on with the settings of {directory.path}, but these differ: {'; '.join(changes)};"
             " leave them out, or start a new run with --out"
         )
-    return settings
+    return settings, resumed

@@ -5,6 +5,7 @@ All processes of a run have one of these, run the network and give its state; th
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.checkpoint import Checkpoint
@@ -36,6 +37,30 @@ _MANY_STEPS = 100_000
 _TOO_LITTLE = 2e-4  # a hundredth of what weights begin with
 
 
+class _Images(BaseModel):
+    """Which images a run learns from, as its checkpoints keep it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    images: int
+    identity: str
+
+    def __str__(self) -> str:
+        return f"{self.images} images ({self.identity[:12]})"
+
+
+class _Kept(BaseModel):
+    """What a checkpoint keeps of a run beside tensors; its observers add their own."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    unreadable: dict[str, str]
+    window_steps: int = Field(ge=0)
+    scaler: dict[str, Any]
+    data: _Images | None = None  # of versions that did not write it
+
+
 @dataclass(frozen=True)
 class Start:
     """What a recipe is given to put a run together.
@@ -47,6 +72,7 @@ class Start:
         settings: the same, resolved.
         resumed: there is a checkpoint to go on from, which brings its own weights.
         resume: the directory is that of an earlier start, which may not have come to a checkpoint.
+        accept_changes: a resumed run may go on with other images than it began with.
     """
 
     command: str
@@ -56,6 +82,7 @@ class Start:
     report: Report
     resume: bool
     resumed: bool
+    accept_changes: bool = False
 
     @property
     def main(self) -> bool:
@@ -82,6 +109,7 @@ class Parts:
     Attributes:
         method: on the device.
         source: its batches.
+        dataset: the training images that they are made of.
         unreadable: counts the training images that could not be read.
         observers: what looks at it on the way, in this order.
         sentence: what is done, for the line at the start: "dsdmae with vit-tiny on cifar10".
@@ -92,11 +120,26 @@ class Parts:
     method: Method
     runtime: Runtime
     source: Source
+    dataset: ImageDataset
     unreadable: Unreadable
     observers: Sequence[Observer]
     sentence: str
     result: Callable[[Run], dict[str, Any]]
     about: dict[str, Any] = field(default_factory=dict)
+
+
+def _agreed(parts: Parts) -> _Images:
+    """Which images the run learns from. Processes that see others would train on them, each to its own end.
+
+    Raises:
+        DataError: in all processes, where they do not see the same.
+    """
+    advice = "give all machines the same copy of the dataset"
+    found = _Images(images=len(parts.dataset), identity=parts.dataset.identity())
+    distributed.agree("images", str(found), advice)
+    readable = parts.source.batching.num_images
+    distributed.agree("readable images", f"{readable} of {found.images}", advice)
+    return found
 
 
 class Run:
@@ -105,6 +148,8 @@ class Run:
     def __init__(self, start: Start, parts: Parts) -> None:
         self.command, self.directory, self.report, self.main = start.command, start.directory, start.report, start.main
         self.asked, self.settings, self.resume = start.asked, start.settings, start.resume
+        self.accept_changes = start.accept_changes
+        self.images = _agreed(parts)
         self.method, self.runtime, self.source = parts.method, parts.runtime, parts.source
         self.unreadable, self.parts = parts.unreadable, parts
         self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, self.runtime, self)
@@ -252,6 +297,7 @@ class Run:
         model, training, state = self.trainer.state()
         state["seconds"] = self.seconds()
         state["unreadable"] = self.unreadable.reasons
+        state["data"] = self.images.model_dump()
         for observer in self.observers:
             state |= observer.state()
         if self.main:
@@ -260,30 +306,78 @@ class Run:
         self.saved_at = self.trainer.step
 
     def _restore(self) -> None:
-        """Every process reads the newest whole checkpoint; without one the run begins anew."""
-        found, complaints = checkpoint.load_newest(self.directory.checkpoints)
-        for complaint in complaints if self.main else []:
-            self.report.warn(f"{complaint}; going back to the one before")
+        """Every process reads the checkpoint that the first one chose: its newest whole one; without one the run begins
+        anew.
+
+        Raises:
+            CheckpointError: in all processes, where one of them cannot read that very checkpoint.
+        """
+        found = self._chosen()
         if found is None:
-            if complaints:
-                raise CheckpointError(
-                    f"no checkpoint of {self.directory.path} is whole ({complaints[0]}); start a new run with --out"
-                )
             self.report.note("no checkpoint yet: starting from the beginning")
-        else:
-            checkpoint.load_into(self.method, found.model, str(self.directory.checkpoints))
-            self.trainer.restore(found.step, found.training, found.state)
-            self.seconds_before = found.state["seconds"]
-            self.unreadable.reasons.update(found.state["unreadable"])
-            self._tell(lambda observer: observer.restore(found.state))
-            self.saved_at = found.step
+        with distributed.one_fate():
+            self._go_on_from(found)
         if self.main:
             self.directory.forget_after(-1 if found is None else found.step)
 
+    def _chosen(self) -> Checkpoint | None:
+        folder = self.directory.checkpoints
+        found: Checkpoint | None = None
+
+        def choose() -> tuple[str, str] | None:
+            nonlocal found
+            found, complaints = checkpoint.load_newest(folder)
+            for complaint in complaints:
+                self.report.warn(f"{complaint}; going back to the one before")
+            if found is None and complaints:
+                raise CheckpointError(
+                    f"no checkpoint of {self.directory.path} is whole ({complaints[0]}); start a new run with --out"
+                )
+            return None if found is None else checkpoint.told_apart(folder, found.step)
+
+        chosen = distributed.main_says(choose)
+        with distributed.one_fate():
+            if chosen is not None and not self.main:
+                found = checkpoint.load_chosen(folder, *chosen)
+        return found
+
+    def _go_on_from(self, found: Checkpoint | None) -> None:
+        if found is not None:
+            kept = self._checked(found.state)
+            checkpoint.load_into(self.method, found.model, str(self.directory.checkpoints))
+            self.trainer.restore(found.step, found.training, found.state)
+            self.seconds_before = kept.seconds
+            self.unreadable.reasons.update(kept.unreadable)
+            self._tell(lambda observer: observer.restore(found.state))
+            self.saved_at = found.step
+
+    def _checked(self, state: dict[str, Any]) -> _Kept:
+        """What a checkpoint keeps of the run, which must be of these images."""
+        try:
+            kept = _Kept.model_validate(state)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise CheckpointError(
+                f"the newest checkpoint of {self.directory.path} is damaged: {'.'.join(map(str, first['loc']))}:"
+                f" {first['msg'].lower()}; remove its folder to use the one before"
+            ) from error
+        if kept.data is None or kept.data == self.images:
+            return kept
+        other = (
+            f"the images of {self.settings.data.dataset} are not those that {self.directory.path} learned from:"
+            f" {kept.data} then, {self.images} now"
+        )
+        if not self.accept_changes:
+            raise CheckpointError(f"{other}; put them back, or go on with what is there by --accept-changes")
+        if self.main:
+            self.report.warn(f"{other}; order, epochs and schedule are others from here on")
+        return kept
+
     def _interrupted(self) -> None:
-        number = self.requests.stop_signal
+        number, trainer = self.requests.stop_signal, self.trainer
+        by = "Ctrl-C" if number == signal.SIGINT else f"signal {number}"
         raise RunInterrupted(
-            f"stopped by signal {number} and saved at step {self.trainer.step} of {self.trainer.total_steps};"
+            f"stopped by {by} and saved at step {trainer.step} of {trainer.total_steps};"
             f" go on with: dsdmae {self.command} --resume --out {self.directory.path}",
             number,
         )

@@ -69,13 +69,24 @@ def default_folder() -> Path:
 
 
 def default_path(now: datetime, what: str, backbone: str, data: DataSettings) -> Path:
-    """A new, readable path under the user's data directory: date, time, what is done, backbone, dataset."""
+    """A new directory under the user's data directory, made, since several runs may begin in one second: date, time,
+    what is done, backbone, dataset.
+
+    Raises:
+        SettingsError: it cannot be made.
+    """
     clean = "-".join([now.strftime("%Y-%m-%d-%H%M%S"), *map(file_name, (what, backbone, data.dataset))])
     folder = default_folder()
     path, number = folder / clean, 2
-    while path.exists():
-        path, number = folder / f"{clean}-{number}", number + 1
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            path, number = folder / f"{clean}-{number}", number + 1
+        except OSError as error:
+            raise SettingsError(f"cannot make {path}: {error.strerror or error}; name a directory by --out") from error
+        else:
+            return path
 
 
 def file_name(text: str) -> str:
@@ -181,6 +192,18 @@ class RunDir:
                 self._metrics.close()
             self._metrics = None
 
+    def take_back(self, *, made: bool) -> None:
+        """What a run that could not begin leaves: nothing, whether it had taken the directory or not yet.
+
+        Args:
+            made: the directory was made for it alone.
+        """
+        if self.held:
+            self.abandon()
+        elif made:
+            with suppress(OSError):
+                self.path.rmdir()
+
     def abandon(self) -> None:
         """Take back all that a run left that could not begin; what is not a run's stays."""
         if self.checkpoints.exists():
@@ -252,6 +275,9 @@ def _left_over(path: Path) -> bool:
 def changed_settings(before: BaseModel, after: BaseModel) -> list[str]:
     """The settings that differ and may not: "train.epochs: 5, now 10"."""
     old, new = tables(before), tables(after)
+    for section in {**old, **new}:
+        old.setdefault(section, {})
+        new.setdefault(section, {})
     keys = [(s, k) for s in old for k in {**old[s], **new[s]} if f"{s}.{k}" not in MAY_CHANGE_ON_RESUME]
     return [f"{s}.{k}: {old[s].get(k)!r}, now {new[s].get(k)!r}" for s, k in keys if old[s].get(k) != new[s].get(k)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dsdmae_cli.evaluation.statistics import Summary
 from dsdmae_cli.files import write_bytes
-from dsdmae_cli.report import duration
+from dsdmae_cli.report import duration, markdown, shown
 from dsdmae_cli.worth.findings import Findings
 from dsdmae_cli.worth.tasks import HELD_OUT, WAYS, Contender
 from dsdmae_cli.worth.words import answer, points
@@ -35,6 +36,8 @@ def write(findings: Findings, folder: Path, command: str, epochs: int, wall: flo
         loader=PackageLoader("dsdmae_cli.worth"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=lambda name: bool(name and name.endswith(".html")),
     )  # fmt: skip
+    templates.filters["markdown"] = markdown
+    templates.filters["in_one_line"] = partial(shown, one_line=True)
     question = findings.question
     content = {
         "title": f"Does pre-training pay on {question.settings.data.dataset}?",

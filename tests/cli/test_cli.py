@@ -328,7 +328,7 @@ def test_ctrl_c_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("dsdmae_cli.config.presets.presets_by_kind", interrupt)
     done = run("config", "presets")
     assert (done.code, done.out) == (130, "")
-    assert done.err in ("", "dsdmae: error: interrupted\n")
+    assert done.err == "dsdmae: interrupted\n"
 
 
 # Output

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsdmae_cli import checkpoint
+from dsdmae_cli import checkpoint, optim
 from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.checkpoint import Checkpoint
 from dsdmae_cli.errors import CheckpointError, RunFailed
@@ -281,7 +281,7 @@ LABORATORY = """
 import json, os, random, resource, signal, sys, time
 from pathlib import Path
 
-from dsdmae_cli import checkpoint
+from dsdmae_cli import checkpoint, optim
 from dsdmae_cli.errors import RunFailed
 from test_checkpoint import made
 
@@ -415,13 +415,13 @@ def test_an_optimiser_comes_back_bit_for_bit() -> None:
     first = net()
     optimizer = adamw(first)
     step(first, optimizer)
-    saved = checkpoint.optimizer_tensors(optimizer, {id(p): n for n, p in first.named_parameters()})
+    saved = optim.optimizer_tensors(optimizer, {id(p): n for n, p in first.named_parameters()})
     assert {"optimizer/exp_avg/weight", "optimizer/exp_avg_sq/bias", "optimizer/step/weight"} <= saved.keys()
     saved = {name: tensor.clone() for name, tensor in saved.items()}
     second = net()
     second.load_state_dict(first.state_dict())
     restored = adamw(second)
-    checkpoint.restore_optimizer(restored, {id(p): n for n, p in second.named_parameters()}, saved)
+    optim.restore_optimizer(restored, {id(p): n for n, p in second.named_parameters()}, saved)
     for _ in range(2):
         step(first, optimizer)
         step(second, restored)

@@ -12,9 +12,9 @@ import torch
 from helpers import assignments, start
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.contrastive import info_nce
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.projection import GlobalBatchNorm, TrackingBatchNorm, mlp, synchronized
@@ -154,11 +154,26 @@ def test_a_backbones_own_batch_norm_over_processes(monkeypatch: pytest.MonkeyPat
     assert synchronized(backbone) is backbone
     monkeypatch.setattr("dsdmae_cli.distributed.world_size", lambda: 2)
     assert synchronized(nn.Linear(2, 2)) is not None
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SettingsError, match="batch norm"):
-        synchronized(backbone)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert isinstance(synchronized(copy.deepcopy(backbone))[1], nn.SyncBatchNorm)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.BatchNorm2d(4, momentum=None), BatchNormAct2d(4), None])
+def test_a_batch_norm_over_one_process_is_torchs(norm: nn.Module | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = nn.Sequential(nn.Conv2d(3, 4, 1), norm or nn.BatchNorm2d(4, affine=False, track_running_stats=False))
+    ours = copy.deepcopy(theirs)
+    with monkeypatch.context() as two:
+        two.setattr("dsdmae_cli.distributed.world_size", lambda: 2)
+        two.setattr("torch.cuda.is_available", lambda: False)
+        ours = synchronized(ours)
+    assert type(ours[1]) is not type(theirs[1])
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for seed in range(3):
+        x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 3 + 2
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 # -- two processes
@@ -178,11 +193,13 @@ from dsdmae_cli.config.resolve import resolve
 out, *assignments = sys.argv[1:]
 def main():
     # What holds the group must be gone before the interpreter ends, or gloo's threads abort it now and then.
-    method = build_method(resolve(load(assignments=assignments, environ={}).settings)).train()
+    settings = resolve(load(assignments=assignments, environ={}).settings)
+    method = build_method(settings).train()
+    side = settings.data.image_size
     world, rank = distributed.world_size(), distributed.rank()
     g = torch.Generator().manual_seed(0)
     views = [method.num_views] if method.num_views > 1 else []
-    images = torch.rand(8, *views, 3, 16, 16, generator=g) * 2 - 1
+    images = torch.rand(8, *views, 3, side, side, generator=g) * 2 - 1
     corruption = method.corrupt(images, g)
 
     def share(tree):
@@ -218,6 +235,7 @@ with distributed.process_group(torch.device("cpu")):
         pytest.param("lejepa", ("method.views=3",), marks=pytest.mark.long),
         ("tokenizer", ()),
         ("dsdmae", ("method.uniformity_weight=0.5", "method.sigreg_weight=0.1")),
+        ("dsdmae", ("backbone.name=timm:resnet10t", "data.image_size=64", "method.mask_ratio=0.5")),
     ],
 )
 def test_two_processes_have_one_processs_loss_and_gradients(method: str, more: tuple[str, ...], tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import assignments, cli, digit_folder, one_line, records
-from safetensors import safe_open
+from helpers import assignments, cli, digit_folder, one_line, records, undigested
 from safetensors.torch import load_file, save_file
 
 from dsdmae_cli import checkpoint
@@ -157,8 +156,7 @@ def test_what_is_no_beginning(
 
 def test_damaged_weights(run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     state = load_file(run / "encoder.safetensors")
-    with safe_open(run / "encoder.safetensors", "pt") as file:
-        metadata = file.metadata()
+    metadata = undigested(run / "encoder.safetensors")
     state.pop(next(iter(state)))
     save_file(state, tmp_path / "torn.safetensors", metadata)
     code, _, err = cli(

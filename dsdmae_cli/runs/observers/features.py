@@ -56,6 +56,10 @@ class Features(Observer):
         step = run.trainer.step
         record: dict[str, float] = {"step": step, "epoch": step / run.trainer.steps_per_epoch}
         features = features_of(run, self.images)
+        if not bool(features.isfinite().all()):
+            if run.main:
+                run.report.warn(f"epoch {record['epoch']:.4g}: the features are not finite, and are not judged")
+            return
         first, *others = [watcher.measure(run, features) for watcher in self.watchers]
         record |= first | _measured(run, self.images)
         for measured in others:

@@ -50,4 +50,5 @@ class Pictures(Observer):
         shown = run.method.show(views, run.method.corrupt(views, seeded(images.device, 0)))
         run.method.train()
         if shown and run.main:
-            self.moments.add(run.trainer.step, shown, images)
+            with run.report.spared(f"the picture of step {run.trainer.step}"):
+                self.moments.add(run.trainer.step, shown, images)

@@ -1,0 +1,243 @@
+"""A seeded random walk over the faults that a run must outlive: kill -9, SIGTERM, SIGHUP, a full disk, a damaged newest
+checkpoint. After some of them, at random moments, the run is resumed to its end, which must be bitwise that of a run
+that nothing happened to: encoder, weights, moments and metrics (all but what a clock measured).
+
+    python -m bench.faults_walk --walks 50 --log docs/results/faults-walk.md
+
+Each start is a fork of one process that has imported everything, so that a start takes a second. Full disks need root
+on Linux (a small tmpfs is mounted for each walk); elsewhere they are left out, and the log says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from dsdmae_cli import checkpoint
+from dsdmae_cli.__main__ import main as dsdmae
+from dsdmae_cli.engine import Trainer
+from dsdmae_cli.errors import CheckpointError
+
+CHOSEN = (
+    "data.dataset=digits", "data.image_size=16", "backbone.name=vit-tiny", "backbone.patch_size=4",
+    "backbone.embed_dim=32", "backbone.depth=1", "backbone.num_heads=2", "method.name=dsdmae", "method.decoder_depth=1",
+    "optim.lr=1e-3", "train.device=cpu", "train.precision=fp32", "train.epochs=4", "train.batch_size=128",
+    "train.log_every=1", "train.knn_every=none", "train.checkpoint_every=1",
+)  # fmt: skip
+SIZE = "24m"  # of the disk: room for the run, and soon filled
+STEP_SECONDS = 0.03  # added to each step, so that a fault finds the run at work
+
+
+def begin(arguments: list[str], log: Path) -> int:
+    """Fork a `dsdmae ARGUMENTS`; its process number."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    code = 99
+    try:
+        dsdmae(arguments)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 98
+    finally:
+        log.with_suffix(".modules").write_text("\n".join(sys.modules))
+        os._exit(code)
+
+
+def start(run: Path, log: Path) -> int:
+    """The same command again, or --resume where there is something to go on with: what a person would do."""
+    if (run / "settings.toml").exists():
+        return begin(["pretrain", "--resume", "--out", str(run)], log)
+    return begin(["pretrain", *(word for text in CHOSEN for word in ("--set", text)), "--out", str(run)], log)
+
+
+def ended(child: int, seconds: float = 300) -> int:
+    """Its exit code, negative for a signal."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError(f"it did not end in {seconds:.0f} s")
+
+
+def digest(run: Path) -> str:
+    """Of all that a run computed."""
+    newest = checkpoint.newest_first(run / "checkpoints")[0]
+    found = hashlib.sha256()
+    for path in (run / "encoder.safetensors", newest / "model.safetensors", newest / "training.safetensors"):
+        found.update(path.read_bytes())
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        record.pop("images_per_second", None)
+        found.update(json.dumps(record, sort_keys=True).encode())
+    return found.hexdigest()
+
+
+def damage(run: Path, draw: random.Random) -> str | None:
+    """Flip a bit of, or cut, a file of the newest checkpoint where the one before it is whole; what was done."""
+    newest, *older = checkpoint.newest_first(run / "checkpoints") or [run]
+    try:
+        checkpoint.load(older[0])
+    except (IndexError, CheckpointError):
+        return None
+    path = draw.choice(sorted(newest.iterdir()))
+    content = bytearray(path.read_bytes())
+    if draw.random() < 0.3:
+        path.write_bytes(content[: draw.randrange(len(content))])
+        return f"{path.name} cut"
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+    return f"a bit of {path.name} flipped"
+
+
+def fill(run: Path) -> Path:
+    """Take all the room that its disk has."""
+    filler = run.parent / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
+    return filler
+
+
+def walk(seed: int, folder: Path, longest: float, expected: str, disks: bool) -> tuple[list[str], bool]:
+    """One walk: what happened, and whether the end is the expected one."""
+    draw = random.Random(seed)
+    run, log = folder / "run", folder.parent / f"walk-{seed}.log"
+    kinds = ["kill -9", "SIGTERM", "SIGHUP", "damaged checkpoint", *(["full disk"] if disks else [])]
+    told = []
+    for _ in range(draw.randint(2, 4)):
+        kind = draw.choice(kinds)
+        child = start(run, log)
+        moment = draw.uniform(0, longest)
+        time.sleep(moment)
+        filler = None
+        if kind == "full disk":
+            filler = fill(folder / "run")
+        else:
+            number = {"SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP}.get(kind, signal.SIGKILL)
+            os.kill(child, number)
+        code = ended(child)
+        if filler is not None:
+            filler.unlink()
+        if kind == "damaged checkpoint":
+            kind = f"kill -9, {damage(run, draw) or 'no two checkpoints to damage one of'}"
+        told.append(f"{kind} after {moment:.2f} s ({code})")
+        if code not in (0, 1, -9, -15, -1, 129, 143) or (code == 1 and filler is None):
+            return [*told, f"exit code {code}: see {log.name}"], False
+    code = ended(start(run, log))
+    same = code == 0 and digest(run) == expected
+    left = [path.name for path in run.rglob(".*.partial")]
+    return [*told, *([f"exit code {code}"] if code else []), *([f"left: {left}"] if left else [])], same and not left
+
+
+def main() -> None:
+    """Walk, and write the log."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--walks", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the first walk; the others count on")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further walk after this")
+    parser.add_argument("--log", type=Path, default=None)
+    given = parser.parse_args()
+    step = Trainer._step
+
+    def slowly(self: Trainer, micro_batches: object) -> None:
+        step(self, micro_batches)  # type: ignore[arg-type]
+        time.sleep(STEP_SECONDS)
+
+    Trainer._step = slowly  # type: ignore[method-assign]
+    import torch  # noqa: F401  (what a start would import; forks have it then)
+
+    import dsdmae_cli.recipes.pretrain  # noqa: F401
+
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults-walk-") as name:
+        base = Path(name)
+        reference = base / "reference" / "run"
+        reference.parent.mkdir()
+        for _ in range(2):  # what the first one imported, the others find imported
+            shutil.rmtree(reference, ignore_errors=True)
+            at = time.monotonic()
+            assert ended(start(reference, base / "reference.log")) == 0, (base / "reference.log").read_text()
+            longest = time.monotonic() - at
+            for module in (base / "reference.modules").read_text().splitlines():
+                with suppress(Exception):
+                    import_module(module)
+        expected = digest(reference)
+        rows, disks = [], True
+        for seed in range(given.seed, given.seed + given.walks):
+            if time.monotonic() - began > 60 * given.minutes:
+                break
+            folder = base / f"walk-{seed}"
+            folder.mkdir()
+            mounted = not subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)], capture_output=True, check=False
+            ).returncode
+            disks = disks and mounted
+            try:
+                told, same = walk(seed, folder, longest, expected, mounted)
+            except AssertionError as error:
+                told, same = [str(error)], False
+            finally:
+                if mounted:
+                    subprocess.run(["umount", str(folder)], check=True)
+            rows.append((seed, told, same))
+            print(f"{seed}: {'equal' if same else 'NOT EQUAL'}: {'; '.join(told)}", flush=True)
+            if not same:
+                print((base / f"walk-{seed}.log").read_text()[-3000:], flush=True)
+            if given.log is not None:
+                given.log.write_text(report(rows, longest, disks, expected))
+    if not all(same for _, _, same in rows):
+        sys.exit(1)
+
+
+def report(rows: list[tuple[int, list[str], bool]], longest: float, disks: bool, expected: str) -> str:
+    """The log."""
+    equal = sum(same for _, _, same in rows)
+    kinds = Counter(text.split(",")[0].split(" after")[0] for _, told, _ in rows for text in told)
+    without = "" if disks else " Full disks were left out: no small disk could be mounted here."
+    counted = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    lines = [
+        "# A random walk over faults",
+        "",
+        f"Made by `python -m bench.faults_walk`, which says what it does. A run on digits ({longest:.1f} s alone) is",
+        "hit two to four times at random moments, resumed or begun again after each, and at last let go to its end.",
+        "",
+        f"**{equal} of {len(rows)} walks ended bitwise equal** to the run that nothing happened to, with no partial",
+        f"file left (SHA-256 of encoder, weights, moments and metrics: {expected[:16]}…).",
+        f"Faults: {counted}. Python {platform.python_version()}, {platform.system()}.{without}",
+        "",
+        "| seed | what happened (exit code) | end |",
+        "|---|---|---|",
+        *(f"| {seed} | {'; '.join(told)} | {'equal' if same else '**not equal**'} |" for seed, told, same in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Where a study's books are kept: Optuna's journal in the study's directory, or a database.
+
+Optuna's own journal waits for ever where its lock is a link to nowhere (a study that was copied), and cannot be read
+again once something was appended to a line that a full disk had torn. Its SQLite tables are made twice where two
+processes begin at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.files import explained
+
+T = TypeVar("T")
+_PATIENCE = 60.0  # seconds; what is done under a lock takes a moment
+_ADVICE = "trials that have ended are kept. Make room, then give the same command again"
+
+
+class Books:
+    """A storage of Optuna's, and how its processes keep out of each other's way.
+
+    Args:
+        storage: a database URL, or the file of a journal.
+    """
+
+    def __init__(self, storage: str | Path) -> None:
+        self.storage = storage
+        self._file = _sqlite_file(storage) if isinstance(storage, str) else None
+        self._lock = None if self._file is None else FileLock(_beside(self._file), timeout=_PATIENCE)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process of this machine at a time; SQLite's own transactions let two of them take one trial."""
+        with nullcontext() if self._lock is None else _held(self._lock):
+            yield
+
+    def open(self, make: Callable[[Any], T]) -> T:
+        """What `make` makes of the storage; once more where another process was making its tables.
+
+        Raises:
+            RunFailed: no space.
+        """
+        with self.alone():
+            try:
+                return make(self._opened())
+            except RunFailed:
+                raise
+            except Exception:  # whatever a database driver raises
+                if isinstance(self.storage, Path):
+                    raise
+                return make(self._opened())
+
+    def _opened(self) -> Any:
+        if isinstance(self.storage, str):
+            return RDBStorage(self.storage)
+        with explained(self.storage, _ADVICE):
+            self.storage.parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(_Journal(self.storage))
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's, under a lock of the operating system's, which ends with its process, and with whole lines alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._whole = _SystemLock(path)
+        super().__init__(str(path), lock_obj=self._whole)  # type: ignore[arg-type]
+        with explained(path, _ADVICE), _held(self._whole.lock):
+            self._cut()
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with explained(self._path, _ADVICE), _held(self._whole.lock):
+            self._cut()
+            try:
+                super().append_logs(logs)  # the lock lets its holder in again
+            except OSError:
+                self._cut()
+                raise
+
+    def _cut(self) -> None:
+        """Take away a last line that a full disk or a killed process left without an end."""
+        with self._path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            size = end
+            while size:
+                start = max(0, size - 4096)
+                file.seek(start)
+                newline = file.read(size - start).rfind(b"\n")
+                if newline >= 0:
+                    size = start + newline + 1
+                    break
+                size = start
+            if size < end:
+                file.truncate(size)
+
+
+class _SystemLock:
+    """What Optuna asks of a lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.lock = FileLock(_beside(path), timeout=_PATIENCE)
+
+    def acquire(self) -> bool:
+        self.lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+@contextmanager
+def _held(lock: FileLock) -> Iterator[None]:
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunFailed(
+            f"{lock.lock_file} has been held for {_PATIENCE:.0f} s; a process that holds it hangs: end it, and give"
+            " the same command again"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _sqlite_file(url: str) -> Path | None:
+    """The file of sqlite:///FILE; None for another database, and for one in memory."""
+    backend, _, rest = url.partition(":///")
+    name = rest.partition("?")[0]
+    if not backend.startswith("sqlite") or name in ("", ":memory:"):
+        return None
+    path = Path(name)
+    return path if path.parent.is_dir() else None
