@@ -1,6 +1,6 @@
 """SUBJECT, the word for a backbone that a command judges, trains on or writes elsewhere: one grammar for all of them.
 
-RUN          a run's directory, also of a pre-training run that has not ended
+RUN          a run's directory, also of a pre-training run that has not ended; or its name, where runs go by default
 FILE         weights: what pretrain, finetune and export write, or anybody's, as .safetensors or by torch.save
 FOLDER       a folder with encoder.safetensors, classifier.safetensors, model.safetensors or pytorch_model.bin
 NAME[:ARG]   published weights, of any backbone plugin that has them
@@ -152,6 +152,9 @@ def parse(text: str, *, trained: bool = False) -> Subject:
     if text.partition(":")[0] in plugins.names("backbone"):
         published_spec(text)
         return Subject(text, "published")
+    called = default_folder() / text
+    if len(Path(text).parts) == 1 and (called / SETTINGS).is_file():
+        return _in_folder(str(called), called)
     raise CheckpointError(f"there is no {text}{_nearest(text, trained)}; give {allowed(trained)}")
 
 

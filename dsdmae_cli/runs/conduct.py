@@ -13,7 +13,7 @@ from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.config.own_images import remarks
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import SCHEMAS, Loaded
-from dsdmae_cli.errors import DsdmaeError, RunFailed, SettingsError
+from dsdmae_cli.errors import DsdmaeError, RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.files import AGAIN, RESUME
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.run import Parts, Run, Start
@@ -73,6 +73,8 @@ def conduct(
             run = Run(start, put_together(start))
             return run.train()
         except BaseException as error:
+            if main and run is not None and run.trainer.step > 0:
+                _note_end(directory, error)
             if resume or (run is not None and run.trainer.step > 0):
                 raise
             if main and directory.held:
@@ -83,6 +85,15 @@ def conduct(
         finally:
             report.stop()
             directory.release()
+
+
+def _note_end(directory: RunDir, error: BaseException) -> None:
+    """Have the directory tell how its run ended, for `dsdmae runs`."""
+    stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
+    first = (str(error).splitlines() or [""])[0]
+    known = isinstance(error, DsdmaeError)
+    why = first.partition("; go on with")[0] if known else f"{type(error).__name__}: {first}".removesuffix(": ")
+    directory.ended("stopped" if stopped else "failed", why)
 
 
 def _agree(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool) -> BaseModel:
