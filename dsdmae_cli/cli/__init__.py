@@ -41,7 +41,9 @@ COMMANDS = (
     Entry("embed", _JUDGE, "Write the features of every image of a dataset, with names and labels."),
     Entry("export", _USE, "Write an encoder in the form that other programs read."),
     Entry("denoise", _USE, "Take the noise out of pictures."),
+    Entry("doctor", _LOOK, "Look at the installation and the machine, and say what to do about what is missing."),
     Entry("runs", _LOOK, "List runs and what became of them; show, open, compare or delete one."),
+    Entry("cache", _LOOK, "List what the program keeps on disk, and clear it."),
     Entry("config", _LOOK, "Show, check and explain settings."),
     Entry("plugins", _LOOK, "List the installed plugins, or make a package for a new one."),
 )  # fmt: skip

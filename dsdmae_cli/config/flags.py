@@ -117,5 +117,6 @@ FLAGS = (
 
 
 def flags_of(command: str) -> tuple[Flag, ...]:
-    """The flags of a command, in the order of its help."""
-    return tuple(flag for flag in FLAGS if command in flag.commands)
+    """The flags of a command, in the order of its help; `config show` says what pretrain would make of its flags."""
+    whose = "pretrain" if command == "config show" else command
+    return tuple(flag for flag in FLAGS if whose in flag.commands)

@@ -36,7 +36,8 @@ COMMANDS = [
     ("probe",), ("finetune",), ("compare",), ("embed",), ("export",), ("denoise",),
     ("config",), ("config", "show"), ("config", "check"), ("config", "presets"), ("config", "describe"), ("plugins",),
     ("plugins", "new"),
-    ("runs",), ("runs", "show"), ("runs", "open"), ("runs", "best"), ("runs", "rm"),
+    ("doctor",), ("cache",), ("cache", "clear"), ("runs",), ("runs", "show"), ("runs", "open"),
+    ("runs", "best"), ("runs", "rm"),
 ]  # fmt: skip
 FLAGS = PRETRAIN.flags
 PAPER = ["dsdmae,cifar10,vit-tiny", "dsdmae,cifar100,vit-small", "dsdmae,stl10,vit-base"]

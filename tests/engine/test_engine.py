@@ -435,7 +435,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     for hardware, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(runtime, "_cpu_multiplies_bf16", lambda answer=hardware: answer)
+        monkeypatch.setattr(runtime, "cpu_multiplies_bf16", lambda answer=hardware: answer)
         assert choose_precision("auto", CPU) == expected
     for hardware, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=hardware: answer)
