@@ -72,7 +72,7 @@ def _shared() -> Iterator[tuple[str, Path, str]]:
     torch = Path(environ.get("TORCH_HOME") or caches / "torch")
     fonts = Path(environ.get("MPLCONFIGDIR") or caches / "matplotlib")
     for name, path, what in (
-        ("hub", hub, "published weights of timm's and others' programs; `hf cache` lists and deletes them"),
+        ("hub", hub, "published weights, of other programs too; `hf cache` lists and deletes them"),
         ("torch", torch, "weights and compiled kernels of torch's"),
         ("fonts", fonts, "matplotlib's list of fonts, for figures"),
     ):

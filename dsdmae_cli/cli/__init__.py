@@ -40,6 +40,8 @@ COMMANDS = (
     Entry("compare", _JUDGE, "Lay results side by side, with the paper's own beside them."),
     Entry("embed", _JUDGE, "Write the features of every image of a dataset, with names and labels."),
     Entry("export", _USE, "Write an encoder in the form that other programs read."),
+    Entry("predict", _USE, "Say what is on pictures, by a fine-tuned network: classes and probabilities as CSV or"
+          " JSON."),
     Entry("denoise", _USE, "Take the noise out of pictures."),
     Entry("doctor", _LOOK, "Look at the installation and the machine, and say what to do about what is missing."),
     Entry("runs", _LOOK, "List runs and what became of them; show, open, compare or delete one."),

@@ -109,9 +109,9 @@ FLAGS = (
     Flag("--layer-decay", "optim.layer_decay", "X", TRAINING, ("finetune",)),
     Flag("--seed", "train.seed", "N", TRAINING, _LEARN),
     Flag("--device", "train.device", "NAME", TRAINING, _LEARN, values=_DEVICES),
-    Flag("--device", "train.device", "NAME", NETWORK, ("embed", "denoise"), values=_DEVICES),
+    Flag("--device", "train.device", "NAME", NETWORK, ("embed", "denoise", "predict"), values=_DEVICES),
     Flag("--precision", "train.precision", "NAME", TRAINING, _LEARN),
-    Flag("--precision", "train.precision", "NAME", NETWORK, ("embed", "denoise")),
+    Flag("--precision", "train.precision", "NAME", NETWORK, ("embed", "denoise", "predict")),
     Flag("--compile/--no-compile", "train.compile", None, TRAINING, _TRAIN),
 )
 

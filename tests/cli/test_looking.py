@@ -22,6 +22,7 @@ from helpers import cli, one_line
 from platformdirs import user_cache_path
 
 from dsdmae_cli import doctor, kept, plugins
+from dsdmae_cli.doctor import machine, program
 from dsdmae_cli.evaluation.features import cache_folder
 from dsdmae_cli.pictures.engines import onnx_folder
 from dsdmae_cli.plugins import BrokenPlugin
@@ -117,7 +118,7 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
         (False, 0.25, "note", "neither AMX nor AVX512_BF16"),
     ):
         monkeypatch.setattr(runtime, "cpu_multiplies_bf16", lambda able=able: able)
-        monkeypatch.setattr(doctor, "_faster_in_bf16", lambda times=times: times)
+        monkeypatch.setattr(machine, "faster_in_bf16", lambda times=times: times)
         check = found("precision")
         assert (check.state, says in check.found) == (state, True), check
         assert check.found.startswith("bf16" if able else "fp32")
@@ -125,7 +126,7 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("threads", "state", "todo"), [(8, "warning", "=4"), (1, "note", "=4"), (4, "ok", "")])
 def test_threads(threads: int, state: str, todo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "usable_cores", lambda: 4)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     check = found("threads")
     assert (check.state, todo in check.todo) == (state, True)
@@ -168,8 +169,8 @@ def test_forgotten_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_the_command_fits_how_it_was_installed(prefix: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "prefix", prefix)
-    monkeypatch.setattr(doctor, "_clone", lambda: None)
-    assert doctor.install("tiff") == command
+    monkeypatch.setattr(program, "_clone", lambda: None)
+    assert program.install("tiff") == command
 
 
 # cache
