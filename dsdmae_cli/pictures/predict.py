@@ -17,7 +17,7 @@ import torch
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.data.augment import prepare
-from dsdmae_cli.data.files import Directory, FileImages
+from dsdmae_cli.data.files import FileImages, Files, Names
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.values import Reading
 from dsdmae_cli.errors import CheckpointError, RunFailed
@@ -98,15 +98,25 @@ class Predicted:
         return text.getvalue()
 
 
-class _Given(Directory):
+class _Given(Files):
     """Pictures by their paths; of standard input what it held."""
 
     def __init__(self, sources: list[Source]) -> None:
-        super().__init__(Path(), [str(source) for source in sources])
-        self._content = sys.stdin.buffer.read() if sources and sources[0].path is None else None
+        self.names = Names([str(source) for source in sources])
+        self._sources = sources
+        self._content = sys.stdin.buffer.read() if sources and sources[0].path is None else b""
 
-    def read(self, index: int) -> Path | bytes:  # type: ignore[override]  (a Directory of one picture that is no file)
-        return super().read(index) if self._content is None else self._content
+    def read(self, index: int) -> Path | bytes:
+        return self._sources[index].path or self._content
+
+    def full_name(self, index: int) -> str:
+        return self.names[index]
+
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        return None
+
+    def file_size(self, index: int) -> int | None:
+        return None
 
 
 @torch.inference_mode()
