@@ -158,6 +158,24 @@ def parse(text: str, *, trained: bool = False) -> Subject:
     raise CheckpointError(f"there is no {text}{_nearest(text, trained)}; give {allowed(trained)}")
 
 
+def parse_classifier(text: str) -> Subject:
+    """A fine-tuned network that a person named, which knows classes.
+
+    Raises:
+        CheckpointError: it is none, or has not ended; and see parse.
+    """
+    parsed = parse(text, trained=True)
+    settings = None if parsed.kind == "published" else parsed.settings()
+    if not isinstance(settings, ResolvedFinetuneSettings):
+        raise CheckpointError(f"{text} is no fine-tuned network and knows no classes; `dsdmae finetune` makes one")
+    if parsed.weights is None:
+        raise CheckpointError(
+            f"{text} has not ended, and its network is written at the end; go on with it by: dsdmae finetune --resume"
+            f" --out {parsed.path}"
+        )
+    return parsed
+
+
 def taken_over(subject: str, like: str | None = None) -> tuple[Values, str]:
     """[data] and [backbone] of what is judged, and where they come from.
 

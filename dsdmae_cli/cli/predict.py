@@ -57,11 +57,15 @@ def command(
     """
     form = _form(out, as_json, force)
 
+    from dsdmae_cli.artifacts.subject import parse_classifier
     from dsdmae_cli.config.use import hardware
     from dsdmae_cli.pictures.paths import Results, find
 
     where = hardware(given.flags)
+    network = parse_classifier(subject)
     sources, failures = find(pictures, Results(kind=""))
+    if not sources:
+        raise SettingsError(f"cannot read {', '.join(map(str, failures))}; there is no other picture")
 
     from dsdmae_cli.pictures.predict import predict
     from dsdmae_cli.report import say
@@ -70,7 +74,7 @@ def command(
     with Counted("classifying", 1, quiet=as_json) as counted:
         counted.begin(f"{len(sources)} picture{'' if len(sources) == 1 else 's'}")
         found = predict(
-            subject, sources, top=top, device=where.device, precision=where.precision, advance=counted.advance
+            network, sources, top=top, device=where.device, precision=where.precision, advance=counted.advance
         )
     found = found.with_failures(failures)
     text = found.json() if form == "json" else found.csv()

@@ -15,19 +15,18 @@ import numpy as np
 import torch
 
 from dsdmae_cli.artifacts.open import open_encoder
-from dsdmae_cli.artifacts.subject import parse
+from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.files import FileImages, Files, Names
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.values import Reading
-from dsdmae_cli.errors import CheckpointError, RunFailed
+from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.pictures.paths import Failure, Source
 from dsdmae_cli.runtime import autocast, choose_device, choose_precision
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 
 _BATCH = 64
-_ONLY = "`dsdmae finetune` makes one that has"
 Advance = Callable[[int, int], None]
 
 
@@ -121,7 +120,7 @@ class _Given(Files):
 
 @torch.inference_mode()
 def predict(
-    subject: str,
+    subject: Subject,
     sources: list[Source],
     *,
     top: int,
@@ -135,24 +134,20 @@ def predict(
     from its fine-tuning, so that a test image of it gets the answer that its accuracy was counted by.
 
     Args:
-        subject: a run of fine-tuning, or the file of a classifier.
+        subject: a fine-tuned network (artifacts.subject.parse_classifier).
         top: how many classes of each, the most probable first.
         advance: told how many pictures of how many are done.
 
     Raises:
-        CheckpointError: there is no such network, it is damaged, or has no classes.
+        CheckpointError: it is damaged.
         SettingsError: there is no such device.
         RunFailed: its answers are not finite.
     """
-    parsed = parse(subject, trained=True)
-    settings = None if parsed.kind == "published" else parsed.settings()
-    if not isinstance(settings, ResolvedFinetuneSettings):
-        raise CheckpointError(f"{subject} is no fine-tuned network and knows no classes; {_ONLY}")
-    if parsed.weights is None:
-        raise CheckpointError(f"{subject} has not ended: its network is written at the end; go on with it by --resume")
+    settings = subject.settings()
+    assert isinstance(settings, ResolvedFinetuneSettings)
     where = choose_device(device)
     how = choose_precision(precision, where)
-    opened = open_encoder(parsed, None, backbone=None, image_size=None, seed=0, head=True)
+    opened = open_encoder(subject, None, backbone=None, image_size=None, seed=0, head=True)
     tuned = opened.tuned
     assert tuned is not None  # settings of fine-tuning stand in a classifier's file alone
     network, size = tuned.network.to(where).eval(), opened.encoder.image_size
@@ -168,7 +163,7 @@ def predict(
             logits = network(prepare(batch.images, size, data.interpolation))
         shares, order = logits.double().softmax(dim=1).cpu().sort(dim=1, descending=True, stable=True)
         if not bool(shares.isfinite().all()):
-            raise RunFailed(f"{subject} gives answers that are not finite in {how}; try --precision fp32")
+            raise RunFailed(f"{subject.text} gives answers that are not finite in {how}; try --precision fp32")
         for row, index in enumerate(batch.indices.tolist()):
             pairs = zip(order[row, :top].tolist(), shares[row, :top].tolist(), strict=True)
             found[index] = Prediction(str(sources[index]), tuple((tuned.classes[at], share) for at, share in pairs))
@@ -176,4 +171,4 @@ def predict(
         advance(done, len(images))
     failures = tuple(Failure(name, reason) for name, reason in unreadable.reasons.items())
     predictions = tuple(found[index] for index in sorted(found))
-    return Predicted(subject, tuned.sha256, tuned.classes, size, predictions, failures)
+    return Predicted(subject.text, tuned.sha256, tuned.classes, size, predictions, failures)

@@ -141,10 +141,14 @@ def test_the_range_that_the_file_keeps(tuned_run: Path, images: Path, do: Do, tm
      (("RUN", "a.png", "--out", "x.csv", "--json"), "contradict"),
      (("RUN", "a.png", "--out", "no/x.csv"), "there is no folder no"), (("RUN", "a.png", "--top", "0"), "--top"),
      (("RUN", "-", "a.png"), "stands alone"), (("RUN",), "PICTURES"), (("ENCODER", "a.png"), "knows no classes"),
-     (("RUN", "a.png", "--device", "abacus"), "abacus")],
+     (("RUN", "a.png"), "cannot read a.png (no such file or folder); there is no other picture"),
+     (("RUN", "PICTURE", "--device", "abacus"), "abacus")],
 )  # fmt: skip
-def test_what_is_refused(words: tuple[str, ...], says: str, tuned_run: Path, encoder_run: Path, do: Do) -> None:
-    given = [{"RUN": str(tuned_run), "ENCODER": str(encoder_run)}.get(word, word) for word in words]
+def test_what_is_refused(
+    words: tuple[str, ...], says: str, tuned_run: Path, encoder_run: Path, images: Path, do: Do
+) -> None:
+    here = {"RUN": tuned_run, "ENCODER": encoder_run, "PICTURE": next(images.rglob("*.png"))}
+    given = [str(here.get(word, word)) for word in words]
     code, out, err = do(*given)
     assert (code, out) == (2, "")
     assert says in one_line(err)
