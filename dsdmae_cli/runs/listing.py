@@ -205,7 +205,7 @@ def last_unfinished(command: str) -> tuple[Found, int]:
         working = [run for run in runs if run.state == "running" and run.command == command]
         also = f" ({working[0].name} is still running)" if working else ""
         raise SettingsError(
-            f"--resume: no unfinished run of `dsdmae {command}` is in {folder}{also}; name its directory by --out DIR"
+            f"--resume: no unfinished run of `dsdmae {command}` is in {folder}{also}; for one elsewhere add --out DIR"
         )
     return waiting[0], len(waiting)
 
