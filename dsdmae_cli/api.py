@@ -18,7 +18,8 @@ from dsdmae_cli.config.flags import flags_of
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import SettingsError, nearest
-from dsdmae_cli.report import PlainReport, Report
+from dsdmae_cli.report import Report
+from dsdmae_cli.report.training import PlainReport
 
 if TYPE_CHECKING:
     import numpy as np

@@ -71,8 +71,18 @@ class _Window:
                 strict=True,
             )
         )
-        counted = self.steps - sums["skipped"]
+        found = self._means(sums)
         self.sums, self.steps = {}, 0
+        return found
+
+    def peek(self) -> dict[str, float]:
+        """The same of this process alone, and the sums go on."""
+        if not self.sums:
+            return {}
+        return self._means(dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True)))
+
+    def _means(self, sums: dict[str, float]) -> dict[str, float]:
+        counted = self.steps - sums["skipped"]
         means = {name: total / counted for name, total in sums.items() if name != "skipped"} if counted else {}
         return {**means, "skipped": sums["skipped"]}
 
@@ -144,6 +154,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * train.epochs
         self.step = 0
         self.whole = True  # not in the midst of a step
+        self._since = time.perf_counter(), 0  # when, and after which step, the last record was made
         self.optimizer = build_optimizer(method, optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
@@ -194,19 +205,29 @@ class Trainer:
     def _epoch(self) -> bool:
         """Go to the end of the current epoch; False if the hooks asked to stop on the way."""
         epoch, first = divmod(self.step, self.steps_per_epoch)
-        started, at = time.perf_counter(), self.step
+        self._since = time.perf_counter(), self.step
         for micro_batches in self.source.steps(epoch, first):
             self._step(micro_batches)
             self.hooks.stepped(self.step)
             if self._is_logged():
+                started, at = self._since
                 record = self._read(time.perf_counter() - started, self.step - at)
-                started, at = time.perf_counter(), self.step
+                self._since = time.perf_counter(), self.step
                 self.hooks.logged(record)
             if self.step % self.steps_per_epoch == 0:
                 self.hooks.epoch_ended(epoch + 1)
             if self.hooks.should_stop():
                 return False
         return True
+
+    def figures(self) -> dict[str, float]:
+        """What this process knows of the steps since the last record, for a person who waits; the device is waited for.
+
+        The record that comes next does not change by it.
+        """
+        started, at = self._since
+        speed = (self.step - at) * self.source.batching.batch_size / max(time.perf_counter() - started, 1e-9)
+        return {**self.window.peek(), "lr": self._lr, "images_per_second": speed}
 
     def _is_logged(self) -> bool:
         """Whether a record belongs to the step that was done last."""

@@ -112,13 +112,14 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if wanted == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+        return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
     if wanted == "fp16" and device.type != "cuda":
         raise SettingsError(f"train.precision = 'fp16' needs a CUDA device, this is {device.type}; use bf16 or fp32")
     return wanted
 
 
-def _cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for it: AMX or AVX512_BF16, on Arm BF16. Without them fp32 is faster."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if capabilities:
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

@@ -1,6 +1,6 @@
 """SUBJECT, the word for a backbone that a command judges, trains on or writes elsewhere: one grammar for all of them.
 
-RUN          a run's directory, also of a pre-training run that has not ended
+RUN          a run's directory, also of a pre-training run that has not ended; or its name, where runs go by default
 FILE         weights: what pretrain, finetune and export write, or anybody's, as .safetensors or by torch.save
 FOLDER       a folder with encoder.safetensors, classifier.safetensors, model.safetensors or pytorch_model.bin
 NAME[:ARG]   published weights, of any backbone plugin that has them
@@ -152,7 +152,28 @@ def parse(text: str, *, trained: bool = False) -> Subject:
     if text.partition(":")[0] in plugins.names("backbone"):
         published_spec(text)
         return Subject(text, "published")
+    called = default_folder() / text
+    if len(Path(text).parts) == 1 and (called / SETTINGS).is_file():
+        return _in_folder(str(called), called)
     raise CheckpointError(f"there is no {text}{_nearest(text, trained)}; give {allowed(trained)}")
+
+
+def parse_classifier(text: str) -> Subject:
+    """A fine-tuned network that a person named, which knows classes.
+
+    Raises:
+        CheckpointError: it is none, or has not ended; and see parse.
+    """
+    parsed = parse(text, trained=True)
+    settings = None if parsed.kind == "published" else parsed.settings()
+    if not isinstance(settings, ResolvedFinetuneSettings):
+        raise CheckpointError(f"{text} is no fine-tuned network and knows no classes; `dsdmae finetune` makes one")
+    if parsed.weights is None:
+        raise CheckpointError(
+            f"{text} has not ended, and its network is written at the end; go on with it by: dsdmae finetune --resume"
+            f" --out {parsed.path}"
+        )
+    return parsed
 
 
 def taken_over(subject: str, like: str | None = None) -> tuple[Values, str]:

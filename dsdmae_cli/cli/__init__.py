@@ -40,7 +40,12 @@ COMMANDS = (
     Entry("compare", _JUDGE, "Lay results side by side, with the paper's own beside them."),
     Entry("embed", _JUDGE, "Write the features of every image of a dataset, with names and labels."),
     Entry("export", _USE, "Write an encoder in the form that other programs read."),
+    Entry("predict", _USE, "Say what is on pictures, by a fine-tuned network: classes and probabilities as CSV or"
+          " JSON."),
     Entry("denoise", _USE, "Take the noise out of pictures."),
+    Entry("doctor", _LOOK, "Look at the installation and the machine, and say what to do about what is missing."),
+    Entry("runs", _LOOK, "List runs and what became of them; show, open, compare or delete one."),
+    Entry("cache", _LOOK, "List what the program keeps on disk, and clear it."),
     Entry("config", _LOOK, "Show, check and explain settings."),
     Entry("plugins", _LOOK, "List the installed plugins, or make a package for a new one."),
 )  # fmt: skip

@@ -114,3 +114,15 @@ def sections(incomplete: str) -> list[str]:
     from dsdmae_cli.config.schema import ALL_SECTIONS
 
     return [name for name in ALL_SECTIONS if name.startswith(incomplete)]
+
+
+def described(incomplete: str) -> list[str]:
+    """Sections, and after a dot the keys of one."""
+    return settings(incomplete) if "." in incomplete else sections(incomplete)
+
+
+def kept(incomplete: str) -> list[str]:
+    """What `dsdmae cache` can clear."""
+    from dsdmae_cli.kept import listed
+
+    return [thing.name for thing in listed() if thing.own and thing.name.startswith(incomplete)]

@@ -31,15 +31,32 @@ def show(
     sources: Annotated[bool, typer.Option("--sources", help="Say where each value came from")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of TOML")] = False,
 ) -> None:  # fmt: skip
-    """Print the resolved settings as TOML; the output is a valid --config file."""
+    """Print the resolved settings as TOML; the output is a valid --config file.
+
+    It takes the flags of `dsdmae pretrain`: dsdmae config show --method mae --epochs 20 --sources
+    """
     from dsdmae_cli.config.compose import compose
     from dsdmae_cli.config.describe import tables, to_toml
+    from dsdmae_cli.config.flags import flags_of
+    from dsdmae_cli.config.own_images import fitted
     from dsdmae_cli.config.resolve import methods_augment, resolve
     from dsdmae_cli.config.schema import SCHEMAS
 
     if command not in SCHEMAS:
         raise SettingsError(f"--for {command}{nearest(command, list(SCHEMAS))}: it takes {', '.join(SCHEMAS)}")
-    loaded = compose(SCHEMAS[command], preset=given.preset, config=given.config, assignments=given.assignments)
+    schema = SCHEMAS[command]
+    for flag in flags_of("config show"):
+        if flag.setting in given.flags and flag.setting.partition(".")[0] not in schema.sections:
+            raise SettingsError(
+                f"{flag.name} sets {flag.setting}, which `dsdmae {command}` does not have; leave it out"
+            )
+    start = str(given.flags.get("train.start", "none"))
+    loaded: Any = compose(
+        schema, preset=given.preset, config=given.config, flags=given.flags, assignments=given.assignments,
+        start=None if start == "none" else _network(start),
+    )  # fmt: skip
+    if command in ("pretrain", "finetune"):
+        loaded = fitted(loaded)
     before, after = tables(loaded.settings), tables(resolve(loaded.settings))
     method = getattr(loaded.settings, "method", None)
     by = f" (auto, by {method.name})" if method is not None else ""
@@ -53,6 +70,12 @@ def show(
         typer.echo(json.dumps({"settings": after, **({"sources": origin} if sources else {})}, indent=2))
     else:
         typer.echo(to_toml(after, origin if sources else None).rstrip())
+
+
+def _network(start: str) -> Any:
+    from dsdmae_cli.recipes.gather import network_of
+
+    return network_of(start)
 
 
 @app.command()
@@ -107,19 +130,26 @@ def _short(value: Any) -> str:
 def describe(
     section: Annotated[
         str | None,
-        typer.Argument(help="A section of settings, such as train; all of them by default",
-                       autocompletion=completion.sections),
+        typer.Argument(metavar="SECTION|SECTION.KEY", help="A section of settings, such as train, or one key of it,"
+                       " such as train.epochs; all of them by default", show_default=False,
+                       autocompletion=completion.described),
     ] = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Explain every setting of every command and installed plugin, as Markdown."""
+    """Explain every setting of every command and installed plugin, as Markdown; or one key, in a few lines."""
     from dsdmae_cli.config.describe import reference
     from dsdmae_cli.config.schema import ALL_SECTIONS, NAMED, PRETRAIN, SCHEMAS, section_class
 
-    if section is not None and section not in ALL_SECTIONS:
+    name, dot, key = (section or "").partition(".")
+    if section is not None and name not in ALL_SECTIONS:
         raise SettingsError(
-            f"there is no section {section!r}{nearest(section, list(ALL_SECTIONS))}; there is {', '.join(ALL_SECTIONS)}"
+            f"there is no section {name!r}{nearest(name, list(ALL_SECTIONS))}; there is {', '.join(ALL_SECTIONS)}"
         )
+    if dot:
+        from dsdmae_cli.config.keys import told
+
+        typer.echo(told(name, key))
+        return
     for name in ALL_SECTIONS if section is None else (section,):
         if name in NAMED:
             _describe_plugins(name)

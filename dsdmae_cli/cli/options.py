@@ -7,6 +7,7 @@ command all of both that are its own: Typer reads them off the signature, the fu
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ def _dataset(command: str) -> Any:
 
 _DEBUG = _option("--debug", panel=RUN, help="Show the traceback of an error")
 _TRAIN = ("pretrain", "tokenizer", "finetune")
+_FOUND = ("pretrain", "finetune")  # whose last run --resume finds
 _RUNS = (*_TRAIN, "ablate", "probe", "worth")
 
 SHARED = (
@@ -109,7 +111,14 @@ SHARED = (
     ),
     Shared(
         "resume", bool,
-        lambda _: _option("--resume", panel=RUN, help="Go on with the run in --out, by its own settings"),
+        lambda command: _option("--resume", panel=RUN, help="Go on with the run in --out, by its own settings"
+                                + ("; without --out the last one that has not finished" if command in _FOUND else "")),
+        _TRAIN,
+    ),
+    Shared(
+        "name", str | None,
+        lambda _: _option("--name", metavar="NAME", panel=RUN,
+                          help="What to call the run, in place of --out: its directory where runs go by default"),
         _TRAIN,
     ),
     Shared(
@@ -128,7 +137,7 @@ SHARED = (
         lambda _: _option("--json", panel=RUN, help="One JSON object on stdout, no progress"),
         _RUNS,
     ),
-    Shared("debug", bool, lambda _: _DEBUG, (*_RUNS, "config show", "embed", "export", "denoise")),
+    Shared("debug", bool, lambda _: _DEBUG, (*_RUNS, "config show", "embed", "export", "denoise", "predict")),
 )  # fmt: skip
 # The flags for settings stand between what is said of their sources and what is said of the run.
 _BEFORE_SETTINGS = ("subject", "images", "preset", "config", "assignments", "like")
@@ -150,6 +159,7 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         def given(**values: Any) -> Given:
             said = {flag.setting: values.pop(_identifier(flag)) for flag in flags_of(command)}
             several = {name: tuple(values.pop(name)) for name in ("preset", "assignments") if values.get(name)}
+            values = _placed(command, values)
             images, origins = values.pop("images", None), {}
             if images is not None:
                 if said["data.dataset"] not in (None, images):
@@ -180,6 +190,32 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return run
 
     return decorate
+
+
+def _placed(command: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with --name, and --resume without a place, as the directory that is meant.
+
+    Raises:
+        SettingsError: --name beside --out, or no name; there is no run to go on with.
+    """
+    name, out = values.pop("name", None), values.get("out")
+    if name is not None:
+        from dsdmae_cli.runs.listing import named
+
+        if out is not None:
+            raise SettingsError(f"--name {name} and --out {out} both say where the run goes; give one of them")
+        return {**values, "out": named(name)}
+    # Several processes would each look for it, some of them after the first has taken it.
+    if values.get("resume") and out is None and command in _FOUND and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        from dsdmae_cli.report import say
+        from dsdmae_cli.runs.listing import last_unfinished, since
+
+        run, number = last_unfinished(command)
+        of = f", the last of {number} that have not finished" if number > 1 else ""
+        if not values.get("json"):
+            say(f"going on with {run.path}{of}: {run.state} {since(run)} ago")
+        return {**values, "out": run.path}
+    return values
 
 
 def _fields(whole: Any) -> list[inspect.Parameter]:

@@ -19,7 +19,7 @@ def command(given: Given) -> None:
     dsdmae pretrain PATH --backbone vit-tiny --epochs 100
 
     Values come from defaults, then --preset, --config, environment variables (DSDMAE_TRAIN_EPOCHS=5), flags and --set;
-    the later wins. Ctrl-C saves and stops (exit code 130); --resume --out DIR goes on.
+    the later wins. Ctrl-C saves and stops (exit code 130); --resume goes on.
     """
     from dsdmae_cli.recipes.gather import pretraining
 

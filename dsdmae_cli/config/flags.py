@@ -109,13 +109,14 @@ FLAGS = (
     Flag("--layer-decay", "optim.layer_decay", "X", TRAINING, ("finetune",)),
     Flag("--seed", "train.seed", "N", TRAINING, _LEARN),
     Flag("--device", "train.device", "NAME", TRAINING, _LEARN, values=_DEVICES),
-    Flag("--device", "train.device", "NAME", NETWORK, ("embed", "denoise"), values=_DEVICES),
+    Flag("--device", "train.device", "NAME", NETWORK, ("embed", "denoise", "predict"), values=_DEVICES),
     Flag("--precision", "train.precision", "NAME", TRAINING, _LEARN),
-    Flag("--precision", "train.precision", "NAME", NETWORK, ("embed", "denoise")),
+    Flag("--precision", "train.precision", "NAME", NETWORK, ("embed", "denoise", "predict")),
     Flag("--compile/--no-compile", "train.compile", None, TRAINING, _TRAIN),
 )
 
 
 def flags_of(command: str) -> tuple[Flag, ...]:
-    """The flags of a command, in the order of its help."""
-    return tuple(flag for flag in FLAGS if command in flag.commands)
+    """The flags of a command, in the order of its help; `config show` says what pretrain would make of its flags."""
+    whose = "pretrain" if command == "config show" else command
+    return tuple(flag for flag in FLAGS if whose in flag.commands)

@@ -74,7 +74,7 @@ class Results:
 
     Attributes:
         out: a file, a folder, or `-` for standard output; None = beside each picture.
-        kind: what is written: "denoised" or "triptych".
+        kind: what is written: "denoised" or "triptych"; "" = no pictures, so that none is a result of this command.
         suffix: what a name gets; None = .KIND, and nothing for denoised pictures in another folder than their own.
     """
 
@@ -85,6 +85,8 @@ class Results:
     @property
     def suffixes(self) -> tuple[str, ...]:
         """Names that end so are results of this command."""
+        if not self.kind:
+            return ()
         return (".denoised", ".triptych", *((self.suffix,) if self.suffix else ()))
 
     def of(self, source: Source, folder: Path) -> str:
@@ -105,7 +107,7 @@ def find(named: list[str], results: Results) -> tuple[list[Source], list[Failure
         SettingsError: nothing was named, or standard input is not alone.
     """
     if not named:
-        raise SettingsError("nothing to denoise: name pictures, folders or globs, or - for standard input")
+        raise SettingsError("no picture is named: give pictures, folders or globs, or - for standard input")
     if STDIN in named:
         if len(named) > 1:
             raise SettingsError("- (standard input) is one picture and stands alone; name files in another call")

@@ -30,7 +30,7 @@ from dsdmae_cli.pictures.paths import Failure, Source, Target, reference_of
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.restore import Restorer
 from dsdmae_cli.pictures.stopping import stoppable
-from dsdmae_cli.report import Counted
+from dsdmae_cli.report.counted import Counted
 
 if TYPE_CHECKING:
     from dsdmae_cli.pictures.corrupting import Corruption

@@ -46,7 +46,7 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
     flags, origins = dict(given.flags), dict(given.origins)
     if method is not None:
         flags["method.name"], origins["method.name"] = method, f"dsdmae {schema.command}"
-    start = None if before or "train.start" not in flags else _network(str(flags["train.start"]))
+    start = None if before or "train.start" not in flags else network_of(str(flags["train.start"]))
     loaded = compose(
         schema, preset=given.preset, config=given.config, flags=flags, origins=origins, assignments=given.assignments,
         base=base, start=start, use_default_preset=base is None,
@@ -55,8 +55,8 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
     return fitted(loaded)
 
 
-def _network(start: str) -> tuple[Values, str]:
-    """The backbone that weights to begin with belong to, and the size and range of its images."""
+def network_of(start: str) -> tuple[Values, str]:
+    """The backbone that weights to begin with belong to, the size and range of its images, and where that is from."""
     values, origin = parse(start, trained=True).taken_over()
     data = {key: values.get("data", {}).get(key, "auto") for key in ("image_size", "range", "bands")}
     data = {key: value for key, value in data.items() if value not in ("auto", "none", None)}

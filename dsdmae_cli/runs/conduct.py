@@ -14,7 +14,7 @@ from dsdmae_cli.config.compose import written
 from dsdmae_cli.config.own_images import remarks
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import SCHEMAS, Loaded, schema_of
-from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
+from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.files import AGAIN, RESUME
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.run import Parts, Run, Start
@@ -81,6 +81,8 @@ def conduct(
             run = Run(start, parts)
             return run.train()
         except BaseException as error:
+            if main and run is not None and run.trainer.step > 0:
+                _note_end(directory, error)
             if resume or (run is not None and run.trainer.step > 0):
                 raise
             if main:
@@ -110,6 +112,14 @@ def _unchanged(directory: RunDir, settings: BaseModel, accept_changes: bool, rep
     if not accept_changes:
         raise CheckpointError(f"{other}; put it back, or go on by it with --accept-changes")
     report.warn(f"{other}; it goes on by the file")
+
+def _note_end(directory: RunDir, error: BaseException) -> None:
+    """Have the directory tell how its run ended, for `dsdmae runs`."""
+    stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
+    first = (str(error).splitlines() or [""])[0]
+    known = isinstance(error, DsdmaeError)
+    why = first.partition("; go on with")[0] if known else f"{type(error).__name__}: {first}".removesuffix(": ")
+    directory.ended("stopped" if stopped else "failed", why)
 
 
 def _with_range(settings: Any, limits: ValueRange | None) -> BaseModel:

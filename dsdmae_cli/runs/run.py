@@ -154,7 +154,8 @@ class Run:
         self.unreadable, self.parts = parts.unreadable, parts
         self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, self.runtime, self)
         trackers = Trackers(self.settings.train.trackers, self.report)
-        self.observers: list[Observer] = [JsonLines(), trackers, *parts.observers, Progress(self.report)]
+        self.progress = Progress(self.report)
+        self.observers: list[Observer] = [JsonLines(), trackers, *parts.observers, self.progress]
         self.requests = Requests()
         self.result: dict[str, Any] = {}
         self.began = time.monotonic()
@@ -179,6 +180,7 @@ class Run:
             if self.main:
                 self._describe()
             with listening() as self.requests:
+                self.progress.open(self)
                 self._tell(lambda observer: observer.begin(self))
                 with self._saving():
                     self.trainer.fit()

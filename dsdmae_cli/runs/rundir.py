@@ -22,7 +22,7 @@ from dsdmae_cli.config.compose import written
 from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import Loaded, schema_of
 from dsdmae_cli.config.sources import read_toml
-from dsdmae_cli.errors import CheckpointError, SettingsError
+from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
 from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.report import without_password
@@ -221,6 +221,15 @@ class RunDir:
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
         self._write(name, json.dumps(value, indent=2) + "\n")
+
+    def ended(self, state: str, why: str) -> None:
+        """Note in run.json how it ended without a result, as far as it can be written: the error itself is what counts.
+
+        Args:
+            state: "stopped", where it was asked to and saved, or "failed".
+        """
+        with suppress(OSError, ValueError, RunFailed):
+            self.write_json(RUN, {**self.read_json(RUN), "ended": {"state": state, "why": why}})
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file that write_json left; empty where there is none."""

@@ -34,8 +34,11 @@ from dsdmae_cli.errors import SettingsError
 COMMANDS = [
     (), ("pretrain",), ("tokenizer",), ("ablate",),
     ("probe",), ("finetune",), ("compare",), ("embed",), ("export",), ("denoise",),
+    ("predict",),
     ("config",), ("config", "show"), ("config", "check"), ("config", "presets"), ("config", "describe"), ("plugins",),
     ("plugins", "new"),
+    ("doctor",), ("cache",), ("cache", "clear"), ("runs",), ("runs", "show"), ("runs", "open"),
+    ("runs", "best"), ("runs", "rm"),
 ]  # fmt: skip
 FLAGS = PRETRAIN.flags
 PAPER = ["dsdmae,cifar10,vit-tiny", "dsdmae,cifar100,vit-small", "dsdmae,stl10,vit-base"]

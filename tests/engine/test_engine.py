@@ -133,6 +133,25 @@ def everything(trainer: Trainer) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in {**weights, **kept}.items()}
 
 
+def test_figures_for_a_person_who_waits_change_no_record() -> None:
+    quiet = Listener()
+    plain = trainer(Toy(), quiet, log_every=3)
+    plain.fit()
+    asked: list[dict[str, float]] = []
+    curious = Listener(lambda step: asked.append(watched.figures()))
+    watched = trainer(Toy(), curious, log_every=3)
+    watched.fit()
+    timed = {"images_per_second"}
+    records = [[{k: v for k, v in r.items() if k not in timed} for r in h.records] for h in (quiet, curious)]
+    assert records[0] == records[1]
+    # Where a record is due, the figures are those of it; before, they are means over the steps so far.
+    assert asked[2]["loss"] == pytest.approx(curious.records[0]["loss"])
+    assert asked[0]["loss"] != pytest.approx(curious.records[0]["loss"])
+    assert asked[0].keys() == curious.records[0].keys() - {"step", "epoch"}
+    for name, tensor in everything(plain).items():
+        assert torch.equal(tensor, everything(watched)[name])
+
+
 # -- schedule and parameter groups
 
 
@@ -416,7 +435,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     for hardware, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(runtime, "_cpu_multiplies_bf16", lambda answer=hardware: answer)
+        monkeypatch.setattr(runtime, "cpu_multiplies_bf16", lambda answer=hardware: answer)
         assert choose_precision("auto", CPU) == expected
     for hardware, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=hardware: answer)

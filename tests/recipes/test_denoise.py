@@ -22,7 +22,6 @@ from helpers import cli, digit_folder, listing, one_line, start, train, undigest
 from PIL import Image, ImageCms
 from safetensors.torch import load_file
 
-from dsdmae_cli import report
 from dsdmae_cli.artifacts.denoiser import load_denoiser, save_denoiser
 from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.resolve import resolve
@@ -34,6 +33,7 @@ from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import compare
 from dsdmae_cli.pictures.restore import Restorer
 from dsdmae_cli.pictures.torch_network import TorchNetwork
+from dsdmae_cli.report import counted
 from dsdmae_cli.runs.build import build_method
 
 CPU = torch.device("cpu")
@@ -160,20 +160,20 @@ def test_the_time_left_is_that_of_all_pictures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = 100.0
-    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: seconds))
-    with report.Counted("denoising", 4, quiet=False) as counted:
-        counted.begin("a.png")
+    monkeypatch.setattr(counted, "time", SimpleNamespace(monotonic=lambda: seconds))
+    with counted.Counted("denoising", 4, quiet=False) as told:
+        told.begin("a.png")
         seconds = 120
-        counted.advance(1, 2)  # an eighth of the whole
+        told.advance(1, 2)  # an eighth of the whole
         seconds = 125
-        counted.advance(2, 2)
-        counted.begin("b.png")
+        told.advance(2, 2)
+        told.begin("b.png")
         seconds = 140
-        counted.advance(0, 1)  # a quarter
-        counted.begin("c.png")
-        counted.begin("d.png")
+        told.advance(0, 1)  # a quarter
+        told.begin("c.png")
+        told.begin("d.png")
         seconds = 200
-        counted.advance(1, 1)
+        told.advance(1, 1)
     assert capsys.readouterr().err.splitlines() == [
         "denoising 1 of 4, a.png: 50%, 2 min 20 s left",
         "denoising 2 of 4, b.png: 0%, 2 min 00 s left",
@@ -409,7 +409,7 @@ def test_a_folder_that_cannot_be_made(run: Run, photo: Image.Image, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "nothing to denoise"),
+        ((), "no picture is named"),
         (("-", "a.png"), "stands alone"),
         (("a.png", "--noise-std", "1"), "give --corrupt"),
         (("a.png", "--corrupt", "1.5"), "--corrupt 1.5 is not allowed"),

@@ -1,0 +1,113 @@
+"""`dsdmae predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dsdmae_cli.cli import completion
+from dsdmae_cli.cli.options import takes
+from dsdmae_cli.config.given import Given
+from dsdmae_cli.errors import SettingsError
+
+_RESULT = "Result"
+
+Subject = Annotated[
+    str,
+    typer.Argument(metavar="RUN|CLASSIFIER", help="A run of `dsdmae finetune`, or its classifier.safetensors",
+                   show_default=False, autocompletion=completion.runs),
+]  # fmt: skip
+Pictures = Annotated[
+    list[str],
+    typer.Argument(metavar="PICTURES...", help="Pictures, folders, globs in quotes, or - for standard input",
+                   show_default=False),
+]  # fmt: skip
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="The .csv or .json file to write. Default: standard output, as CSV",
+                 rich_help_panel=_RESULT, show_default=False),
+]  # fmt: skip
+Top = Annotated[
+    int,
+    typer.Option("--top", metavar="K", min=1, help="How many classes of each picture, the most probable first",
+                 rich_help_panel=_RESULT),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of CSV, no progress", rich_help_panel=_RESULT)]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out", rich_help_panel=_RESULT)]
+
+
+@takes("predict")
+def command(
+    *,
+    subject: Subject,
+    pictures: Pictures,
+    top: Top = 1,
+    out: Out = None,
+    as_json: Json = False,
+    force: Force = False,
+    given: Given,
+) -> None:
+    """Say what is on pictures, by a fine-tuned network: classes and probabilities as CSV or JSON.
+
+    dsdmae predict RUN photos/ --top 3 --out classes.csv
+
+    Pictures that cannot be read are named, and the others still done; the exit code is then 2.
+    """
+    form = _form(out, as_json, force)
+
+    from dsdmae_cli.artifacts.subject import parse_classifier
+    from dsdmae_cli.config.use import hardware
+    from dsdmae_cli.pictures.paths import Results, find
+
+    where = hardware(given.flags)
+    network = parse_classifier(subject)
+    sources, failures = find(pictures, Results(kind=""))
+    if not sources:
+        raise SettingsError(f"cannot read {', '.join(map(str, failures))}; there is no other picture")
+
+    from dsdmae_cli.pictures.predict import predict
+    from dsdmae_cli.report import say
+    from dsdmae_cli.report.counted import Counted
+
+    with Counted("classifying", 1, quiet=as_json) as counted:
+        counted.begin(f"{len(sources)} picture{'' if len(sources) == 1 else 's'}")
+        found = predict(
+            network, sources, top=top, device=where.device, precision=where.precision, advance=counted.advance
+        )
+    found = found.with_failures(failures)
+    text = found.json() if form == "json" else found.csv()
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        from dsdmae_cli.files import write_bytes
+
+        write_bytes(out, text.encode(), "nothing was written. Make room or choose another --out")
+        say(f"{len(found.predictions)} of {len(found.predictions) + len(found.failures)} pictures, written to {out}")
+    for failure in found.failures:
+        say(f"dsdmae: warning: cannot read {failure}")
+    if found.failures:
+        raise typer.Exit(2)
+
+
+def _form(out: Path | None, as_json: bool, force: bool) -> Literal["csv", "json"]:
+    """What is written.
+
+    Raises:
+        SettingsError: the file's name says something else, or it is there.
+    """
+    if out is None:
+        return "json" if as_json else "csv"
+    suffix = out.suffix.lower()
+    if suffix not in (".csv", ".json"):
+        raise SettingsError(f"--out {out}: it must end in .csv or .json")
+    if as_json and suffix == ".csv":
+        raise SettingsError(f"--json and --out {out} contradict each other; name a .json file, or leave --json out")
+    if out.is_dir():
+        raise SettingsError(f"--out {out} is a folder; name a file")
+    if out.exists() and not force:
+        raise SettingsError(f"--out {out} exists; --force replaces it")
+    if not out.parent.is_dir():
+        raise SettingsError(f"--out {out}: there is no folder {out.parent}; make it first")
+    return "json" if suffix == ".json" else "csv"

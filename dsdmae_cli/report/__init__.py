@@ -1,0 +1,126 @@
+"""What a person or a script sees: progress and remarks on stderr, the result on stdout. No torch here.
+
+A terminal gets lines that change in place, anything else plain lines now and then, --json nothing but the result:
+training.py while something is trained, counted.py for one thing after the other; lines.py makes their lines.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dsdmae_cli.report.lines import duration as duration
+
+
+def without_password(text: str) -> str:
+    """An address such as postgresql://USER:PASSWORD@HOST with *** in its place; anything else as it is."""
+    return re.sub(r"(://[^\s:@]*):[^/\s@]+@", r"\1:***@", text)
+
+
+# What a terminal obeys, and what turns the direction of text: a name from outside must not. Tabs and newlines stay.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
+
+
+def shown(text: str, *, one_line: bool = False) -> str:
+    """Text with names from outside in it, as it is fit for a terminal: control and bidi characters as \\x1b, \\u202e.
+
+    Args:
+        one_line: newlines are escaped too.
+    """
+    text = _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text.replace("\n", "\\n") if one_line else text
+
+
+def markdown(text: object) -> str:
+    """Text with names from outside in it, as it stands for itself in a line or cell of Markdown."""
+    plain = html.escape(shown(str(text), one_line=True), quote=False)
+    return re.sub(r"[\\`|]", r"\\\g<0>", plain).replace("](", "]\\(")
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """A block that writes to stderr: where nobody reads it any more, or its disk is full, it is silent from then on.
+
+    A line of progress is not worth a day of training.
+    """
+    try:
+        yield
+    except OSError:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
+
+
+def say(text: str) -> None:
+    """A line on stderr, if anybody hears it."""
+    with heard():
+        # One piece, that another thread's line may not come between.
+        print(f"{shown(text)}\n", end="", file=sys.stderr, flush=True)
+
+
+class Report:
+    """Says nothing but warnings: the report of --json and of all processes but the first."""
+
+    def start(self, total_steps: int, step: int, steps_per_epoch: int, directions: int | None = None) -> None:
+        """Training is about to begin after `step` steps.
+
+        Args:
+            directions: in how many the features of the images that are looked at could vary.
+        """
+
+    def ready(self) -> None:
+        """What comes before the first step is over."""
+
+    def stepped(self, step: int) -> None:
+        """A step is done."""
+
+    def wants_figures(self) -> bool:
+        """Whether the person waits for figures, which cost a wait for the device, without a record being due."""
+        return False
+
+    def figures(self, record: dict[str, Any]) -> None:
+        """Figures as they are now, of no record."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """New figures."""
+
+    def epoch_ended(self, epoch: int) -> None:
+        """An epoch (counted from 1) is over, and what was looked at after it was recorded."""
+
+    def note(self, text: str) -> None:
+        """A remark in passing."""
+
+    def warn(self, text: str) -> None:
+        """Something that the person should know whatever the format."""
+        say(f"dsdmae: warning: {shown(text, one_line=True)}")
+
+    def stop(self) -> None:
+        """Training is over or left."""
+
+    @contextmanager
+    def spared(self, what: str) -> Iterator[None]:
+        """A block that draws or decorates: its failure is a warning, since what was found stands written already."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            self.warn(f"{what} could not be made ({type(error).__name__}: {reason})")
+
+
+def make_report(*, as_json: bool, main_process: bool) -> Report:
+    """The report that fits where stderr leads."""
+    if as_json or not main_process:
+        return Report()
+    from dsdmae_cli.report.training import PlainReport, RichReport
+
+    return RichReport() if sys.stderr.isatty() else PlainReport()
+
+
+def print_result(result: dict[str, Any], *, as_json: bool, text: str) -> None:
+    """The one thing that goes to stdout: an object for scripts or a few lines for people."""
+    print(json.dumps(result, indent=2) if as_json else shown(text))

@@ -1,0 +1,264 @@
+"""`dsdmae runs`, --name, and --resume that finds its run: on runs that really finished, were stopped and failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from helpers import assignments, cli, digit_folder, one_line, train, words
+
+from dsdmae_cli.errors import RunInterrupted, SettingsError
+from dsdmae_cli.runs import listing
+from dsdmae_cli.runs.run import Run
+from dsdmae_cli.runs.rundir import default_folder
+
+SCORED = ("train.knn_every=1", "train.knn_images=10")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digit_folder(tmp_path_factory.mktemp("digits"))
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
+    stepped = Run.stepped
+
+    def and_act(self: Run, now: int) -> None:
+        stepped(self, now)
+        if now == step:
+            act()
+
+    monkeypatch.setattr(Run, "stepped", and_act)
+
+
+def fail() -> None:
+    raise ValueError("the third step is unlucky")
+
+
+@pytest.fixture(scope="module")
+def made(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs: a finished one, a stopped one, a failed one, one that was killed."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(digits, folder / "finished", *SCORED)
+    with pytest.MonkeyPatch.context() as patched:
+        at_step(patched, 3, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(RunInterrupted):
+            train(digits, folder / "stopped", method="mae")
+    with pytest.MonkeyPatch.context() as patched:
+        at_step(patched, 3, fail)
+        with pytest.raises(ValueError, match="unlucky"):
+            train(digits, folder / "failed")
+    shutil.copytree(folder / "stopped", folder / "killed")
+    about = json.loads((folder / "killed" / "run.json").read_text())
+    del about["ended"]
+    (folder / "killed" / "run.json").write_text(json.dumps(about))
+    for age, name in enumerate(("finished", "stopped", "failed", "killed")):
+        for file in (folder / name).iterdir():
+            at = 1_700_000_000 - 1000 * age
+            os.utime(file, (at, at))
+    return folder
+
+
+@pytest.fixture
+def runs(made: Path) -> Path:
+    """The same where runs go by default, for a test to change."""
+    shutil.copytree(made, default_folder())
+    return default_folder()
+
+
+Said = tuple[int, str, str]
+Do = Callable[..., Said]
+
+
+@pytest.fixture
+def do(capfd: pytest.CaptureFixture[str]) -> Do:
+    return lambda *given: cli(capfd, *given)
+
+
+def test_the_list(made: Path, do: Do) -> None:
+    (made / "notes").mkdir(exist_ok=True)  # no run
+    code, out, err = do("runs", "--in", made)
+    assert (code, err) == (0, "")
+    head, *rows = out.splitlines()
+    assert head.split() == ["name", "state", "age", "command", "data", "method", "score", "cost"]
+    assert [row.split()[:2] for row in rows] == [
+        ["finished", "finished"], ["stopped", "stopped"], ["failed", "failed"], ["killed", "failed"],
+    ]  # fmt: skip
+    result = json.loads((made / "finished" / "result.json").read_text())
+    assert f"k-NN {result['knn_accuracy']:.1%}" in rows[0]
+    assert "mae vit-tiny" in rows[1]
+    assert rows[1].endswith("epoch 0.6 of 2")
+    assert " d  pretrain  digits" in rows[0]
+
+
+def test_the_list_for_scripts(made: Path, do: Do) -> None:
+    told = {run["name"]: run for run in json.loads(do("runs", "--in", made, "--json")[1])["runs"]}
+    assert told["stopped"]["why"] == "stopped by signal 2 and saved at step 3 of 10"
+    assert told["failed"]["why"] == "ValueError: the third step is unlucky"
+    assert "without a word" in told["killed"]["why"]
+    assert told["finished"]["why"] == ""
+    assert told["finished"]["seconds"] > 0
+    assert (told["stopped"]["epoch"], told["stopped"]["epochs"]) == (pytest.approx(0.6), 2)
+    [only] = json.loads(do("runs", "--in", made, "--json", "--state", "stopped")[1])["runs"]
+    assert only == told["stopped"]
+
+
+def test_a_run_that_is_held_is_running(made: Path, do: Do) -> None:
+    with FileLock(made / "stopped" / ".lock"):
+        told = {run["name"]: run for run in json.loads(do("runs", "--in", made, "--json")[1])["runs"]}
+        assert told["stopped"]["state"] == "running"
+        code, _, err = do("runs", "rm", "stopped", "--yes", "--in", made)
+        assert (code, "is running; stop it first" in one_line(err)) == (2, True)
+
+
+def test_nothing_there(tmp_path: Path, do: Do) -> None:
+    code, out, err = do("runs")
+    assert (code, out) == (0, "")
+    assert "no run in" in err
+    assert json.loads(do("runs", "--json")[1])["runs"] == []
+    code, _, err = do("runs", "--in", tmp_path / "nowhere")
+    assert (code, "there is no folder" in one_line(err)) == (2, True)
+    (tmp_path / "file").write_text("")
+    code, _, err = do("runs", "--in", tmp_path / "file")
+    assert (code, "is no folder" in one_line(err)) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["result.json", "run.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", ["", "[1, 2]", '{"ended": 3, "seconds": "long", "knn_accuracy": "x"}'])
+def test_damaged_files_of_a_run_do_not_hide_the_others(runs: Path, do: Do, name: str, content: str) -> None:
+    (runs / "finished" / name).write_text(content)
+    (runs / "killed" / "settings.toml").write_text("[train")
+    code, out, err = do("runs")
+    assert code == 0
+    assert len(out.splitlines()) == 4  # the head, and all but the damaged one
+    assert err.startswith("dsdmae: warning: ")
+    assert "killed" in err
+
+
+def test_show(runs: Path, do: Do) -> None:
+    code, out, _ = do("runs", "show", "stopped")
+    assert code == 0
+    assert f"go on       dsdmae pretrain --resume --out {runs / 'stopped'}" in out
+    assert "stopped by signal 2 and saved at step 3 of 10" in out
+    out = do("runs", "show", runs / "finished")[1]
+    assert f"next        dsdmae probe {runs / 'finished'}" in out
+    assert json.loads((runs / "finished" / "result.json").read_text())["closing"] in out
+    assert json.loads(do("runs", "show", "failed", "--json")[1])["bytes"] > 1000
+    code, _, err = do("runs", "show", "stoped")
+    assert (code, "(did you mean stopped?)" in one_line(err)) == (2, True)
+
+
+def test_open_says_where_the_page_is(runs: Path, do: Do) -> None:
+    code, _, err = do("runs", "open", "finished")
+    assert (code, "has no page report.html; its pictures are in" in one_line(err)) == (2, True)
+    (runs / "finished" / "report.html").write_text("<html>")
+    assert do("runs", "open", "finished")[:2] == (0, f"{runs / 'finished' / 'report.html'}\n")
+
+
+def test_best(runs: Path, do: Do, digits: Path) -> None:
+    better = runs / "better"
+    shutil.copytree(runs / "finished", better)
+    result = json.loads((better / "result.json").read_text())
+    (better / "result.json").write_text(json.dumps({**result, "knn_accuracy": 0.99}))
+    code, out, err = do("runs", "best")
+    assert (code, out) == (0, f"{better}\n")
+    assert "k-NN 99.0%" in err
+    assert "the best of 2 on" in err
+    shutil.copytree(better, runs / "other")
+    (runs / "other" / "result.json").write_text(json.dumps({**result, "dataset": "digits", "knn_accuracy": 1.0}))
+    code, _, err = do("runs", "best")
+    assert (code, "scores of different datasets cannot be compared" in one_line(err)) == (2, True)
+    for word in (digits, f"folder:{digits}"):
+        assert do("runs", "best", "--dataset", word)[1] == f"{better}\n"
+    code, _, err = do("runs", "best", "--for", "probe")
+    assert (code, "no finished run of `dsdmae probe`" in one_line(err)) == (2, True)
+
+
+def test_rm_asks(runs: Path, do: Do, tmp_path: Path) -> None:
+    code, _, err = do("runs", "rm", "failed")
+    assert (code, "say --yes" in one_line(err)) == (2, True)
+    code, _, err = do("runs", "rm", "failed", "faild", "--yes")
+    assert (code, "(did you mean failed?)" in one_line(err)) == (2, True)
+    assert (runs / "failed").is_dir()  # none is gone where one is wrong
+    (runs / "link").symlink_to(runs / "killed")
+    code, _, err = do("runs", "rm", "link", "--yes")
+    assert (code, "is a link to" in one_line(err)) == (2, True)
+    (tmp_path / "mine").mkdir()
+    code, _, err = do("runs", "rm", tmp_path / "mine", "--yes")
+    assert (code, "has no settings.toml" in one_line(err)) == (2, True)
+    assert (tmp_path / "mine").is_dir()
+    assert do("runs", "rm", "failed", runs / "killed", "--yes")[0] == 0
+    assert {path.name for path in runs.iterdir()} - {"notes"} == {"finished", "stopped", "link"}
+
+
+# --name and --resume
+
+
+def test_a_run_has_the_name_that_it_is_given(digits: Path, do: Do) -> None:
+    chosen = words(assignments(digits, "train.epochs=1", method="mae"))
+    code, out, err = do("pretrain", *chosen, "--name", "first-try")
+    assert code == 0, err
+    assert str(default_folder() / "first-try" / "encoder.safetensors") in out
+    # It is a subject by its name, anywhere.
+    code, out, err = do("embed", "first-try", "--out", default_folder().parent / "f.npz")
+    assert code == 0, err
+    code, _, err = do("pretrain", *chosen, "--name", "first-try")
+    assert (code, "holds a run already" in one_line(err)) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "-x", "scratch", "pixels", "a b", "x" * 101])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(SettingsError, match="cannot be a run's name"):
+        listing.named(name)
+
+
+def test_a_name_and_a_place(do: Do, tmp_path: Path) -> None:
+    code, _, err = do("pretrain", "--name", "a", "--out", tmp_path / "b")
+    assert (code, "both say where the run goes" in one_line(err)) == (2, True)
+
+
+def test_resume_finds_the_last_run_that_has_not_finished(runs: Path, do: Do) -> None:
+    shutil.rmtree(runs / "failed")
+    code, out, err = do("pretrain", "--resume")
+    assert code == 0, err
+    assert f"going on with {runs / 'stopped'}, the last of 2 that have not finished: stopped " in err
+    assert str(runs / "stopped" / "encoder.safetensors") in out
+    assert listing.read(runs / "stopped").state == "finished"
+    code, out, err = do("pretrain", "--resume", "--json")  # the killed one is left
+    assert (code, err) == (0, "")
+    assert json.loads(out)["run"] == str(runs / "killed")
+    code, _, err = do("pretrain", "--resume")
+    assert (code, "no unfinished run of `dsdmae pretrain`" in one_line(err)) == (2, True)
+
+
+def test_what_is_refused_leaves_the_word_of_how_it_ended(runs: Path, do: Do) -> None:
+    before = listing.read(runs / "stopped")
+    code, _, err = do("pretrain", "--resume", "--out", runs / "stopped", "--batch-size", "4")
+    assert (code, "these differ" in one_line(err)) == (2, True)
+    assert listing.read(runs / "stopped").why == before.why
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (2e5, "2 d")]
+)
+def test_ages(seconds: float, words: str) -> None:
+    assert listing.age(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (39e6, "39 MB"), (2e13, "20.0 TB")]
+)
+def test_sizes(count: float, words: str) -> None:
+    assert listing.size(count) == words
+
+
+def test_what_a_run_may_be_named_is_checked_before_anything_is_made(do: Do) -> None:
+    code, _, err = do("pretrain", "--name", "../evil", "--epochs", "1")
+    assert (code, "cannot be a run's name" in one_line(err)) == (2, True)
+    assert not default_folder().exists()
