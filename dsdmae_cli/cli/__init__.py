@@ -41,6 +41,7 @@ COMMANDS = (
     Entry("embed", _JUDGE, "Write the features of every image of a dataset, with names and labels."),
     Entry("export", _USE, "Write an encoder in the form that other programs read."),
     Entry("denoise", _USE, "Take the noise out of pictures."),
+    Entry("restore", _USE, "Show what a run has learned to restore: pictures masked or made noisy, and given back."),
     Entry("config", _LOOK, "Show, check and explain settings."),
     Entry("plugins", _LOOK, "List the installed plugins, or make a package for a new one."),
 )  # fmt: skip

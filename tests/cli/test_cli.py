@@ -34,6 +34,7 @@ from dsdmae_cli.errors import SettingsError
 COMMANDS = [
     (), ("pretrain",), ("tokenizer",), ("ablate",),
     ("probe",), ("finetune",), ("compare",), ("embed",), ("export",), ("denoise",),
+    ("restore",),
     ("config",), ("config", "show"), ("config", "check"), ("config", "presets"), ("config", "describe"), ("plugins",),
     ("plugins", "new"),
 ]  # fmt: skip
