@@ -110,7 +110,7 @@ class Shards(Files):
         index, notes = index_of(self._shards)
         self._firsts, self._offsets, self._sizes = index.firsts, index.offsets, index.sizes
         self.passed_over = dict(sum((Counter(fact["others"]) for fact in index.facts), Counter()).most_common())
-        where = str(shards[0]) if len(shards) == 1 else f"{len(shards)} shards such as {shards[0]}"
+        where = str(shards[0]) if len(shards) == 1 else f"the set of {len(shards)} shards that begins with {shards[0]}"
         require_images(Path(where), len(index.offsets), self.passed_over)
         self.members = Names.of(index.letters, index.starts)
         self.names = _placed(index, self._shards)
