@@ -363,7 +363,8 @@ def spelled_out(kind: Kind, text: str) -> str:
     if kind != "dataset" or not text.strip() or text.partition(":")[0] in names(kind):
         return text
     try:
-        exists = Path(text).expanduser().exists()
+        # No dataset's name has such letters: a glob, or shards such as {0000..0127}.tar.
+        exists = any(mark in text for mark in "*?[{") or Path(text).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a null byte
         return text
     return of_path(text) if exists else text

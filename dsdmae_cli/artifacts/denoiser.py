@@ -21,13 +21,11 @@ from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts import packaged
 from dsdmae_cli.artifacts.elsewhere import check_values
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
-from dsdmae_cli.config.compose import from_tables
+from dsdmae_cli.artifacts.trained_method import open_method, settings_of
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.runs.build import build_method
-from dsdmae_cli.runs.rundir import RunDir
 from dsdmae_cli.settings.resolved import ResolvedSettings
 
 _OTHERS = "give --run DIR or --weights FILE"
@@ -112,15 +110,9 @@ def load_denoiser(run: Path | None = None, weights: Path | None = None) -> Denoi
 
 
 def _from_run(folder: Path) -> Denoiser:
-    settings = _resolved(tables(RunDir(folder).settings().settings), str(folder))
-    found, complaints = checkpoint.load_newest_weights(folder / "checkpoints")
-    if found is None:
-        why = complaints[0] if complaints else "it has no checkpoint yet"
-        raise CheckpointError(f"no denoiser in {folder}: {why}; let the run go on first")
-    method = build_method(settings)
-    checkpoint.load_into(method, found.model, str(folder / "checkpoints"))
-    parts = _parts(method, settings.method.name)
-    return _ready(method, settings, parts.state_dict(), str(folder))
+    trained = open_method(folder)
+    parts = _parts(trained.method, trained.settings.method.name, folder)
+    return _ready(trained.method, trained.settings, parts.state_dict(), str(folder))
 
 
 def _from_file(path: Path, origin: str) -> Denoiser:
@@ -129,7 +121,7 @@ def _from_file(path: Path, origin: str) -> Denoiser:
         raise CheckpointError(
             f"{origin} does not say which network it belongs to; it is no denoiser of dsdmae, {_OTHERS}"
         )
-    settings = _resolved(values, origin)
+    settings = settings_of(values, origin)
     method = build_method(settings)
     state = checkpoint.load_weights(path)
     parts = _parts(method, settings.method.name)
@@ -146,19 +138,18 @@ def _from_file(path: Path, origin: str) -> Denoiser:
     return found
 
 
-def _resolved(values: dict[str, dict[str, Any]], origin: str) -> ResolvedSettings:
-    settings = resolve(from_tables(values, origin).settings)
-    return settings.model_copy(update={"backbone": settings.backbone.without_weights()})
-
-
 def _ready(method: Method, settings: ResolvedSettings, state: Mapping[str, Tensor], origin: str) -> Denoiser:
     check_values(dict(state), method.state_dict(), Path(origin))
     method.eval().requires_grad_(False)
     return Denoiser(method, settings, checkpoint.weights_sha256(state), origin)
 
 
-def _parts(method: Method, name: str) -> nn.ModuleDict:
-    """The direct children of a method that `denoise` calls, under their own names: found by calling it once."""
+def _parts(method: Method, name: str, run: Path | None = None) -> nn.ModuleDict:
+    """The direct children of a method that `denoise` calls, under their own names: found by calling it once.
+
+    Raises:
+        SettingsError: it cannot denoise; the message says why, and what shows what a run can restore.
+    """
     called: set[nn.Module] = set()
     hooks = [
         module.register_forward_hook(lambda part, given, out: called.add(part))
@@ -171,7 +162,9 @@ def _parts(method: Method, name: str) -> nn.ModuleDict:
     for hook in hooks:
         hook.remove()
     if restored is None:
-        raise SettingsError(f"method {name!r} was trained without a decoder of pixels and cannot denoise; {_OTHERS}")
+        able = run is not None and type(method).restore is not Method.restore and method.no_denoise != method.no_restore
+        instead = f"; `dsdmae restore {run} PICTURE` shows what it restores" if able else ""
+        raise SettingsError(f"method {name!r} cannot denoise: {method.no_denoise}{instead}; for a denoiser {_OTHERS}")
     return nn.ModuleDict(
         {child: part for child, part in method.named_children() if not called.isdisjoint(part.modules())}
     )

@@ -43,6 +43,7 @@ COMMANDS = (
     Entry("predict", _USE, "Say what is on pictures, by a fine-tuned network: classes and probabilities as CSV or"
           " JSON."),
     Entry("denoise", _USE, "Take the noise out of pictures."),
+    Entry("restore", _USE, "Show what a run has learned to restore: pictures masked or made noisy, and given back."),
     Entry("doctor", _LOOK, "Look at the installation and the machine, and say what to do about what is missing."),
     Entry("runs", _LOOK, "List runs and what became of them; show, open, compare or delete one."),
     Entry("cache", _LOOK, "List what the program keeps on disk, and clear it."),

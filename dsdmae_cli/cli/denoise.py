@@ -129,7 +129,7 @@ def command(
     if run is not None and weights is not None:
         raise SettingsError("--run and --weights both name a network; give one")
     _check(out, sheet, force, reference, corrupt, noise_std, seed, as_json)
-    limits = _limits(range_)
+    limits = limits_of(range_)
     device, precision = "auto", "auto"
     if given.flags:  # the settings' models take longer to import than onnxruntime
         from dsdmae_cli.config.use import hardware
@@ -176,7 +176,7 @@ def command(
         raise error
 
 
-def _limits(text: str) -> tuple[float, float] | Literal["auto", "batch"] | None:
+def limits_of(text: str) -> tuple[float, float] | Literal["auto", "batch"] | None:
     """--range, as data.range but that a batch may have one."""
     from dsdmae_cli.settings.ranges import range_of
 

@@ -62,12 +62,18 @@ class Archive(Files):
         with os.fdopen(os.dup(self._open()), "rb") as file:
             members, self.passed_over = _members(file, path)
         require_images(path, len(members), self.passed_over)
+        plain_tar = members[0].crc is None and self._is_plain()
+        self.has_labels = plain_tar and ".cls" in self.passed_over
         self.names = Names([member.name for member in members])
         self._offsets = np.array([m.offset for m in members], dtype=np.int64)
         self._stored = np.array([m.stored for m in members], dtype=np.int64)
         self._sizes = np.array([m.size for m in members], dtype=np.int64)
         self._deflated = np.array([m.deflated for m in members])
         self._checksums = np.array([m.crc for m in members]) if members[0].crc is not None else None
+
+    def _is_plain(self) -> bool:
+        with self._path.open("rb") as file:
+            return not file.read(8).startswith(tuple(_COMPRESSED))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptor": None}

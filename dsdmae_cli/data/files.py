@@ -36,11 +36,12 @@ from dsdmae_cli.data.decode import (
     image_form,
     image_size,
 )
+from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import Reading, Values
 from dsdmae_cli.errors import DataError
 
-KINDS = "a folder of images, or a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of one"
+KINDS = "a folder of images or of .tar shards, or a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of one"
 
 
 # ------------------------------------------------------------------------------------------------- the dataset
@@ -148,6 +149,13 @@ class Names(Sequence[str]):
         self._letters = b"".join(encoded)
         self._starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
+    @classmethod
+    def of(cls, letters: bytes, starts: Int64[np.ndarray, " n_plus_1"]) -> Names:
+        """Names that are in one buffer already; `starts` says where each begins, and its last where all end."""
+        made = cls.__new__(cls)
+        made._letters, made._starts = letters, starts
+        return made
+
     def __len__(self) -> int:
         return len(self._starts) - 1
 
@@ -168,6 +176,8 @@ class Files(ABC):
 
     names: Names
     passed_over: Mapping[str, int] = MappingProxyType({})  # visible files that are no images, by suffix
+    labels: LabelFile | None = None  # what lies beside the images says of them
+    notes: tuple[str, ...] = ()  # what is to be said of the files, a sentence each
 
     @abstractmethod
     def read(self, index: int) -> Path | bytes:
@@ -231,7 +241,10 @@ def stamp_of(path: Path) -> tuple[int, int]:
 
 
 def open_files(path: Path) -> Files:
-    """The image files in a folder or archive; listed once within `once.opened_once`.
+    """The image files in a folder, an archive or tar shards; listed once within `once.opened_once`.
+
+    Args:
+        path: a folder, an archive, or a pattern of shards (a glob, braces).
 
     Raises:
         DataError: the path is missing, unreadable, not an archive, or holds no images.
@@ -240,16 +253,25 @@ def open_files(path: Path) -> Files:
 
 
 def _open_files(path: Path) -> Files:
-    from dsdmae_cli.data.archives import Archive  # it is made of Files, and must not be needed to define them
+    from dsdmae_cli.data.archives import Archive  # they are made of Files, and must not be needed to define them
+    from dsdmae_cli.data.shards import SUFFIX, Shards, expanded, is_pattern
 
     with _reading(path):
         if not path.exists():
+            if is_pattern(str(path)):
+                return Shards(expanded(str(path)))
             raise DataError(f"{path} does not exist; give {KINDS}")
         if not stat.S_ISDIR(path.stat().st_mode):
-            return Archive(path)
+            archive = Archive(path)
+            return Shards([path]) if archive.has_labels else archive
         files = sorted(_walk(path, "", ()))
         names = [name for name in files if is_image(name)]
         others = by_suffix(files)
+        if not names and others.get(SUFFIX):
+            shards = Shards([path / name for name in files if name.lower().endswith(SUFFIX)])
+            beside = {suffix: count for suffix, count in others.items() if suffix != SUFFIX}
+            shards.passed_over = beside | {key: n + beside.get(key, 0) for key, n in shards.passed_over.items()}
+            return shards
         require_images(path, len(names), others)
         return Directory(path, names, others)
 

@@ -15,7 +15,7 @@ from dsdmae_cli.errors import DataError
 
 _DELIMITERS = ",;\t|"
 # Headings that people give to a column of labels, in small letters.
-_LABEL_HEADINGS = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "breed", "y")
+LABEL_HEADINGS = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "breed", "y")
 _LOOKED_AT = 1000  # rows that a guess stands on
 _MOST_UNIQUE = 10  # with more images than this, labels that are all different are no classes
 _SHOWN = 3
@@ -217,7 +217,7 @@ def _columns(
         cells = [row[column] for row in looked_at or rows if len(row) > column]
         files.learn_prefix(cells)
         # Labels may look like names too, 1 like 1.png; but they repeat, and names do not.
-        is_label = column < len(first) and first[column].lower() in _LABEL_HEADINGS
+        is_label = column < len(first) and first[column].lower() in LABEL_HEADINGS
         hits.append(0 if is_label else sum(bool(files.find(cell)) for cell in set(cells)))
     file_column = max(range(width), key=hits.__getitem__)
     if not hits[file_column]:
@@ -228,7 +228,7 @@ def _columns(
     files.learn_prefix([row[file_column] for row in looked_at or rows if len(row) > file_column])
     heading = len(first) > file_column and not files.find(first[file_column])
     others = [column for column in range(width) if column != file_column]
-    known = [c for c in others if heading and c < len(first) and first[c].lower() in _LABEL_HEADINGS]
+    known = [c for c in others if heading and c < len(first) and first[c].lower() in LABEL_HEADINGS]
     choice = known or others
     if len(choice) != 1:
         there = ", ".join(first) if heading else f"{width} columns without headings"

@@ -113,6 +113,18 @@ class Method(nn.Module):
         """Images as corrupted and as restored, for figures; None where the method restores no pixels."""
         return None
 
+    @property
+    def no_restore(self) -> str:
+        """Why `restore` gives None, as a person should read it; asked only where it does."""
+        return "it does not learn to predict pixels"
+
+    @property
+    def no_denoise(self) -> str:
+        """Why `denoise` gives None, as a person should read it; asked only where it does."""
+        if type(self).restore is Method.restore:
+            return self.no_restore
+        return "it has learned to restore what it takes away itself, and nothing of noise in what it sees"
+
     def show(self, images: Float[Tensor, "b *v c h w"], corruption: Corruption) -> Pictures:
         """What the method is given and what it predicts, for figures; overridden where that is more than pixels."""
         shown = self.restore(images, corruption)

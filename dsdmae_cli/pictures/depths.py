@@ -6,13 +6,18 @@ not have, stay as they were.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
+from dsdmae_cli.data.base import Refused, UnreadableImage
 from dsdmae_cli.data.values import Range, Values, sampled_range
+from dsdmae_cli.errors import DataError
 from dsdmae_cli.pictures.instrument import lossless
-from dsdmae_cli.pictures.picture import Picture
+from dsdmae_cli.pictures.paths import Source
+from dsdmae_cli.pictures.picture import Picture, read
 
 _FULL = (0.0, 65535.0)
 _ROWS, _SOME = 512, 1 << 15
@@ -22,6 +27,32 @@ def limits_of(pictures: Sequence[Picture]) -> Range | None:
     """The range of those of more than 8 bits together; None where there are none."""
     deep = (Values(p.pixels, p.mode.endswith("A")) for p in pictures if p.pixels.dtype != np.uint8)
     return sampled_range(deep)
+
+
+def limits_of_all(sources: Sequence[Source], max_pixels: int) -> Range | None:
+    """One range for all pictures; those that cannot be read are met again.
+
+    Raises:
+        DataError: one of them is standard input, which can be read once.
+    """
+    found: list[Picture] = []
+    for source in sources:
+        if source.path is None:
+            raise DataError("--range batch is for several pictures; standard input is one")
+        with suppress(UnreadableImage, Refused):
+            found += (thinned(page) for page in read_pages(source, max_pixels))
+    return limits_of(found)
+
+
+def read_pages(source: Source, max_pixels: int) -> list[Picture]:
+    """A picture, or all pages of a stack.
+
+    Raises:
+        UnreadableImage: see picture.read.
+    """
+    content = sys.stdin.buffer.read() if source.path is None else source.path
+    first = read(content, str(source), max_pixels)
+    return [first, *(read(content, str(source), max_pixels, page) for page in range(1, first.pages))]
 
 
 def seen(picture: Picture, limits: Range) -> Picture:

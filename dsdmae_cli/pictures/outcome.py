@@ -5,17 +5,58 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Shaped
 
 from dsdmae_cli.data.values import Range
 from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
-from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.paths import Failure
 from dsdmae_cli.pictures.picture import Picture
-from dsdmae_cli.pictures.quality import Likeness, compare
+from dsdmae_cli.pictures.quality import Likeness, compare, psnr_where
 
 # Below this even --strength 1 would change hardly a value (of 255).
 _NOTHING = 0.05
+
+
+def finite(value: float | None) -> float | None:
+    """For JSON, which has no infinity: null where pictures are equal."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+class Changed(NamedTuple):
+    """The pixels that were changed on purpose, before and after.
+
+    Attributes:
+        share: of all pixels, 0 to 1.
+        before, after: their PSNR in dB; of all pixels where none was changed.
+    """
+
+    share: float
+    before: float
+    after: float
+
+    @classmethod
+    def of(
+        cls,
+        corrupted: Shaped[np.ndarray, "h w c"],
+        restored: Shaped[np.ndarray, "h w c"],
+        original: Shaped[np.ndarray, "h w c"],
+    ) -> Changed:
+        """Of pictures of one size and type; a pixel is changed where one of its channels is."""
+        where = (corrupted != original).any(axis=2)
+        share = float(where.mean())
+        taken = where if share else np.ones_like(where)
+        return cls(share, psnr_where(corrupted, original, taken), psnr_where(restored, original, taken))
+
+    def record(self, name: str) -> dict[str, float | None]:
+        """For --json; `name` is what the pictures are called before they are restored."""
+        return {
+            "changed": round(self.share, 4),
+            f"{name}_changed_psnr": finite(self.before),
+            "restored_changed_psnr": finite(self.after),
+        }
 
 
 class Scores(NamedTuple):
@@ -23,21 +64,27 @@ class Scores(NamedTuple):
 
     noisy: Likeness
     restored: Likeness
+    changed: Changed | None = None
 
     @classmethod
-    def of(cls, noisy: Picture, restored: Picture, original: Picture) -> Scores:
-        """Alpha is left out."""
-        reference = original.pixels[..., : original.num_colors]
-        before, after = (compare(p.pixels[..., : p.num_colors], reference) for p in (noisy, restored))
-        return cls(before, after)
+    def of(cls, noisy: Picture, restored: Picture, original: Picture, *, on_purpose: bool = False) -> Scores:
+        """Alpha is left out.
+
+        Args:
+            on_purpose: `noisy` was made of `original`: say the scores of the pixels that were changed, too.
+        """
+        given, result, reference = (p.pixels[..., : p.num_colors] for p in (noisy, restored, original))
+        before, after = compare(given, reference), compare(result, reference)
+        return cls(before, after, Changed.of(given, result, reference) if on_purpose else None)
 
     def record(self) -> dict[str, float | None]:
         """For JSON, which has no infinity: null where the pictures are equal."""
-        return {
-            f"{kind}_{name}": value if value is not None and math.isfinite(value) else None
-            for kind, likeness in self._asdict().items()
+        found = {
+            f"{kind}_{name}": finite(value)
+            for kind, likeness in (("noisy", self.noisy), ("restored", self.restored))
             for name, value in likeness._asdict().items()
         }
+        return found | (self.changed.record("noisy") if self.changed else {})
 
 
 @dataclass(frozen=True)
@@ -120,22 +167,40 @@ class Done:
         return f"{what}: {done}"
 
 
+class Record(Protocol):
+    """What became of one picture: a frozen dataclass.
+
+    Attributes:
+        seconds: from reading to writing.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def seconds(self) -> float: ...
+    def record(self) -> dict[str, Any]:
+        """For --json."""
+
+    def __str__(self) -> str:
+        """A line for people."""
+
+
 @dataclass
 class Outcome:
     """What became of all pictures.
 
     Attributes:
-        network: what restored them.
-        passes: shifted and turned passes that were averaged.
+        about: what restored them, for --json.
+        verb: what was done to them, for messages: "denoised".
         done: what was written.
         failed: what was not, and why.
         sheet: the file that has all of them beside their results, once it is written.
-        seconds: from opening the denoiser to the last file.
+        seconds: from opening the network to the last file.
     """
 
-    network: Network
-    passes: int
-    done: list[Done] = field(default_factory=list)
+    about: dict[str, Any]
+    verb: str
+    done: list[Record] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     sheet: Path | None = None
     seconds: float = 0.0
@@ -143,9 +208,7 @@ class Outcome:
     def result(self) -> dict[str, Any]:
         """What --json prints."""
         return {
-            "weights": {"origin": self.network.origin, "sha256": self.network.sha256},
-            "engine": self.network.engine,
-            "passes": self.passes,
+            **self.about,
             "pictures": [done.record() for done in self.done],
             "failed": [{"source": failure.source, "reason": failure.reason} for failure in self.failed],
             "sheet": str(self.sheet) if self.sheet else None,
@@ -159,5 +222,5 @@ class Outcome:
         names = "; ".join(map(str, self.failed))
         if not self.done:
             kind = DataError if all(failure.of_input for failure in self.failed) else RunFailed
-            return kind(f"nothing was denoised: {names}")
+            return kind(f"nothing was {self.verb}: {names}")
         return RunFailed(f"{len(self.failed)} of {len(self.failed) + len(self.done)} failed: {names}")

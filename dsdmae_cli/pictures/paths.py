@@ -14,6 +14,8 @@ from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.pictures.picture import WRITERS, Picture
 
 STDIN = "-"
+# What `dsdmae restore` writes of a picture, each a file.
+PARTS = ("corrupted", "restored", "original")
 _WRITTEN = ", ".join(WRITERS)
 
 
@@ -65,7 +67,12 @@ class Target:
         """The file for this picture."""
         if self.path is None or not self.open_ended:
             return self.path
-        return self.path.with_name(self.path.name + picture.suffix)
+        return self.named(picture.suffix)
+
+    def named(self, suffix: str) -> Path:
+        """The file of this format."""
+        assert self.path is not None
+        return self.path.with_name(self.path.name + suffix)
 
 
 @dataclass(frozen=True)
@@ -74,20 +81,24 @@ class Results:
 
     Attributes:
         out: a file, a folder, or `-` for standard output; None = beside each picture.
-        kind: what is written: "denoised" or "triptych"; "" = no pictures, so that none is a result of this command.
+        kind: what is written: "denoised", "triptych", or a part of what `dsdmae restore` shows; "" = no pictures, so
+            that none is a result of this command.
         suffix: what a name gets; None = .KIND, and nothing for denoised pictures in another folder than their own.
+        verb: what is done to pictures, for messages.
     """
 
     out: str | None = None
     kind: str = "denoised"
     suffix: str | None = None
+    verb: str = "denoise"
 
     @property
     def suffixes(self) -> tuple[str, ...]:
         """Names that end so are results of this command."""
         if not self.kind:
             return ()
-        return (".denoised", ".triptych", *((self.suffix,) if self.suffix else ()))
+        own = PARTS if self.kind in PARTS else ("denoised", "triptych")
+        return (*(f".{kind}" for kind in own), *((self.suffix,) if self.suffix else ()))
 
     def of(self, source: Source, folder: Path) -> str:
         """What the name of a picture gets whose result goes to a folder."""
@@ -107,7 +118,7 @@ def find(named: list[str], results: Results) -> tuple[list[Source], list[Failure
         SettingsError: nothing was named, or standard input is not alone.
     """
     if not named:
-        raise SettingsError("no picture is named: give pictures, folders or globs, or - for standard input")
+        raise SettingsError(f"nothing to {results.verb}: name pictures, folders or globs, or - for standard input")
     if STDIN in named:
         if len(named) > 1:
             raise SettingsError("- (standard input) is one picture and stands alone; name files in another call")
@@ -200,7 +211,9 @@ def targets(sources: list[Source], results: Results) -> list[Target]:
         name = base.stem if counts[base.with_suffix("")] == 1 else base.name
         path = base.with_name(name + results.of(source, base.parent))
         if path in found:
-            raise SettingsError(f"{found[path]} and {source} would both become {path}.png; denoise them in two calls")
+            raise SettingsError(
+                f"{found[path]} and {source} would both become {path}.png; {results.verb} them in two calls"
+            )
         found[path] = source
     return [Target(path, open_ended=True) for path in found]
 

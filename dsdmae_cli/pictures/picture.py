@@ -132,6 +132,11 @@ class Picture:
         """The format for it where nobody chose one: PNG, which has neither CMYK nor pages nor floating point."""
         return ".tif" if self.mode == "CMYK" or self.is_instruments or self.pages > 1 else ".png"
 
+    @property
+    def shape(self) -> str:
+        """What a picture that it is compared with has to have in common with it."""
+        return f"{self.width}x{self.height}, {self.depth}-bit {self.mode.removesuffix('A')}"
+
     def with_pixels(self, pixels: Pixels) -> Picture:
         """Other pixels, everything else the same."""
         return replace(self, pixels=pixels)

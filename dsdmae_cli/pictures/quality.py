@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, UInt8, UInt16
+from jaxtyping import Bool, Float, Float64, UInt8, UInt16
 
 # Wang et al. 2004: a Gaussian window of 11 pixels, σ 1.5, and the constants K1, K2.
 SSIM_WINDOW = 11
@@ -96,6 +96,22 @@ def compare(
         psnr=10 * math.log10(peak**2 / mse) if mse else math.inf,
         ssim=likeness / (height - SSIM_WINDOW + 1) if with_ssim else None,
     )
+
+
+def psnr_where(
+    pixels: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"],
+    reference: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"],
+    where: Bool[np.ndarray, "h w"],
+) -> float:
+    """PSNR in dB of some of the pixels, as stored; infinite where they are equal."""
+    squares, count = 0.0, 0
+    for top in range(0, len(pixels), _STRIP):
+        rows = slice(top, top + _STRIP)
+        taken = where[rows]
+        difference = pixels[rows][taken].astype(np.float64) - reference[rows][taken]
+        squares, count = squares + float(np.square(difference).sum()), count + difference.size
+    peak = float(np.iinfo(pixels.dtype).max)
+    return 10 * math.log10(peak**2 * count / squares) if squares else math.inf
 
 
 def _planes(image: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]) -> Float64[np.ndarray, "1 c h w"]:

@@ -5,37 +5,30 @@ Which pictures a command line means is found before (pictures/paths.py), since a
 
 from __future__ import annotations
 
-import io
-import sys
 import time
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from dsdmae_cli.data.base import Refused, UnreadableImage
 from dsdmae_cli.data.decode import MAX_PIXELS
 from dsdmae_cli.data.values import Range
-from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
-from dsdmae_cli.files import aside
+from dsdmae_cli.errors import DataError
 from dsdmae_cli.pictures import picture as pictures
 from dsdmae_cli.pictures.contact_sheet import Panel, draw, with_magnified
-from dsdmae_cli.pictures.depths import brought_back, limits_of, seen, thinned
+from dsdmae_cli.pictures.depths import brought_back, limits_of, limits_of_all, read_pages, seen
+from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.engines import Wanted, open_restorer
 from dsdmae_cli.pictures.outcome import Done, Outcome, Scores
 from dsdmae_cli.pictures.paths import Failure, Source, Target, reference_of
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.restore import Restorer
-from dsdmae_cli.pictures.stopping import stoppable
 from dsdmae_cli.report.counted import Counted
 
 if TYPE_CHECKING:
     from dsdmae_cli.pictures.corrupting import Corruption
-
-_ADVICE = "make room, or write elsewhere with --out, and run it again"
 
 
 @dataclass(frozen=True)
@@ -96,53 +89,40 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
         from dsdmae_cli.runtime import keep_freed_memory
 
         keep_freed_memory()
-    outcome = Outcome(network, options.passes, failed=list(failed))
-    rows: list[list[Panel]] = []
     if options.limits == "batch":
-        options = replace(options, limits=_of_all(sources, options.max_pixels))
-    with stoppable(outcome, len(sources)) as stop, report:
-        for source, target in zip(sources, targets, strict=True):
-            started = time.monotonic()
-            report.begin(str(source))
-            try:
-                result = _one(source, target, restorer, options, report)
-                # A reader of standard output may keep us waiting; that must not make Ctrl-C wait too.
-                with nullcontext() if result.done.output is None else stop.hold():
-                    _write(result.made, result.done.output)
-                    outcome.done.append(replace(result.done, seconds=time.monotonic() - started))
-                    report.note(str(outcome.done[-1]), to_stdout=result.done.output is not None)
-            except (DsdmaeError, Refused) as error:
-                outcome.failed.append(Failure(str(source), _reason(error), not isinstance(error, RunFailed)))
-                if len(sources) > 1:  # one alone is in the error that follows
-                    report.warn(str(outcome.failed[-1]))
-                continue
-            except MemoryError:
-                advice = "end other programs, or cut it" if network.device == "cpu" else "try --device cpu"
-                raise RunFailed(f"{network.device} ran out of memory at {source}; {advice}") from None
-            if options.sheet is not None:
-                rows += with_magnified(result.panels)
-        if options.sheet is not None and rows:
-            _write(draw(rows), options.sheet)
-            outcome.sheet = options.sheet
+        options = replace(options, limits=limits_of_all(sources, options.max_pixels))
+    about = {
+        "weights": {"origin": network.origin, "sha256": network.sha256},
+        "engine": network.engine,
+        "passes": options.passes,
+    }
+    outcome = Outcome(about, "denoised", failed=list(failed))
+
+    def make(number: int) -> Made:
+        return _one(sources[number], targets[number], restorer, options, report)
+
+    size = "; raise --max-megapixels"
+    each(sources, make, outcome, report, device=network.device, sheet=options.sheet, advice_on_size=size)
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What comes of one picture: what to write, what to say of it, and its row of the sheet."""
+class _Page(NamedTuple):
+    """What comes of a page: what to write, what to say of it, and its row of the sheet."""
 
-    made: list[Picture] | Image.Image
+    made: Picture | Image.Image
     done: Done
     panels: list[Panel]
 
 
-def _one(source: Source, target: Target, restorer: Restorer, options: Options, report: Counted) -> _Result:
+def _one(source: Source, target: Target, restorer: Restorer, options: Options, report: Counted) -> Made:
     """Read, restore and compare a picture, or every page of a stack."""
-    pages = _read(source.path, str(source), options.max_pixels)
+    pages = read_pages(source, options.max_pixels)
     file = target.file(pages[0])
     if file is not None:
-        _check_target(file, pages[0], options)
+        check_free(file, force=options.force)
+        if not options.corrupt:
+            pictures.check_format(pages[0], file.suffix.lower())
     if len(pages) > 1 and (options.corrupt or options.reference):
         raise DataError(f"a stack of {len(pages)} pages is compared with nothing; leave --reference and --corrupt out")
     limits = limits_of(pages) if options.limits == "auto" else options.limits
@@ -158,13 +138,14 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
         strength=float(np.mean([one.done.strength for one in results])),
         changed=any(one.done.changed for one in results),
     )
-    made = first.made if options.corrupt else [page for one in results for page in one.made]  # type: ignore[union-attr]
-    return _Result(made, done, first.panels)
+    made = first.made if isinstance(first.made, Image.Image) else [one.made for one in results]
+    rows = with_magnified(first.panels) if options.sheet is not None else []
+    return Made([(made, file)], done, rows)  # type: ignore[list-item]
 
 
 def _page(
     source: Source, page: Picture, limits: Range | None, restorer: Restorer, options: Options, report: Counted
-) -> _Result:
+) -> _Page:
     """A picture as the network sees it, from black to white, is compared and shown; what was changed goes back."""
     given = page if limits is None else seen(page, limits)
     original = _original(source, page, given, limits, options)
@@ -178,7 +159,7 @@ def _page(
     result = restorer(noisy, strength, report.advance)
     restored = result.picture
     back = restored if limits is None else brought_back(page, given, restored, limits)
-    scores = None if original is None else Scores.of(noisy, restored, original)
+    scores = None if original is None else Scores.of(noisy, restored, original, on_purpose=options.corrupt is not None)
     done = Done(
         source=str(source),
         output=None,
@@ -196,37 +177,7 @@ def _page(
         scores=scores,
     )
     panels = _panels(noisy, restored, original, scores)
-    return _Result(draw([panels]) if options.corrupt else [back], done, panels)
-
-
-def _read(path: Path | None, name: str, max_pixels: int) -> list[Picture]:
-    """A picture, or all pages of a stack."""
-    content = sys.stdin.buffer.read() if path is None else path
-    first = pictures.read(content, name, max_pixels)
-    return [first, *(pictures.read(content, name, max_pixels, page) for page in range(1, first.pages))]
-
-
-def _of_all(sources: list[Source], max_pixels: int) -> Range | None:
-    """One range for all pictures; those that cannot be read are met again."""
-    found: list[Picture] = []
-    for source in sources:
-        if source.path is None:
-            raise DataError("--range batch is for several pictures; standard input is one")
-        with suppress(UnreadableImage, Refused):
-            found += (thinned(page) for page in _read(source.path, str(source), max_pixels))
-    return limits_of(found)
-
-
-def _check_target(file: Path, picture: Picture, options: Options) -> None:
-    """See, before time is spent, that the result can be written."""
-    if file.exists() and not options.force:
-        raise DataError(f"{file} exists; --force replaces it")
-    if not options.corrupt:
-        pictures.check_format(picture, file.suffix.lower())
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFailed(f"cannot make {file.parent}: {error.strerror or error}") from error
+    return _Page(draw([panels]) if options.corrupt else back, done, panels)
 
 
 def _original(source: Source, page: Picture, given: Picture, limits: Range | None, options: Options) -> Picture | None:
@@ -237,14 +188,9 @@ def _original(source: Source, page: Picture, given: Picture, limits: Range | Non
         return None
     path = reference_of(source, options.reference)
     original = pictures.read(path, str(path), options.max_pixels)
-    if _shape(original) != _shape(page):
-        raise DataError(f"its reference {path} is {_shape(original)}, not {_shape(page)}")
+    if original.shape != page.shape:
+        raise DataError(f"its reference {path} is {original.shape}, not {page.shape}")
     return original if limits is None else seen(original, limits)
-
-
-def _shape(picture: Picture) -> str:
-    colors = picture.mode.removesuffix("A")
-    return f"{picture.width}x{picture.height}, {picture.depth}-bit {colors}"
 
 
 def _panels(noisy: Picture, restored: Picture, original: Picture | None, scores: Scores | None) -> list[Panel]:
@@ -255,28 +201,3 @@ def _panels(noisy: Picture, restored: Picture, original: Picture | None, scores:
         Panel(restored, f"restored  {scores.restored}"),
         Panel(original, "original"),
     ]
-
-
-def _write(result: list[Picture] | Image.Image, file: Path | None) -> None:
-    def save(stream: BinaryIO, suffix: str) -> None:
-        if isinstance(result, list):
-            pictures.write(result, stream, suffix)
-        else:
-            kind, options = pictures.WRITERS[suffix]
-            result.save(stream, format=kind, **options)
-
-    if file is None:
-        content = io.BytesIO()
-        save(content, result[0].suffix if isinstance(result, list) else ".png")
-        sys.stdout.buffer.write(content.getbuffer())
-        sys.stdout.buffer.flush()
-        return
-    with aside(file, _ADVICE) as partial, partial.open("wb") as stream:
-        save(stream, file.suffix.lower())
-
-
-def _reason(error: Exception) -> str:
-    if not isinstance(error, UnreadableImage):
-        return str(error)
-    more = "; raise --max-megapixels" if error.reason.endswith("million pixels") else ""
-    return f"{error.reason}{more}"

@@ -34,6 +34,17 @@ class FolderSettings(DataSettings):
     )
 
 
+class ParquetSettings(DataSettings):
+    """Images in a column of Parquet files."""
+
+    image_column: str | None = Field(
+        None, description="column that holds the images, as bytes or as a struct with bytes; none = guessed, and said"
+    )
+    label_column: str | None = Field(
+        None, description="column that holds the labels, numbers or words; none = guessed by its name, and said"
+    )
+
+
 CIFAR10 = DatasetSpec(
     summary="CIFAR-10: 50,000 + 10,000 photographs of 32x32 in 10 classes (downloaded, 170 MB)",
     build="dsdmae_builtin.torchvision_datasets:build_cifar10",
@@ -71,7 +82,7 @@ DIGITS = DatasetSpec(
 )
 
 FOLDER = DatasetSpec(
-    summary="your own images: a folder, or a .tar, .tar.gz, .tar.xz or .zip of one",
+    summary="your own images: a folder, .tar shards, or a .tar, .tar.gz, .tar.xz or .zip",
     build="dsdmae_builtin.folder:build",
     settings=FolderSettings,
     argument="PATH",
@@ -86,4 +97,14 @@ IDX = DatasetSpec(
     build="dsdmae_builtin.idx:build",
     argument="PATH",
     image_size="dsdmae_builtin.idx:native_size",
+)
+
+PARQUET = DatasetSpec(
+    summary="images in a column of Parquet files: a file, a folder of them, or a glob",
+    build="dsdmae_builtin.parquet:build",
+    settings=ParquetSettings,
+    argument="PATH",
+    count="dsdmae_builtin.parquet:count",
+    image_size="dsdmae_builtin.parquet:native_size",
+    value_range="dsdmae_builtin.parquet:value_range",
 )

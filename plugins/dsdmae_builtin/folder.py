@@ -1,15 +1,16 @@
-"""`folder:PATH`: images from a folder, or from an archive that is read in place. No torch here.
+"""`folder:PATH`: images from a folder, or from an archive or tar shards that are read in place. No torch here.
 
-What lies where is dsdmae_cli.data.files and archives, which split and class each image belongs to
+What lies where is dsdmae_cli.data.files, archives and shards, which split and class each image belongs to
 dsdmae_cli.data.splits, and how an image is decoded dsdmae_cli.data.decode.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
@@ -51,14 +52,14 @@ def _arranged(
     path: Path, holdout: float, splits: str, labels: Path | None, columns: str | None
 ) -> tuple[Files, Arrangement]:
     files = open_files(path)
-    table = read_labels(labels, files.names, columns) if labels is not None else None
+    table = read_labels(labels, files.names, columns) if labels is not None else files.labels
     found = arrange(files.names, holdout, splits, table, str(path))
     others = dict(files.passed_over)
     if labels is not None and labels.expanduser().absolute().is_relative_to(path):
         suffix = labels.suffix.lower()  # it is no stray file, it was read
         others = {key: count - (key == suffix) for key, count in others.items() if count > (key == suffix)}
     passed_over = (f"{passed_over_words(others)} passed over",) if others else ()
-    return files, replace(found, notes=(*found.notes, *(table.notes if table else ()), *passed_over))
+    return files, replace(found, notes=(*files.notes, *found.notes, *(table.notes if table else ()), *passed_over))
 
 
 def count(settings: DataSettings) -> tuple[int, int]:
@@ -74,8 +75,13 @@ def value_range(settings: DataSettings) -> Range | None:
 
 def _value_range(path: Path) -> Range | None:
     files = open_files(path)
-    able = [index for index, name in enumerate(files.names) if PurePath(name).suffix.lower() in DEEP_SUFFIXES]
+    able = [i for i, name in enumerate(files.names) if os.path.splitext(name)[1].lower() in DEEP_SUFFIXES]  # noqa: PTH122
     images = FileImages(files, np.array(able, dtype=np.int64))
+    return range_of_some(images)
+
+
+def range_of_some(images: FileImages) -> Range | None:
+    """By the values of those of 64 pictures that have more than 8 bits, of some hundreds that are looked at."""
     return sampled_range(islice(_deep_ones(images), LOOKED_AT))
 
 

@@ -34,7 +34,7 @@ from dsdmae_cli.errors import SettingsError
 COMMANDS = [
     (), ("pretrain",), ("tokenizer",), ("ablate",),
     ("probe",), ("finetune",), ("compare",), ("embed",), ("export",), ("denoise",),
-    ("predict",),
+    ("predict",), ("restore",),
     ("config",), ("config", "show"), ("config", "check"), ("config", "presets"), ("config", "describe"), ("plugins",),
     ("plugins", "new"),
     ("doctor",), ("cache",), ("cache", "clear"), ("runs",), ("runs", "show"), ("runs", "open"),

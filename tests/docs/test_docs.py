@@ -72,13 +72,14 @@ def test_documented_command(
         if "--resume" in arguments:
             return  # test_pretrain.py resumes a real run
         arguments = [a for a in arguments if a != "--dry-run"] + ["--dry-run"]
-    if arguments[0] in ("denoise", "predict"):
+    if arguments[0] in ("denoise", "predict", "restore"):
         for name in ("photo.png", "noisy.png", "clean.png"):
             (tmp_path / name).write_bytes((images / "0.png").read_bytes())
     if "onnx" in command:
         monkeypatch.setattr(onnx, "write_checked", _unexported)
         (tmp_path / "mine.safetensors").write_bytes(packaged.read())
-    if arguments[0] in ("compare", "embed", "export", "predict", "probe", "finetune", "worth") or "--from" in arguments:
+    of_runs = ("compare", "embed", "export", "predict", "probe", "finetune", "restore", "worth")
+    if arguments[0] in of_runs or "--from" in arguments:
         (tmp_path / "RUN").symlink_to(encoder_run)
         (tmp_path / "OTHER_RUN").symlink_to(encoder_run)
         (tmp_path / "FINETUNE_RUN").symlink_to(tuned_run)

@@ -22,6 +22,7 @@ from dsdmae_cli.plugins import KINDS, Kind
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE / "example_plugin"
+HF = HERE.parents[1] / "plugins" / "dsdmae-hf"
 GUIDE = HERE.parents[1] / "docs" / "plugins.md"
 
 
@@ -108,6 +109,17 @@ def test_a_new_package_passes_its_own_tests_once_installed(kind: Kind, tmp_path:
     site.mkdir()
     install(folder, site, tmp_path / "wheels")
     run_own_tests(folder, site)
+
+
+@pytest.mark.slow
+def test_the_plugin_for_the_datasets_library_passes_its_own_tests(tmp_path: Path) -> None:
+    """A distribution of its own that is kept here; it is installed as any other."""
+    site = tmp_path / "site"
+    site.mkdir()
+    install(HF, site, tmp_path / "wheels")
+    run_own_tests(HF, site)
+    done = execute("-m", "dsdmae_cli", "plugins", "--json", site=site, cwd=tmp_path)
+    assert ("dsdmae-hf", "hf") in {(p["distribution"], p["name"]) for p in json.loads(done.stdout)["plugins"]}
 
 
 def test_the_guide_quotes_the_example() -> None:

@@ -171,6 +171,16 @@ class DSdMAE(Method):
         return C.unpatchify(decoded.float(), patch, grid)
 
     @property
+    def no_restore(self) -> str:
+        return "with method.lambda = 0 it learns from features alone and has no decoder of pixels"
+
+    @property
+    def no_denoise(self) -> str:
+        if self.decoder is None:
+            return self.no_restore
+        return "with method.norm_pix_loss = true it predicts pixels but for each patch's mean and contrast"
+
+    @property
     def denoise_multiple(self) -> int | None:
         return self.student.size_multiple if isinstance(self.decoder, GridConvolutions) else None
 

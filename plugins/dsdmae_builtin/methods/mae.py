@@ -89,6 +89,10 @@ class MAE(Method):
             hide(images, ids, net.patch_shape, net.grid), C.unpatchify(patches, net.patch_shape, net.grid)
         )
 
+    @property
+    def no_denoise(self) -> str:
+        return "it has learned to fill in patches that are hidden, and nothing of noise in those that it sees"
+
 
 def build(settings: MAESettings, backbone: Backbone) -> MAE:
     """MAE around a backbone that encodes subsets."""

@@ -96,6 +96,10 @@ class MSA(Method):
         shown = self.restore(images, corruption)
         return {"student": shown.corrupted, "restored": shown.restored, "teacher": corruption.strong}
 
+    @property
+    def no_denoise(self) -> str:
+        return "it has learned to fill in patches that are hidden, and nothing of noise in those that it sees"
+
 
 def build(settings: MSASettings, backbone: Backbone) -> MSA:
     """MSA around a backbone that encodes subsets."""

@@ -154,6 +154,10 @@ class Tokenizer(ImageTokenizer):
             "perplexity": float((-shares * shares.log()).sum().exp()),
         }
 
+    @property
+    def no_denoise(self) -> str:
+        return "it has learned to give clean images back from few words, and nothing of noise"
+
 
 def build(settings: TokenizerSettings, backbone: Backbone) -> Tokenizer:
     """A tokenizer whose encoder is the backbone."""

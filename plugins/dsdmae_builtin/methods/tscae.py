@@ -98,6 +98,10 @@ class TSCAE(Method):
             "student sees": keep_only(images, corruption.ids_masked, net.patch_shape, net.grid),
         }
 
+    @property
+    def no_denoise(self) -> str:
+        return "it has learned to fill in patches that are hidden, and nothing of noise in those that it sees"
+
 
 def build(settings: TSCAESettings, backbone: Backbone) -> TSCAE:
     """TSCAE around a backbone that encodes subsets."""

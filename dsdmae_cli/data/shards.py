@@ -1,0 +1,230 @@
+"""Tar shards as one set of image files, read in place: WebDataset's form. shard_index.py says where. No torch here.
+
+Images are reached by their number, so that an epoch's order is a permutation of all of them, over all shards, and a
+step is shared out and resumed as with any other dataset.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsdmae_cli.data.archives import MAX_FILE_BYTES
+from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.files import Files, Names, require_images, stamp_of
+from dsdmae_cli.data.label_file import LabelFile
+from dsdmae_cli.data.shard_index import Index, index_of
+from dsdmae_cli.errors import DataError
+
+SUFFIX = ".tar"
+# A process may hold some hundreds of files open, and there may be thousands of shards.
+_MOST_OPEN = 64
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_NAMED = 100_000
+_SHOWN = 3
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a name stands for several files: a glob, or braces as in {0000..0127}."""
+    return any(mark in text for mark in "*?[{")
+
+
+def expanded(pattern: str) -> list[Path]:
+    """The shards that a pattern with * ? [] {a,b} {0000..0127} stands for.
+
+    Raises:
+        DataError: it stands for none, for files that are no .tar, or some of those that braces name are not there.
+    """
+    found: list[Path] = []
+    missing: list[str] = []
+    for name in _without_braces(pattern):
+        if any(mark in name for mark in "*?["):
+            found += (Path(path) for path in sorted(glob.glob(name, recursive=True)))  # noqa: PTH207
+        elif Path(name).exists():
+            found.append(Path(name))
+        else:
+            missing.append(name)
+    if not found:
+        raise DataError(
+            f"{pattern} matches nothing; give a folder of shards, or a glob or braces that match .tar files"
+        )
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the shards of {pattern} are not there ({_some(missing)}); fetch them, or name others"
+        )
+    others = [str(path) for path in found if path.suffix.lower() != SUFFIX or not path.is_file()]
+    if others:
+        raise DataError(f"{pattern} matches what is no {SUFFIX} file ({_some(others)}); name the shards alone")
+    return list(dict.fromkeys(path.absolute() for path in found))
+
+
+def _without_braces(pattern: str) -> list[str]:
+    parts = _BRACES.split(pattern)
+    choices = [[part] if number % 2 == 0 else _choices(part) for number, part in enumerate(parts)]
+    count = int(np.prod([len(choice) for choice in choices], dtype=np.int64))
+    if count > _MOST_NAMED:
+        raise DataError(f"{pattern} stands for {count} files, more than {_MOST_NAMED}; name fewer")
+    return ["".join(words) for words in itertools.product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    numbers = _RANGE.fullmatch(inside)
+    if numbers is None:
+        return inside.split(",")
+    first, last = numbers.groups()
+    if int(last) - int(first) > _MOST_NAMED:
+        raise DataError(f"{{{inside}}} stands for more than {_MOST_NAMED} files; name fewer")
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+
+
+class Shards(Files):
+    """The images of tar shards, one after the other.
+
+    An image's name is that of its member, below the folder that its shard lies in (train/0003.tar holds train/KEY.jpg),
+    so that folders are splits as ever; messages say SHARD!KEY.jpg.
+
+    Args:
+        shards: plain tars.
+
+    Attributes:
+        labels: what .cls and .json members say; None where they say nothing.
+        notes: what is to be said of the shards.
+
+    Raises:
+        DataError: a shard is torn, compressed or no tar, or none holds an image.
+    """
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self._shards = list(shards)
+        self._stamps = [stamp_of(path) for path in shards]
+        index, notes = index_of(self._shards)
+        self._firsts, self._offsets, self._sizes = index.firsts, index.offsets, index.sizes
+        self.passed_over = dict(sum((Counter(fact["others"]) for fact in index.facts), Counter()).most_common())
+        where = str(shards[0]) if len(shards) == 1 else f"the set of {len(shards)} shards that begins with {shards[0]}"
+        require_images(Path(where), len(index.offsets), self.passed_over)
+        self.members = Names.of(index.letters, index.starts)
+        self.names = _placed(index, self._shards)
+        self.labels = _labels(index)
+        self.notes = (*notes, *_notes(index, self._shards))
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, _Descriptor] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+    def full_name(self, index: int) -> str:
+        return f"{self._shards[self._shard(index)]}!{self.members[index]}"
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        return self._stamps[self._shard(index)]
+
+    def file_size(self, index: int) -> int:
+        return int(self._sizes[index])
+
+    def read(self, index: int) -> bytes:
+        size = int(self._sizes[index])
+        if size > MAX_FILE_BYTES:
+            raise UnreadableImage(self.full_name(index), f"file of more than {MAX_FILE_BYTES // 2**30} GiB")
+        held = self._descriptor(self._shard(index))  # it would be closed under the call's feet
+        return os.pread(held.number, size, int(self._offsets[index]))
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._firsts, index, side="right")) - 1
+
+    def _descriptor(self, shard: int) -> _Descriptor:
+        """An open shard. Whoever reads holds it, so that another thread may let go of it meanwhile."""
+        with self._lock:
+            if shard not in self._open:
+                path = self._shards[shard]
+                try:
+                    if stamp_of(path) != self._stamps[shard]:
+                        raise DataError(f"shard {path} changed while it was in use; start again")
+                    self._open[shard] = _Descriptor(path)
+                except OSError as error:
+                    raise DataError(f"shard {path} cannot be read: {error.strerror or error}") from error
+                if len(self._open) > _MOST_OPEN:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(shard)
+            return self._open[shard]
+
+
+class _Descriptor:
+    """An open file, closed when nobody holds it any more. `os.pread` has no position that forks could fight over."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+def _placed(index: Index, shards: Sequence[Path]) -> Names:
+    """Names of members below the folders of their shards, as far as these differ."""
+    common = Path(os.path.commonpath([path.parent for path in shards]))
+    prefixes = [path.parent.relative_to(common).as_posix() for path in shards]
+    prefixes = ["" if prefix == "." else f"{prefix}/" for prefix in prefixes]
+    members = Names.of(index.letters, index.starts)
+    if not any(prefixes):
+        return members
+    counts = np.diff(index.firsts).tolist()
+    prefix_of = (prefix for prefix, count in zip(prefixes, counts, strict=True) for _ in range(count))
+    return Names([prefix + name for prefix, name in zip(prefix_of, members, strict=True)])
+
+
+def _labels(index: Index) -> LabelFile | None:
+    """Classes sorted by their names, or by their value where all are whole numbers."""
+    if not index.words:
+        return None
+    numbers = all(re.fullmatch(r"-?\d+", word) for word in index.words)
+    classes = tuple(sorted(index.words, key=int) if numbers else sorted(index.words))
+    place = {word: label for label, word in enumerate(classes)}
+    table = np.array([*(place[word] for word in index.words), -1], dtype=np.int64)  # -1 stays -1
+    labels = table[index.labels]
+    without = int((labels < 0).sum())
+    notes = (f"{without:,} of {len(labels):,} images have no label beside them",) if without else ()
+    return LabelFile(labels, classes, ("labels are those of .cls or .json beside the images", *notes))
+
+
+def _notes(index: Index, shards: Sequence[Path]) -> tuple[str, ...]:
+    notes = []
+    counts = np.diff(index.firsts)
+    empty = [str(path) for path, count in zip(shards, counts, strict=True) if not count]
+    if empty:
+        notes.append(f"{len(empty)} of {len(shards)} shards hold no images ({_some(empty)})")
+    doubled = [(str(path), fact["doubled"]) for path, fact in zip(shards, index.facts, strict=True) if fact["doubled"]]
+    if doubled:
+        total = sum(count for _, count in doubled)
+        notes.append(
+            f"{total} images have the key of another in their shard ({_some([name for name, _ in doubled])}); of each"
+            " key the first is taken"
+        )
+    if index.repeated:
+        notes.append(f"{index.repeated} images have a key that another shard has too; each is an image of its own")
+    cut = [str(path) for path, fact in zip(shards, index.facts, strict=True) if fact["cut"]]
+    if cut:
+        notes.append(
+            f"{len(cut)} of {len(shards)} shards end without tar's end mark and may have been cut ({_some(cut)})"
+        )
+    return tuple(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,171 @@
+"""A picture as a pre-training method corrupts and restores it: the square that its network sees. With torch.
+
+restore.py takes noise out of pictures of any size; here is what the method learned, with its own masks and noise.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dsdmae_cli.artifacts.trained_method import TrainedMethod
+from dsdmae_cli.data.augment import prepare
+from dsdmae_cli.data.decode import decode, deep_values
+from dsdmae_cli.data.source import derive_seed, seeded
+from dsdmae_cli.data.square import to_square
+from dsdmae_cli.data.values import Range, Reading, sampled_range
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.methods.base import Restoration
+from dsdmae_cli.pictures.contact_sheet import Panel
+from dsdmae_cli.pictures.outcome import Changed, finite
+from dsdmae_cli.pictures.paths import Source
+from dsdmae_cli.pictures.picture import Picture
+from dsdmae_cli.runtime import autocast
+
+Rgb = UInt8[np.ndarray, "h w 3"]
+# Smaller squares are enlarged by whole factors up to this side: patches can be seen, and captions fit above them.
+_SHOWN = 192
+
+
+class Shown(NamedTuple):
+    """A square as the network got it, as it gave it back, and as it was; the names are those of paths.PARTS."""
+
+    corrupted: Picture
+    restored: Picture
+    original: Picture
+
+
+@dataclass(frozen=True)
+class MethodAtWork:
+    """A trained method on a device.
+
+    Args:
+        trained: its network is moved to the device.
+        where: the device.
+        precision: bf16, fp16 or fp32, of the network.
+        seed: of masks and noise: every picture gets the same, whatever is named beside it.
+    """
+
+    trained: TrainedMethod
+    where: torch.device
+    precision: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.trained.method.to(self.where)
+
+    def check(self) -> None:
+        """Try it, before a picture is read.
+
+        Raises:
+            SettingsError: the method restores no pixels; the message says why.
+        """
+        size = self.trained.method.encoder().image_size
+        self(np.zeros((size, size, 3), np.uint8))
+
+    @torch.inference_mode()
+    def __call__(self, rgb: Rgb) -> Shown:
+        """The middle square of a picture, scaled as in evaluation, corrupted and restored.
+
+        Raises:
+            SettingsError: the method restores no pixels.
+            MemoryError: the device has too little.
+        """
+        method = self.trained.method
+        size = method.encoder().image_size
+        square = np.ascontiguousarray(to_square(rgb, size))
+        images = prepare(torch.from_numpy(square.copy()).permute(2, 0, 1)[None].to(self.where), size, "bicubic")
+        views = method.as_views(images)
+        try:
+            corruption = method.corrupt(views, seeded(self.where, derive_seed(self.seed, "corrupt")))
+            with autocast(self.where, self.precision):
+                shown: Restoration | None = method.restore(views, corruption)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from None
+        if shown is None:
+            raise SettingsError(
+                f"method {self.trained.settings.method.name!r} cannot restore pictures: {method.no_restore}"
+            )
+        return Shown(_picture(shown.corrupted), _picture(shown.restored), Picture.of(square))
+
+
+def _picture(images: Float[Tensor, "1 3 h w"]) -> Picture:
+    """Rounded and clipped as a file must be."""
+    pixels = ((images[0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return Picture.of(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
+
+
+def read_as_data(source: Source, limits: Range | None, bands: tuple[int, ...] | None, *, own: bool) -> Rgb:
+    """A picture as a dataset would give it.
+
+    Args:
+        limits: values that are black and white in pictures of more than 8 bits; None = what the format says.
+        bands: that are shown of other bands than grey and RGB.
+        own: where there are no limits, take the picture's own.
+
+    Raises:
+        UnreadableImage: it cannot be decoded.
+    """
+    name = str(source)
+    content = source.path or sys.stdin.buffer.read()
+    if limits is None and own and (values := deep_values(content, name)) is not None:
+        limits = sampled_range([values])
+    return decode(content, name, Reading(limits, bands))
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A picture that was restored.
+
+    Attributes:
+        files: by what they show: corrupted, restored, original.
+        width, height: of the picture; side: of the square of it that the network saw.
+        scores: of the pixels that were changed.
+    """
+
+    source: str
+    files: dict[str, Path]
+    width: int
+    height: int
+    side: int
+    scores: Changed
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "source": self.source,
+            "files": {name: str(path) for name, path in self.files.items()},
+            "width": self.width,
+            "height": self.height,
+            "side": self.side,
+            **self.scores.record("corrupted"),
+            "seconds": round(self.seconds, 2),
+        }
+
+    def __str__(self) -> str:
+        before, after = (f"{v:.2f} dB" if finite(v) is not None else "equal" for v in self.scores[1:])
+        whole = self.scores.share in (0, 1)
+        what = "" if whole else f" on the {self.scores.share:.0%} of pixels that were changed"
+        square = f"{self.side}x{self.side} of {self.width}x{self.height}"
+        return f"{self.source}  {square}, {before} -> {after}{what}, {self.seconds:.1f} s"
+
+
+def row_of(rgb: Rgb, shown: Shown, scores: Changed) -> list[Panel]:
+    """The picture as it was given, whole, then the square's three; all of one size, so that columns stand in line."""
+    before, after = (f"{v:.2f} dB" if finite(v) is not None else "equal" for v in scores[1:])
+    height, width = rgb.shape[:2]
+    factor = max(1, _SHOWN // shown.original.height)
+    side = shown.original.height * factor
+    whole = ImageOps.pad(Image.fromarray(rgb), (side, side), Image.Resampling.LANCZOS, color="white")
+    given = Panel(Picture.of(np.asarray(whole)), f"given  {width}x{height}", 1)
+    captions = (f"corrupted  {before}", f"restored  {after}", "original")
+    return [given, *(Panel(picture, words, factor) for picture, words in zip(shown, captions, strict=True))]

@@ -1,0 +1,141 @@
+"""One picture after the other: what goes wrong with one is noted and the next one taken. What is done to a picture is
+the caller's (recipes/denoise.py, recipes/restore.py)."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from dsdmae_cli.data.base import Refused, UnreadableImage
+from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
+from dsdmae_cli.files import aside
+from dsdmae_cli.pictures import picture as pictures
+from dsdmae_cli.pictures.contact_sheet import Panel, draw
+from dsdmae_cli.pictures.outcome import Outcome, Record
+from dsdmae_cli.pictures.paths import Failure, Source
+from dsdmae_cli.pictures.picture import Picture
+from dsdmae_cli.pictures.stopping import stoppable
+from dsdmae_cli.report.counted import Counted
+
+_ADVICE = "make room, or write elsewhere with --out, and run it again"
+# A sheet of more would be of no use to the eye, and is held in memory whole.
+MOST_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Made:
+    """What comes of one picture.
+
+    Attributes:
+        files: what to write, and where; None = standard output.
+        record: what to say of it.
+        rows: of the sheet.
+    """
+
+    files: Sequence[tuple[list[Picture] | Image.Image, Path | None]]
+    record: Record
+    rows: list[list[Panel]]
+
+
+def each(
+    sources: Sequence[Source],
+    make: Callable[[int], Made],
+    outcome: Outcome,
+    report: Counted,
+    *,
+    device: str,
+    sheet: Path | None = None,
+    advice_on_size: str = "",
+) -> None:
+    """Make something of every picture, write it, and note in `outcome` what became of it.
+
+    Args:
+        make: is given a picture's number.
+        device: that computes, for advice.
+        sheet: one more file, with the rows of all.
+        advice_on_size: what to do about a picture that has too many pixels.
+
+    Raises:
+        RunFailed: the sheet cannot be written, or memory is exhausted.
+        RunInterrupted: by a signal; what was written by then is whole.
+    """
+    rows: list[list[Panel]] = []
+    num_shown = 0
+    with stoppable(outcome, len(sources)) as stop, report:
+        for number, source in enumerate(sources):
+            started = time.monotonic()
+            report.begin(str(source))
+            try:
+                made = make(number)
+                to_stdout = any(file is None for _, file in made.files)
+                # A reader of standard output may keep us waiting; that must not make Ctrl-C wait too.
+                with nullcontext() if to_stdout else stop.hold():
+                    for content, file in made.files:
+                        _write(content, file)
+                    outcome.done.append(replace(made.record, seconds=time.monotonic() - started))
+                    report.note(str(outcome.done[-1]), to_stdout=not to_stdout)
+            except (DsdmaeError, Refused) as error:
+                outcome.failed.append(
+                    Failure(str(source), _reason(error, advice_on_size), not isinstance(error, RunFailed))
+                )
+                if len(sources) > 1:  # one alone is in the error that follows
+                    report.warn(str(outcome.failed[-1]))
+                continue
+            except MemoryError:
+                advice = "end other programs, or cut it" if device == "cpu" else "try --device cpu"
+                raise RunFailed(f"{device} ran out of memory at {source}; {advice}") from None
+            if sheet is not None and num_shown < MOST_ROWS:
+                rows, num_shown = rows + made.rows, num_shown + 1
+        if sheet is not None and rows:
+            _write(draw(rows), sheet)
+            outcome.sheet = sheet
+            if len(outcome.done) > num_shown:
+                report.warn(f"{sheet} shows the first {num_shown} of {len(outcome.done)} pictures")
+
+
+def check_free(file: Path, *, force: bool) -> None:
+    """See, before time is spent, that a result can be written.
+
+    Raises:
+        DataError: it exists.
+        RunFailed: its folder cannot be made.
+    """
+    if file.exists() and not force:
+        raise DataError(f"{file} exists; --force replaces it")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFailed(f"cannot make {file.parent}: {error.strerror or error}") from error
+
+
+def _write(result: list[Picture] | Image.Image, file: Path | None) -> None:
+    def save(stream: BinaryIO, suffix: str) -> None:
+        if isinstance(result, list):
+            pictures.write(result, stream, suffix)
+        else:
+            kind, options = pictures.WRITERS[suffix]
+            result.save(stream, format=kind, **options)
+
+    if file is None:
+        content = io.BytesIO()
+        save(content, result[0].suffix if isinstance(result, list) else ".png")
+        sys.stdout.buffer.write(content.getbuffer())
+        sys.stdout.buffer.flush()
+        return
+    with aside(file, _ADVICE) as partial, partial.open("wb") as stream:
+        save(stream, file.suffix.lower())
+
+
+def _reason(error: Exception, advice_on_size: str) -> str:
+    if not isinstance(error, UnreadableImage):
+        return str(error)
+    more = advice_on_size if error.reason.endswith("million pixels") else ""
+    return f"{error.reason}{more}"

@@ -1,0 +1,1 @@
+"""`hf:NAME` for dsdmae."""

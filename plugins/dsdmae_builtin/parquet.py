@@ -1,0 +1,321 @@
+"""`parquet:PATH`: images in a column of Parquet files, read in place, a row group at a time. No torch here."""
+
+from __future__ import annotations
+
+import glob
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsdmae_builtin.datasets import ParquetSettings
+from dsdmae_builtin.folder import DEFAULT_SIDE, LARGEST_NATIVE_SIDE, range_of_some
+from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.files import FileImages, Files, Names, stamp_of
+from dsdmae_cli.data.label_file import LABEL_HEADINGS, LabelFile
+from dsdmae_cli.data.once import shared
+from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange
+from dsdmae_cli.data.square import common_side
+from dsdmae_cli.data.values import Range, Reading
+from dsdmae_cli.errors import DataError, PluginError
+from dsdmae_cli.plugins import argument_of
+from dsdmae_cli.settings.models import DataSettings
+
+_IMAGE_HEADINGS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
+# Row groups that a process keeps, by the bytes of their images; one that is larger is kept alone.
+KEPT_BYTES = 256 * 2**20
+LARGE_GROUP = 64 * 2**20
+
+
+def build(settings: DataSettings, split: str) -> FileImages:
+    """The images under `parquet:PATH`; split "train" (or "labelled", which is the same here) or "test".
+
+    Raises:
+        DataError: the path is missing or holds no Parquet, is damaged, or its columns cannot be told.
+        PluginError: pyarrow is not installed.
+    """
+    files, found = _found(settings)
+    part = found.test if split == "test" else found.train
+    limits = value_range(settings) if settings.range == "auto" else settings.range
+    reading = Reading(limits, None if settings.bands == "auto" else settings.bands)
+    return FileImages(files, part.indices, part.labels, part.classes, found.notes, reading)
+
+
+def count(settings: DataSettings) -> tuple[int, int]:
+    """Training images, and those with a label."""
+    part = _found(settings)[1].train
+    return len(part.indices), 0 if part.labels is None else int((part.labels >= 0).sum())
+
+
+def native_size(settings: DataSettings) -> int:
+    """The side that all images share if they are square and small (a sample of 64 is looked at), else 224."""
+    return shared(_native_size, *_asked(settings))
+
+
+def value_range(settings: DataSettings) -> Range | None:
+    """What data.range = auto means: by the values of those of 64 pictures that have more than 8 bits."""
+    return shared(_value_range, *_asked(settings))
+
+
+def _native_size(path: str, image: str | None, label: str | None) -> int:
+    files = shared(Tables, path, image, label)
+    side = common_side(FileImages(files, np.arange(len(files.names), dtype=np.int64)))
+    return side if side is not None and side <= LARGEST_NATIVE_SIDE else DEFAULT_SIDE
+
+
+def _value_range(path: str, image: str | None, label: str | None) -> Range | None:
+    files = shared(Tables, path, image, label)
+    return range_of_some(FileImages(files, np.arange(len(files.names), dtype=np.int64)))
+
+
+def _asked(settings: DataSettings) -> tuple[str, str | None, str | None]:
+    own = settings if isinstance(settings, ParquetSettings) else ParquetSettings.model_validate(settings.model_dump())
+    return str(Path(argument_of(own.dataset)).expanduser().absolute()), own.image_column, own.label_column
+
+
+def _found(settings: DataSettings) -> tuple[Tables, Arrangement]:
+    return shared(_arranged, *_asked(settings), settings.holdout)
+
+
+def _arranged(path: str, image: str | None, label: str | None, holdout: float) -> tuple[Tables, Arrangement]:
+    files = shared(Tables, path, image, label)
+    found = arrange(files.names, holdout, labels=files.labels, of=path)
+    return files, replace(found, notes=(*files.notes, *found.notes))
+
+
+def pyarrow() -> Any:
+    """pyarrow.parquet.
+
+    Raises:
+        PluginError: it is not installed.
+    """
+    try:
+        import pyarrow.parquet as found
+    except ImportError as error:
+        raise PluginError("parquet:PATH needs pyarrow; pip install 'dsdmae[parquet]'") from error
+    return found
+
+
+def paths_of(text: str) -> list[Path]:
+    """The Parquet files that a file, a folder or a glob stands for.
+
+    Raises:
+        DataError: there are none.
+    """
+    path = Path(text)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*.parquet") if not any(part.startswith(".") for part in p.parts[-1:]))
+    elif path.is_file():
+        found = [path]
+    else:
+        found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
+    if not found:
+        what = "holds no .parquet files" if path.is_dir() else "matches nothing" if "*" in text else "does not exist"
+        raise DataError(f"{text} {what}; give a Parquet file, a folder of them or a glob")
+    return found
+
+
+class Tables(Files):
+    """Rows of Parquet files, one after the other; what is held of them is at most some row groups.
+
+    Args:
+        text: a file, a folder or a glob.
+        image, label: columns; None = guessed by type and name, and said.
+
+    Raises:
+        DataError: a file is damaged, or its columns cannot be told.
+    """
+
+    def __init__(self, text: str, image: str | None, label: str | None) -> None:
+        parquet = pyarrow()
+        self._paths = paths_of(text)
+        self._stamps = [stamp_of(path) for path in self._paths]
+        groups: list[tuple[int, int, int]] = []  # file, row group, rows
+        values: list[Any] = []
+        largest = 0
+        for number, path in enumerate(self._paths):
+            try:
+                with parquet.ParquetFile(path) as table:
+                    schema = table.schema_arrow
+                    if number == 0:
+                        self._column, self._in_struct = image_column(schema, image, path)
+                        label_column, names, words = label_column_of(schema, label, self._column, path)
+                    missing = {self._column, *((label_column,) if label_column else ())} - set(schema.names)
+                    if missing:
+                        raise DataError(f"{path} has no column {missing.pop()!r}, which {self._paths[0]} has")
+                    for group in range(table.num_row_groups):
+                        about = table.metadata.row_group(group)
+                        groups.append((number, group, about.num_rows))
+                        largest = max(largest, about.total_byte_size)
+                    if label_column:
+                        values += table.read(columns=[label_column]).column(0).to_pylist()
+            except (OSError, ValueError) as error:  # pyarrow's errors are of both
+                raise DataError(f"{path} is no whole Parquet file ({str(error).splitlines()[0]})") from error
+        self._groups = np.array(groups, dtype=np.int64).reshape(-1, 3)
+        self._firsts = np.concatenate([[0], np.cumsum(self._groups[:, 2])]).astype(np.int64)
+        if not self._firsts[-1]:
+            raise DataError(f"{text} holds no rows")
+        self.names = self._named()
+        self.labels = _labels(values, names) if label_column else None
+        said = [f"images are in column {self._column!r}", words]
+        if largest > LARGE_GROUP:
+            said.append(
+                f"row groups of up to {largest / 2**20:.0f} MiB are read whole for an image of theirs; where training"
+                " waits for images, write smaller ones (row_group_size=100)"
+            )
+        self.notes = tuple(note for note in said if note)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, tuple[list[bytes | None], int]] = OrderedDict()  # rows, and their bytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_kept")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+    def _named(self) -> Names:
+        """A row's name: below the folder of its split, where the file is in one or is named after one."""
+        common = self._paths[0].parent
+        while not all(path.is_relative_to(common) for path in self._paths):
+            common = common.parent
+        prefixes = []
+        for path in self._paths:
+            folders = path.relative_to(common).parent.parts
+            split = path.stem.split("-")[0].lower()
+            if len(self._paths) > 1 and not folders and split in (*TRAIN_FOLDERS, *TEST_FOLDERS):
+                folders = (split,)  # train-00000-of-00002.parquet, as the Hub has them
+            prefixes.append("/".join((*folders, path.stem)))
+        rows: list[str] = []
+        seen = [0] * len(self._paths)
+        for number, _, count_ in self._groups.tolist():
+            rows += [f"{prefixes[number]}-{row:09d}" for row in range(seen[number], seen[number] + count_)]
+            seen[number] += count_
+        return Names(rows)
+
+    def full_name(self, index: int) -> str:
+        group = self._group(index)
+        before = self._groups[:group][self._groups[:group, 0] == self._groups[group, 0], 2].sum()
+        return f"{self._paths[self._groups[group, 0]]}!row {int(before) + index - int(self._firsts[group])}"
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        return self._stamps[int(self._groups[self._group(index), 0])]
+
+    def file_size(self, index: int) -> int | None:
+        return None  # only the pages know, and each would have to be read
+
+    def read(self, index: int) -> bytes:
+        group = self._group(index)
+        content = self._rows(group)[index - int(self._firsts[group])]
+        if content is None:
+            raise UnreadableImage(self.full_name(index), "no bytes in its row")
+        return content
+
+    def _group(self, index: int) -> int:
+        return int(np.searchsorted(self._firsts, index, side="right")) - 1
+
+    def _rows(self, group: int) -> list[bytes | None]:
+        with self._lock:
+            if group in self._kept:
+                self._kept.move_to_end(group)
+                return self._kept[group][0]
+            number, of_file, _ = self._groups[group].tolist()
+            path = self._paths[number]
+            try:
+                if stamp_of(path) != self._stamps[number]:
+                    raise DataError(f"{path} changed while it was in use; start again")
+                with pyarrow().ParquetFile(path) as table:
+                    column = table.read_row_group(of_file, columns=[self._column], use_threads=False).column(0)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+            if self._in_struct:
+                column = column.combine_chunks()
+                column = column.field("bytes") if hasattr(column, "field") else column.flatten()[0]
+            rows: list[bytes | None] = column.to_pylist()
+            self._kept[group] = rows, sum(len(row) for row in rows if row is not None)
+            while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+            return rows
+
+
+# ------------------------------------------------------------------------------------------------- columns
+
+
+def image_column(schema: Any, wanted: str | None, path: Path) -> tuple[str, bool]:
+    """The column of images, and whether it is a struct with bytes.
+
+    Raises:
+        DataError: there is none, or several.
+    """
+    import pyarrow as arrow
+
+    able = {}
+    for field in schema:
+        kind = field.type
+        if arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind):
+            able[field.name] = False
+        elif arrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            able[field.name] = True
+    if wanted is not None:
+        if wanted not in able:
+            raise DataError(
+                f"data.image_column = {wanted!r}: {path} has no such column of bytes; of bytes are"
+                f" {', '.join(able) or 'none'}"
+            )
+        return wanted, able[wanted]
+    named = [name for name in able if name.lower() in _IMAGE_HEADINGS]
+    choice = list(able) if len(able) == 1 else named
+    if len(choice) != 1:
+        what = f"it could be {', '.join(choice or able)}" if able else "none holds bytes, or structs with bytes"
+        raise DataError(
+            f"which column of {path} ({', '.join(schema.names[:12])}) holds the images? {what}; name it by --set"
+            " data.image_column=NAME"
+        )
+    return choice[0], able[choice[0]]
+
+
+def label_column_of(
+    schema: Any, wanted: str | None, image: str, path: Path
+) -> tuple[str | None, tuple[str, ...] | None, str]:
+    """The column of labels, names of its numbers where the file has them, and words for what was taken.
+
+    Raises:
+        DataError: there is no column of that name.
+    """
+    if wanted is not None and wanted not in schema.names:
+        raise DataError(
+            f"data.label_column = {wanted!r}: {path} has no such column; it has {', '.join(schema.names[:12])}"
+        )
+    found = wanted or next((n for n in schema.names if n.lower() in LABEL_HEADINGS and n != image), None)
+    if found is None:
+        others = [name for name in schema.names if name != image]
+        advice = "is called one; name it by --set data.label_column=NAME"
+        said = f"no labels: none of the columns {', '.join(others[:8])} {advice}" if others else ""
+        return None, None, said
+    names = None
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        names = tuple(str(name) for name in features[found]["names"])
+    except (KeyError, TypeError, ValueError):
+        pass  # a file of other origin
+    return found, names, f"labels are those of column {found!r}" + ("" if wanted else ", by its name")
+
+
+def _labels(values: Sequence[Any], names: tuple[str, ...] | None) -> LabelFile:
+    if names is not None:
+        able = [v if isinstance(v, int) and 0 <= v < len(names) else -1 for v in values]
+        return LabelFile(np.array(able, dtype=np.int64), names, ())
+    there = {v for v in values if v is not None and v != -1}
+    numbers = all(isinstance(value, int) for value in there)
+    classes = sorted(there) if numbers else sorted({str(value) for value in there})
+    place = {value: label for label, value in enumerate(classes)}
+    labels = [place.get(value if numbers else str(value), -1) if value is not None else -1 for value in values]
+    return LabelFile(np.array(labels, dtype=np.int64), tuple(map(str, classes)), ())
