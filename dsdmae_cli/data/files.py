@@ -55,7 +55,7 @@ class FileImages(ImageDataset):
         labels: one for each index (-1 = none), or None.
         classes: names by label, or None.
         notes: what is to be said of how they were found.
-        reading: how pictures of more than 8 bits or other bands become RGB.
+        reading: what their channels are, and what is black and white in those of more than 8 bits.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class FileImages(ImageDataset):
         reading: Reading = AS_STORED,
     ) -> None:
         self._reading = reading
+        self.channels = reading.channels
         self._files = files
         self._indices = indices
         self.labels = labels
@@ -77,7 +78,7 @@ class FileImages(ImageDataset):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def load(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    def load(self, index: int) -> UInt8[np.ndarray, "height width c"]:
         return decode(self._files.read(int(self._indices[index])), self.name(index), self._reading)
 
     def deep_values(self, index: int) -> Values | None:
@@ -86,7 +87,7 @@ class FileImages(ImageDataset):
         Raises:
             UnreadableImage: this image cannot be decoded.
         """
-        return deep_values(self._files.read(int(self._indices[index])), self.name(index))
+        return deep_values(self._files.read(int(self._indices[index])), self.name(index), self._reading)
 
     def size(self, index: int) -> tuple[int, int]:
         return image_size(self._files.read(int(self._indices[index])), self.name(index))

@@ -45,7 +45,7 @@ FORMAT_VERSION = 2
 class Batch(NamedTuple):
     """Prepared images that could be read, and which images of the dataset they are."""
 
-    images: UInt8[Tensor, "b 3 s s"]
+    images: UInt8[Tensor, "b c s s"]
     indices: Int64[Tensor, " b"]
 
 
@@ -164,7 +164,7 @@ _POOLING: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 @torch.no_grad()
 def mean_features(
     encoder: Backbone,
-    images: UInt8[Tensor, "n 3 s s"] | Rows,
+    images: UInt8[Tensor, "n c s s"] | Rows,
     batch_size: int,
     precision: str = "fp32",
 ) -> Float[Tensor, "n d"]:

@@ -27,6 +27,8 @@ from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
 
 Split = Literal["train", "test", "labelled", "all"]
+# Of the data that an encoder learned from: how the values of a picture become those that it sees.
+_SEEN_BY = ("range", "bands", "channels")
 _ADVICE = "make room or choose another --out"
 
 
@@ -148,8 +150,8 @@ def _data(request: Request, subject: Subject) -> tuple[DataSettings, BackboneSet
     if _names_dataset(request):
         with suppress(DataError, PluginError):  # what it learned from need not be here any more
             values, origin = subject.taken_over()
-            seen = {key: value for key, value in values.get("data", {}).items() if key in ("range", "bands")}
-            below = ({"data": seen}, origin) if subject.settings() is not None else None
+            seen = {key: value for key, value in values.get("data", {}).items() if key in _SEEN_BY}
+            below = ({"data": seen}, origin) if seen else None
     elif subject.settings() is None:
         raise SettingsError(f"which images? {subject.text} does not say what it learned from; add --dataset NAME")
     else:

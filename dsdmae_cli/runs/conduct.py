@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.config.own_images import remarks
-from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.resolve import colour_notes, resolve
 from dsdmae_cli.config.schema import SCHEMAS, Loaded
 from dsdmae_cli.errors import DsdmaeError, RunFailed, SettingsError
 from dsdmae_cli.files import AGAIN, RESUME
@@ -19,7 +19,6 @@ from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import RunDir, changed_settings, default_path
 from dsdmae_cli.runtime import choose_device, undisturbed
-from dsdmae_cli.settings.models import ValueRange
 from dsdmae_cli.signals import no_save_kills
 
 
@@ -69,7 +68,10 @@ def conduct(
         try:
             settings: Any = _agree(directory, loaded, resume, overridden)
             resumed = resume and bool(checkpoint.newest_first(directory.checkpoints))
-            start = Start(command, directory, settings, resolve(settings), report, resume, resumed)
+            resolved = resolve(settings)
+            for note in () if resume else colour_notes(resolved):
+                report.note(note)
+            start = Start(command, directory, settings, resolved, report, resume, resumed)
             run = Run(start, put_together(start))
             return run.train()
         except BaseException as error:
@@ -99,24 +101,26 @@ def _agree(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: boo
     return settings
 
 
-def _with_range(settings: Any, limits: ValueRange | None) -> BaseModel:
-    """The settings with the range of values that was found, so that images which come later do not change it."""
-    if settings.data.range != "auto":
-        return settings
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"range": limits})})
+def _with_found(settings: Any, resolved: Any) -> BaseModel:
+    """The settings with what the images said of themselves, so that images which come later do not change it."""
+    found = {key: getattr(resolved.data, key) for key in ("range", "channels") if getattr(settings.data, key) == "auto"}
+    sections: dict[str, Any] = {"data": settings.data.model_copy(update=found)}
+    if "method" in type(settings).model_fields:  # what needs colours is off where there are none
+        sections["method"] = resolved.method
+    return settings.model_copy(update=sections)
 
 
 def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool) -> BaseModel:
     """Make or reopen the run directory; the settings to go by."""
     resolved = resolve(loaded.settings)  # a rule between sections should fail before a directory is made
     if not resume:
-        settings: BaseModel = _with_range(loaded.settings, resolved.data.range)
+        settings: BaseModel = _with_found(loaded.settings, resolved)
         directory.create(settings)
         return settings
     before: BaseModel = directory.resume().settings
     if not overridden:
         return before
-    settings = _with_range(loaded.settings, before.data.range)  # type: ignore[attr-defined]
+    settings = _with_found(loaded.settings, before)
     changes = changed_settings(before, settings)
     if changes:
         raise SettingsError(

@@ -32,6 +32,8 @@ class TimmBackbone(Backbone):
         self.image_size = image_size
         self.timm_name = argument_of(settings.name)
         self.timm_kwargs = {**settings.options, "num_classes": 0}
+        if self.set_channels(settings.in_chans) != 3:  # timm's own default, and not every model knows the word
+            self.timm_kwargs["in_chans"] = self.in_chans
         if settings.patch_size != "auto":
             self.timm_kwargs["patch_size"] = settings.patch_size
         if settings.drop_path:
@@ -49,7 +51,7 @@ class TimmBackbone(Backbone):
         was_training = self.model.training
         self.model.eval()
         try:
-            features = self._feature_map(torch.zeros(1, 3, self.image_size, self.image_size))
+            features = self._feature_map(torch.zeros(1, self.in_chans, self.image_size, self.image_size))
         except Exception as error:  # thousands of architectures, each with its own way to refuse a size
             raise SettingsError(
                 f"backbone timm:{self.timm_name} cannot encode {self.image_size}x{self.image_size} images:"
@@ -69,7 +71,7 @@ class TimmBackbone(Backbone):
         """Layers behind the feature map (a ConvNeXt's head norm) get no gradient, and DDP would wait for it in vain."""
         was_training = self.model.training
         self.model.eval()
-        self._feature_map(torch.rand(1, 3, self.image_size, self.image_size)).sum().backward()
+        self._feature_map(torch.rand(1, self.in_chans, self.image_size, self.image_size)).sum().backward()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.grad is not None)
             parameter.grad = None

@@ -30,6 +30,7 @@ class ViT(Backbone):
 
     def __init__(self, settings: ViTSettings, image_size: int) -> None:
         super().__init__()
+        in_chans = self.set_channels(settings.in_chans)
         patch = check_patches(settings.patch_size, image_size)
         _check(settings)
         self.grid = (image_size // patch, image_size // patch)
@@ -51,6 +52,8 @@ class ViT(Backbone):
             "fc_norm": False,
             "num_classes": 0,
         }
+        if in_chans != 3:  # timm's own default, which is left out of what it is told
+            self.timm_kwargs["in_chans"] = in_chans
         if settings.layer_scale is not None:
             self.timm_kwargs["init_values"] = settings.layer_scale
         self.vit = VisionTransformer(**self.timm_kwargs, drop_path_rate=settings.drop_path, norm_layer=ViTLayerNorm)
