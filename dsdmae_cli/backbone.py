@@ -114,6 +114,12 @@ class Backbone(nn.Module):
         """
         return [self.forward_tokens(images) for _ in blocks]
 
+    def attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads rows columns"] | None:
+        """How much the last block looks at each patch: the class token's attention, or where there is none, the mean of
+        all patches'. None for an architecture without such attention.
+        """
+        return None
+
     def forward_subset(
         self, images: Float[Tensor, "b c h w"], ids_keep: Int64[Tensor, "b k"]
     ) -> Float[Tensor, "b k d"]:

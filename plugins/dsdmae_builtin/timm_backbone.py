@@ -12,9 +12,11 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dsdmae_builtin.backbones import TimmSettings
+from dsdmae_builtin.vit import attention_to_patches
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import PluginError, SettingsError, nearest
 from dsdmae_cli.plugins import argument_of
@@ -123,6 +125,17 @@ class TimmBackbone(Backbone):
         if len(inner) < len(set(blocks)):
             found[self.num_blocks] = self.forward_tokens(images)
         return [found[block] for block in blocks]
+
+    def attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads rows columns"] | None:
+        if type(self.model) is not VisionTransformer or self.num_blocks < 2:
+            return None
+        found: Any = self.model.forward_intermediates(
+            self.normalize(images), indices=[self.num_blocks - 2], stop_early=True, norm=False, output_fmt="NLC",
+            intermediates_only=True, return_prefix_tokens=True,
+        )  # fmt: skip
+        [(patches, prefix)] = found
+        tokens = patches if prefix is None else torch.cat([prefix, patches], dim=1)
+        return attention_to_patches(self.model.blocks[-1], tokens, self.grid, self.has_class_token)
 
     @property
     def body(self) -> nn.Module:
