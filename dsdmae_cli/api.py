@@ -182,14 +182,15 @@ def embed(
         subject: a run, a weights file or "timm:NAME".
         data: as in pretrain; None = what the subject learned from.
         split: "train", "test", "labelled" or "all" (train, then test).
-        pool: of the patch tokens "mean" or "max", the class token "cls", or "mean+cls".
+        pool: of the patch tokens "mean" or "max", the class token "cls", "mean+cls", or all "tokens".
         image_size: side of the images that the encoder sees; None = that of its training.
         device, precision: as train.device and train.precision.
         cache: keep the features in the user's cache, and look for them there.
         settings: of [data] and [backbone], as in pretrain.
 
     Returns:
-        `features` float32 [n, width], `names`, `splits`, `labels` (-1 = none) and `classes`.
+        `features` float32 [n, width] (of tokens [n, rows, columns, width]), `names`, `splits`, `labels` (-1 = none) and
+        `classes`.
 
     Raises:
         As pretrain.

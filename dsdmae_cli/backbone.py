@@ -27,8 +27,9 @@ class Backbone(nn.Module):
         timm_name, timm_kwargs: `timm.create_model(timm_name, **timm_kwargs)` builds the same network, and
             `timm_state()` fits it. An empty timm_name means an architecture that timm does not have; `timm_state()`
             is then its own state_dict.
-        mean, std: how the network under timm's names wants its pixels normalised, from [0, 1]. `forward` takes images
-            in [-1, 1] whatever they are; a backbone with other values than 0.5 renormalises inside.
+        in_chans: channels of the images it takes; `set_channels` sets it.
+        mean, std: how the network under timm's names wants its pixels normalised, from [0, 1], by channel. `forward`
+            takes images in [-1, 1] whatever they are; a backbone with other values than 0.5 renormalises inside.
         has_class_token: `forward_tokens` gives one.
         size_multiple: where it is a number, `forward` takes images of any height and width that are multiples of it,
             whatever image_size says; None = squares of image_size alone.
@@ -39,8 +40,9 @@ class Backbone(nn.Module):
     image_size: int
     timm_name: str
     timm_kwargs: dict[str, Any]
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    in_chans: int = 3
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     has_class_token: bool = False
     size_multiple: int | None = None
     _gain: Tensor | None
@@ -50,10 +52,25 @@ class Backbone(nn.Module):
         super().__init__()
         self.register_buffer("_gain", None, persistent=False)
 
-    def set_normalization(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
-        """Have `normalize` give the network pixels by this mean and standard deviation of theirs, from [0, 1]."""
+    def set_channels(self, in_chans: int | str) -> int:
+        """Take images of so many channels; what `__init__` of one that does so for any number calls first.
+
+        Args:
+            in_chans: as its settings have it; "auto", where no images have said how many there are, is RGB.
+        """
+        self.in_chans = 3 if isinstance(in_chans, str) else in_chans
+        self.mean = self.std = (0.5,) * self.in_chans
+        return self.in_chans
+
+    def set_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Have `normalize` give the network pixels by this mean and standard deviation of theirs, from [0, 1].
+
+        Of values for RGB, where that is not what the network sees, each channel gets their average.
+        """
+        if len(mean) != self.in_chans:
+            mean, std = ((sum(values) / len(values),) * self.in_chans for values in (mean, std))
         self.mean, self.std = mean, std
-        of_mean, of_std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        of_mean, of_std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
         # ((x + 1) / 2 - mean) / std as one multiplication and addition; no part of the weights.
         self.register_buffer("_gain", 0.5 / of_std, persistent=False)
         self.register_buffer("_offset", (0.5 - of_mean) / of_std, persistent=False)
@@ -96,6 +113,12 @@ class Backbone(nn.Module):
         one reads. Blocks of one network may differ in grid and width.
         """
         return [self.forward_tokens(images) for _ in blocks]
+
+    def attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads rows columns"] | None:
+        """How much the last block looks at each patch: the class token's attention, or where there is none, the mean of
+        all patches'. None for an architecture without such attention.
+        """
+        return None
 
     def forward_subset(
         self, images: Float[Tensor, "b c h w"], ids_keep: Int64[Tensor, "b k"]
@@ -143,9 +166,10 @@ class Backbone(nn.Module):
 class Pixels(Backbone):
     """No network: the pixels themselves as one token, the baseline that any features must beat."""
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, image_size: int, in_chans: int = 3) -> None:
         super().__init__()
-        self.grid, self.width, self.image_size = (1, 1), 3 * image_size**2, image_size
+        self.set_channels(in_chans)
+        self.grid, self.width, self.image_size = (1, 1), in_chans * image_size**2, image_size
         self.timm_name, self.timm_kwargs = "", {}
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 d"]:

@@ -73,6 +73,7 @@ class BackboneSpec(Spec):
             weights were made for; None = there are none. Such a backbone can be named wherever a command takes an
             encoder (NAME, or NAME:ARGUMENT if it takes one). Its settings have a boolean `pretrained`, with which
             `build` fetches the weights, and a patch size "auto" is that of the published ones (see own_patch_size).
+        any_channels: it takes images of `settings.in_chans` channels, whatever the number; False = RGB alone.
         recognize: "module:attribute" of a torch-free function(shapes, origin) -> Recognized | None that tells the
             architecture of somebody's weights: {timm's name: shape}, heads and decoders among them, and whose names
             they had before ("" = timm's own). None = its weights are opened by name alone.
@@ -83,6 +84,7 @@ class BackboneSpec(Spec):
     takes_mask_token: bool = False
     own_patch_size: bool = False
     image_size: str | None = None
+    any_channels: bool = False
     recognize: str | None = None
 
 
@@ -96,8 +98,11 @@ class DatasetSpec(Spec):
         image_size: its own side in pixels, or "module:attribute" of a torch-free function(settings) -> int.
         augment: what "auto" means for data.crop_scale, data.flip and data.shift.
         labelled_split: the training split whose images have labels, where that is not "train".
-        value_range: "module:attribute" of a torch-free function(settings) -> (low, high) or None, which is what
-            data.range = auto means; None = all images have 8 bits.
+        channels: of the images that `load` gives while data.channels is "auto", or "module:attribute" of a torch-free
+            function(settings) -> int. A dataset that has a function obeys data.channels; of another, images are made
+            grey where that is 1.
+        value_range: "module:attribute" of a torch-free function(settings) -> (low, high), one such pair a channel, or
+            None, which is what data.range = auto means; None = all images have 8 bits.
         num_images: official number of images by split, for a plan when the files are not here yet.
         count: "module:attribute" of a torch-free function(settings) -> (training images, those with a label), where the
             numbers are the person's and quickly told; None = `num_images` says, or nobody.
@@ -109,6 +114,7 @@ class DatasetSpec(Spec):
     image_size: int | str
     augment: Mapping[str, Any] = field(default_factory=lambda: {"crop_scale": (0.2, 1.0), "flip": True, "shift": 0})
     labelled_split: str = "train"
+    channels: int | str = 3
     value_range: str | None = None
     num_images: Mapping[str, int] = field(default_factory=dict)
     count: str | None = None
@@ -164,6 +170,9 @@ class MethodSpec(Spec):
         augment: what "auto" means for data.crop_scale, data.flip and data.shift with this method, over what it means
             for the dataset. Where the dataset says None or False, that stands: it knows what a crop or a mirror would
             do to its images, and a method does not.
+        any_channels: it learns from images of any number of channels (`backbone.in_chans`); False = RGB alone.
+        colour: settings that vary colours, and the values that switch them off, which they have where images are not
+            RGB.
         named_sweeps: what `--sweep` may call values of a setting, by name ("heads"); a flag's name is no such name.
         paper: what to cite.
     """
@@ -173,6 +182,8 @@ class MethodSpec(Spec):
     needs_mask_token: bool = False
     requires: Requirement | None = None
     augment: Mapping[str, Any] = field(default_factory=dict)
+    any_channels: bool = False
+    colour: Mapping[str, Any] = field(default_factory=dict)
     named_sweeps: Mapping[str, NamedSweep] = field(default_factory=dict)
     paper: str = ""
 

@@ -45,8 +45,10 @@ class Strength:
     solarize_probability: float = 0.0
 
 
-def strong_view(images: Float[Tensor, "b 3 h w"], strength: Strength, generator: Generator) -> Float[Tensor, "b 3 h w"]:
+def strong_view(images: Float[Tensor, "b c h w"], strength: Strength, generator: Generator) -> Float[Tensor, "b c h w"]:
     """A strong view of each image, in the order of MoCo v3: jitter, grey, blur, solarisation.
+
+    Of other images than RGB only the blur has a meaning; the rest must be off (`MethodSpec.colour`).
 
     Args:
         images: in [-1, 1], as what comes back.
@@ -54,8 +56,11 @@ def strong_view(images: Float[Tensor, "b 3 h w"], strength: Strength, generator:
     """
     s, b = strength, len(images)
     x = (images + 1) / 2
-    x = color_jitter(x, draw_jitter(b, s.jitter, s.jitter_probability, generator))
-    x = torch.where(_chosen(b, s.grey_probability, generator), _luma(x), x)
+    if images.shape[1] == 3:
+        x = color_jitter(x, draw_jitter(b, s.jitter, s.jitter_probability, generator))
+        x = torch.where(_chosen(b, s.grey_probability, generator), _luma(x), x)
+    else:
+        assert s.jitter_probability == s.grey_probability == s.solarize_probability == 0
     if s.blur_probability:
         low, high = s.blur_std
         std = low + (high - low) * _uniform(b, generator=generator)

@@ -18,7 +18,7 @@ from dsdmae_cli.methods.base import Method
 def measure_work(method: Method) -> tuple[float, int]:
     """(FLOP, bytes kept for the backward pass in float32) of one image's forward and backward, counted not run."""
     size = method.encoder().image_size
-    images = method.as_views(torch.zeros(1, 3, size, size))
+    images = method.as_views(torch.zeros(1, method.encoder().in_chans, size, size))
     with torch.no_grad():
         corruption = method.corrupt(images, seeded(torch.device("cpu"), 0))
     ghost = copy.deepcopy(method).to("meta")
@@ -41,5 +41,5 @@ def encoder_flops(encoder: Backbone) -> float:
     ghost = copy.deepcopy(encoder).to("meta")
     size = encoder.image_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ghost(torch.zeros(1, 3, size, size, device="meta"))
+        ghost(torch.zeros(1, encoder.in_chans, size, size, device="meta"))
     return float(counter.get_total_flops())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isclose
 from pathlib import Path
+from statistics import fmean
 
 from torch import Tensor
 
@@ -38,27 +40,32 @@ class Beginning:
     notes: tuple[str, ...] = ()
 
     def fill_encoder(self, backbone: Backbone) -> None:
-        """Give a new backbone the weights; positions are resampled where its images are of another size.
+        """Give a new backbone the weights; positions are resampled where its images are of another size, and the first
+        layer is adapted where they are of another number of channels.
 
         Raises:
             CheckpointError: it is another network.
             SettingsError: the encoder cannot take images of that size, or wants its pixels otherwise.
         """
-        if (backbone.mean, backbone.std) != (self.encoder.mean, self.encoder.std):
+        if not _alike(backbone, self.encoder):
             raise SettingsError(
                 f"{self.text} wants pixels normalised by {self.encoder.mean} and {self.encoder.std}, this backbone by"
                 f" {backbone.mean} and {backbone.std}; take the backbone that they were made with"
             )
         self.encoder.set_image_size(backbone.image_size)
         own, given = backbone.timm_state(), self.encoder.timm_state()
+        if backbone.in_chans != self.encoder.in_chans:
+            given = adapted(given, own)
         checkpoint.check_fit(own, given, f"{self.text} (train.start)")
         for name, tensor in own.items():
             tensor.data.copy_(given[name])
 
     def fill_parts(self, method: Method, name: str) -> str:
         """Give a method's other parts their weights where the method is the same; what was filled, in words."""
+        was, now = self.encoder.in_chans, method.encoder().in_chans
+        adapted = f"; its first layer is adapted from {was} to {now} channels" if was != now else ""
         if name != self.method or not self.parts:
-            return f"the encoder begins with the weights of {self.text}; everything else is new"
+            return f"the encoder begins with the weights of {self.text}{adapted}; everything else is new"
         state = method.state_dict()
         fitting = {
             key: self.parts[key]
@@ -70,7 +77,38 @@ class Beginning:
         new = {key.partition(".")[0] for key in _without_encoder(method, state) if key not in fitting} - {"teacher"}
         with_them = f" and {', '.join(sorted(filled))}" if filled else ""
         rest = f"; new: {', '.join(sorted(new))}" if new else ""
-        return f"the encoder{with_them} begin with the weights of {self.text}{rest}"
+        return f"the encoder{with_them} begin with the weights of {self.text}{adapted}{rest}"
+
+
+def _alike(one: Backbone, other: Backbone) -> bool:
+    """Whether two networks want their pixels normalised in one way; by their averages, if their channels differ."""
+    if one.in_chans == other.in_chans:
+        return (one.mean, one.std) == (other.mean, other.std)
+    return all(isclose(fmean(a), fmean(b), abs_tol=1e-6) for a, b in ((one.mean, other.mean), (one.std, other.std)))
+
+
+def adapted(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with convolutions of images brought to another number of channels, as timm does with published ones.
+
+    Filters are repeated channel by channel and scaled, so that an image whose channels are all alike gives what it gave
+    before; for one channel they are summed. What is no such convolution (a U-Net's first layer) stays as it is.
+    """
+    state = dict(given)
+    for name, weight in given.items():
+        wanted = own[name].shape if name in own else weight.shape
+        if (
+            weight.ndim == 4
+            and wanted[0] == weight.shape[0]
+            and wanted[2:] == weight.shape[2:]
+            and wanted != weight.shape
+        ):
+            there, number = weight.shape[1], wanted[1]
+            if number == 1:
+                state[name] = weight.sum(dim=1, keepdim=True)
+            else:
+                repeated = weight.repeat(1, -(-number // there), 1, 1)[:, :number]
+                state[name] = repeated * (there / number)
+    return state
 
 
 def open_beginning(text: str, settings: ResolvedSettings) -> Beginning:

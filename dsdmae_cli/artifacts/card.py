@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -207,7 +208,8 @@ def _results(opened: Opened, rows: list[Row]) -> str:
 
 
 def _loading(opened: Opened) -> str:
-    side = opened.encoder.image_size
+    side, channels = opened.encoder.image_size, opened.encoder.in_chans
+    bands = "" if channels == 3 else f"\n\n{_channels(opened)}"
     if opened.tuned is not None:
         use = f"""logits = model(images)  # [1, {len(opened.tuned.classes)}]
 names = [model.pretrained_cfg["label_names"][index] for index in logits.argmax(dim=1)]"""
@@ -225,11 +227,30 @@ model = timm.create_model("local-dir:THIS-FOLDER", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 
-images = torch.rand(1, 3, {side}, {side})  # transform(image).unsqueeze(0)
+images = torch.rand(1, {opened.encoder.in_chans}, {side}, {side})  # transform(image).unsqueeze(0)
 {use}
 ```
 
-Pixels in [0, 1] are normalised by mean {list(opened.mean)} and standard deviation {list(opened.std)}.{more}"""
+Pixels in [0, 1] are normalised by mean {list(opened.mean)} and standard deviation {list(opened.std)}.{more}{bands}"""
+
+
+def _channels(opened: Opened) -> str:
+    """What a network that does not see RGB sees."""
+    data = (opened.tuned.settings if opened.tuned else opened.settings or {}).get("data", {})
+    number = opened.encoder.in_chans
+    bands = data.get("bands", "auto")
+    words = f"It sees {number} channel{'s' if number > 1 else ''}"
+    words += (
+        f", bands {', '.join(map(str, bands))} of its pictures."
+        if bands != "auto"
+        else ", grey."
+        if number == 1
+        else "."
+    )
+    limits = data.get("range")
+    if isinstance(limits, list | tuple):
+        words += f" Before that, values from black to white become [0, 1]: {json.dumps(limits)}."
+    return words + (" timm's transform is for RGB." if number != 3 else "")
 
 
 def _citation(opened: Opened) -> str:

@@ -132,8 +132,9 @@ def timm_arguments(network: Network) -> dict[str, Any] | None:
     was_training, device = network.training, network.head.weight.device
     network.eval().cpu()
     size = encoder.image_size
-    images = torch.linspace(-1, 1, 2 * 3 * size * size).reshape(2, 3, size, size)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
+    channels = encoder.in_chans
+    images = torch.linspace(-1, 1, 2 * channels * size * size).reshape(2, channels, size, size)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (encoder.mean, encoder.std))
     expected, state = network(images), _timm_state(network)
     allowed = _SAME * max(1.0, float(expected.abs().max()))
     found = None
@@ -155,7 +156,7 @@ def timm_arguments(network: Network) -> dict[str, Any] | None:
 def load_with(network: Network, path: Path) -> str | None:
     """The Python expression by which timm loads a file of save_classifier, if its answers to [-1, 1] are then ours."""
     encoder = network.backbone
-    arguments = timm_arguments(network) if encoder.mean == encoder.std == (0.5, 0.5, 0.5) else None
+    arguments = timm_arguments(network) if set(encoder.mean) == set(encoder.std) == {0.5} else None
     if arguments is None:
         return None
     words = ", ".join(f"{key}={value!r}" for key, value in arguments.items())

@@ -62,7 +62,7 @@ class Denoiser:
         """(height, width) of a patch, in pixels."""
         return self.network.encoder().patch_shape
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         restored = self.network.denoise(images)
         assert restored is not None  # _parts looked
         return restored.float()
@@ -139,6 +139,11 @@ def _from_file(path: Path, origin: str) -> Denoiser:
 
 
 def _ready(method: Method, settings: ResolvedSettings, state: Mapping[str, Tensor], origin: str) -> Denoiser:
+    if (channels := method.encoder().in_chans) != 3:
+        raise SettingsError(
+            f"{origin} was trained on images of {channels} channel{'s' if channels > 1 else ''}, and only networks for"
+            f" RGB denoise pictures; {_OTHERS}"
+        )
     check_values(dict(state), method.state_dict(), Path(origin))
     method.eval().requires_grad_(False)
     return Denoiser(method, settings, checkpoint.weights_sha256(state), origin)
@@ -158,7 +163,7 @@ def _parts(method: Method, name: str, run: Path | None = None) -> nn.ModuleDict:
     ]
     side = method.denoise_multiple or method.encoder().image_size
     with torch.inference_mode():
-        restored = method.eval().denoise(torch.zeros(1, 3, side, side))
+        restored = method.eval().denoise(torch.zeros(1, method.encoder().in_chans, side, side))
     for hook in hooks:
         hook.remove()
     if restored is None:

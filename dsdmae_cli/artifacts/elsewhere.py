@@ -92,8 +92,9 @@ def recognized_tables(path: Path) -> Values:
         return {}
     # What shapes do not tell is left to presets.
     backbone = {key: plain(getattr(found.settings, key)) for key in sorted(found.settings.model_fields_set)}
-    size = {} if found.image_size is None else {"data": {"image_size": found.image_size}}
-    return {"backbone": backbone, **size}
+    data = {"image_size": found.image_size, "channels": backbone.get("in_chans")}
+    data = {key: value for key, value in data.items() if value is not None}
+    return {"backbone": backbone, **({"data": data} if data else {})}
 
 
 def left_out(own: Iterable[str], state: dict[str, Tensor], classifier: tuple[str, ...] = ()) -> str:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.data.base import ImageDataset
+from dsdmae_cli.data.square import to_square
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.figures.attention import MOST_IMAGES, attention
+from dsdmae_cli.figures.moments import visible
 
 _ENDINGS = (".npz", ".parquet")
 # Rows of a Parquet file that are in memory a second time while they are written.
 _ROW_GROUP = 10_000
+_THUMBNAIL = 128
 
 
 @dataclass(frozen=True)
@@ -23,10 +32,14 @@ class Embedding:
     """Features with what they are of, row by row, in the dataset's order.
 
     Attributes:
+        features: [n, d]; of tokens [n, rows, columns, d].
         names: what the dataset calls each image; a path for images in files.
         splits: "train" or "test" of each.
         labels: -1 where an image has none; None where the dataset has none.
         classes: names of the labels.
+        attention: [n, heads, rows, columns], where asked for.
+        seen: the first of these images as the encoder saw them, [m, side, side, channels].
+        thumbnails: small pictures as JPEG files, where asked for.
     """
 
     features: NDArray[np.float32]
@@ -34,6 +47,9 @@ class Embedding:
     splits: list[str]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] | None
+    attention: NDArray[np.float32] | None = None
+    seen: NDArray[np.uint8] | None = None
+    thumbnails: list[bytes] | None = None
 
 
 # Writes an embedding and what its numbers are to a path.
@@ -51,15 +67,100 @@ def joined(parts: list[Embedding]) -> Embedding:
         splits=[split for p in parts for split in p.splits],
         labels=None if all(p.labels is None for p in parts) else np.concatenate(labels),
         classes=next((p.classes for p in parts if p.classes), None),
+        attention=np.concatenate([a for p in parts if (a := p.attention) is not None])
+        if parts[0].attention is not None
+        else None,
+        seen=parts[0].seen,
+        thumbnails=[small for p in parts for small in p.thumbnails or []] if parts[0].thumbnails is not None else None,
     )
 
 
-def writer(out: Path) -> Writer:
-    """The function that writes a file of this ending.
+def rows_of(
+    features: Float[Tensor, "n ..."], dataset: ImageDataset, kept: list[int], split: str, grid: tuple[int, int]
+) -> Embedding:
+    """Features with what they are of.
+
+    Args:
+        features: of the images `kept`; patch tokens are put on their grid.
+        split: "labelled" are training images.
+    """
+    found = features.numpy()
+    return Embedding(
+        features=found if found.ndim == 2 else found.reshape(len(found), *grid, -1),
+        names=[dataset.name(index) for index in kept],
+        splits=[split if split != "labelled" else "train"] * len(kept),
+        labels=None if dataset.labels is None else dataset.labels[kept],
+        classes=dataset.classes,
+    )
+
+
+def with_attention(
+    part: Embedding, maps: Float[Tensor, "n heads rows columns"], dataset: ImageDataset, kept: list[int], side: int
+) -> Embedding:
+    """The embedding with where the encoder looks, and the first images as it saw them, of `side` pixels."""
+    seen = [to_square(dataset.load(index), side) for index in kept[:MOST_IMAGES]]
+    return replace(part, attention=maps.numpy(), seen=np.stack(seen))
+
+
+def draw_attention(whole: Embedding, out: Path) -> Path:
+    """Draw where an encoder looks, beside the file of its features; the picture's path.
 
     Raises:
-        SettingsError: it is no ending of ours, or a package is missing.
+        RunFailed: it cannot be written.
     """
+    assert whole.attention is not None
+    assert whole.seen is not None
+    path = out.with_suffix(".attention.png")
+    attention(whole.seen, whole.attention, path)
+    return path
+
+
+def thumbnails_of(dataset: ImageDataset, indices: Sequence[int]) -> list[bytes]:
+    """Images no larger than 128 pixels as JPEG files; of other bands than grey and RGB the first three.
+
+    Raises:
+        UnreadableImage: an image could be read before and cannot be any more.
+    """
+    from PIL import Image
+
+    small = []
+    for index in indices:
+        pixels = visible(np.moveaxis(dataset.load(index), 2, 0))
+        image = Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, 2)))
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        buffer = io.BytesIO()
+        image.save(buffer, format="JPEG", quality=90)
+        small.append(buffer.getvalue())
+    return small
+
+
+def check_room(num_images: int, encoder: Backbone) -> None:
+    """See that the tokens of all images fit into memory twice, since they are put together there.
+
+    Raises:
+        SettingsError: they do not.
+    """
+    import psutil
+
+    num_bytes, room = 4 * num_images * encoder.num_tokens * encoder.width, psutil.virtual_memory().available
+    if 2 * num_bytes > room:
+        raise SettingsError(
+            f"--pool tokens of {num_images:,} images takes {2 * num_bytes / 2**30:.1f} GiB of memory, more than the"
+            f" {room / 2**30:.1f} GiB that are free; embed fewer images, or a pool of their tokens"
+        )
+
+
+def writer(out: Path, thumbnails: bool = False) -> Writer:
+    """The function that writes a file of this ending.
+
+    Args:
+        thumbnails: it will hold pictures.
+
+    Raises:
+        SettingsError: it is no ending of ours, it cannot hold pictures, or a package is missing.
+    """
+    if thumbnails and out.suffix != ".parquet":
+        raise SettingsError(f"--thumbnails are a column of Parquet, and --out {out} is none; name a .parquet file")
     if out.suffix == ".npz":
         return _write_npz
     if out.suffix != ".parquet":
@@ -83,22 +184,29 @@ def _write_npz(path: Path, whole: Embedding, about: dict[str, Any]) -> None:
         arrays["labels"] = whole.labels
     if whole.classes is not None:
         arrays["classes"] = np.array(whole.classes, dtype=np.str_)
+    if whole.attention is not None:
+        arrays["attention"] = whole.attention
     with path.open("wb") as file:  # given a path, numpy would add an ending of its own
         np.savez(file, **arrays)
 
 
 def _write_parquet(path: Path, whole: Embedding, about: dict[str, Any]) -> None:
-    """Columns name, split, label, class, features; the rest as JSON under the key "dsdmae" of the schema."""
+    """Columns name, split, label, class, features, attention, image; the rest as JSON under the key "dsdmae" of the
+    schema. Tokens and attention are rows of numbers, whose shapes it says.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    width = whole.features.shape[1]
+    numbers = {"features": whole.features, "attention": whole.attention}
+    flat = {name: values.reshape(len(values), -1) for name, values in numbers.items() if values is not None}
     columns = [("name", pa.string()), ("split", pa.string())]
     if whole.labels is not None:
         columns.append(("label", pa.int64()))
     if whole.labels is not None and whole.classes is not None:
         columns.append(("class", pa.dictionary(pa.int32(), pa.string())))
-    columns.append(("features", pa.list_(pa.float32(), width)))
+    columns += [(name, pa.list_(pa.float32(), values.shape[1])) for name, values in flat.items()]
+    if whole.thumbnails is not None:  # as Hugging Face has pictures, which viewers know
+        columns.append(("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
     schema = pa.schema(columns, metadata={"dsdmae": json.dumps(about)})
     with pq.ParquetWriter(path, schema) as writer:
         for first in range(0, len(whole.names), _ROW_GROUP):
@@ -110,5 +218,10 @@ def _write_parquet(path: Path, whole: Embedding, about: dict[str, Any]) -> None:
                 if whole.classes is not None:
                     ids = pa.array(labels.astype(np.int32), mask=labels < 0)
                     arrays.append(pa.DictionaryArray.from_arrays(ids, pa.array(whole.classes)))
-            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(whole.features[rows].reshape(-1)), width))
+            for values in flat.values():
+                part = pa.array(values[rows].reshape(-1))
+                arrays.append(pa.FixedSizeListArray.from_arrays(part, values.shape[1]))
+            if whole.thumbnails is not None:
+                parts = [pa.array(whole.thumbnails[rows]), pa.array([Path(name).name for name in whole.names[rows]])]
+                arrays.append(pa.StructArray.from_arrays(parts, ["bytes", "path"]))
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))

@@ -16,7 +16,7 @@ from dsdmae_cli.artifacts.elsewhere import Elsewhere, check_values, left_out, re
 from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
 from dsdmae_cli.artifacts.subject import published_size
 from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.config.resolve import resolve_backbone
+from dsdmae_cli.config.resolve import RGB, resolve_backbone
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.plugins import Recognized
 from dsdmae_cli.runs.build import build_backbone
@@ -87,7 +87,8 @@ def _wanted(found: Elsewhere, state: dict[str, Tensor], request: Request) -> _Wa
     size = request.image_size or native or request.wanted_size() or _size_of_published(backbone)
     if size is None:
         raise SettingsError(f"{found.path} does not say which images it is for; give their side with --image-size")
-    return _Wanted(resolve_backbone(backbone.without_weights(), size), native, size, words)
+    channels = RGB if backbone.in_chans == "auto" else backbone.in_chans
+    return _Wanted(resolve_backbone(backbone.without_weights(), size, channels), native, size, words)
 
 
 def _changed(recognized: Recognized, given: BackboneSettings | None) -> tuple[BackboneSettings, str]:

@@ -23,6 +23,7 @@ _WRAPPERS = (
 _STEMS = (
     ("patch_embed.proj.weight", None),
     ("embeddings.patch_embeddings.projection.weight", None),
+    ("embeddings.patch_embedding.weight", "embeddings.class_embedding"),
     ("conv_proj.weight", None),
     ("conv1.weight", "class_embedding"),
     ("conv1.weight", "layer1.0.conv1.weight"),

@@ -1,4 +1,5 @@
-"""Weights of other code under timm's names: CLIP, Hugging Face's ViT, torchvision's ViT, DINOv2, DINOv3.
+"""Weights of other code under timm's names: CLIP (also Hugging Face's), Hugging Face's ViT and BEiT, torchvision's ViT,
+DINOv2, DINOv3.
 
 MAE, DINO, MoCo v3, BEiT and torchvision's ResNets use these names already.
 """
@@ -49,6 +50,22 @@ _CLIP = _Convention(
         (r"transformer\.resblocks\.(\d+)\.", r"blocks.\1."),
     ),
 )
+_HUGGING_FACE_CLIP = _Convention(
+    "Hugging Face's CLIP",
+    "embeddings.class_embedding",
+    (
+        (r"embeddings\.class_embedding$", "cls_token"),
+        (r"embeddings\.position_embedding\.weight$", "pos_embed"),
+        (r"embeddings\.patch_embedding\.", "patch_embed.proj."),
+        (r"pre_layrnorm\.", "norm_pre."),  # sic
+        (r"post_layernorm\.", "norm."),
+        (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"blocks.\1.attn.proj."),
+        (r"encoder\.layers\.(\d+)\.self_attn\.", r"blocks.\1.attn."),
+        (r"encoder\.layers\.(\d+)\.layer_norm([12])\.", r"blocks.\1.norm\2."),
+        (r"encoder\.layers\.(\d+)\.", r"blocks.\1."),
+    ),
+    merged=("q_proj", "k_proj", "v_proj"),
+)
 _TORCHVISION = _Convention(
     "torchvision's ViT",
     "conv_proj.weight",
@@ -74,6 +91,10 @@ _HUGGING_FACE = _Convention(
         (r"embeddings\.register_tokens$", "register_tokens"),
         (r"embeddings\.", ""),
         (r"layernorm\.", "norm."),
+        (r"pooler\.layernorm\.", "fc_norm."),
+        (r"encoder\.relative_position_bias\.", "rel_pos_bias."),
+        (r"encoder\.layer\.(\d+)\.attention\.attention\.relative_position_bias\.", r"blocks.\1.attn."),
+        (r"encoder\.layer\.(\d+)\.lambda_([12])$", r"blocks.\1.gamma_\2"),
         (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.", r"blocks.\1.attn.\2."),
         (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
         (r"encoder\.layer\.(\d+)\.layernorm_before\.", r"blocks.\1.norm1."),
@@ -111,12 +132,13 @@ _DINOV2 = _Convention(
 
 def under_timm_names(state: State) -> tuple[State, str]:
     """The weights with the names and shapes that timm gives them, and whose names they had; "" for timm's own."""
-    convention = next((c for c in (_CLIP, _TORCHVISION, _HUGGING_FACE, _DINOV3) if c.sign in state), None)
+    known = (_CLIP, _TORCHVISION, _HUGGING_FACE_CLIP, _HUGGING_FACE, _DINOV3)
+    convention = next((c for c in known if c.sign in state), None)
     words = convention.words if convention else ""
     named = _renamed(state, convention or _DINOV2)
     if convention is not None and convention.merged:
         named = _merged(named, convention.merged)
-    if convention is _CLIP:
+    if convention in (_CLIP, _HUGGING_FACE_CLIP):
         named["cls_token"] = named["cls_token"].reshape(1, 1, -1)
         if named.get("pos_embed", named["cls_token"]).ndim == 2:
             named["pos_embed"] = named["pos_embed"].unsqueeze(0)
@@ -146,6 +168,9 @@ def _merged(state: State, parts: tuple[str, ...]) -> State:
             names = [f"{block}.attn.{part}.{kind}" for part in parts]
             if all(other in state for other in names):
                 merged[f"{block}.attn.qkv.{kind}"] = torch.cat([state[other] for other in names])
+                continue
+            if names[1] not in state and names[2] in state:  # BEiT's key has no bias
+                merged[f"{block}.attn.q_{kind}"], merged[f"{block}.attn.v_{kind}"] = tensor, state[names[2]]
                 continue
         others = [f".attn.{part}." for part in parts[1:]]
         if any(other in name for other in others):

@@ -39,7 +39,8 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
     """
     encoder, tuned = opened.encoder, opened.tuned
     module = (_Answers(tuned) if tuned else _Outputs(encoder)).eval()
-    photographs = cut_photographs(encoder.image_size)
+    photographs = cut_photographs(encoder.image_size, encoder.in_chans)
+    seen = channels_in_words(encoder.in_chans)
     what = (
         "logits: one a class; their names are in the metadata under `classes`, as JSON."
         if tuned
@@ -52,13 +53,14 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
         advice,
         # The size of the batch is the one free dimension: positions belong to a size of images.
         free={0: torch.export.Dim("batch")},
-        doc=f"images: RGB, NCHW, {encoder.image_size} pixels square, in [-1, 1]. {what}",
+        doc=f"images: {seen}, NCHW, {encoder.image_size} pixels square, in [-1, 1]. {what}",
         metadata={"classes": json.dumps(tuned.classes)} if tuned else {},
         form="onnx",
     )
     return {
         "files": [out.name],
-        "input": f"images: float32 [batch, 3, {encoder.image_size}, {encoder.image_size}], RGB in [-1, 1]",
+        "input": f"images: float32 [batch, {encoder.in_chans}, {encoder.image_size}, {encoder.image_size}], {seen} in"
+        " [-1, 1]",
         "outputs": outputs,
         "max_difference": difference,
         "compared_on": f"{len(photographs)} photographs",
@@ -71,12 +73,12 @@ class Traced(Protocol):
 
     names: list[str]
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]: ...
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]: ...
 
 
 def write_checked(
     module: Traced,
-    compared: Sequence[Float[Tensor, "_ 3 _ _"]],
+    compared: Sequence[Float[Tensor, "_ _ _ _"]],
     out: Path,
     advice: str,
     *,
@@ -146,7 +148,7 @@ class _Outputs(nn.Module):
         self.encoder = encoder
         self.names = ["features", "tokens", *(["class_token"] if encoder.has_class_token else [])]
 
-    def forward(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Tensor, ...]:
+    def forward(self, images: Float[Tensor, "b c s s"]) -> tuple[Tensor, ...]:
         tokens, class_token = self.encoder.forward_tokens(images)
         pooled = tokens.mean(dim=1)
         return (pooled, tokens) if class_token is None else (pooled, tokens, class_token)
@@ -160,12 +162,21 @@ class _Answers(nn.Module):
         self.network = tuned.network
         self.names = ["logits"]
 
-    def forward(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Tensor, ...]:
+    def forward(self, images: Float[Tensor, "b c s s"]) -> tuple[Tensor, ...]:
         return (self.network(images),)
 
 
-def cut_photographs(size: int) -> Float[Tensor, "n 3 s s"]:
-    """Cuts of scikit-learn's two photographs, in [-1, 1]: real images that every installation has."""
+def channels_in_words(channels: int) -> str:
+    """RGB, grey, or how many."""
+    return {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+
+
+def cut_photographs(size: int, channels: int = 3) -> Float[Tensor, "n {channels} s s"]:
+    """Cuts of scikit-learn's two photographs, in [-1, 1]: real images that every installation has.
+
+    Args:
+        channels: red, green and blue of a cut, and if there are more, those of the next ones.
+    """
     from sklearn.datasets import load_sample_images
 
     cuts = []
@@ -176,6 +187,7 @@ def cut_photographs(size: int) -> Float[Tensor, "n 3 s s"]:
         top, left = (int(draw.integers(0, length - side)) for length in photograph.shape[:2])
         cuts.append(to_square(photograph[top : top + side, left : left + side], size))
     pixels = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2)
+    pixels = torch.cat([pixels.roll(-shift, 0) for shift in range(-(-channels // 3))], dim=1)[:, :channels]
     return (pixels.float() / 127.5 - 1).contiguous()
 
 

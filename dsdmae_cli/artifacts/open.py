@@ -13,7 +13,7 @@ from dsdmae_cli.artifacts.opened import Opened, Request, finished
 from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, Subject, parse, published_backbone, published_size
 from dsdmae_cli.artifacts.trained import open_checkpoint, open_file
 from dsdmae_cli.backbone import Pixels
-from dsdmae_cli.config.resolve import resolve_backbone
+from dsdmae_cli.config.resolve import RGB, resolve_backbone
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
@@ -69,9 +69,14 @@ def _open_published(request: Request) -> Opened:
     if given is not None and given.name != name:
         raise SettingsError(f"--backbone {given.name} contradicts {name}; leave it out")
     backbone = published_backbone(name, given)
+    if backbone.in_chans == "auto":
+        backbone = backbone.model_copy(update={"in_chans": request.channels()})
     size = request.image_size or published_size(backbone)
     opened = finished(build_backbone(backbone, size, request.seed), backbone, request)
     if getattr(backbone, "pretrained"):  # noqa: B009  (a setting of the plugin's own class)
+        if backbone.in_chans != RGB:
+            note = f"the first layer of {name} is adapted from RGB to {backbone.in_chans} channels"
+            return replace(opened, notes=(*opened.notes, note))
         return opened
     return replace(opened, notes=(*opened.notes, f"{name} with random weights: pretrained = false"))
 
@@ -86,14 +91,15 @@ def _open_scratch(request: Request) -> Opened:
     spec = plugins.find("backbone", backbone.name).spec
     if not isinstance(backbone, spec.settings):
         backbone = spec.settings(**backbone.model_dump())
-    backbone = resolve_backbone(backbone, size)
+    backbone = resolve_backbone(backbone, size, request.channels())
     return finished(build_backbone(backbone, size, request.seed), backbone, request)
 
 
 def _open_pixels(request: Request) -> Opened:
     none = BackboneSettings.model_validate({"name": PIXELS})
     subject = request.subject
-    return Opened(Pixels(_needed_size(request)), subject.kind, subject.name, none, checkpoint.weights_sha256({}))
+    pixels = Pixels(_needed_size(request), request.channels())
+    return Opened(pixels, subject.kind, subject.name, none, checkpoint.weights_sha256({}))
 
 
 def _needed_size(request: Request) -> int:

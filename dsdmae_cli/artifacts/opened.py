@@ -15,7 +15,7 @@ from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.classifier import Tuned
 from dsdmae_cli.artifacts.subject import Kind, Subject
 from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.config.resolve import resolve_data
+from dsdmae_cli.config.resolve import RGB, check_taken, resolve_data
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
 
 
@@ -77,12 +77,12 @@ class Opened:
         }
 
     @property
-    def mean(self) -> tuple[float, float, float]:
+    def mean(self) -> tuple[float, ...]:
         """Of the pixels that the network under timm's names wants; `encoder` itself wants [-1, 1]."""
         return self.encoder.mean
 
     @property
-    def std(self) -> tuple[float, float, float]:
+    def std(self) -> tuple[float, ...]:
         """See mean."""
         return self.encoder.std
 
@@ -105,6 +105,10 @@ class Request:
             return self.image_size
         return resolve_data(self.data).image_size
 
+    def channels(self) -> int:
+        """Of the images it will see; RGB where there are none."""
+        return RGB if self.data is None else resolve_data(self.data).channels
+
 
 @torch.no_grad()
 def fill(encoder: Backbone, state: dict[str, Tensor], origin: str) -> None:
@@ -123,8 +127,10 @@ def finished(encoder: Backbone, backbone: BackboneSettings, request: Request) ->
     """The encoder at the image size that is asked for.
 
     Raises:
-        SettingsError: it cannot take images of that size.
+        SettingsError: it cannot take images of that size, or of so many channels.
     """
+    if request.data is not None:
+        check_taken(encoder.in_chans, request.channels(), request.subject.text)
     subject, image_size = request.subject, request.image_size
     sha256 = checkpoint.weights_sha256(encoder.timm_state())
     before, resampled = encoder.image_size, False

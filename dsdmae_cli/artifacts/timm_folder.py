@@ -79,7 +79,7 @@ def timm_config(opened: Opened) -> dict[str, Any]:
         "pretrained_cfg": {
             "tag": "dsdmae",
             "custom_load": False,
-            "input_size": [3, side, side],
+            "input_size": [encoder.in_chans, side, side],
             "fixed_input_size": "img_size" in own,
             "interpolation": "bicubic",
             "crop_pct": 1.0,

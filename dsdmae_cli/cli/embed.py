@@ -24,9 +24,9 @@ Split = Annotated[
                  " where those are others", rich_help_panel="Data"),
 ]  # fmt: skip
 Pool = Annotated[
-    Literal["mean", "cls", "max", "mean+cls"],
-    typer.Option("--pool", help="Mean or largest of the patch tokens, the class token, or mean and class token side by"
-                 " side", rich_help_panel=_RESULT),
+    Literal["mean", "cls", "max", "mean+cls", "tokens"],
+    typer.Option("--pool", help="Mean or largest of the patch tokens, the class token, mean and class token side by"
+                 " side, or all patch tokens as they lie (n, rows, columns, features)", rich_help_panel=_RESULT),
 ]  # fmt: skip
 ImageSize = Annotated[
     int | None,
@@ -34,6 +34,16 @@ ImageSize = Annotated[
                  " that of its training", rich_help_panel="Data", show_default=False),
 ]  # fmt: skip
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither look for the features in the cache nor keep them")]
+Attention = Annotated[
+    bool,
+    typer.Option("--attention", help="Where a plain ViT looks, too: the last block's attention to each patch, by head,"
+                 " as an array and, of 8 images, as FILE.attention.png", rich_help_panel=_RESULT),
+]  # fmt: skip
+Thumbnails = Annotated[
+    bool,
+    typer.Option("--thumbnails", help="Small pictures as a column of the Parquet file, for viewers such as Embedding"
+                 " Atlas", rich_help_panel=_RESULT),
+]  # fmt: skip
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out", rich_help_panel=_RESULT)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout", rich_help_panel=_RESULT)]
 
@@ -46,6 +56,8 @@ def command(
     split: Split = "train",
     image_size: ImageSize = None,
     pool: Pool = "mean",
+    attention: Attention = False,
+    thumbnails: Thumbnails = False,
     no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,
@@ -74,6 +86,8 @@ def command(
         where.device,
         where.precision,
         not no_cache,
+        attention,
+        thumbnails,
     )
     said = embed(request, out, force=force, as_json=as_json)
     print_result(said, as_json=as_json, text=summary(said))

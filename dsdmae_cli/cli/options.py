@@ -137,7 +137,10 @@ SHARED = (
         lambda _: _option("--json", panel=RUN, help="One JSON object on stdout, no progress"),
         _RUNS,
     ),
-    Shared("debug", bool, lambda _: _DEBUG, (*_RUNS, "config show", "embed", "export", "denoise", "predict", "restore")),
+    Shared(
+        "debug", bool, lambda _: _DEBUG,
+        (*_RUNS, "config show", "embed", "export", "denoise", "predict", "restore"),
+    ),
 )  # fmt: skip
 # The flags for settings stand between what is said of their sources and what is said of the run.
 _BEFORE_SETTINGS = ("subject", "images", "preset", "config", "assignments", "like")

@@ -126,6 +126,8 @@ def from_tables(values: Values, origin: str) -> Loaded[Settings]:
 
 def written(schema: Schema[S], values: Values, origin: str) -> Loaded[S]:
     """Validate a command's settings that were written down whole."""
+    if "data" in schema.sections:  # what was written before there was a choice saw RGB
+        values = {**values, "data": {"channels": 3, **values.get("data", {})}}
     return validate(*_merge([checked_layer(values, origin, schema)], schema), schema)
 
 

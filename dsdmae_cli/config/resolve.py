@@ -23,6 +23,7 @@ from dsdmae_cli.settings.resolved import (
 # AdamW's moments, which begin anew, need a longer warm-up before their steps can be trusted.
 BEGUN_RATE = 0.1
 _BEGUN_WARMUP = 0.1
+RGB = 3
 
 _RESOLVED: dict[type[BaseModel], type[BaseModel]] = {
     Settings: ResolvedSettings,
@@ -47,10 +48,12 @@ def resolve(settings: Any) -> Any:
         PluginError, DataError: a plugin or the dataset is not there.
     """
     data = resolve_data(settings.data, getattr(settings, "method", None))
-    backbone = resolve_backbone(settings.backbone, data.image_size)
+    backbone = resolve_backbone(settings.backbone, data.image_size, data.channels)
     whole = next(to for of, to in _RESOLVED.items() if isinstance(settings, of))
     sections = {name: getattr(settings, name) for name in type(settings).model_fields}
     sections |= {"data": data, "backbone": backbone}
+    if "method" in sections:
+        sections["method"] = _without_colour(settings.method, data.channels)
     for name, decide in (("optim", _optim), ("train", _train)):
         if name in sections:
             narrow: Any = whole.model_fields[name].annotation
@@ -71,12 +74,42 @@ def resolve_data(data: DataSettings, method: MethodSettings | None = None) -> Re
         raise SettingsError(f"data.crop_from = {data.crop_from} must be at least data.image_size = {size}")
     augment = {**spec.augment, **methods_augment(data, method)}
     auto = {key: augment[key] for key in ("crop_scale", "flip", "shift") if getattr(data, key) == "auto"}
+    channels = data.channels
+    if channels == "auto":
+        auto["channels"] = channels = _channels(data, spec)
+    data = data.model_copy(update={"channels": channels})
     if data.range == "auto":
         auto["range"] = _range(data, spec)
+    _check_channels(data, auto.get("range", data.range), channels)
     return decided(data, ResolvedData, {"image_size": size, **auto})
 
 
-def _range(data: DataSettings, spec: plugins.DatasetSpec) -> tuple[float, float] | None:
+def _channels(data: DataSettings, spec: plugins.DatasetSpec) -> int:
+    """As many as the images have; RGB where they are not here (see _range)."""
+    if data.bands != "auto":
+        return 3 if len(data.bands) == 1 else len(data.bands)
+    if isinstance(spec.channels, int):
+        return spec.channels
+    try:
+        return int(plugins.load(spec.channels)(data))
+    except DataError:
+        return RGB
+
+
+def _check_channels(data: DataSettings, limits: object, channels: int) -> None:
+    """See that channels, bands and ranges go together."""
+    if data.bands != "auto" and len(data.bands) != channels and not {len(data.bands), channels} <= {1, RGB}:
+        raise SettingsError(
+            f"data.bands names {len(data.bands)} bands and data.channels = {channels}; leave one of them out"
+        )
+    if isinstance(limits, tuple) and isinstance(limits[0], tuple) and len(limits) != channels:
+        raise SettingsError(
+            f"data.range has {len(limits)} pairs and there are {channels} channels; give one pair a channel, or one for"
+            " all"
+        )
+
+
+def _range(data: DataSettings, spec: plugins.DatasetSpec) -> Any:
     """What the images say is black and white; None where all have 8 bits, or are not here.
 
     An old run's settings are read for its network too, and its images may be gone; who opens them is told that.
@@ -84,10 +117,32 @@ def _range(data: DataSettings, spec: plugins.DatasetSpec) -> tuple[float, float]
     if spec.value_range is None:
         return None
     try:
-        found: tuple[float, float] | None = plugins.load(spec.value_range)(data)
+        return plugins.load(spec.value_range)(data)
     except DataError:
         return None
-    return found
+
+
+def _without_colour(method: MethodSettings, channels: int) -> MethodSettings:
+    """A method's settings for images of so many channels: what varies colours is off where there are none.
+
+    Raises:
+        SettingsError: the method is for RGB alone, or somebody asked for what needs colours.
+    """
+    spec = plugins.find("method", method.name).spec
+    if channels == RGB:
+        return method
+    if not spec.any_channels:
+        raise SettingsError(
+            f"method {method.name!r} is for RGB images, and data.channels = {channels}; choose three with --set"
+            f" data.bands=[3,2,1], or use another method ({_names('method', 'any_channels')})"
+        )
+    for key, off in spec.colour.items():
+        if key in method.model_fields_set and getattr(method, key) != off:
+            raise SettingsError(
+                f"method.{key} = {getattr(method, key)!r} needs RGB images, and data.channels = {channels}; leave it"
+                " out, or choose three bands with --set data.bands=[3,2,1]"
+            )
+    return method.model_copy(update=dict(spec.colour))
 
 
 def methods_augment(data: DataSettings, method: MethodSettings | None) -> dict[str, Any]:
@@ -104,12 +159,59 @@ def methods_augment(data: DataSettings, method: MethodSettings | None) -> dict[s
     return {key: value for key, value in wanted.items() if own[key] is not None and own[key] is not False}
 
 
-def resolve_backbone(backbone: BackboneSettings, image_size: int) -> BackboneSettings:
-    """The backbone section with "auto" replaced, for images of a size."""
-    patch = backbone.patch_size
-    if patch == "auto" and not plugins.find("backbone", backbone.name).spec.own_patch_size:
+def colour_notes(settings: Any) -> tuple[str, ...]:
+    """What a person should know of a method that leaves out what varies colours, in resolved settings."""
+    if not hasattr(settings, "method") or settings.data.channels == RGB:
+        return ()
+    off = plugins.find("method", settings.method.name).spec.colour
+    return (
+        (f"{', '.join(off)} of the method are off: they are for RGB images, colour jitter and the like",) if off else ()
+    )
+
+
+def resolve_backbone(backbone: BackboneSettings, image_size: int, channels: int = RGB) -> BackboneSettings:
+    """The backbone section with "auto" replaced, for images of a size and number of channels.
+
+    Raises:
+        SettingsError: it takes another number of channels.
+    """
+    spec, patch = plugins.find("backbone", backbone.name).spec, backbone.patch_size
+    if patch == "auto" and not spec.own_patch_size:
         patch = _auto_patch_size(image_size)
-    return backbone.model_copy(update={"patch_size": patch})
+    taken = channels if backbone.in_chans == "auto" else backbone.in_chans
+    check_taken(taken, channels, "the network")
+    if taken != RGB and not spec.any_channels:
+        raise SettingsError(
+            f"backbone {backbone.name!r} is for RGB images, and data.channels = {channels}; use another"
+            f" ({_names('backbone', 'any_channels')}), or choose three bands with --set data.bands=[3,2,1]"
+        )
+    return backbone.model_copy(update={"patch_size": patch, "in_chans": taken})
+
+
+def check_taken(taken: int, channels: int, what: str) -> None:
+    """See that a network takes the images.
+
+    Args:
+        taken: channels that it takes.
+        channels: that the images have, as data.channels says.
+        what: the network, for the message.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    if taken == channels:
+        return
+    first = ",".join(str(number) for number in range(1, taken + 1))
+    advice = (
+        f"with --set data.bands=[{first}] and the like it sees as many bands"
+        if taken < channels
+        else ("give it images of so many bands")
+    )
+    if taken == RGB:
+        advice = "with --set data.bands=[3,2,1] and the like it sees three bands"
+    raise SettingsError(
+        f"{what} takes images of {taken} channel{'s' if taken > 1 else ''}, and data.channels = {channels}; {advice}"
+    )
 
 
 def _optim(settings: Any) -> dict[str, Any]:
@@ -170,14 +272,13 @@ def _check_together(settings: Any) -> None:
 
 def _others(needs: str, can: str) -> str:
     """What goes together instead: backbones whose spec has `can`, or methods whose spec has not `needs`."""
+    return f"use a backbone that can ({_names('backbone', can)}), or another method ({_names('method', needs, False)})"
 
-    def names(kind: plugins.Kind, word: str, wanted: bool) -> str:
-        found = [p for p in plugins.discover(kind) if isinstance(p, plugins.Plugin)]
-        return ", ".join(p.name for p in found if getattr(p.spec, word) is wanted)
 
-    return (
-        f"use a backbone that can ({names('backbone', can, True)}), or another method ({names('method', needs, False)})"
-    )
+def _names(kind: plugins.Kind, word: str, wanted: bool = True) -> str:
+    """Plugins whose spec says so."""
+    found = [p for p in plugins.discover(kind) if isinstance(p, plugins.Plugin)]
+    return ", ".join(p.name for p in found if getattr(p.spec, word) is wanted)
 
 
 def _check_schedule(optim: ResolvedOptim, epochs: int) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
+from dsdmae_cli.data.values import Ranges
 
 # Headers of so many images are read; of a larger dataset so many evenly spread ones.
 LOOKED_AT = 512
@@ -39,19 +40,23 @@ class Account:
         sides: widths and heights.
         kinds: how many images there are of each kind, as "RGB, 8 bits".
         deep: of these more than 8 bits have so many.
-        limits: values that deep ones show as black and white; None = as their format says.
+        limits: values that deep ones show as black and white, of all channels or of each; None = as their format says.
         decoded: and its pixels.
+        channels: that the network sees.
+        grey: of the images that were looked at so many are.
         unreadable: reasons by the names of images that cannot be read.
     """
 
     splits: dict[str, int]
     classes: tuple[str, ...] | None
     labelled: int
-    limits: Limits | None = None
+    limits: Limits | tuple[tuple[float, float], ...] | None = None
     looked_at: int = 0
     sides: Counter[tuple[int, int]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     deep: int = 0
+    grey: int = 0
+    channels: int = 3
     decoded: bool = False
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -79,7 +84,15 @@ class Account:
         alone = len(kinds) == 1
         words = [name if alone else f"{name} ({count:,})" for name, count in kinds[: _NAMED + 1]]
         words += [f"{len(kinds) - len(words)} other kinds"] if len(kinds) > len(words) else []
-        return f"{self._sizes()}, {'; '.join(words)}{self._range()}"
+        return f"{self._sizes()}, {'; '.join(words)}{self._range()}{self._channels()}"
+
+    def _channels(self) -> str:
+        """What is made of them, where that is not RGB of RGB."""
+        if self.channels == 3:
+            through = any("transparency" in kind for kind in self.kinds)
+            grey = "; grey is seen as RGB (data.channels)" if self.grey else ""
+            return grey + ("; transparency is laid over white (data.channels=4 makes it a band)" if through else "")
+        return f"; seen as {self.channels} channel{'s' if self.channels > 1 else ''} (data.channels)"
 
     def _sizes(self) -> str:
         if len(self.sides) == 1:
@@ -93,6 +106,10 @@ class Account:
             return ""
         if self.limits is None:
             return "; 0 to 65535 are shown as black to white"
+        if not isinstance(self.limits, Limits):
+            first = ", ".join(f"{low:g} to {high:g}" for low, high in self.limits[:_NAMED])
+            more = ", ..." if len(self.limits) > _NAMED else ""
+            return f"; band by band {first}{more} are shown as black to white"
         return f"; {self.limits.low:g} to {self.limits.high:g} are shown as black to white"
 
     def _readable(self) -> str:
@@ -105,9 +122,7 @@ class Account:
         return f"{len(self.unreadable)} {of} cannot be read ({named}{more})"
 
 
-def take_account(
-    splits: dict[str, ImageDataset], limits: tuple[float, float] | None, *, decoded: bool = False
-) -> Account:
+def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, decoded: bool = False) -> Account:
     """Look at the images of a dataset.
 
     Args:
@@ -121,7 +136,8 @@ def take_account(
         {name: len(dataset) for name, dataset in splits.items()},
         first.classes if labelled else None,
         labelled,
-        None if limits is None else Limits(*limits),
+        Limits(*limits) if limits is not None and isinstance(limits[0], float | int) else limits,
+        channels=first.channels,
     )
     total = sum(account.splits.values())
     in_memory = all(dataset.arrays() is not None for dataset in splits.values())
@@ -131,7 +147,9 @@ def take_account(
             width, height = dataset.size(0)
             account.looked_at += len(dataset)
             account.sides[width, height] += len(dataset)
-            account.kinds[str(Form(width, height))] += len(dataset)
+            form = dataset.form(0)
+            account.kinds[str(form)] += len(dataset)
+            account.grey += form.is_grey * len(dataset)
             continue
         share = min(len(dataset), max(1, LOOKED_AT * len(dataset) // max(total, LOOKED_AT)))
         _look(account, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
@@ -151,3 +169,4 @@ def _look(account: Account, dataset: ImageDataset, indices: Sequence[int]) -> No
         account.sides[form.width, form.height] += 1
         account.kinds[str(form)] += 1
         account.deep += form.is_deep
+        account.grey += form.is_grey

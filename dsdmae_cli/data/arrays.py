@@ -12,7 +12,7 @@ class ArrayImages(ImageDataset):
     """Decoded images of one size, held in memory.
 
     Args:
-        images: uint8 RGB; a transposed view will do.
+        images: uint8, RGB or of other channels; a transposed view will do.
         labels: -1 where an image has none.
         classes: names by label.
         what: what to call the whole in messages ("cifar10 train").
@@ -20,12 +20,13 @@ class ArrayImages(ImageDataset):
 
     def __init__(
         self,
-        images: UInt8[np.ndarray, "n height width 3"],
+        images: UInt8[np.ndarray, "n height width c"],
         labels: Int64[np.ndarray, " n"],
         classes: tuple[str, ...],
         what: str,
     ) -> None:
         self._images = images
+        self.channels = images.shape[3]
         self.labels = labels
         self.classes = classes
         self._what = what
@@ -33,7 +34,7 @@ class ArrayImages(ImageDataset):
     def __len__(self) -> int:
         return len(self._images)
 
-    def load(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    def load(self, index: int) -> UInt8[np.ndarray, "height width c"]:
         return self._images[index].copy()
 
     def size(self, index: int) -> tuple[int, int]:

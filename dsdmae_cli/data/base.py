@@ -41,7 +41,7 @@ class Form:
 
     Attributes:
         width, height: in pixels, upright.
-        bands: channels, transparency included.
+        bands: as stored, transparency included.
         bits: of a channel; 0 where that is not known.
         floating: the values are floating-point numbers.
         colors: "grey", "RGB", or what else it is, in a word; empty for other bands.
@@ -55,6 +55,11 @@ class Form:
     colors: str = "RGB"
 
     @property
+    def is_grey(self) -> bool:
+        """One band, and transparency perhaps."""
+        return self.colors.startswith("grey") or self.colors == "black and white"
+
+    @property
     def is_deep(self) -> bool:
         """More than 8 bits."""
         return self.bits > 8
@@ -64,6 +69,9 @@ class Form:
         return f"{name} of {self.bits} bits{' in floating point' if self.floating else ''}"
 
 
+_COLORS = {1: "grey", 3: "RGB"}
+
+
 class ImageDataset(ABC):
     """Images by index, in a fixed order, with labels or without.
 
@@ -71,8 +79,10 @@ class ImageDataset(ABC):
         classes: names of the classes by label, or None without labels.
         labels: [N] int64 label of each image (-1 = this image has none), or None without labels.
         notes: what a person should know of how the images were found, a sentence each; said once a command.
+        channels: of the images that `load` gives.
     """
 
+    channels: int = 3
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     labels: NDArray[np.int64] | None = None
@@ -82,8 +92,8 @@ class ImageDataset(ABC):
         """Number of images, unreadable ones included."""
 
     @abstractmethod
-    def load(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
-        """The image as RGB.
+    def load(self, index: int) -> UInt8[np.ndarray, "height width {self.channels}"]:
+        """The image, as RGB where `channels` is 3.
 
         Raises:
             UnreadableImage: this image cannot be decoded.
@@ -110,7 +120,7 @@ class ImageDataset(ABC):
         Raises:
             UnreadableImage: this image cannot be decoded, as far as can be told.
         """
-        return Form(*self.size(index))
+        return Form(*self.size(index), self.channels, colors=_COLORS.get(self.channels, ""))
 
     def file_size(self, index: int) -> int | None:
         """Bytes of the file that the image is read from; None where there is no such file."""
@@ -124,7 +134,7 @@ class ImageDataset(ABC):
         """
         return None
 
-    def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
+    def arrays(self) -> UInt8[np.ndarray, "n height width c"] | None:
         """All images at once where they are held that way and have one size, else None."""
         return None
 
@@ -171,7 +181,7 @@ class ImageDataset(ABC):
             return f"{error.name} {error.reason}".encode(errors="surrogateescape")
 
 
-def _bytes(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
+def _bytes(image: UInt8[np.ndarray, "height width c"]) -> bytes:
     return repr(image.shape).encode() + image.tobytes()
 
 
@@ -185,13 +195,13 @@ class Subset(ImageDataset):
     def __init__(self, dataset: ImageDataset, indices: NDArray[np.int64]) -> None:
         self.dataset = dataset
         self.indices = indices
-        self.classes, self.notes = dataset.classes, dataset.notes
+        self.classes, self.notes, self.channels = dataset.classes, dataset.notes, dataset.channels
         self.labels = None if dataset.labels is None else dataset.labels[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def load(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    def load(self, index: int) -> UInt8[np.ndarray, "height width c"]:
         return self.dataset.load(int(self.indices[index]))
 
     def size(self, index: int) -> tuple[int, int]:
@@ -209,7 +219,7 @@ class Subset(ImageDataset):
     def file_bytes(self, index: int) -> bytes | None:
         return self.dataset.file_bytes(int(self.indices[index]))
 
-    def arrays(self) -> UInt8[np.ndarray, "n height width 3"] | None:
+    def arrays(self) -> UInt8[np.ndarray, "n height width c"] | None:
         whole = self.dataset.arrays()
         return None if whole is None else whole[self.indices]
 

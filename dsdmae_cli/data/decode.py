@@ -1,4 +1,4 @@
-"""From a file's bytes to an RGB array: the program's one policy for every kind of image. No torch here.
+"""From a file's bytes to an array, RGB or what data.channels says: one policy for every kind of image. No torch here.
 
 The policy in words is in docs/datasets.md. What a dataset is stands in base.py; cropping and scaling to the
 network's size happen later, in augment.py.
@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import UInt8
 
 # Pillow registers AVIF, TIFF and WebP only together with all its other formats unless they are imported by name.
 from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
@@ -25,7 +25,7 @@ from PIL.ImageFile import ImageFile
 
 from dsdmae_cli.data import deep, tiff
 from dsdmae_cli.data.base import Form, Refused, UnreadableImage
-from dsdmae_cli.data.values import Reading, Values
+from dsdmae_cli.data.values import Reading, Values, keyed
 
 MAX_PIXELS = 100_000_000
 # What phones write; Pillow reads it with the help of a package of its own.
@@ -68,6 +68,8 @@ _TRANSPOSITION = {
 }
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 _TO_RGB_DIRECTLY = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
+
+_BAND_BY_BAND = frozenset({"L", "LA", "RGB", "RGBA"})
 
 AS_STORED = Reading()
 _COLORS = {
@@ -112,40 +114,51 @@ class _QuietPillow:
 _quiet_pillow = _QuietPillow()
 
 
-def decode(source: Path | bytes | BinaryIO, name: str, how: Reading = AS_STORED) -> Rgb:
-    """Decode an image file as RGB, upright, without transparency.
+def decode(source: Path | bytes | BinaryIO, name: str, how: Reading = AS_STORED) -> UInt8[np.ndarray, "h w c"]:
+    """Decode an image file, upright: as RGB without transparency unless `how` wants other channels.
 
     Args:
         source: where the file is, its bytes, or an open seekable file (left open).
         name: what to call it in messages.
-        how: what is black and what is white where there are more than 8 bits, and which bands are shown.
+        how: what is black and what is white where there are more than 8 bits, and which bands are the channels.
 
     Raises:
         UnreadableImage: it is not an image, is damaged, too large, or of a kind that has no 8-bit meaning.
     """
     with readable(source, name) as stream:
-        if tiff.is_tiff(stream) and not tiff.is_for_pillow(stream):
-            return tiff.read_page(stream, 0, MAX_PIXELS).shown(how)
+        if (values := _by_tifffile(stream, how)) is not None:
+            return values.shown(how)
         with _image(stream, MAX_PIXELS) as image:
-            deep = how.range is not None and is_deep(image)
+            deep = (how.range is not None or not how.is_photographic) and is_deep(image)
             if not deep:
-                return _bands(to_rgb(image), how.bands)
+                return _bands(image, how)
             values = _values(image, stream)
         return values.shown(how)
 
 
-def deep_values(source: Path | bytes | BinaryIO, name: str) -> Values | None:
+def deep_values(source: Path | bytes | BinaryIO, name: str, how: Reading = AS_STORED) -> Values | None:
     """The values of a picture of more than 8 bits as stored, upright; None for others, by their header alone.
+
+    Args:
+        how: of which channels it is, where these are not grey or RGB.
 
     Raises:
         UnreadableImage: as decode.
     """
     with readable(source, name) as stream:
-        if tiff.is_tiff(stream) and not tiff.is_for_pillow(stream):
-            values = tiff.read_page(stream, 0, MAX_PIXELS)
+        if (values := _by_tifffile(stream, how)) is not None:
             return values if values.is_deep else None
         with _image(stream, MAX_PIXELS) as image:
             return _values(image, stream) if is_deep(image) else None
+
+
+def _by_tifffile(stream: BinaryIO, how: Reading) -> Values | None:
+    """A TIFF that Pillow does not read whole; where neither grey nor RGB is wanted, with its pages for bands."""
+    if not how.is_photographic and tiff.has_pages(stream):
+        return tiff.read_bands(stream, MAX_PIXELS)
+    if tiff.is_tiff(stream) and not tiff.is_for_pillow(stream):
+        return tiff.read_page(stream, 0, MAX_PIXELS)
+    return None
 
 
 def image_size(source: Path | bytes | BinaryIO, name: str) -> tuple[int, int]:
@@ -219,15 +232,26 @@ def _values(image: ImageFile, stream: BinaryIO) -> Values:
     return Values(pixels, alpha).upright(turn)
 
 
-def keyed(pixels: UInt16[np.ndarray, "h w c"], key: int | tuple[int, ...]) -> UInt16[np.ndarray, "h w d"]:
-    """16-bit pixels with alpha, of which those of one colour are transparent."""
-    opaque = np.where((pixels == np.array(key)).all(axis=2, keepdims=True), 0, 0xFFFF)
-    return np.concatenate([pixels, opaque.astype(np.uint16)], axis=2)
-
-
-def _bands(rgb: Rgb, bands: tuple[int, ...] | None) -> Rgb:
+def _bands(image: ImageFile, how: Reading) -> UInt8[np.ndarray, "h w c"]:
     """The bands of an ordinary picture that were asked for."""
-    return rgb if bands is None else Values(rgb).shown(Reading(bands=bands))
+    if not how.is_photographic:
+        return Values(_as_stored(image)).shown(Reading(bands=how.bands, channels=how.channels))
+    rgb = to_rgb(image)
+    return (
+        rgb
+        if how.bands is None and how.channels == 3
+        else Values(rgb).shown(Reading(bands=how.bands, channels=how.channels))
+    )
+
+
+def _as_stored(image: ImageFile) -> UInt8[np.ndarray, "h w c"]:
+    """Grey, RGB, and the transparency of either as one more band, upright; anything else as RGB."""
+    image.load()
+    if image.mode not in _BAND_BY_BAND:
+        return to_rgb(image)
+    pixels = np.array(image)
+    turn = 1 if image.format == "TIFF" else orientation(image)
+    return Values(pixels[..., None] if pixels.ndim == 2 else pixels).upright(turn).pixels
 
 
 def to_rgb(image: Image.Image) -> Rgb:

@@ -56,7 +56,7 @@ class FileImages(ImageDataset):
         labels: one for each index (-1 = none), or None.
         classes: names by label, or None.
         notes: what is to be said of how they were found.
-        reading: how pictures of more than 8 bits or other bands become RGB.
+        reading: what their channels are, and what is black and white in those of more than 8 bits.
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class FileImages(ImageDataset):
         notes: tuple[str, ...] = (),
         reading: Reading = AS_STORED,
     ) -> None:
-        self._reading = reading
+        self.reading = reading
+        self.channels = reading.channels
         self._files = files
         self._indices = indices
         self.labels = labels
@@ -78,8 +79,8 @@ class FileImages(ImageDataset):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def load(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
-        return decode(self._files.read(int(self._indices[index])), self.name(index), self._reading)
+    def load(self, index: int) -> UInt8[np.ndarray, "height width c"]:
+        return decode(self._files.read(int(self._indices[index])), self.name(index), self.reading)
 
     def deep_values(self, index: int) -> Values | None:
         """The values of a picture of more than 8 bits, as stored; None for others.
@@ -87,7 +88,7 @@ class FileImages(ImageDataset):
         Raises:
             UnreadableImage: this image cannot be decoded.
         """
-        return deep_values(self._files.read(int(self._indices[index])), self.name(index))
+        return deep_values(self._files.read(int(self._indices[index])), self.name(index), self.reading)
 
     def size(self, index: int) -> tuple[int, int]:
         return image_size(self._files.read(int(self._indices[index])), self.name(index))
@@ -118,8 +119,8 @@ class FileImages(ImageDataset):
         by another of the same size and time (to the nanosecond) goes unnoticed.
         """
         digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode())
-        if self._reading != AS_STORED:  # other pixels of the same files
-            digest.update(repr(self._reading).encode())
+        if self.reading != AS_STORED:  # other pixels of the same files
+            digest.update(repr(self.reading).encode())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         for index in self._indices.tolist():

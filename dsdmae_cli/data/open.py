@@ -13,6 +13,7 @@ import torch
 from dsdmae_cli import distributed, plugins
 from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset
+from dsdmae_cli.data.channels import in_channels
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed
 from dsdmae_cli.data.square import Squares, common_side, decode_into
@@ -33,7 +34,7 @@ def open_dataset(settings: DataSettings, split: str) -> ImageDataset:
     if not len(dataset):
         held_out = "; give two images or more, of which one is held out" if split == "test" else "; name another"
         raise DataError(f"dataset {settings.dataset} has no images in its {split} split{held_out}")
-    return dataset
+    return dataset if settings.channels == "auto" else in_channels(dataset, settings.channels, settings.dataset)
 
 
 def open_all(settings: DataSettings) -> ImageDataset:
@@ -94,7 +95,7 @@ def place(dataset: ImageDataset, settings: ResolvedData, device: torch.device) -
         side = settings.image_size
     if side is None:
         return Placement(None, 0)
-    num_bytes = len(dataset) * side * side * 3
+    num_bytes = len(dataset) * side * side * dataset.channels
     room = _room(device)
     if num_bytes <= room:
         return Placement(side, num_bytes)
@@ -133,7 +134,7 @@ def open_source(
         labelled: the batches carry labels.
         transform: what is done to each image beside cropping, by processes that decode ahead; with one, nothing is
             resident.
-        num_views: how many crops of each image a batch holds; with more than one, images are [b, v, 3, s, s].
+        num_views: how many crops of each image a batch holds; with more than one, images are [b, v, c, s, s].
         also: filled from the same decoding, if there is one.
 
     Raises:
@@ -146,7 +147,7 @@ def open_source(
     arrays, kept = dataset.arrays(), None
     if arrays is None or arrays.shape[1] != placement.side:
         every = range(len(dataset))
-        squares = Squares(every, placement.side)
+        squares = Squares(every, placement.side, dataset.channels)
         decode_into(dataset, every, [squares, *also], unreadable)
         squares.require(unreadable)
         arrays = squares.pixels

@@ -18,10 +18,15 @@ class RandAugment:
     """A policy such as "rand-m9-mstd0.5-inc1" for images of one size, drawn by a seed of each image's own.
 
     Raises:
-        SettingsError: timm does not understand the policy.
+        SettingsError: timm does not understand the policy, or the images are not RGB.
     """
 
-    def __init__(self, policy: str, image_size: int) -> None:
+    def __init__(self, policy: str, image_size: int, channels: int = 3) -> None:
+        if channels != 3:
+            raise SettingsError(
+                f"finetune.rand_augment varies the colours of RGB images, and data.channels = {channels}; switch it off"
+                " with --set finetune.rand_augment=none"
+            )
         # As timm's own training: shifts up to 45% of the side, and grey where an image moves out of its frame.
         options = {"translate_const": int(image_size * 0.45), "img_mean": (128, 128, 128)}
         try:

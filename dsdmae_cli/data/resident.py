@@ -13,7 +13,7 @@ from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.source import Batching, MicroBatch, Source
 
 
-def to_tensor(arrays: UInt8[np.ndarray, "n h w 3"], device: torch.device) -> UInt8[Tensor, "n 3 h w"]:
+def to_tensor(arrays: UInt8[np.ndarray, "n h w c"], device: torch.device) -> UInt8[Tensor, "n c h w"]:
     """Channels first, on the device."""
     return torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 1, 2))).to(device)
 
@@ -28,7 +28,7 @@ class ResidentSource(Source):
 
     def __init__(
         self,
-        images: UInt8[Tensor, "n 3 h w"],
+        images: UInt8[Tensor, "n c h w"],
         batching: Batching,
         plan: Augmentation,
         labels: Int64[Tensor, " n"] | None = None,

@@ -36,14 +36,14 @@ class Rows:
         rows: which of them, on the same device.
     """
 
-    def __init__(self, images: UInt8[Tensor, "n 3 s s"], rows: Int64[Tensor, " m"]) -> None:
+    def __init__(self, images: UInt8[Tensor, "n c s s"], rows: Int64[Tensor, " m"]) -> None:
         self.images = images
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def split(self, size: int) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
+    def split(self, size: int) -> Iterator[UInt8[Tensor, "b c s s"]]:
         """As a tensor's: batches of at most `size` images, in order."""
         return (self.images[rows] for rows in self.rows.split(size))
 
@@ -52,7 +52,7 @@ class Rows:
 class Labelled:
     """Images and their labels, on the device."""
 
-    images: UInt8[Tensor, "n 3 s s"] | Rows
+    images: UInt8[Tensor, "n c s s"] | Rows
     labels: Int64[Tensor, " n"]
 
 
@@ -73,10 +73,10 @@ class RunData:
     source: Source
     unreadable: Unreadable
     held_out_unreadable: Unreadable
-    pictures: UInt8[Tensor, "n 3 s s"]
+    pictures: UInt8[Tensor, "n c s s"]
     bank: Labelled | None = None
     queries: Labelled | None = None
-    watched: UInt8[Tensor, "n 3 s s"] | None = None
+    watched: UInt8[Tensor, "n c s s"] | None = None
 
 
 def open_run_data(
@@ -113,7 +113,7 @@ def open_run_data(
     placement = place(train, settings, device)
     if train.arrays() is None and placement.side:
         note(f"decoding {len(train)} images")
-    squares = Squares(chosen, size)
+    squares = Squares(chosen, size, labelled.channels)
     also = [squares] if labelled is train and placement.side != size else []
     source = open_source(train, settings, placement, batching, device, unreadable, num_views=num_views, also=also)
     bank = None
@@ -141,7 +141,7 @@ def labelled_indices(dataset: ImageDataset, most: int) -> list[int]:
 
 
 def _labelled(
-    images: UInt8[Tensor, "n 3 s s"] | Rows, dataset: ImageDataset, indices: list[int] | NDArray[np.int64]
+    images: UInt8[Tensor, "n c s s"] | Rows, dataset: ImageDataset, indices: list[int] | NDArray[np.int64]
 ) -> Labelled:
     assert dataset.labels is not None
     device = images.images.device if isinstance(images, Rows) else images.device
@@ -163,7 +163,7 @@ def _rows_of(source: ResidentSource, dataset: ImageDataset, chosen: list[int], u
 
 def _held_out(
     test: ImageDataset, size: int, device: torch.device, most: int | None, labelled: bool, unreadable: Unreadable
-) -> tuple[Labelled | None, UInt8[Tensor, "n 3 s s"] | None, UInt8[Tensor, "m 3 s s"]]:
+) -> tuple[Labelled | None, UInt8[Tensor, "n c s s"] | None, UInt8[Tensor, "m c s s"]]:
     """(queries, watched, pictures), out of one decoding of the test images."""
     asked = queried = labelled_indices(test, most) if labelled and most is not None else []
     if most is not None and not queried:

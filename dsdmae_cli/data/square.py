@@ -14,19 +14,37 @@ from PIL import Image
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.errors import DataError
 
+_RGB = 3
+
 if TYPE_CHECKING:
     from dsdmae_cli.data.source import Unreadable  # whose module needs torch
 
 
-def to_square(rgb: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+def to_square(pixels: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
     """Resize the shorter side to `size` pixels (bicubic, antialiased) and cut the middle square out."""
-    height, width = rgb.shape[:2]
+    height, width = pixels.shape[:2]
     if (height, width) == (size, size):
-        return rgb
+        return pixels
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
-    image = Image.fromarray(rgb)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+    return resized(pixels, size, Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+
+
+def resized(
+    pixels: UInt8[np.ndarray, "h w c"],
+    size: int,
+    kernel: Image.Resampling,
+    box: tuple[float, float, float, float] | None = None,
+) -> UInt8[np.ndarray, "size size c"]:
+    """Resized to a square by Pillow, which does so band by band and takes RGB at once.
+
+    Args:
+        box: left, top, right and bottom of the part that is taken; None = all.
+    """
+    if pixels.shape[2] == _RGB:
+        return np.asarray(Image.fromarray(pixels).resize((size, size), kernel, box))
+    bands = (np.ascontiguousarray(pixels[..., band]) for band in range(pixels.shape[2]))
+    return np.stack([np.asarray(Image.fromarray(band).resize((size, size), kernel, box)) for band in bands], axis=2)
 
 
 def common_side(dataset: ImageDataset, look_at: int = 64) -> int | None:
@@ -47,26 +65,27 @@ class Squares:
     Args:
         indices: which images of a dataset, each once.
         size: side in pixels.
+        channels: of the images.
 
     Attributes:
         kept: the images that could be read, in the order in which they were decoded.
     """
 
-    def __init__(self, indices: Sequence[int], size: int) -> None:
+    def __init__(self, indices: Sequence[int], size: int, channels: int = _RGB) -> None:
         self.size = size
         self.kept: list[int] = []
         self._wanted = indices if isinstance(indices, range) else frozenset(indices)
-        self._room = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+        self._room = np.empty((len(indices), size, size, channels), dtype=np.uint8)
 
     @property
-    def pixels(self) -> UInt8[np.ndarray, "n size size 3"]:
+    def pixels(self) -> UInt8[np.ndarray, "n size size c"]:
         """One square for each of `kept`; a view."""
         return self._room[: len(self.kept)]
 
     def __contains__(self, index: int) -> bool:
         return index in self._wanted
 
-    def add(self, index: int, square: UInt8[np.ndarray, "size size 3"]) -> None:
+    def add(self, index: int, square: UInt8[np.ndarray, "size size c"]) -> None:
         """The square of an image."""
         self._room[len(self.kept)] = square
         self.kept.append(index)
@@ -91,12 +110,12 @@ def decode_into(
         DataError: too many are unreadable.
     """
 
-    def one(index: int) -> list[UInt8[np.ndarray, "s s 3"] | None] | UnreadableImage:
+    def one(index: int) -> list[UInt8[np.ndarray, "s s c"] | None] | UnreadableImage:
         try:
-            rgb = dataset.load(index)
+            pixels = dataset.load(index)
         except UnreadableImage as error:
             return error
-        return [to_square(rgb, room.size) if index in room else None for room in rooms]
+        return [to_square(pixels, room.size) if index in room else None for room in rooms]
 
     with ThreadPoolExecutor(cpu_count()) as pool:  # PIL decodes outside the interpreter's lock
         for index, squares in zip(indices, pool.map(one, indices), strict=True):
@@ -110,13 +129,13 @@ def decode_into(
 
 def decode_square(
     dataset: ImageDataset, indices: Sequence[int], size: int, unreadable: Unreadable, may_be_empty: bool = False
-) -> tuple[UInt8[np.ndarray, "n size size 3"], list[int]]:
+) -> tuple[UInt8[np.ndarray, "n size size c"], list[int]]:
     """Decode images into one array, with the indices of those that could be read.
 
     Raises:
         DataError: too many are unreadable, or all of them are and the answer may not be empty.
     """
-    squares = Squares(indices, size)
+    squares = Squares(indices, size, dataset.channels)
     decode_into(dataset, indices, [squares], unreadable)
     if not may_be_empty:
         squares.require(unreadable)

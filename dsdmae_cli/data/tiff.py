@@ -90,6 +90,31 @@ def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
         return Values(pixels, _has_alpha(page)).upright(int(tag.value) if tag is not None else 1)
 
 
+def read_bands(stream: BinaryIO, max_pixels: int) -> Values:
+    """The first page; where it has one band and others like it follow, they are the bands, as microscopes write them.
+
+    Raises:
+        Refused: as read_page, or the pages differ.
+    """
+    first = read_page(stream, 0, max_pixels)
+    number = pages(stream) if first.pixels.shape[2] == 1 else 1
+    if number == 1:
+        return first
+    if number > _MOST_BANDS and first.pixels.size * number > max_pixels * _MOST_BANDS:
+        raise Refused(
+            f"{number} pages of {first.pixels.shape[1]}x{first.pixels.shape[0]} are more than there is room for"
+        )
+    planes = [first.pixels, *(read_page(stream, page, max_pixels).pixels for page in range(1, number))]
+    if len({(plane.shape, plane.dtype) for plane in planes}) > 1:
+        raise Refused("pages of several sizes or types, which are no bands of one picture")
+    return Values(np.concatenate(planes, axis=2))
+
+
+def has_pages(stream: BinaryIO) -> bool:
+    """Whether it is a TIFF of several pages."""
+    return is_tiff(stream) and pages(stream) > 1
+
+
 def _has_alpha(page: TiffPage) -> bool:
     """Whether the last sample is associated or unassociated alpha; others that follow the colours are bands."""
     return bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)

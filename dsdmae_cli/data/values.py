@@ -1,4 +1,4 @@
-"""Pictures as an instrument wrote them, in any depth and number of bands, and how they become 8-bit RGB. No torch here.
+"""Pictures as an instrument wrote them, in any depth and number of bands, and how they become 8 bits. No torch here.
 
 A 16-bit file may hold 10, 12 or 14 bits, and floating-point numbers have no range of their own: what is black and what
 is white is said by the data, once for all pictures of a dataset (`sampled_range`), or by a person (data.range).
@@ -8,10 +8,12 @@ is white is said by the data, once for all pictures of a dataset (`sampled_range
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped, UInt8, UInt16
 
 from dsdmae_cli.data.base import Refused
 
@@ -22,6 +24,10 @@ _VALUES_OF_ONE = 1 << 16
 _FULL_16 = (0.0, 65535.0)
 
 Range = tuple[float, float]
+Ranges = Range | tuple[Range, ...]  # of all channels, or of each
+_RGB = 3
+# Of red, green and blue in 65536ths: ITU-R 601's weights as Pillow rounds them, which grey of equal channels survives.
+_LUMA = (19595, 38470, 7471)
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,37 @@ class Reading:
     """How pictures of more than 8 bits, or of other bands than grey and RGB, are shown.
 
     Attributes:
-        range: values that are black and white; None = what the format says, which is 0..65535 for 16 bits.
-        bands: one or three of them, counted from 1, that are shown; None = grey and RGB as they are, others refused.
+        range: values that are black and white, of all channels or of each; None = what the format says, which is
+            0..65535 for 16 bits.
+        bands: those that are the channels, counted from 1; None = all.
+        channels: how many there shall be: 3 = RGB, grey repeated; 1 = grey; others = the picture has so many bands, of
+            which transparency is one.
     """
 
-    range: Range | None = None
+    range: Ranges | None = None
     bands: tuple[int, ...] | None = None
+    channels: int = 3
+
+    @property
+    def is_photographic(self) -> bool:
+        """Whether it gives grey or RGB, into which such pictures and no others are made."""
+        return self.channels in (1, _RGB)
+
+
+def asked_bands(
+    bands: tuple[int, ...] | Literal["auto"], channels: int | Literal["auto"], own: Callable[[], int]
+) -> Reading:
+    """Which bands become channels by data.bands and data.channels, and how many there are of these.
+
+    Args:
+        own: how many the dataset has; asked only where neither setting says it.
+    """
+    wanted = None if bands == "auto" else bands
+    if channels != "auto":
+        return Reading(None, wanted, channels)
+    if wanted is not None:
+        return Reading(None, wanted, _RGB if len(wanted) == 1 else len(wanted))
+    return Reading(None, None, own())
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +95,24 @@ class Values:
         turn = TURNS.get(orientation)
         return self if turn is None else Values(np.ascontiguousarray(turn(self.pixels)), self.alpha)
 
-    def shown(self, how: Reading) -> UInt8[np.ndarray, "h w 3"]:
-        """As 8-bit RGB, transparency over white.
+    def channels(self, how: Reading) -> Shaped[np.ndarray, "h w d"]:
+        """The bands that become channels, as stored; grey and RGB are not yet what the other is made of.
 
         Raises:
-            Refused: other bands than grey or RGB and none were chosen, or values without a range.
+            Refused: the picture has not these, or not so many.
         """
-        rgb = to_bytes(chosen(self.colors, how.bands), how.range)
-        rgb = np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
-        if not self.alpha:
+        return chosen(self.colors if how.is_photographic else self.pixels, how)
+
+    def shown(self, how: Reading) -> UInt8[np.ndarray, "h w {how.channels}"]:
+        """In 8 bits; where it is grey or RGB, transparency over white.
+
+        Raises:
+            Refused: other bands than asked for and none were chosen, or values without a range.
+        """
+        rgb = to_bytes(self.channels(how), how.range)
+        if rgb.shape[2] != how.channels:
+            rgb = luma(rgb) if how.channels == 1 else np.repeat(rgb, how.channels, axis=2)
+        if not self.alpha or not how.is_photographic:
             return np.ascontiguousarray(rgb)
         full = np.iinfo(self.pixels.dtype).max if self.pixels.dtype.kind in "ui" else 1
         opaque = self.pixels[..., -1:].astype(np.float32) / full
@@ -90,18 +130,24 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def chosen(colors: Shaped[np.ndarray, "h w c"], bands: tuple[int, ...] | None) -> Shaped[np.ndarray, "h w d"]:
-    """One or three bands.
+def chosen(colors: Shaped[np.ndarray, "h w c"], how: Reading) -> Shaped[np.ndarray, "h w d"]:
+    """As many bands as there shall be channels; one or three where these are 3 or 1.
 
     Raises:
         Refused: the picture has not these, or another number of them and none were chosen.
     """
-    there = colors.shape[2]
+    there, bands = colors.shape[2], how.bands
     if bands is None:
-        if there not in (1, 3):
+        if how.is_photographic and there not in (1, _RGB):
             raise Refused(
-                f"{there} bands, neither grey nor RGB; choose one or three of them, counted from 1, as"
-                " --set data.bands=[3,2,1]"
+                f"{there} bands, neither grey nor RGB; take them all with --set data.channels={there}, or choose one or"
+                " three, counted from 1, as --set data.bands=[3,2,1]"
+            )
+        if not how.is_photographic and there != how.channels:
+            raise Refused(
+                f"{there} band{'s' if there > 1 else ''} and not the {how.channels} of data.channels;"
+                f" {'choose as many with data.bands' if there > how.channels else 'give another data.channels'},"
+                " or take the picture out"
             )
         return colors
     if max(bands) > there:
@@ -109,7 +155,19 @@ def chosen(colors: Shaped[np.ndarray, "h w c"], bands: tuple[int, ...] | None) -
     return colors[..., [band - 1 for band in bands]]
 
 
-def to_bytes(values: Shaped[np.ndarray, "h w c"], limits: Range | None) -> UInt8[np.ndarray, "h w c"]:
+def keyed(pixels: UInt16[np.ndarray, "h w c"], key: int | tuple[int, ...]) -> UInt16[np.ndarray, "h w d"]:
+    """16-bit pixels with alpha, of which those of one colour are transparent."""
+    opaque = np.where((pixels == np.array(key)).all(axis=2, keepdims=True), 0, 0xFFFF)
+    return np.concatenate([pixels, opaque.astype(np.uint16)], axis=2)
+
+
+def luma(rgb: UInt8[np.ndarray, "*n 3"]) -> UInt8[np.ndarray, "*n 1"]:
+    """RGB as grey; of equal channels one of them."""
+    red, green, blue = (weight * rgb[..., i].astype(np.uint32) for i, weight in enumerate(_LUMA))
+    return ((red + green + blue + (1 << 15)) >> 16).astype(np.uint8)[..., None]
+
+
+def to_bytes(values: Shaped[np.ndarray, "h w c"], limits: Ranges | None) -> UInt8[np.ndarray, "h w c"]:
     """Values from black to white as 0..255; 8-bit ones as they are, what is not a number as black.
 
     Raises:
@@ -125,9 +183,25 @@ def to_bytes(values: Shaped[np.ndarray, "h w c"], limits: Range | None) -> UInt8
             if least < 0 or most > _FULL_16[1]:
                 raise Refused(f"values from {least} to {most} are outside 0..65535; say --set data.range=LOW,HIGH")
         return (values >> 8).astype(np.uint8)
-    low, high = limits
-    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+    pairs = limits if isinstance(limits[0], tuple) else (limits,)
+    low, high = np.array(pairs, np.float64).T
+    scaled = (values.astype(np.float32) - low.astype(np.float32)) * (255 / (high - low)).astype(np.float32)
     return np.rint(np.nan_to_num(scaled, nan=0.0).clip(0, 255)).astype(np.uint8)
+
+
+def sampled_ranges(pictures: Iterable[Values], how: Reading) -> tuple[Range, ...] | None:
+    """One range for each channel, as `sampled_range` has it for all; None where no picture has more than 8 bits.
+
+    Bands of one instrument differ by orders of magnitude, and 8 bits of a range that all share would leave the darkest
+    ones black. Pictures of other bands do not count.
+    """
+    bands = []
+    for picture in pictures:
+        with suppress(Refused):
+            bands.append(Values(picture.channels(how)))
+    found = [sampled_range(Values(p.pixels[..., i : i + 1]) for p in bands) for i in range(how.channels)]
+    # A band without a single number is black in any range.
+    return tuple(limits or (0.0, 1.0) for limits in found) if any(found) else None
 
 
 def sampled_range(pictures: Iterable[Values]) -> Range | None:

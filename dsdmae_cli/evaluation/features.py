@@ -32,7 +32,7 @@ from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.files import aside
 from dsdmae_cli.runtime import autocast
 
-Pool = Literal["mean", "cls", "max", "mean+cls"]
+Pool = Literal["mean", "cls", "max", "mean+cls", "tokens"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 
 # Of the file and of how features are computed: a change to either must raise it, or old features would be read.
@@ -45,7 +45,7 @@ FORMAT_VERSION = 2
 class Batch(NamedTuple):
     """Prepared images that could be read, and which images of the dataset they are."""
 
-    images: UInt8[Tensor, "b 3 s s"]
+    images: UInt8[Tensor, "b c s s"]
     indices: Int64[Tensor, " b"]
 
 
@@ -82,7 +82,7 @@ def square_batches(
 class Features(NamedTuple):
     """Features on the CPU by pooling, and which image of the dataset each row is of."""
 
-    by_pool: dict[str, Float[Tensor, "n d"]]
+    by_pool: dict[str, Float[Tensor, "n ..."]]
     indices: Int64[Tensor, " n"]
 
 
@@ -100,7 +100,7 @@ def extract(
     Args:
         batches: on the encoder's device.
         pools: which summaries of the tokens: their mean or maximum over the grid, the class token, or mean and class
-            token side by side ("mean+cls").
+            token side by side ("mean+cls"); or the patch tokens themselves ("tokens"), [n, tokens, d].
         precision: of the forward pass: bf16, fp16 or fp32.
         dtype: of what is returned. float16 halves the memory, and is enough for features that end in a norm.
 
@@ -157,6 +157,7 @@ _POOLING: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "mean": _mean,
     "cls": _class,
     "max": lambda patches, class_token: patches.float().amax(dim=1),
+    "tokens": lambda patches, class_token: patches.float(),
     "mean+cls": lambda patches, class_token: torch.cat([_mean(patches, None), _class(patches, class_token)], dim=1),
 }
 
@@ -164,7 +165,7 @@ _POOLING: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 @torch.no_grad()
 def mean_features(
     encoder: Backbone,
-    images: UInt8[Tensor, "n 3 s s"] | Rows,
+    images: UInt8[Tensor, "n c s s"] | Rows,
     batch_size: int,
     precision: str = "fp32",
 ) -> Float[Tensor, "n d"]:

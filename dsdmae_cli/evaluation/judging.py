@@ -24,6 +24,7 @@ from dsdmae_cli.errors import DataError
 from dsdmae_cli.evaluation.metrics import Scores
 from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne
 from dsdmae_cli.figures import scores as figures
+from dsdmae_cli.figures.moments import visible
 from dsdmae_cli.report import Report
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.resolved import ResolvedData
@@ -185,7 +186,7 @@ def _draw_mistakes(
     images, _ = decode_square(judged.test, indices[worst].tolist(), max(size, 64), Unreadable(len(judged.test), data))
     names = judged.classes
     figures.mistakes(
-        images.transpose(0, 3, 1, 2),
+        np.stack([visible(image.transpose(2, 0, 1)) for image in images]),
         [names[i] for i in labels[worst].tolist()],
         [names[i] for i in predicted[worst].tolist()],
         confidence[worst].tolist(),

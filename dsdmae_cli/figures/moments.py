@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -17,6 +18,7 @@ _GAP = 4
 _LABEL = 110
 _RESTORED = "restored"
 
+T = TypeVar("T", np.ndarray, Tensor)
 Rows = list[tuple[str, list[Image.Image]]]
 
 
@@ -31,18 +33,18 @@ class Moments:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, step: int, shown: Mapping[str, Float[Tensor, "b 3 h w"]], images: Float[Tensor, "b 3 s s"]) -> None:
+    def add(self, step: int, shown: Mapping[str, Float[Tensor, "b c h w"]], images: Float[Tensor, "b d s s"]) -> None:
         """Write a moment's picture, and the overview of all moments so far.
 
         Args:
             shown: rows by name, as Method.show gives them, in [-1, 1].
-            images: what they are of.
+            images: what they are of. More than three channels are shown by the first three, fewer as grey by the first.
         """
         self.folder.mkdir(exist_ok=True)
         name = _RESTORED if _RESTORED in shown else "shown"
         original = [_tile(image) for image in images]
         rows = [(row, [_fitted(_tile(i), original[0].size) for i in batch]) for row, batch in shown.items()]
-        rows.append(("original", original))
+        rows.append((_original(images.shape[1]), original))
         _save(sheet(rows), self.folder / f"{name}-step-{step:08d}.png")
         self._overview(name, [row for row, _ in rows], original[0].size, len(images))
 
@@ -83,8 +85,19 @@ def sheet(rows: Rows) -> Image.Image:
     return page
 
 
-def _tile(image: Float[Tensor, "3 h w"]) -> Image.Image:
-    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+def _original(channels: int) -> str:
+    """The last row's name, which says what is shown of images that are not RGB."""
+    shown = {1: "", 3: ""}.get(channels, "\nband 1" if channels < 3 else f"\nbands 1-3\nof {channels}")
+    return f"original{shown}"
+
+
+def visible(image: Shaped[T, "c ..."]) -> Shaped[T, "3 ..."]:
+    """What a person is shown of an image: its first three channels, or the first one as grey."""
+    return image[:3] if len(image) >= 3 else image[[0, 0, 0]]
+
+
+def _tile(image: Float[Tensor, "c h w"]) -> Image.Image:
+    pixels = ((visible(image).clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     whole = max(1, _TILE // pixels.shape[0])  # enlarged by whole factors, so that pixels stay square and sharp
     tile = Image.fromarray(np.repeat(np.repeat(pixels, whole, 0), whole, 1))
     return tile if tile.height <= 2 * _TILE else tile.resize((2 * _TILE, 2 * _TILE), Image.Resampling.LANCZOS)

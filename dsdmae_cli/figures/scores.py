@@ -207,7 +207,7 @@ def mistakes(
     """A page of wrongly classified images: what was said, how surely, and what it is.
 
     Args:
-        images: in the order in which they are laid out (the most confident first, say); one at least.
+        images: RGB, in the order in which they are laid out (the most confident first, say); one at least.
         confidence: probability given to the predicted class.
     """
     from matplotlib.layout_engine import PlaceHolderLayoutEngine

@@ -23,7 +23,7 @@ from dsdmae_cli.backbone import Backbone
 Corruption = Any
 # "loss" is what is differentiated; the other entries are its detached parts, for people to look at.
 Losses = dict[str, Tensor]
-# Rows of a figure by name: images in [-1, 1], [b, 3, h, w], of any size.
+# Rows of a figure by name: images in [-1, 1], [b, c, h, w], of any size.
 Pictures = dict[str, Tensor]
 
 
@@ -53,11 +53,11 @@ class Restoration(NamedTuple):
 
 
 class Method(nn.Module):
-    """A pre-training task around a backbone. Images are [b, 3, s, s] in [-1, 1].
+    """A pre-training task around a backbone. Images are [b, c, s, s] in [-1, 1], of the encoder's `in_chans` channels.
 
     Attributes:
         num_views: how many augmented views of each image a batch holds, each a crop of its own; with more than one,
-            images are [b, v, 3, s, s].
+            images are [b, v, c, s, s].
         learns_features: the encoder's features, averaged over an image, are what it is for: their collapse is worth a
             warning.
         whole_batch: the losses compare the images of a batch, so that the engine must not cut it into micro-batches.
@@ -94,7 +94,7 @@ class Method(nn.Module):
         """The moving average of the encoder, if the method keeps one as its teacher."""
         return None
 
-    def denoise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"] | None:
+    def denoise(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"] | None:
         """The whole image as the network restores it, every patch taken as noisy; None where it restores no pixels.
 
         Images are squares of the encoder's image_size, or of any size that `denoise_multiple` allows.
@@ -130,7 +130,7 @@ class Method(nn.Module):
         shown = self.restore(images, corruption)
         return {} if shown is None else {"given": shown.corrupted, "restored": shown.restored}
 
-    def measure(self, images: Float[Tensor, "b 3 s s"]) -> dict[str, float]:
+    def measure(self, images: Float[Tensor, "b c s s"]) -> dict[str, float]:
         """What the method has to say of itself on held-out images, by name, beside k-NN and the features' spread."""
         return {}
 

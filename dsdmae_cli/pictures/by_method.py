@@ -6,7 +6,7 @@ restore.py takes noise out of pictures of any size; here is what the method lear
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.decode import decode, deep_values
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.data.square import to_square
-from dsdmae_cli.data.values import Range, Reading, sampled_range
+from dsdmae_cli.data.values import Reading, sampled_range
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Restoration
 from dsdmae_cli.pictures.contact_sheet import Panel
@@ -30,6 +30,7 @@ from dsdmae_cli.pictures.paths import Source
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.runtime import autocast
 
+_RGB = 3
 Rgb = UInt8[np.ndarray, "h w 3"]
 # Smaller squares are enlarged by whole factors up to this side: patches can be seen, and captions fit above them.
 _SHOWN = 192
@@ -68,6 +69,12 @@ class MethodAtWork:
         Raises:
             SettingsError: the method restores no pixels; the message says why.
         """
+        channels = self.trained.settings.data.channels
+        if channels not in ("auto", _RGB):
+            raise SettingsError(
+                f"the run learned from pictures of {channels} channel{'s' * (channels > 1)}, and restore shows pictures"
+                " of red, green and blue alone; name a run of such pictures"
+            )
         size = self.trained.method.encoder().image_size
         self(np.zeros((size, size, 3), np.uint8))
 
@@ -103,22 +110,21 @@ def _picture(images: Float[Tensor, "1 3 h w"]) -> Picture:
     return Picture.of(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
 
 
-def read_as_data(source: Source, limits: Range | None, bands: tuple[int, ...] | None, *, own: bool) -> Rgb:
+def read_as_data(source: Source, how: Reading, *, own: bool) -> Rgb:
     """A picture as a dataset would give it.
 
     Args:
-        limits: values that are black and white in pictures of more than 8 bits; None = what the format says.
-        bands: that are shown of other bands than grey and RGB.
-        own: where there are no limits, take the picture's own.
+        how: it is read.
+        own: where that has no range, take the picture's own.
 
     Raises:
         UnreadableImage: it cannot be decoded.
     """
     name = str(source)
     content = source.path or sys.stdin.buffer.read()
-    if limits is None and own and (values := deep_values(content, name)) is not None:
-        limits = sampled_range([values])
-    return decode(content, name, Reading(limits, bands))
+    if how.range is None and own and (values := deep_values(content, name)) is not None:
+        how = replace(how, range=sampled_range([values]))
+    return decode(content, name, how)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from PIL.ImageFile import ImageFile
 
 from dsdmae_cli.data import deep, tiff
 from dsdmae_cli.data.base import Refused
-from dsdmae_cli.data.decode import MAX_PIXELS, keyed, opened, orientation, readable
-from dsdmae_cli.data.values import TURNS
+from dsdmae_cli.data.decode import MAX_PIXELS, opened, orientation, readable
+from dsdmae_cli.data.values import TURNS, keyed
 from dsdmae_cli.pictures import instrument
 from dsdmae_cli.pictures.deep import write_png
 from dsdmae_cli.pictures.metadata import Metadata, read_metadata, save_options

@@ -19,12 +19,14 @@ from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.files import FileImages, Files, Names
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.data.values import Reading
+from dsdmae_cli.data.values import asked_bands
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.pictures.paths import Failure, Source
 from dsdmae_cli.runtime import autocast, choose_device, choose_precision
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
+
+_RGB = 3
 
 _BATCH = 64
 Advance = Callable[[int, int], None]
@@ -152,8 +154,8 @@ def predict(
     assert tuned is not None  # settings of fine-tuning stand in a classifier's file alone
     network, size = tuned.network.to(where).eval(), opened.encoder.image_size
     data = settings.data
-    bands = None if data.bands == "auto" else data.bands
-    images = FileImages(_Given(sources), np.arange(len(sources)), reading=Reading(data.range, bands))
+    reading = replace(asked_bands(data.bands, data.channels, lambda: _RGB), range=data.range)
+    images = FileImages(_Given(sources), np.arange(len(sources)), reading=reading)
     # One's own pictures are named, not counted against a limit.
     unreadable = Unreadable(len(images), data.model_copy(update={"strict": False, "max_unreadable": 1.0}))
     found: dict[int, Prediction] = {}

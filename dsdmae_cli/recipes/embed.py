@@ -6,27 +6,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli import files
-from dsdmae_cli.artifacts.embedding import Embedding, joined, writer
+from dsdmae_cli.artifacts import embedding as rows
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import Subject, parse
 from dsdmae_cli.config.use import given, passed_over
-from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import DataError, PluginError, SettingsError
+from dsdmae_cli.evaluation.attention import attention_maps, check_attention
 from dsdmae_cli.evaluation.dataset_features import dataset_features
-from dsdmae_cli.evaluation.features import Cached, Features, Pool, check_pools
+from dsdmae_cli.evaluation.features import Cached, Pool, check_pools
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
 
 Split = Literal["train", "test", "labelled", "all"]
+# Of the data that an encoder learned from: how the values of a picture become those that it sees.
+_SEEN_BY = ("range", "bands", "channels")
 _ADVICE = "make room or choose another --out"
 
 
@@ -41,7 +43,8 @@ class Request:
         pool: see evaluation.features.
         image_size: side of the images the encoder sees; None = that of its training.
         device, precision: as train.device and train.precision.
-        cache: keep the features in the user's cache, and look for them there.
+        cache: keep the features in the user's cache, and look for them there; tokens are never kept.
+        attention, thumbnails: add where the encoder looks, and small pictures.
     """
 
     subject: str
@@ -53,6 +56,8 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     cache: bool = True
+    attention: bool = False
+    thumbnails: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Computed:
         unreadable: reasons by the names of images that could not be read.
     """
 
-    embedding: Embedding
+    embedding: rows.Embedding
     about: dict[str, Any]
     unreadable: dict[str, str]
 
@@ -80,7 +85,7 @@ def embed(request: Request, out: Path, *, force: bool = False, as_json: bool = F
         SettingsError: the path is taken or its ending unknown; and see compute.
         RunFailed: the file cannot be written.
     """
-    write = writer(out)
+    write = rows.writer(out, request.thumbnails)
     if out.is_dir():
         raise SettingsError(f"--out {out} is a folder; name a file in it")
     if out.exists() and not force:
@@ -91,10 +96,12 @@ def embed(request: Request, out: Path, *, force: bool = False, as_json: bool = F
     with files.aside(out, _ADVICE) as partial:
         write(partial, found.embedding, found.about)
     whole = found.embedding
+    drawn = {"attention_picture": str(rows.draw_attention(whole, out))} if whole.attention is not None else {}
     return {
         "path": str(out),
         "images": len(whole.names),
-        "features": whole.features.shape[1],
+        "features": whole.features.shape[-1],
+        **drawn,
         "labelled": int((whole.labels >= 0).sum()) if whole.labels is not None else 0,
         "classes": len(whole.classes) if whole.classes else None,
         "unreadable_images": len(found.unreadable),
@@ -115,11 +122,13 @@ def compute(request: Request, report: Report) -> Computed:
     data, backbone = _data(request, subject)
     opened = open_encoder(subject, data, backbone=backbone, image_size=request.image_size, seed=0)
     check_pools(opened.encoder, [request.pool])
+    if request.attention:
+        check_attention(opened.encoder)
     device = choose_device(request.device)
     precision = choose_precision(request.precision, device)
     for note in [*passed_over(), *opened.notes]:
         report.note(note)
-    parts: list[Embedding] = []
+    parts: list[rows.Embedding] = []
     unreadable: dict[str, str] = {}
     opened.encoder.to(device)
     for split in ("train", "test") if request.split == "all" else (request.split,):
@@ -127,17 +136,24 @@ def compute(request: Request, report: Report) -> Computed:
         for note in dataset.notes if not parts else ():
             report.note(note)
         skipped = Unreadable(len(dataset), data)
+        if request.pool == "tokens":
+            rows.check_room(len(dataset), opened.encoder)
         report.note(f"{len(dataset)} {split} images of {data.dataset} through {opened.name} on {device} in {precision}")
         found = dataset_features(
-            opened.encoder, dataset, data.interpolation, [request.pool], device, precision, skipped, cache=request.cache
-        )
+            opened.encoder, dataset, data.interpolation, [request.pool], device, precision, skipped,
+            cache=request.cache and request.pool != "tokens",
+        )  # fmt: skip
         _tell(report, found, len(dataset), split)
         kept = found.features.indices.tolist()
         for line in skipped.lines():
             report.warn(f"skipped an unreadable image: {line}")
         unreadable.update(skipped.reasons)
-        parts.append(_part(found.features, request.pool, dataset, kept, split))
-    return Computed(joined(parts), _about(request, opened, data, precision, str(device)), unreadable)
+        part = rows.rows_of(found.features.by_pool[request.pool], dataset, kept, split, opened.encoder.grid)
+        if request.attention:
+            maps = attention_maps(opened.encoder, dataset, kept, device, precision, data.interpolation, skipped)
+            part = rows.with_attention(part, maps, dataset, kept, opened.encoder.image_size)
+        parts.append(replace(part, thumbnails=rows.thumbnails_of(dataset, kept)) if request.thumbnails else part)
+    return Computed(rows.joined(parts), _about(request, opened, data, precision, str(device)), unreadable)
 
 
 def _data(request: Request, subject: Subject) -> tuple[DataSettings, BackboneSettings | None]:
@@ -148,8 +164,8 @@ def _data(request: Request, subject: Subject) -> tuple[DataSettings, BackboneSet
     if _names_dataset(request):
         with suppress(DataError, PluginError):  # what it learned from need not be here any more
             values, origin = subject.taken_over()
-            seen = {key: value for key, value in values.get("data", {}).items() if key in ("range", "bands")}
-            below = ({"data": seen}, origin) if subject.settings() is not None else None
+            seen = {key: value for key, value in values.get("data", {}).items() if key in _SEEN_BY}
+            below = ({"data": seen}, origin) if seen else None
     elif subject.settings() is None:
         raise SettingsError(f"which images? {subject.text} does not say what it learned from; add --dataset NAME")
     else:
@@ -172,16 +188,6 @@ def _tell(report: Report, found: Cached, total: int, split: str) -> None:
         report.note(f"features of {len(found.features.indices)} of {total} {split} images from the cache")
 
 
-def _part(features: Features, pool: str, dataset: ImageDataset, kept: list[int], split: str) -> Embedding:
-    return Embedding(
-        features=features.by_pool[pool].numpy(),
-        names=[dataset.name(index) for index in kept],
-        splits=[split if split != "labelled" else "train"] * len(kept),
-        labels=None if dataset.labels is None else dataset.labels[kept],
-        classes=dataset.classes,
-    )
-
-
 def _about(request: Request, opened: Opened, data: DataSettings, precision: str, device: str) -> dict[str, Any]:
     """What the numbers are, kept in the file beside them."""
     return {
@@ -190,6 +196,7 @@ def _about(request: Request, opened: Opened, data: DataSettings, precision: str,
         "dataset": data.dataset,
         "split": request.split,
         "pool": request.pool,
+        "grid": list(opened.encoder.grid),
         "image_size": opened.encoder.image_size,
         "precision": precision,
         "device": device,

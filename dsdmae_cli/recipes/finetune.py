@@ -144,7 +144,7 @@ def _transform(settings: ResolvedFinetuneSettings) -> Transform | None:
         return None
     from dsdmae_cli.data.rand_augment import RandAugment
 
-    return RandAugment(settings.finetune.rand_augment, settings.data.image_size)
+    return RandAugment(settings.finetune.rand_augment, settings.data.image_size, settings.data.channels)
 
 
 def _validation(

@@ -11,6 +11,7 @@ from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import fitted
+from dsdmae_cli.config.resolve import RGB
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema, Values
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.rundir import RunDir, refuse_run
@@ -56,11 +57,17 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
 
 
 def network_of(start: str) -> tuple[Values, str]:
-    """The backbone that weights to begin with belong to, the size and range of its images, and where that is from."""
+    """The backbone that weights to begin with belong to, what its images are, and where that is from.
+
+    The first layer of one for RGB is adapted to the new images' channels (artifacts/beginning.py).
+    """
     values, origin = parse(start, trained=True).taken_over()
-    data = {key: values.get("data", {}).get(key, "auto") for key in ("image_size", "range", "bands")}
+    data = {key: values.get("data", {}).get(key, "auto") for key in ("image_size", "range", "bands", "channels")}
     data = {key: value for key, value in data.items() if value not in ("auto", "none", None)}
-    return {"backbone": values.get("backbone", {}), **({"data": data} if data else {})}, origin
+    if data.get("channels") == RGB:
+        del data["channels"]
+    backbone = {key: value for key, value in values.get("backbone", {}).items() if key != "in_chans"}
+    return {"backbone": backbone, **({"data": data} if data else {})}, origin
 
 
 def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:

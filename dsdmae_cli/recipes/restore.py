@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli.artifacts.trained_method import open_method
-from dsdmae_cli.data.values import Range
+from dsdmae_cli.data.values import Range, Reading
 from dsdmae_cli.pictures.by_method import MethodAtWork, Restored, read_as_data, row_of
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.outcome import Changed, Outcome
@@ -71,13 +71,13 @@ def restore(
     outcome = Outcome(about, "restored", failed=list(failed))
     data = trained.settings.data
     limits = data.range if options.limits == "auto" else options.limits
-    bands = None if data.bands == "auto" else data.bands
+    how = Reading(limits, None if data.bands == "auto" else data.bands)
 
     def make(number: int) -> Made:
         files = {part: of[number].named(".png") for part, of in targets.items()}
         for file in files.values():
             check_free(file, force=options.force)
-        rgb = read_as_data(sources[number], limits, bands, own=options.limits == "auto")
+        rgb = read_as_data(sources[number], how, own=options.limits == "auto")
         shown = work(rgb)
         scores = Changed.of(*(picture.pixels for picture in shown))
         size = rgb.shape[1], rgb.shape[0]

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.config.compose import written
 from dsdmae_cli.config.own_images import remarks
-from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.resolve import colour_notes, resolve
 from dsdmae_cli.config.schema import SCHEMAS, Loaded, schema_of
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.files import AGAIN, RESUME
@@ -20,7 +20,6 @@ from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import SETTINGS, RunDir, changed_settings, default_path
 from dsdmae_cli.runtime import choose_device, undisturbed
-from dsdmae_cli.settings.models import ValueRange
 from dsdmae_cli.signals import no_save_kills, stopping
 
 
@@ -76,7 +75,10 @@ def conduct(
             if resumed:
                 distributed.main_says(lambda: _unchanged(directory, settings, accept_changes, report))
             with distributed.one_fate():
-                start = Start(command, directory, settings, resolve(settings), report, resume, resumed, accept_changes)
+                resolved = resolve(settings)
+                for note in () if resume else colour_notes(resolved):
+                    report.note(note)
+                start = Start(command, directory, settings, resolved, report, resume, resumed, accept_changes)
                 parts = put_together(start)
             run = Run(start, parts)
             return run.train()
@@ -113,6 +115,7 @@ def _unchanged(directory: RunDir, settings: BaseModel, accept_changes: bool, rep
         raise CheckpointError(f"{other}; put it back, or go on by it with --accept-changes")
     report.warn(f"{other}; it goes on by the file")
 
+
 def _note_end(directory: RunDir, error: BaseException) -> None:
     """Have the directory tell how its run ended, for `dsdmae runs`."""
     stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
@@ -122,25 +125,27 @@ def _note_end(directory: RunDir, error: BaseException) -> None:
     directory.ended("stopped" if stopped else "failed", why)
 
 
-def _with_range(settings: Any, limits: ValueRange | None) -> BaseModel:
-    """The settings with the range of values that was found, so that images which come later do not change it."""
-    if settings.data.range != "auto":
-        return settings
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"range": limits})})
+def _with_found(settings: Any, resolved: Any) -> BaseModel:
+    """The settings with what the images said of themselves, so that images which come later do not change it."""
+    found = {key: getattr(resolved.data, key) for key in ("range", "channels") if getattr(settings.data, key) == "auto"}
+    sections: dict[str, Any] = {"data": settings.data.model_copy(update=found)}
+    if "method" in type(settings).model_fields:  # what needs colours is off where there are none
+        sections["method"] = resolved.method
+    return settings.model_copy(update=sections)
 
 
 def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool) -> tuple[BaseModel, bool]:
     """Make or reopen the run directory; the settings to go by, and whether there is a checkpoint to go on from."""
     resolved = resolve(loaded.settings)  # a rule between sections should fail before a directory is made
     if not resume:
-        settings: BaseModel = _with_range(loaded.settings, resolved.data.range)
+        settings: BaseModel = _with_found(loaded.settings, resolved)
         directory.create(settings)
         return settings, False
     before: BaseModel = directory.resume().settings
     resumed = bool(checkpoint.newest_first(directory.checkpoints))
     if not overridden:
         return before, resumed
-    settings = _with_range(loaded.settings, before.data.range)  # type: ignore[attr-defined]
+    settings = _with_found(loaded.settings, before)
     changes = changed_settings(before, settings)
     if changes:
         raise SettingsError(

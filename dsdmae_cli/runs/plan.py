@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dsdmae_cli import plugins
+from dsdmae_cli.config.resolve import colour_notes
 from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import open_dataset, place
@@ -140,7 +141,7 @@ def make_plan(
         estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
         beforehand=beforehand,
         account=_account(found, settings.data) if timed else None,
-        data_notes=found.notes,
+        data_notes=(*found.notes, *colour_notes(settings)),
     )
 
 
@@ -204,7 +205,7 @@ def _seconds_per_image(method: Method, runtime: Runtime, flop: float) -> float |
         return None
     size = method.encoder().image_size
     choose_attention(method, runtime)
-    images = method.as_views(torch.rand(runtime.micro_batch, 3, size, size) * 2 - 1)
+    images = method.as_views(torch.rand(runtime.micro_batch, method.encoder().in_chans, size, size) * 2 - 1)
     seconds = 0.0
     for _ in range(2):  # the first warms up
         began = time.perf_counter()

@@ -42,12 +42,18 @@ def ordered(pair: object) -> object:
 
 
 ValueRange = tuple[Finite, Finite]
+# Of all channels, or of each one.
+Ranges = ValueRange | Annotated[tuple[ValueRange, ...], Field(min_length=1)]
+MOST_CHANNELS = 256
+Channels = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 
 
-def _is_range(pair: object) -> object:
-    if isinstance(pair, tuple) and not pair[0] < pair[1]:
-        raise ValueError("a range runs from low to high, as 0,4095")
-    return pair
+def _is_range(value: object) -> object:
+    pairs = value if isinstance(value, tuple) and isinstance(value[0], tuple) else (value,)
+    for pair in pairs:
+        if isinstance(pair, tuple) and not pair[0] < pair[1]:
+            raise ValueError("a range runs from low to high, as 0,4095")
+    return value
 
 
 def _as_bands(value: object) -> object:
@@ -57,8 +63,8 @@ def _as_bands(value: object) -> object:
 
 
 def _are_bands(value: object) -> object:
-    if isinstance(value, tuple) and len(value) not in (1, 3):
-        raise ValueError("it takes one band (grey) or three (red, green, blue), counted from 1")
+    if isinstance(value, tuple) and not 1 <= len(value) <= MOST_CHANNELS:
+        raise ValueError(f"it takes 1 to {MOST_CHANNELS} bands, counted from 1, as [4,3,2]")
     return value
 
 
@@ -108,15 +114,21 @@ class DataSettings(Section):
         description="instead: bring each image to a square of this side once, and cut random windows of image_size"
         " pixels out of it, which are not rescaled; none = off",
     )
-    range: Annotated[ValueRange | Auto | None, BeforeValidator(as_range), AfterValidator(_is_range)] = Field(
+    channels: Channels | Auto = Field(
         "auto",
-        description="values that are black and white in pictures of more than 8 bits: LOW,HIGH, or a number of bits;"
-        " auto = one range for all, by a sample of them; none = what the format says, 0..65535",
+        description="channels that the network sees: 3 = RGB, grey repeated; 1 = grey; any other number = pictures of"
+        " so many bands; auto = 3, or the bands of most pictures where these are neither grey nor RGB",
+    )
+    range: Annotated[Ranges | Auto | None, BeforeValidator(as_range), AfterValidator(_is_range)] = Field(
+        "auto",
+        description="values that are black and white in pictures of more than 8 bits: LOW,HIGH, one such pair a"
+        " channel, or a number of bits; auto = one range for all pictures, by a sample of them, and one a channel where"
+        " there are others than grey or RGB; none = what the format says, 0..65535",
     )
     bands: Annotated[tuple[PositiveInt, ...] | Auto, BeforeValidator(_as_bands), AfterValidator(_are_bands)] = Field(
         "auto",
-        description="one band, or three as red, green and blue, of pictures that have others than grey or RGB, counted"
-        " from 1; auto = such pictures are refused",
+        description="which bands of a picture are its channels, in this order, counted from 1: three are red, green and"
+        " blue, one is grey; auto = all of them",
     )
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="resampling of crops, antialiased")
     flip: bool | Auto = Field("auto", description="mirror half of the images left to right")
@@ -145,6 +157,7 @@ class BackboneSettings(Section):
     patch_size: PositiveInt | Auto = Field(
         "auto", description="side of a patch in pixels; auto = a 16x16 grid up to 128 px, else 16"
     )
+    in_chans: Channels | Auto = Field("auto", description="channels of the images it takes; auto = data.channels")
     drop_path: Fraction = Field(0.0, description="stochastic depth rate of the last block")
 
     def without_weights(self) -> BackboneSettings:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 _MOST_BITS = 32
 
 
 def as_range(value: object) -> object:
-    """ "100,1000" and [100, 1000] as a pair; a number of bits as what they can hold; anything else as it is.
+    """ "100,1000" and [100, 1000] as a pair, "[0,1],[0,9]" as several; a number of bits as what they can hold; anything
+    else as it is.
 
     Raises:
         ValueError: no such number of bits.
     """
     if isinstance(value, str) and "," in value:
-        return tuple(part.strip() for part in value.strip("[] ").split(","))
+        pairs = re.findall(r"\[([^\[\]]*)\]", value) if value.count("[") > 1 else [value.strip("[] ")]
+        parted = tuple(tuple(part.strip() for part in pair.split(",")) for pair in pairs)
+        return parted if len(parted) > 1 else parted[0]
     bits = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
     if isinstance(bits, int) and not isinstance(bits, bool):
         if not 1 <= bits <= _MOST_BITS:

@@ -20,6 +20,7 @@ from dsdmae_cli.settings.judge import (
     ProbeTrainSettings,
 )
 from dsdmae_cli.settings.models import (
+    Channels,
     CountOrZero,
     DataSettings,
     LoopSettings,
@@ -28,10 +29,10 @@ from dsdmae_cli.settings.models import (
     PositiveFloat,
     PositiveFraction,
     PositiveInt,
+    Ranges,
     Section,
     Settings,
     TrainSettings,
-    ValueRange,
 )
 
 
@@ -53,7 +54,8 @@ class ResolvedData(ResolvedSection, DataSettings):
     crop_scale: tuple[PositiveFraction, PositiveFraction] | None
     flip: bool
     shift: CountOrZero
-    range: ValueRange | None
+    channels: Channels
+    range: Ranges | None
 
 
 class ResolvedOptim(ResolvedSection, OptimSettings):

@@ -36,6 +36,9 @@ def check_backbone(name: str, *assignments: str) -> None:
         _weights_follow_the_seed(net, twin, other)
         _tokens_are_a_grid(net, side)
         _timm_state_is_its_own(net)
+        if spec.any_channels:
+            five = settings.backbone.without_weights().model_copy(update={"in_chans": 5})
+            _channels_are_seen(build_backbone(five, side, 0), side)
         if spec.encodes_subset:
             _subsets_are_parts(net, side)
         if spec.takes_mask_token:
@@ -66,6 +69,20 @@ def _tokens_are_a_grid(net: Backbone, side: int) -> None:
     assert (class_token is not None) == net.has_class_token, "has_class_token and forward_tokens disagree"
     assert len(net.mean) == len(net.std) == 3, "mean and std are of three channels"
     _blocks_end_in_the_features(net, images, tokens)
+
+
+def _channels_are_seen(net: Backbone, side: int) -> None:
+    """Every one of five channels changes the features."""
+    import torch
+
+    assert net.in_chans == len(net.mean) == len(net.std) == 5, "in_chans, mean and std are not of backbone.in_chans"
+    images = torch.rand(1, 5, side, side) * 2 - 1
+    with torch.no_grad():
+        tokens = net.eval()(images)
+        for channel in range(5):
+            changed = images.clone()
+            changed[:, channel] = -changed[:, channel]
+            assert not torch.equal(net(changed), tokens), f"channel {channel + 1} of 5 is not seen"
 
 
 def _blocks_end_in_the_features(net: Backbone, images: Tensor, tokens: Tensor) -> None:

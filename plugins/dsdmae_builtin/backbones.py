@@ -126,6 +126,7 @@ VIT_TINY = BackboneSpec(
     settings=ViTSettings,
     encodes_subset=True,
     takes_mask_token=True,
+    any_channels=True,
     recognize=_RECOGNIZE_VIT,
 )
 VIT_SMALL = BackboneSpec(
@@ -134,6 +135,7 @@ VIT_SMALL = BackboneSpec(
     settings=ViTSmallSettings,
     encodes_subset=True,
     takes_mask_token=True,
+    any_channels=True,
     recognize=_RECOGNIZE_VIT,
 )
 VIT_BASE = BackboneSpec(
@@ -142,6 +144,7 @@ VIT_BASE = BackboneSpec(
     settings=ViTBaseSettings,
     encodes_subset=True,
     takes_mask_token=True,
+    any_channels=True,
     recognize=_RECOGNIZE_VIT,
 )
 _BEIT = "dsdmae_builtin.beit_vit:build"
@@ -151,6 +154,7 @@ BEIT_TINY = BackboneSpec(
     build=_BEIT,
     settings=BEiTViTSettings,
     takes_mask_token=True,
+    any_channels=True,
     recognize="dsdmae_builtin.recognition:beit",
 )
 BEIT_SMALL = BackboneSpec(
@@ -158,6 +162,7 @@ BEIT_SMALL = BackboneSpec(
     build=_BEIT,
     settings=BEiTViTSmallSettings,
     takes_mask_token=True,
+    any_channels=True,
     recognize="dsdmae_builtin.recognition:beit",
 )
 BEIT_BASE = BackboneSpec(
@@ -165,6 +170,7 @@ BEIT_BASE = BackboneSpec(
     build=_BEIT,
     settings=BEiTViTBaseSettings,
     takes_mask_token=True,
+    any_channels=True,
     recognize="dsdmae_builtin.recognition:beit",
 )
 UNET = BackboneSpec(
@@ -172,6 +178,7 @@ UNET = BackboneSpec(
     build="dsdmae_builtin.unet:build",
     settings=UNetSettings,
     own_patch_size=True,
+    any_channels=True,
 )
 TIMM = BackboneSpec(
     summary="any timm model that yields a grid of features (Swin, ConvNeXt, ...)",
@@ -179,6 +186,7 @@ TIMM = BackboneSpec(
     argument="NAME",
     settings=TimmSettings,
     own_patch_size=True,
+    any_channels=True,
     image_size="dsdmae_builtin.timm_backbone:own_image_size",
     recognize="dsdmae_builtin.recognition:timm",
 )

@@ -32,6 +32,7 @@ class BEiTViT(Backbone):
 
     def __init__(self, settings: BEiTViTSettings, image_size: int) -> None:
         super().__init__()
+        in_chans = self.set_channels(settings.in_chans)
         patch = check_patches(settings.patch_size, image_size)
         if settings.embed_dim % settings.num_heads:
             raise SettingsError(
@@ -55,6 +56,8 @@ class BEiTViT(Backbone):
             "global_pool": "token",
             "num_classes": 0,
         }
+        if in_chans != 3:  # timm's own default, which is left out of what it is told
+            self.timm_kwargs["in_chans"] = in_chans
         self.vit = Beit(**self.timm_kwargs, drop_path_rate=settings.drop_path, norm_layer=ViTLayerNorm)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:

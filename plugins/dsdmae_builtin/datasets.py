@@ -89,6 +89,7 @@ FOLDER = DatasetSpec(
     reads_paths=True,
     count="dsdmae_builtin.folder:count",
     image_size="dsdmae_builtin.folder:native_size",
+    channels="dsdmae_builtin.folder:channels",
     value_range="dsdmae_builtin.folder:value_range",
 )
 

@@ -7,7 +7,9 @@ dsdmae_cli.data.splits, and how an image is decoded dsdmae_cli.data.decode.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,17 +18,19 @@ import numpy as np
 
 from dsdmae_builtin.datasets import FolderSettings
 from dsdmae_cli.data.base import UnreadableImage
-from dsdmae_cli.data.decode import DEEP_SUFFIXES
+from dsdmae_cli.data.decode import AS_STORED, DEEP_SUFFIXES
 from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_words
 from dsdmae_cli.data.label_file import read_labels
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import Arrangement, arrange
 from dsdmae_cli.data.square import common_side
-from dsdmae_cli.data.values import Range, Reading, Values, sampled_range
+from dsdmae_cli.data.values import Ranges, Reading, Values, asked_bands, sampled_range, sampled_ranges
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
 LOOKED_AT, _HEADERS = 64, 512
+RGB = 3
+MANY_BANDS_SUFFIXES = frozenset({".tif", ".tiff"})
 LARGEST_NATIVE_SIDE = 256
 DEFAULT_SIDE = 224
 
@@ -68,21 +72,48 @@ def count(settings: DataSettings) -> tuple[int, int]:
     return len(part.indices), 0 if part.labels is None else int((part.labels >= 0).sum())
 
 
-def value_range(settings: DataSettings) -> Range | None:
+def channels(settings: DataSettings) -> int:
+    """What data.channels = auto means: 3, or the bands of most of some hundreds of pictures where these are neither
+    grey nor RGB.
+    """
+    return shared(_channels, _path(settings))
+
+
+def _channels(path: Path) -> int:
+    images, counts = _able(path, MANY_BANDS_SUFFIXES), Counter[int]()
+    others = len(open_files(path).names) - len(images)
+    if not len(images):
+        return RGB
+    order = np.random.default_rng(0).permutation(len(images))[:_HEADERS].tolist()
+    for index in order:
+        with suppress(UnreadableImage):  # it is met again, and counted, when the dataset is read
+            form = images.form(index)
+            counts[RGB if form.colors else form.bands] += 1
+    counts[RGB] += others * len(order) // len(images)  # whose suffixes say that they are grey or RGB
+    number, count = counts.most_common(1)[0]
+    return number if count > counts[RGB] else RGB
+
+
+def value_range(settings: DataSettings) -> Ranges | None:
     """What data.range = auto means: by the values of those of 64 pictures that have more than 8 bits."""
-    return shared(_value_range, _path(settings))
+    return shared(_value_range, _path(settings), replace(_bands(settings), range=None))
 
 
-def _value_range(path: Path) -> Range | None:
+def _value_range(path: Path, how: Reading) -> Ranges | None:
+    return range_of_some(_able(path, DEEP_SUFFIXES, how))
+
+
+def _able(path: Path, suffixes: Collection[str], how: Reading = AS_STORED) -> FileImages:
+    """The images whose suffix says that they may be what is looked for."""
     files = open_files(path)
-    able = [i for i, name in enumerate(files.names) if os.path.splitext(name)[1].lower() in DEEP_SUFFIXES]  # noqa: PTH122
-    images = FileImages(files, np.array(able, dtype=np.int64))
-    return range_of_some(images)
+    able = [i for i, name in enumerate(files.names) if os.path.splitext(name)[1].lower() in suffixes]  # noqa: PTH122
+    return FileImages(files, np.array(able, dtype=np.int64), reading=how)
 
 
-def range_of_some(images: FileImages) -> Range | None:
+def range_of_some(images: FileImages) -> Ranges | None:
     """By the values of those of 64 pictures that have more than 8 bits, of some hundreds that are looked at."""
-    return sampled_range(islice(_deep_ones(images), LOOKED_AT))
+    how, pictures = images.reading, islice(_deep_ones(images), LOOKED_AT)
+    return sampled_range(pictures) if how.is_photographic else sampled_ranges(pictures, how)
 
 
 def _deep_ones(images: FileImages) -> Iterator[Values]:
@@ -100,7 +131,12 @@ def _deep_ones(images: FileImages) -> Iterator[Values]:
 def _reading(settings: DataSettings) -> Reading:
     """How the pictures are read; a range that is still to be decided is, so that everyone sees the same pixels."""
     limits = value_range(settings) if settings.range == "auto" else settings.range
-    return Reading(limits, None if settings.bands == "auto" else settings.bands)
+    return replace(_bands(settings), range=limits)
+
+
+def _bands(settings: DataSettings) -> Reading:
+    """Which bands become channels, and how many there are of these."""
+    return asked_bands(settings.bands, settings.channels, lambda: channels(settings))
 
 
 def native_size(settings: DataSettings) -> int:

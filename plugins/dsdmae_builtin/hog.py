@@ -23,10 +23,10 @@ def cells_per_patch(patch: tuple[int, int]) -> tuple[int, int]:
     return rows, columns
 
 
-def hog_features(patch: tuple[int, int]) -> int:
+def hog_features(patch: tuple[int, int], channels: int = 3) -> int:
     """Features per patch: channels x bins x cells."""
     rows, columns = cells_per_patch(patch)
-    return 3 * BINS * rows * columns
+    return channels * BINS * rows * columns
 
 
 @torch.no_grad()

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from dsdmae_builtin.datasets import ParquetSettings
-from dsdmae_builtin.folder import DEFAULT_SIDE, LARGEST_NATIVE_SIDE, range_of_some
+from dsdmae_builtin.folder import DEFAULT_SIDE, LARGEST_NATIVE_SIDE, RGB, range_of_some
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, stamp_of
 from dsdmae_cli.data.label_file import LABEL_HEADINGS, LabelFile
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange
 from dsdmae_cli.data.square import common_side
-from dsdmae_cli.data.values import Range, Reading
+from dsdmae_cli.data.values import Ranges, Reading, asked_bands
 from dsdmae_cli.errors import DataError, PluginError
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
@@ -42,7 +42,7 @@ def build(settings: DataSettings, split: str) -> FileImages:
     files, found = _found(settings)
     part = found.test if split == "test" else found.train
     limits = value_range(settings) if settings.range == "auto" else settings.range
-    reading = Reading(limits, None if settings.bands == "auto" else settings.bands)
+    reading = replace(_bands(settings), range=limits)
     return FileImages(files, part.indices, part.labels, part.classes, found.notes, reading)
 
 
@@ -57,9 +57,13 @@ def native_size(settings: DataSettings) -> int:
     return shared(_native_size, *_asked(settings))
 
 
-def value_range(settings: DataSettings) -> Range | None:
+def _bands(settings: DataSettings) -> Reading:
+    return asked_bands(settings.bands, settings.channels, lambda: RGB)
+
+
+def value_range(settings: DataSettings) -> Ranges | None:
     """What data.range = auto means: by the values of those of 64 pictures that have more than 8 bits."""
-    return shared(_value_range, *_asked(settings))
+    return shared(_value_range, *_asked(settings), _bands(settings))
 
 
 def _native_size(path: str, image: str | None, label: str | None) -> int:
@@ -68,9 +72,9 @@ def _native_size(path: str, image: str | None, label: str | None) -> int:
     return side if side is not None and side <= LARGEST_NATIVE_SIDE else DEFAULT_SIDE
 
 
-def _value_range(path: str, image: str | None, label: str | None) -> Range | None:
+def _value_range(path: str, image: str | None, label: str | None, how: Reading) -> Ranges | None:
     files = shared(Tables, path, image, label)
-    return range_of_some(FileImages(files, np.arange(len(files.names), dtype=np.int64)))
+    return range_of_some(FileImages(files, np.arange(len(files.names), dtype=np.int64), reading=how))
 
 
 def _asked(settings: DataSettings) -> tuple[str, str | None, str | None]:

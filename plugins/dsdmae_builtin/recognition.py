@@ -53,6 +53,7 @@ class _Transformer:
 
     shapes: Shapes
     width: int
+    channels: int
     patch: int
     depth: int
     hidden: int
@@ -97,7 +98,7 @@ class _Transformer:
         parts = [
             f"{self.depth} block{'s' if self.depth > 1 else ''} of width {self.width}",
             f"{number} head{'s' if number > 1 else ''} ({how}; {key} changes it)",
-            f"patches of {self.patch} px",
+            f"patches of {self.patch} px{_of(self.channels)}",
             f"MLP ratio {self.mlp_ratio:.3g}",
             "a class token" if self.class_token else "no class token",
             f"images of {self.image_size} px" if self.image_size else "",
@@ -108,15 +109,15 @@ class _Transformer:
 
 
 def _transformer(shapes: Shapes) -> _Transformer | None:
-    """None for what is no vision transformer with square patches of RGB images."""
+    """None for what is no vision transformer with square patches."""
     stem = shapes.get("patch_embed.proj.weight", ())
     depth = sum(name.startswith("blocks.") and name.endswith(".norm1.weight") for name in shapes)
     hidden = shapes.get("blocks.0.mlp.fc1.weight", shapes.get("blocks.0.mlp.fc1_g.weight", ()))
-    if len(stem) != 4 or stem[1] != 3 or stem[2] != stem[3] or not depth or len(hidden) != 2:
+    if len(stem) != 4 or stem[2] != stem[3] or not depth or len(hidden) != 2:
         return None
     if len(shapes.get("pos_embed", (1, 1, 1))) != 3:
         return None
-    return _Transformer(shapes, stem[0], stem[2], depth, hidden[0])
+    return _Transformer(shapes, stem[0], stem[1], stem[2], depth, hidden[0])
 
 
 def vit(shapes: Shapes, origin: str) -> Recognized | None:
@@ -139,6 +140,7 @@ def vit(shapes: Shapes, origin: str) -> Recognized | None:
         name=str(kind.model_fields["name"].default), patch_size=found.patch, embed_dim=found.width, depth=found.depth,
         num_heads=number, mlp_ratio=found.mlp_ratio, pos_embed="learn", class_token=found.class_token,
         layer_scale=1e-5 if found.has("blocks.0.ls1.gamma") else None, normalization="none" if plain else "imagenet",
+        in_chans=found.channels,
     )  # fmt: skip
     renamed, also = _final_norm(shapes)
     pixels = "pixels in [-1, 1]" if plain else "pixels by ImageNet's mean and std"
@@ -156,13 +158,13 @@ def beit(shapes: Shapes, origin: str) -> Recognized | None:
     size = _size_of_bias(table, found.patch)
     settings = kind(
         name=str(kind.model_fields["name"].default), patch_size=found.patch, embed_dim=found.width, depth=found.depth,
-        num_heads=table[1], mlp_ratio=found.mlp_ratio, layer_scale=0.1,
+        num_heads=table[1], mlp_ratio=found.mlp_ratio, layer_scale=0.1, in_chans=found.channels,
     )  # fmt: skip
     renamed, also = _final_norm(shapes)
     words = ", ".join([
-        f"{found.depth} blocks of width {found.width}", f"{table[1]} heads", f"patches of {found.patch} px",
-        f"MLP ratio {found.mlp_ratio:.3g}", f"images of {size} px", "relative positions that all blocks share",
-        "layer scale", "pixels in [-1, 1]", *also,
+        f"{found.depth} blocks of width {found.width}", f"{table[1]} heads",
+        f"patches of {found.patch} px{_of(found.channels)}", f"MLP ratio {found.mlp_ratio:.3g}", f"images of {size} px",
+        "relative positions that all blocks share", "layer scale", "pixels in [-1, 1]", *also,
     ])  # fmt: skip
     return Recognized(settings=settings, image_size=size, words=words, renamed=renamed)
 
@@ -177,7 +179,7 @@ def timm(shapes: Shapes, origin: str) -> Recognized | None:
 def _resnet(shapes: Shapes) -> Recognized | None:
     stem = shapes.get("conv1.weight", ())
     second = shapes.get("layer1.0.conv2.weight", ())
-    if len(stem) != 4 or stem[1:] != (3, 7, 7) or len(second) != 4:
+    if len(stem) != 4 or stem[2:] != (7, 7) or len(second) != 4:
         return None
     stages = tuple(
         len({name.split(".")[1] for name in shapes if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)
@@ -186,8 +188,8 @@ def _resnet(shapes: Shapes) -> Recognized | None:
     name = _RESNETS.get((bottleneck, stages, second[0], second[1]))
     if name is None:
         return None
-    words = f"{name}, pixels by ImageNet's mean and std (backbone.normalization changes it)"
-    settings = TimmSettings(name=f"timm:{name}", pretrained=False, normalization="timm")
+    words = f"{name}{_of(stem[1])}, pixels by ImageNet's mean and std (backbone.normalization changes it)"
+    settings = TimmSettings(name=f"timm:{name}", pretrained=False, normalization="timm", in_chans=stem[1])
     return Recognized(settings=settings, image_size=None, words=words)
 
 
@@ -208,8 +210,8 @@ def _timm_beit(shapes: Shapes) -> Recognized | None:
     }
     renamed, also = _final_norm(shapes)
     words = ", ".join([
-        f"{found.depth} blocks of width {found.width}", f"{table[1]} heads", f"patches of {found.patch} px",
-        f"images of {size} px", "relative positions in each block",
+        f"{found.depth} blocks of width {found.width}", f"{table[1]} heads",
+        f"patches of {found.patch} px{_of(found.channels)}", f"images of {size} px", "relative positions in each block",
         "pixels in [-1, 1] (backbone.normalization changes it)", *also,
     ])  # fmt: skip
     return _as_timm("beit_base_patch16_224", found, options, size, words, renamed)
@@ -283,9 +285,19 @@ def _as_timm(
 ) -> Recognized:
     kept = {key: value for key, value in options.items() if value is not None}
     settings = TimmSettings(
-        name=f"timm:{name}", patch_size=found.patch, pretrained=False, normalization="timm", options=kept
+        name=f"timm:{name}",
+        patch_size=found.patch,
+        pretrained=False,
+        normalization="timm",
+        options=kept,
+        in_chans=found.channels,
     )
     return Recognized(settings=settings, image_size=size, words=f"timm's {name} with {words}", renamed=renamed)
+
+
+def _of(channels: int) -> str:
+    """What to say of images that are not RGB."""
+    return "" if channels == 3 else f" of {channels} channel{'s' if channels > 1 else ''}"
 
 
 def _size_of_bias(table: tuple[int, ...], patch: int) -> int:

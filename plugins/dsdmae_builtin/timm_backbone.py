@@ -12,9 +12,11 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dsdmae_builtin.backbones import TimmSettings
+from dsdmae_builtin.vit import attention_to_patches
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import PluginError, SettingsError, nearest
 from dsdmae_cli.plugins import argument_of
@@ -32,6 +34,8 @@ class TimmBackbone(Backbone):
         self.image_size = image_size
         self.timm_name = argument_of(settings.name)
         self.timm_kwargs = {**settings.options, "num_classes": 0}
+        if self.set_channels(settings.in_chans) != 3:  # timm's own default, and not every model knows the word
+            self.timm_kwargs["in_chans"] = self.in_chans
         if settings.patch_size != "auto":
             self.timm_kwargs["patch_size"] = settings.patch_size
         if settings.drop_path:
@@ -49,7 +53,7 @@ class TimmBackbone(Backbone):
         was_training = self.model.training
         self.model.eval()
         try:
-            features = self._feature_map(torch.zeros(1, 3, self.image_size, self.image_size))
+            features = self._feature_map(torch.zeros(1, self.in_chans, self.image_size, self.image_size))
         except Exception as error:  # thousands of architectures, each with its own way to refuse a size
             raise SettingsError(
                 f"backbone timm:{self.timm_name} cannot encode {self.image_size}x{self.image_size} images:"
@@ -69,7 +73,7 @@ class TimmBackbone(Backbone):
         """Layers behind the feature map (a ConvNeXt's head norm) get no gradient, and DDP would wait for it in vain."""
         was_training = self.model.training
         self.model.eval()
-        self._feature_map(torch.rand(1, 3, self.image_size, self.image_size)).sum().backward()
+        self._feature_map(torch.rand(1, self.in_chans, self.image_size, self.image_size)).sum().backward()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.grad is not None)
             parameter.grad = None
@@ -121,6 +125,17 @@ class TimmBackbone(Backbone):
         if len(inner) < len(set(blocks)):
             found[self.num_blocks] = self.forward_tokens(images)
         return [found[block] for block in blocks]
+
+    def attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads rows columns"] | None:
+        if type(self.model) is not VisionTransformer or self.num_blocks < 2:
+            return None
+        found: Any = self.model.forward_intermediates(
+            self.normalize(images), indices=[self.num_blocks - 2], stop_early=True, norm=False, output_fmt="NLC",
+            intermediates_only=True, return_prefix_tokens=True,
+        )  # fmt: skip
+        [(patches, prefix)] = found
+        tokens = patches if prefix is None else torch.cat([prefix, patches], dim=1)
+        return attention_to_patches(self.model.blocks[-1], tokens, self.grid, self.has_class_token)
 
     @property
     def body(self) -> nn.Module:

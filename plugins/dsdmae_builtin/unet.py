@@ -34,6 +34,7 @@ class UNet(Backbone):
 
     def __init__(self, settings: UNetSettings, image_size: int) -> None:
         super().__init__()
+        in_chans = self.set_channels(settings.in_chans)
         patch, widths, depths = settings.patch_size, settings.widths, settings.depths
         self.patch_size = patch
         self.num_scales = len(widths)
@@ -42,7 +43,7 @@ class UNet(Backbone):
         self.width = widths[0]
         self.timm_name = ""
         self.timm_kwargs = {}
-        self.embed = nn.Conv2d(3 * patch * patch, widths[0], 3, padding=1)
+        self.embed = nn.Conv2d(in_chans * patch * patch, widths[0], 3, padding=1)
         coarser = list(pairwise(widths))
         self.encode = nn.ModuleList(_stage(w, d) for w, d in zip(widths, depths, strict=True))
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in coarser)

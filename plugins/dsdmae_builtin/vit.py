@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -30,6 +31,7 @@ class ViT(Backbone):
 
     def __init__(self, settings: ViTSettings, image_size: int) -> None:
         super().__init__()
+        in_chans = self.set_channels(settings.in_chans)
         patch = check_patches(settings.patch_size, image_size)
         _check(settings)
         self.grid = (image_size // patch, image_size // patch)
@@ -51,6 +53,8 @@ class ViT(Backbone):
             "fc_norm": False,
             "num_classes": 0,
         }
+        if in_chans != 3:  # timm's own default, which is left out of what it is told
+            self.timm_kwargs["in_chans"] = in_chans
         if settings.layer_scale is not None:
             self.timm_kwargs["init_values"] = settings.layer_scale
         self.vit = VisionTransformer(**self.timm_kwargs, drop_path_rate=settings.drop_path, norm_layer=ViTLayerNorm)
@@ -136,6 +140,12 @@ class ViT(Backbone):
     def _parted(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         return (tokens, None) if self.vit.cls_token is None else (tokens[:, 1:], tokens[:, 0])
 
+    def attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads rows columns"]:
+        tokens = self._with_class_token(self._embed(images))
+        for block in self.vit.blocks[:-1]:
+            tokens = block(tokens)
+        return attention_to_patches(self.vit.blocks[-1], tokens, self.grid, self.has_class_token)
+
     @property
     def body(self) -> VisionTransformer:
         return self.vit
@@ -159,6 +169,25 @@ class ViT(Backbone):
         self.image_size = image_size
         self.grid = (image_size // patch, image_size // patch)
         self.timm_kwargs = {**self.timm_kwargs, "img_size": image_size}
+
+
+def attention_to_patches(
+    block: Any, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], class_token: bool
+) -> Float[Tensor, "b heads rows columns"]:
+    """A block's attention to the patches: the class token's, or the mean of all that there are.
+
+    Args:
+        block: of timm's vision transformers, in eval mode.
+        tokens: that it reads, those of the patches last.
+        class_token: the first of them is one.
+    """
+    attn = block.attn
+    b, n, _ = tokens.shape
+    qkv = attn.qkv(block.norm1(tokens)).reshape(b, n, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    query, key = attn.q_norm(qkv[0]).float(), attn.k_norm(qkv[1]).float()
+    weights = (query @ key.mT * attn.scale).softmax(dim=-1)
+    found = weights[:, :, 0] if class_token else weights.mean(dim=2)
+    return found[..., -grid[0] * grid[1] :].unflatten(-1, grid)
 
 
 def check_patches(patch: int | str, image_size: int) -> int:

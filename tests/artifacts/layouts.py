@@ -109,6 +109,44 @@ def as_hugging_face(state: State) -> State:
     return named
 
 
+def as_hugging_face_beit(state: State) -> State:
+    """BEiT with the names of Hugging Face's BeitModel."""
+    named: State = {}
+    for name, tensor in as_hugging_face({name: t for name, t in state.items() if "_bias" not in name}).items():
+        named[name.replace("gamma_", "lambda_")] = tensor
+    for name, tensor in state.items():
+        new = name.replace("blocks.", "encoder.layer.").replace(".attn.", ".attention.attention.")
+        if name.endswith(("q_bias", "v_bias")):
+            named[new.replace("q_bias", "query.bias").replace("v_bias", "value.bias")] = tensor
+        elif name.startswith("rel_pos_bias"):
+            named["encoder.relative_position_bias.relative_position_bias_table"] = tensor
+        elif name.endswith("bias_table"):
+            named[new.replace("attention.relative", "attention.relative_position_bias.relative")] = tensor
+    return named
+
+
+def as_hugging_face_clip(state: State) -> State:
+    """The visual half of CLIP (as_clip) with the names of Hugging Face's CLIPVisionModel, without their prefix."""
+    parts = (
+        ("conv1.", "embeddings.patch_embedding."), ("positional_embedding", "embeddings.position_embedding.weight"),
+        ("class_embedding", "embeddings.class_embedding"), ("ln_pre.", "pre_layrnorm."),
+        ("ln_post.", "post_layernorm."),
+        ("transformer.resblocks.", "encoder.layers."), (".ln_", ".layer_norm"), (".attn.", ".self_attn."),
+        (".c_fc.", ".fc1."), (".c_proj.", ".fc2."),
+    )  # fmt: skip
+    named: State = {}
+    for name, tensor in state.items():
+        new = name
+        for ours, theirs in parts:
+            new = new.replace(ours, theirs)
+        if "in_proj_" in new:
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                named[new.replace("in_proj_", f"{part}_proj.")] = piece.contiguous()
+        elif name != "proj":
+            named[new] = tensor
+    return named
+
+
 def as_dinov3(state: State) -> State:
     """timm's names of a DINOv3 ViT as its own code has them."""
     named: State = {"mask_token": torch.zeros(1, WIDTH), "rope_embed.periods": torch.ones(WIDTH // HEADS // 4)}

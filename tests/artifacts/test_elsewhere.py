@@ -165,6 +165,35 @@ def test_hugging_face(prefix: str, tmp_path: Path) -> None:
     check_tokens(opened(tmp_path), layouts.vit_tokens(state, IMAGES))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_beit_of_hugging_face(shared: bool, tmp_path: Path) -> None:
+    """As BeitForMaskedImageModeling saves it."""
+    state = layouts.beit_vit(3, shared)
+    beside = {"beit.embeddings.mask_token": torch.zeros(1, 1, WIDTH), "lm_head.weight": torch.zeros(9, WIDTH)}
+    torch.save(under("beit.", layouts.as_hugging_face_beit(state)) | beside, tmp_path / "beit.bin")
+    found = opened(tmp_path / "beit.bin")
+    check_tokens(found, layouts.beit_tokens(state, IMAGES))
+    assert found.backbone.name == ("beit-tiny" if shared else "timm:beit_base_patch16_224")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_clip_of_hugging_face(whole: bool, tmp_path: Path) -> None:
+    """CLIPVisionModel's file, and the whole CLIPModel's with its half for text."""
+    state = layouts.as_clip(4)
+    saved = under("vision_model.", layouts.as_hugging_face_clip(state))
+    if whole:
+        saved |= {"text_model.encoder.layers.0.layer_norm1.weight": torch.ones(8), "logit_scale": torch.ones(())}
+        saved |= {"visual_projection.weight": torch.zeros(8, WIDTH)}
+    save_file(saved, tmp_path / "model.safetensors")
+    found = opened(tmp_path / "model.safetensors")
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1)
+        for v in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+    check_tokens(found, layouts.clip_tokens(state, ((IMAGES + 1) / 2 - mean) / std))
+    assert "named as in Hugging Face's CLIP" in found.notes[0]
+
+
 def test_dinov3(tmp_path: Path) -> None:
     sizes = {"embed_dim": WIDTH, "depth": 2, "num_heads": 2, "patch_size": PATCH}
     model = timm.create_model("vit_small_patch16_dinov3_qkvb", num_classes=0, img_size=SIZE, **sizes).eval()

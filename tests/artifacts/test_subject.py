@@ -119,7 +119,8 @@ def test_foreign_and_damaged_weights(encoder_run: Path, tmp_path: Path) -> None:
     save_file(load_file(encoder_run / "encoder.safetensors"), file)
     assert parse(str(file)).settings() is None
     values, origin = taken_over(str(file))  # read off the shapes
-    assert (values["data"], values["backbone"]["embed_dim"], origin) == ({"image_size": 16}, 32, str(file))
+    assert values["data"] == {"image_size": 16, "channels": 3}
+    assert (values["backbone"]["embed_dim"], origin) == (32, str(file))
     for text, says in (("{", "are damaged"), ("[]", "they are no tables")):
         save_file(load_file(encoder_run / "encoder.safetensors"), file, {"settings": text})
         with pytest.raises(CheckpointError, match=says):

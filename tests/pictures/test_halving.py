@@ -35,7 +35,7 @@ def test_added_is_a_bilinear_enlargement(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     half = ((size[0] + 1) // 2, (size[1] + 1) // 2, 3)
     before, after = (rng.integers(20000, 40000, half).astype(np.uint16) for _ in range(2))
-    pixels = np.full((*size, 3), 30000, np.uint16)
+    pixels: np.ndarray = np.full((*size, 3), 30000, np.uint16)
     changed = _channels_first(after) - _channels_first(before)
     enlarged = F.interpolate(changed, scale_factor=2, mode="bilinear", align_corners=False)
     wanted = 30000 + 0.3 * enlarged[0].permute(1, 2, 0).numpy()[: size[0], : size[1]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import timm
 import torch
@@ -30,10 +32,18 @@ def digits(encoder_run: Path) -> Path:
 
 def embedded(encoder_run: Path, out: Path, dataset: str | None = None, **more: Any) -> dict[str, np.ndarray]:
     flags = {"data.dataset": dataset}
-    force = more.pop("force", False)
+    force, load = more.pop("force", False), more.pop("load", True)
     embed(Request(str(encoder_run), flags, precision="fp32", device="cpu", **more), out, force=force, as_json=True)
+    if not load:
+        return {}
     with np.load(out) as file:
         return dict(file)
+
+
+def pixels_of(names: np.ndarray) -> torch.Tensor:
+    """Files read with Pillow, in [-1, 1]."""
+    pixels = np.stack([np.asarray(Image.open(name).convert("RGB")) for name in names]).astype(np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2)
 
 
 def test_features_of_files(encoder_run: Path, digits: Path, tmp_path: Path) -> None:
@@ -196,3 +206,84 @@ def test_a_file_that_cannot_be_written(encoder_run: Path, tmp_path: Path, monkey
     assert listing(tmp_path) == {"f.npz"}
     with np.load(tmp_path / "f.npz") as file:
         np.testing.assert_array_equal(file["features"], before)
+
+
+def test_tokens_lie_on_their_grid(encoder_run: Path, digits: Path, tmp_path: Path) -> None:
+    """Against the mean of the same tokens, and timm's own features."""
+    found = embedded(encoder_run, tmp_path / "t.npz", f"folder:{digits}", split="test", pool="tokens")
+    mean = embedded(encoder_run, tmp_path / "m.npz", f"folder:{digits}", split="test")
+    about = json.loads(str(found["about"]))
+    assert found["features"].shape == (10, *about["grid"], mean["features"].shape[1])
+    np.testing.assert_allclose(found["features"].mean(axis=(1, 2)), mean["features"], rtol=1e-4, atol=1e-5)
+    model = eval(json.loads((encoder_run / "result.json").read_text())["load_with"], {"timm": timm}).eval()
+    with torch.no_grad():
+        expected = model.forward_features(pixels_of(found["names"])).unflatten(1, about["grid"]).numpy()
+    np.testing.assert_allclose(found["features"], expected, rtol=1e-4, atol=1e-5)
+    embedded(encoder_run, tmp_path / "t.parquet", f"folder:{digits}", split="test", pool="tokens", load=False)
+    table = pyarrow.parquet.read_table(tmp_path / "t.parquet")
+    rows = np.stack(table["features"].to_pylist()).reshape(found["features"].shape)
+    np.testing.assert_array_equal(rows, found["features"])
+
+
+def test_attention_of_the_last_block(encoder_run: Path, digits: Path, tmp_path: Path) -> None:
+    """Against the softmax that timm's own attention computes when it is told not to fuse."""
+    found = embedded(encoder_run, tmp_path / "a.npz", f"folder:{digits}", split="test", attention=True)
+    model = eval(json.loads((encoder_run / "result.json").read_text())["load_with"], {"timm": timm}).eval()
+    block, seen = model.blocks[-1].attn, []
+    block.fused_attn = False
+    block.attn_drop.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(pixels_of(found["names"]))
+    grid = json.loads(str(found["about"]))["grid"]
+    expected = seen[0].mean(dim=2).unflatten(-1, grid).numpy()
+    assert found["attention"].shape == expected.shape
+    np.testing.assert_allclose(found["attention"], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["attention"].sum(axis=(2, 3)), 1, rtol=1e-4)
+    with Image.open(tmp_path / "a.attention.png") as picture:
+        assert picture.width > 8 * 96
+
+
+def test_attention_of_a_class_token_in_timms_models(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = TimmSettings(name="timm:vit_tiny_patch16_224", options={"depth": 2}, patch_size=8)
+    backbone = TimmBackbone(settings, 32).eval()
+    block, seen = backbone.model.blocks[-1].attn, []
+    block.fused_attn = False
+    block.attn_drop.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        found = backbone.attention(images)
+        backbone.model(images)
+    assert found is not None
+    torch.testing.assert_close(found, seen[-1][:, :, 0, 1:].unflatten(-1, (4, 4)), rtol=1e-4, atol=1e-6)
+    convolutional = TimmBackbone(TimmSettings(name="timm:resnet18"), 64)
+    assert convolutional.attention(torch.zeros(1, 3, 64, 64)) is None
+
+
+def test_thumbnails_are_pictures_that_viewers_know(encoder_run: Path, digits: Path, tmp_path: Path) -> None:
+    embedded(encoder_run, tmp_path / "f.parquet", f"folder:{digits}", split="test", thumbnails=True, load=False)
+    rows = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pylist()
+    for row in rows:
+        assert row["image"]["path"] == Path(row["name"]).name
+        with Image.open(io.BytesIO(row["image"]["bytes"])) as small, Image.open(row["name"]) as whole:
+            assert small.size == whole.size
+            difference = np.abs(np.asarray(small.convert("L"), int) - np.asarray(whole.convert("L"), int))
+            assert difference.mean() < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--thumbnails", "--out", "f.npz"], "--thumbnails are a column of Parquet"),
+        (["--attention", "--out", "f.npz", "pixels"], "--attention is for plain vision transformers"),
+    ],
+)
+def test_what_cannot_be_added_is_said(
+    encoder_run: Path, arguments: list[str], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    subject = arguments.pop() if arguments[-1] == "pixels" else str(encoder_run)
+    arguments[-1] = str(tmp_path / arguments[-1])
+    code, _, err = cli(capfd, "embed", subject, "--dataset", "digits", *arguments)
+    assert code == 2
+    assert words in one_line(err)
+    assert listing(tmp_path) == set()

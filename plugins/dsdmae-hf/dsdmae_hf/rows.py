@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.decode import AS_STORED
 from dsdmae_cli.data.files import FileImages, Files, Names
 from dsdmae_cli.data.label_file import LABEL_HEADINGS, LabelFile
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange
 from dsdmae_cli.data.square import common_side
-from dsdmae_cli.data.values import Range, Reading, Values, sampled_range
+from dsdmae_cli.data.values import Ranges, Reading, Values, asked_bands, sampled_range, sampled_ranges
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
@@ -23,6 +24,7 @@ from dsdmae_hf.spec import HFSettings
 
 LOOKED_AT = 64
 LARGEST_NATIVE_SIDE, DEFAULT_SIDE = 256, 224
+_RGB = 3
 Asked = tuple[str, str | None, str | None, str | None, str | None]
 
 
@@ -35,7 +37,7 @@ def build(settings: DataSettings, split: str) -> FileImages:
     rows, found = _found(settings)
     part = found.test if split == "test" else found.train
     limits = value_range(settings) if settings.range == "auto" else settings.range
-    reading = Reading(limits, None if settings.bands == "auto" else settings.bands)
+    reading = replace(_bands(settings), range=limits)
     return FileImages(rows, part.indices, part.labels, part.classes, found.notes, reading)
 
 
@@ -51,13 +53,18 @@ def native_size(settings: DataSettings) -> int:
     return side if side is not None and side <= LARGEST_NATIVE_SIDE else DEFAULT_SIDE
 
 
-def value_range(settings: DataSettings) -> Range | None:
+def _bands(settings: DataSettings) -> Reading:
+    return asked_bands(settings.bands, settings.channels, lambda: _RGB)
+
+
+def value_range(settings: DataSettings) -> Ranges | None:
     """What data.range = auto means: by the values of those of 64 pictures that have more than 8 bits."""
-    return shared(_value_range, _asked(settings))
+    return shared(_value_range, _asked(settings), _bands(settings))
 
 
-def _value_range(asked: Asked) -> Range | None:
-    return sampled_range(_deep_ones(_images(asked)))
+def _value_range(asked: Asked, how: Reading) -> Ranges | None:
+    deep = _deep_ones(_images(asked, how))
+    return sampled_range(deep) if how.is_photographic else sampled_ranges(deep, how)
 
 
 def _deep_ones(images: FileImages) -> Iterator[Values]:
@@ -75,9 +82,9 @@ def _asked(settings: DataSettings) -> Asked:
     return argument_of(own.dataset), own.hf_config, own.hf_splits, own.image_column, own.label_column
 
 
-def _images(asked: Asked) -> FileImages:
+def _images(asked: Asked, how: Reading = AS_STORED) -> FileImages:
     rows = shared(Rows, *asked)
-    return FileImages(rows, np.arange(len(rows.names), dtype=np.int64))
+    return FileImages(rows, np.arange(len(rows.names), dtype=np.int64), reading=how)
 
 
 def _all(settings: DataSettings) -> FileImages:

@@ -18,6 +18,7 @@ from dsdmae_builtin.methods.dsdmae_settings import DSdMAESettings
 from dsdmae_cli import corruption as C
 from dsdmae_cli.backbone import Backbone, gather_tokens
 from dsdmae_cli.degradation.photographs import Photographs, degrade
+from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Losses, Method, Restoration, StepInfo
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.heads import TokenTransformer
@@ -48,6 +49,11 @@ class DSdMAE(Method):
         self.settings = settings
         self.student = backbone
         self.spreading = Spreading(settings, self)
+        if settings.noise == "photograph" and backbone.in_chans != 3:
+            raise SettingsError(
+                f"method.noise = 'photograph' is a camera's, of RGB images, and these have {backbone.in_chans}"
+                " channels; take another noise, or choose three bands with --set data.bands=[3,2,1]"
+            )
         white = settings.std if isinstance(settings.std, tuple) else (settings.std, settings.std)
         self.photographs = Photographs(
             settings.photograph_shares,
@@ -60,7 +66,8 @@ class DSdMAE(Method):
         head = {"transformer": TokenTransformer, "conv": GridConvolutions}[settings.heads]
         self.decoder: nn.Module | None = None
         if settings.lambda_ > 0:
-            self.decoder = head(backbone.grid, backbone.width, settings.decoder_depth, patch[0] * patch[1] * 3)
+            values = patch[0] * patch[1] * backbone.in_chans
+            self.decoder = head(backbone.grid, backbone.width, settings.decoder_depth, values)
         self.regressor = self.teacher = None
         if settings.lambda_ < 1:
             self.regressor = head(backbone.grid, backbone.width, settings.regressor_depth)
@@ -158,7 +165,7 @@ class DSdMAE(Method):
         patches = patches.scatter(1, ids.unsqueeze(-1).expand_as(decoded), decoded)
         return Restoration(corruption.images, C.unpatchify(patches, patch, self.student.grid))
 
-    def denoise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"] | None:
+    def denoise(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"] | None:
         """Every patch decoded as if it were noisy; None without a decoder or with norm_pix_loss."""
         if self.decoder is None or self.settings.norm_pix_loss:
             return None

@@ -39,7 +39,11 @@ class MAE(Method):
         self.spreading = Spreading(settings, self)
         patch = backbone.patch_shape
         self.decoder = MaskedDecoder(
-            backbone, settings.decoder_dim, settings.decoder_depth, patch[0] * patch[1] * 3, settings.decoder_heads
+            backbone,
+            settings.decoder_dim,
+            settings.decoder_depth,
+            patch[0] * patch[1] * backbone.in_chans,
+            settings.decoder_heads,
         )
 
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Split:

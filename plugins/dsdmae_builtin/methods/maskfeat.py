@@ -40,7 +40,7 @@ class MaskFeat(Method):
         self.backbone = backbone
         self.spreading = Spreading(settings, self)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.width))
-        self.head = nn.Linear(backbone.width, hog_features(backbone.patch_shape))
+        self.head = nn.Linear(backbone.width, hog_features(backbone.patch_shape, backbone.in_chans))
         init_weights(self.head)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 

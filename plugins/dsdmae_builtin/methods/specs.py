@@ -214,12 +214,15 @@ class CAESettings(TokenSettings):
     layer_scale: PositiveFloat = Field(0.1, description="first factor of every branch of regressor and decoder")
 
 
+_COLOUR = {"jitter_probability": 0.0, "grey_probability": 0.0}
+
 DSDMAE = MethodSpec(
     summary="denoise noisy patches and match a teacher's features; drops nothing",
     build="dsdmae_builtin.methods.dsdmae:build",
     settings=DSdMAESettings,
     # In the words of the paper's Table 3.
     named_sweeps={"heads": NamedSweep(setting="lambda", values={"both": None, "decoder": "1", "regressor": "0"})},
+    any_channels=True,
     paper="Xu & Stirenko 2023, doi:10.5815/ijigsp.2023.05.03",
 )
 MAE = MethodSpec(
@@ -227,6 +230,7 @@ MAE = MethodSpec(
     build="dsdmae_builtin.methods.mae:build",
     settings=MAESettings,
     needs_subset=True,
+    any_channels=True,
     paper="He et al. 2022, arXiv:2111.06377",
 )
 MOCOV3 = MethodSpec(
@@ -234,6 +238,8 @@ MOCOV3 = MethodSpec(
     build="dsdmae_builtin.methods.mocov3:build",
     settings=MoCoV3Settings,
     augment={"crop_scale": (0.08, 1.0)},
+    any_channels=True,
+    colour={**_COLOUR, "solarize_probability": (0.0, 0.0)},
     paper="Chen et al. 2021, arXiv:2104.02057",
 )
 LEJEPA = MethodSpec(
@@ -241,6 +247,8 @@ LEJEPA = MethodSpec(
     build="dsdmae_builtin.methods.lejepa:build",
     settings=LeJEPASettings,
     augment={"crop_scale": (0.08, 1.0)},
+    any_channels=True,
+    colour={**_COLOUR, "solarize_probability": 0.0},
     paper="Balestriero & LeCun 2025, arXiv:2511.08544",
 )
 MSA = MethodSpec(
@@ -248,6 +256,8 @@ MSA = MethodSpec(
     build="dsdmae_builtin.methods.msa:build",
     settings=MSASettings,
     needs_subset=True,
+    any_channels=True,
+    colour={**_COLOUR, "solarize_probability": 0.0},
     paper="Zhu et al. 2025, IEEE TNNLS 36(5), 9550-9564 (re-implemented from the abstract)",
 )
 SDAE = MethodSpec(
@@ -255,6 +265,7 @@ SDAE = MethodSpec(
     build="dsdmae_builtin.methods.sdae:build",
     settings=SdAESettings,
     needs_subset=True,
+    any_channels=True,
     paper="Chen et al. 2022, arXiv:2208.00449",
 )
 TSCAE = MethodSpec(
@@ -262,6 +273,7 @@ TSCAE = MethodSpec(
     build="dsdmae_builtin.methods.tscae:build",
     settings=TSCAESettings,
     needs_subset=True,
+    any_channels=True,
     paper="TSCAE, 2023 (re-implemented from the abstract)",
 )
 MASKFEAT = MethodSpec(
@@ -269,6 +281,7 @@ MASKFEAT = MethodSpec(
     build="dsdmae_builtin.methods.maskfeat:build",
     settings=MaskFeatSettings,
     needs_mask_token=True,
+    any_channels=True,
     paper="Wei et al. 2022, arXiv:2112.09133",
 )
 _TOKENIZER = Requirement(
@@ -285,6 +298,7 @@ BEIT = MethodSpec(
     settings=BEiTSettings,
     needs_mask_token=True,
     requires=_TOKENIZER,
+    any_channels=True,
     paper="Bao et al. 2022, arXiv:2106.08254",
 )
 CAE = MethodSpec(
@@ -293,11 +307,13 @@ CAE = MethodSpec(
     settings=CAESettings,
     needs_subset=True,
     requires=_TOKENIZER,
+    any_channels=True,
     paper="Chen et al. 2022, arXiv:2202.03026",
 )
 TOKENIZER = MethodSpec(
     summary="a vocabulary of visual words for BEiT and CAE: an autoencoder with a quantised bottleneck",
     build="dsdmae_builtin.methods.tokenizer:build",
     settings=TokenizerSettings,
+    any_channels=True,
     paper="Mentzer et al. 2023, arXiv:2309.15505 (the quantiser)",
 )

@@ -90,7 +90,9 @@ class Tokenizer(ImageTokenizer):
         self.register_buffer("kept", torch.stack(self._statistics()))
         self.quantizer = ScalarQuantizer(settings.levels)
         self.widen = nn.Linear(len(settings.levels), backbone.width)
-        self.decoder = TokenTransformer(backbone.grid, backbone.width, settings.decoder_depth, 3 * ph * pw)
+        self.decoder = TokenTransformer(
+            backbone.grid, backbone.width, settings.decoder_depth, backbone.in_chans * ph * pw
+        )
         init_weights(self.narrow)
         init_weights(self.widen)
         # The decoder learns the mean image by its bias before much pulls at the encoder.
@@ -126,10 +128,10 @@ class Tokenizer(ImageTokenizer):
     def _patches(self, values: Tensor) -> Tensor:
         return self.decoder(self.widen(values))
 
-    def tokenize(self, images: Float[Tensor, "b 3 s s"]) -> Int64[Tensor, "b t"]:
+    def tokenize(self, images: Float[Tensor, "b c s s"]) -> Int64[Tensor, "b t"]:
         return self.quantizer.codes(self._values(images))
 
-    def decode(self, codes: Int64[Tensor, "b t"]) -> Float[Tensor, "b 3 s s"]:
+    def decode(self, codes: Int64[Tensor, "b t"]) -> Float[Tensor, "b c s s"]:
         return self._pixels(self.quantizer.values(codes))
 
     def _pixels(self, values: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ class Tokenizer(ImageTokenizer):
         """The images, and what their words give back."""
         return Restoration(images, self._pixels(self._values(images)))
 
-    def measure(self, images: Float[Tensor, "b 3 s s"]) -> dict[str, float]:
+    def measure(self, images: Float[Tensor, "b c s s"]) -> dict[str, float]:
         """What the words keep of held-out images (peak signal-to-noise ratio in dB), and how many are in use."""
         values = self._values(images)
         error = (self._pixels(values).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)

@@ -38,7 +38,7 @@ class TSCAE(Method):
         self.decoder = MaskedDecoder(
             backbone, settings.decoder_dim, settings.decoder_depth, backbone.width, settings.decoder_heads
         )
-        self.predict = nn.Linear(backbone.width, patch[0] * patch[1] * 3)
+        self.predict = nn.Linear(backbone.width, patch[0] * patch[1] * backbone.in_chans)
         # What all images share is most of a pooled latent, and the cosine of any two is then near 1: centred and scaled
         # over the batch they can be told apart from the first step on.
         self.spread = GlobalBatchNorm(backbone.width, affine=False)
