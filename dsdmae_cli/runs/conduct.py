@@ -101,9 +101,9 @@ def _agree(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: boo
     return settings
 
 
-def _with_found(settings: Any, resolved: Any) -> BaseModel:
+def _with_found(settings: Any, data: Any, resolved: Any) -> BaseModel:
     """The settings with what the images said of themselves, so that images which come later do not change it."""
-    found = {key: getattr(resolved.data, key) for key in ("range", "channels") if getattr(settings.data, key) == "auto"}
+    found = {key: getattr(data, key) for key in ("range", "channels") if getattr(settings.data, key) == "auto"}
     sections: dict[str, Any] = {"data": settings.data.model_copy(update=found)}
     if "method" in type(settings).model_fields:  # what needs colours is off where there are none
         sections["method"] = resolved.method
@@ -114,13 +114,13 @@ def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool
     """Make or reopen the run directory; the settings to go by."""
     resolved = resolve(loaded.settings)  # a rule between sections should fail before a directory is made
     if not resume:
-        settings: BaseModel = _with_found(loaded.settings, resolved)
+        settings: BaseModel = _with_found(loaded.settings, resolved.data, resolved)
         directory.create(settings)
         return settings
     before: BaseModel = directory.resume().settings
     if not overridden:
         return before
-    settings = _with_found(loaded.settings, before)
+    settings = _with_found(loaded.settings, before.data, resolved)  # type: ignore[attr-defined]
     changes = changed_settings(before, settings)
     if changes:
         raise SettingsError(
