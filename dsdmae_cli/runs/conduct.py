@@ -125,9 +125,9 @@ def _note_end(directory: RunDir, error: BaseException) -> None:
     directory.ended("stopped" if stopped else "failed", why)
 
 
-def _with_found(settings: Any, resolved: Any) -> BaseModel:
+def _with_found(settings: Any, data: Any, resolved: Any) -> BaseModel:
     """The settings with what the images said of themselves, so that images which come later do not change it."""
-    found = {key: getattr(resolved.data, key) for key in ("range", "channels") if getattr(settings.data, key) == "auto"}
+    found = {key: getattr(data, key) for key in ("range", "channels") if getattr(settings.data, key) == "auto"}
     sections: dict[str, Any] = {"data": settings.data.model_copy(update=found)}
     if "method" in type(settings).model_fields:  # what needs colours is off where there are none
         sections["method"] = resolved.method
@@ -138,14 +138,14 @@ def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool
     """Make or reopen the run directory; the settings to go by, and whether there is a checkpoint to go on from."""
     resolved = resolve(loaded.settings)  # a rule between sections should fail before a directory is made
     if not resume:
-        settings: BaseModel = _with_found(loaded.settings, resolved)
+        settings: BaseModel = _with_found(loaded.settings, resolved.data, resolved)
         directory.create(settings)
         return settings, False
     before: BaseModel = directory.resume().settings
     resumed = bool(checkpoint.newest_first(directory.checkpoints))
     if not overridden:
         return before, resumed
-    settings = _with_found(loaded.settings, before)
+    settings = _with_found(loaded.settings, before.data, resolved)  # type: ignore[attr-defined]
     changes = changed_settings(before, settings)
     if changes:
         raise SettingsError(
