@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from dsdmae_cli import __version__
-from dsdmae_cli.cli.group import Group
+from dsdmae_cli.cli.group import Command, Group
 
 _TRAIN, _JUDGE, _USE, _LOOK = "Train", "Judge", "Use", "Look around"
 
@@ -73,7 +73,7 @@ def load(name: str) -> Any:
     own = getattr(module, "app", None)
     if own is None:
         own = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        own.command(name, cls=getattr(module, "COMMAND_CLASS", None))(module.command)
+        own.command(name, cls=getattr(module, "COMMAND_CLASS", Command))(module.command)
     command = typer.main.get_command(own)
     command.name = name
     return command

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
-from typer.core import TyperCommand
 
 from dsdmae_cli.cli import completion
+from dsdmae_cli.cli.group import Command
 from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.flags import flags_of
 from dsdmae_cli.config.given import Given
@@ -42,7 +42,7 @@ def fold(words: list[str]) -> list[str]:
     return folded
 
 
-class SweepCommand(TyperCommand):
+class SweepCommand(Command):
     """A command with `--sweep KEY VALUES`, in parsing and in completion."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

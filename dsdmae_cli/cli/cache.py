@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dsdmae_cli.cli.completion import kept as complete
-from dsdmae_cli.cli.group import Group
+from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 
 app = typer.Typer(cls=Group, help="List what the program keeps on disk, and clear it.", add_completion=False)
@@ -48,7 +48,7 @@ def _files(count: int) -> str:
     return f"{count} file{'' if count == 1 else 's'}"
 
 
-@app.command()
+@app.command(cls=Command)
 def clear(
     names: Annotated[
         list[str] | None,

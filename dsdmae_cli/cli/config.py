@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dsdmae_cli.cli import completion
-from dsdmae_cli.cli.group import Group
+from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug, takes
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError, nearest
@@ -18,7 +18,7 @@ from dsdmae_cli.report import shown
 app = typer.Typer(cls=Group, help="Show, check and explain settings.", no_args_is_help=True, add_completion=False)
 
 
-@app.command()
+@app.command(cls=Command)
 @takes("config show")
 def show(
     *,
@@ -78,7 +78,7 @@ def _network(start: str) -> Any:
     return network_of(start)
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     file: Annotated[Path, typer.Argument(help="A TOML file of settings")],
     debug: Debug = False,
@@ -94,7 +94,7 @@ def check(
     typer.echo(shown(f"{file} is valid", one_line=True))
 
 
-@app.command()
+@app.command(cls=Command)
 def presets(debug: Debug = False) -> None:
     """List the packaged presets by kind, and what each sets.
 
@@ -126,7 +126,7 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-@app.command()
+@app.command(cls=Command)
 def describe(
     section: Annotated[
         str | None,

@@ -1,10 +1,30 @@
-"""A group of commands whose help does not wait for pydantic."""
+"""Commands whose help is free of noise, and a group whose help does not wait for pydantic."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+
+class Command(TyperCommand):
+    """A command whose help does not say of what type a flag or an argument is: a name says it, or nothing has to."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
+
+def _without_types(params: list[Any]) -> list[Any]:
+    for param in params:
+        if param.param_type_name == "argument":
+            param.display_type_rich = _nothing
+        elif param.is_flag:
+            param.metavar = ""
+    return params
+
+
+def _nothing(ctx: Any) -> None:
+    pass
 
 
 class Group(TyperGroup):
@@ -19,4 +39,4 @@ class Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return [] if getattr(self, "_called", False) else super().get_params(ctx)
+        return [] if getattr(self, "_called", False) else _without_types(super().get_params(ctx))

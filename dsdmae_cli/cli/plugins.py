@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsdmae_cli.cli.group import Group
+from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError, nearest
 
@@ -52,13 +52,13 @@ def _kinds(incomplete: str) -> list[str]:
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
-@app.command("new")
+@app.command("new", cls=Command)
 def new(
     kind: Annotated[
         str, typer.Argument(help="what to make: a backbone, dataset, method", show_default=False, autocompletion=_kinds)
     ],
     name: Annotated[str, typer.Argument(help="its name: lower-case letters, digits and hyphens", show_default=False)],
-    into: Annotated[Path, typer.Option(help="folder that receives dsdmae-NAME/")] = Path(),
+    into: Annotated[Path, typer.Option(metavar="DIR", help="folder that receives dsdmae-NAME/")] = Path(),
     debug: Debug = False,
 ) -> None:
     """Write the package dsdmae-NAME: a small plugin that works, to be installed, tested and changed."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dsdmae_cli.cli.completion import runs as complete
-from dsdmae_cli.cli.group import Group
+from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError
 
@@ -119,7 +119,7 @@ def _cost(run: Found) -> str:
     return f"epoch {run.epoch or 0:.3g} of {run.epochs}" if run.epochs else ""
 
 
-@app.command()
+@app.command(cls=Command)
 def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = False) -> None:
     """Say what a run is, what became of it and how to go on."""
     from dsdmae_cli.runs.listing import PAGE, read, resolve, since, size, size_of
@@ -159,7 +159,7 @@ def _next(run: Found) -> str:
     )
 
 
-@app.command("open")
+@app.command("open", cls=Command)
 def open_page(run: Named, folder: In = None, debug: Debug = False) -> None:
     """Open the page of a run, a study or an answer of `dsdmae worth`; its path goes to stdout."""
     from dsdmae_cli.runs.listing import PAGE, resolve
@@ -180,7 +180,7 @@ def open_page(run: Named, folder: In = None, debug: Debug = False) -> None:
             typer.echo("no browser was found here; open the file in yours", err=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def best(
     folder: In = None,
     kind: Annotated[
@@ -231,7 +231,7 @@ def _is_data(dataset: str, wanted: str) -> bool:
     return wanted in (dataset, path) or bool(path and Path(path).resolve() == Path(wanted).resolve())
 
 
-@app.command()
+@app.command(cls=Command)
 def rm(
     named: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs' directories, or their names in the folder",
                                                show_default=False, autocompletion=complete)],

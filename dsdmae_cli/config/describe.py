@@ -152,7 +152,9 @@ def help_text(model: type[BaseModel], section: str, key: str) -> str:
     field = next(field for name, field in model.model_fields.items() if key_of(name, field) == key)
     default = plain(field.get_default())
     shown = str(default).lower() if isinstance(default, bool) else default
-    return f"{field.description}. Takes {allowed(field)}; default {shown} ({section}.{key})"
+    takes = allowed(field)
+    told = "default" if takes in ("text", "true or false") else f"takes {takes}; default"  # which goes without saying
+    return f"{field.description}. {told[0].upper()}{told[1:]} {shown} ({section}.{key})"
 
 
 def reference(title: str, model: type[BaseModel], intro: str = "", leave_out: Collection[str] = ()) -> str:
