@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.errors import RunFailed, nearest
+
+_PATTERN = re.compile(r"[*?]|\[[^\]]+\]|\{[^{}]+\}")
 
 RESUME = "what was saved before is intact. Make room, then go on with --resume"
 AGAIN = "nothing was left behind. Make room, then start again"
@@ -84,3 +87,21 @@ def sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a name stands for several files: a glob, or braces as in {0000..0127}."""
+    return bool(_PATTERN.search(text))
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether a name must be meant for a file or folder, whether it is there or not."""
+    return text.startswith((".", "~", "/")) or (os.sep in text and ":" not in text.partition(os.sep)[0])
+
+
+def beside(path: Path) -> str:
+    """The "did you mean" of a path that is not there: what lies beside it under a name much like its own."""
+    try:
+        return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
+    except OSError:
+        return ""

@@ -7,7 +7,6 @@ Importing one that is broken harms nobody who does not ask for it.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -21,6 +20,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 from pydantic import BaseModel
 
 from dsdmae_cli.errors import PluginError, nearest
+from dsdmae_cli.files import beside, is_pattern, looks_like_path
 from dsdmae_cli.settings.judge import ProbeSection
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings
 
@@ -345,25 +345,13 @@ def find(kind: Kind, full_name: str) -> Plugin[Any]:
 def _not_there(kind: Kind, full_name: str) -> str:
     """What to say where no plugin has this name; a dataset may have been meant as a path."""
     name, there = full_name.partition(":")[0], names(kind)
-    if kind == "dataset" and _looks_like_path(full_name):
-        return f"there is no folder or archive {full_name}{_beside(Path(full_name).expanduser())}; give one that exists"
+    if kind == "dataset" and looks_like_path(full_name):
+        return f"there is no folder or archive {full_name}{beside(Path(full_name).expanduser())}; give one that exists"
     path = f", and there is no folder or archive ./{full_name}" if kind == "dataset" and full_name else ""
     return (
         f"{kind} {name!r} is not installed{nearest(name, there)}{path}; there is {', '.join(there) or 'none'}"
         " (see `dsdmae plugins`)"
     )
-
-
-def _looks_like_path(text: str) -> bool:
-    return text.startswith((".", "~", "/")) or (os.sep in text and ":" not in text.partition(os.sep)[0])
-
-
-def _beside(path: Path) -> str:
-    """The "did you mean" of a path that is not there: what lies beside it under a name much like its own."""
-    try:
-        return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
-    except OSError:
-        return ""
 
 
 def spelled_out(kind: Kind, text: str) -> str:
@@ -374,8 +362,7 @@ def spelled_out(kind: Kind, text: str) -> str:
     if kind != "dataset" or not text.strip() or text.partition(":")[0] in names(kind):
         return text
     try:
-        # No dataset's name has such letters: a glob, or shards such as {0000..0127}.tar.
-        exists = any(mark in text for mark in "*?[{") or Path(text).expanduser().exists()
+        exists = is_pattern(text) or Path(text).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a null byte
         return text
     return of_path(text) if exists else text

@@ -82,11 +82,17 @@ def settings(dataset: str | Path, *more: str, method: str = "dsdmae") -> Loaded:
 
 
 def train(
-    dataset: str | Path, out: Path, *more: str, method: str = "dsdmae", resume: bool = False, overridden: bool = False
+    dataset: str | Path,
+    out: Path,
+    *more: str,
+    method: str = "dsdmae",
+    resume: bool = False,
+    overridden: bool = False,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     """A tiny run in this process; what result.json holds."""
     loaded = settings(dataset, *more, method=method)
-    return pretrain(loaded, out=out, resume=resume, overridden=overridden, as_json=True)
+    return pretrain(loaded, out=out, resume=resume, overridden=overridden, accept_changes=accept_changes, as_json=True)
 
 
 def words(given: list[str]) -> list[str]:

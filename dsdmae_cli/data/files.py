@@ -40,6 +40,7 @@ from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import Reading, Values
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.files import is_pattern
 
 KINDS = "a folder of images or of .tar shards, or a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of one"
 
@@ -255,7 +256,7 @@ def open_files(path: Path) -> Files:
 
 def _open_files(path: Path) -> Files:
     from dsdmae_cli.data.archives import Archive  # they are made of Files, and must not be needed to define them
-    from dsdmae_cli.data.shards import SUFFIX, Shards, expanded, is_pattern
+    from dsdmae_cli.data.shards import SUFFIX, Shards, expanded
 
     with _reading(path):
         if not path.exists():

@@ -34,11 +34,6 @@ _MOST_NAMED = 100_000
 _SHOWN = 3
 
 
-def is_pattern(text: str) -> bool:
-    """Whether a name stands for several files: a glob, or braces as in {0000..0127}."""
-    return any(mark in text for mark in "*?[{")
-
-
 def expanded(pattern: str) -> list[Path]:
     """The shards that a pattern with * ? [] {a,b} {0000..0127} stands for.
 

@@ -147,9 +147,8 @@ class Run:
 
     def __init__(self, start: Start, parts: Parts) -> None:
         self.command, self.directory, self.report, self.main = start.command, start.directory, start.report, start.main
-        self.asked, self.settings, self.resume = start.asked, start.settings, start.resume
-        self.accept_changes = start.accept_changes
-        self.images = _agreed(parts)
+        self.asked, self.settings, self.images = start.asked, start.settings, _agreed(parts)
+        self.resume, self.accept_changes = start.resume, start.accept_changes
         self.method, self.runtime, self.source = parts.method, parts.runtime, parts.source
         self.unreadable, self.parts = parts.unreadable, parts
         self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, self.runtime, self)

@@ -66,7 +66,7 @@ def test_specs_name_what_exists() -> None:
     from dsdmae_cli.plugins import DatasetSpec, load
 
     specs = {name: spec for name, spec in vars(datasets).items() if isinstance(spec, DatasetSpec)}
-    assert sorted(specs) == ["CIFAR10", "CIFAR100", "DIGITS", "FOLDER", "IDX", "IMAGENET", "STL10"]
+    assert sorted(specs) == ["CIFAR10", "CIFAR100", "DIGITS", "FOLDER", "IDX", "IMAGENET", "PARQUET", "STL10"]
     for spec in specs.values():
         assert callable(load(spec.build))
         assert len(spec.summary) < 120

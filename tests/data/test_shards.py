@@ -273,7 +273,10 @@ def test_training_on_shards_is_training_on_their_folder(tmp_path: Path) -> None:
         train(folder, tmp_path / f"run-{name}", *more)
         train(tmp_path / "shards", tmp_path / f"sharded-{name}", *more)
         found, wanted = (
-            [json.loads(line).get("loss") for line in (tmp_path / f"{kind}-{name}" / "metrics.jsonl").open()]
+            [
+                json.loads(line).get("loss")
+                for line in (tmp_path / f"{kind}-{name}" / "metrics.jsonl").read_text().splitlines()
+            ]
             for kind in ("sharded", "run")
         )
         assert found == wanted

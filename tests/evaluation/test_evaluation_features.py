@@ -91,6 +91,7 @@ def test_pools_are_what_timm_gives(folder: Path) -> None:
         tokens = reference.forward_features(prepare(_images(folder), 16, "bicubic"))
     expected = {"mean": tokens[:, 1:].mean(1), "cls": tokens[:, 0], "max": tokens[:, 1:].amax(1)}
     expected["mean+cls"] = torch.cat([expected["mean"], expected["cls"]], dim=1)
+    expected["tokens"] = tokens[:, 1:]
     assert set(found.by_pool) == set(expected)
     for pool, features in found.by_pool.items():
         torch.testing.assert_close(features, expected[pool], atol=2e-5, rtol=1e-5)

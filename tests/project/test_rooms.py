@@ -92,9 +92,9 @@ def test_no_room_is_larger_than_a_sixth() -> None:
 
 
 def test_recipes_are_stories() -> None:
-    """Little more than two thousand lines in all, and none that does not fit in the head."""
+    """Little more than two thousand lines in all (twelve commands), and none that does not fit in the head."""
     recipes = [path for path in CORE if path.parent.name == "recipes"]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in recipes) < 2200
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in recipes) < 2250
 
 
 def imported(source: str) -> set[str]:

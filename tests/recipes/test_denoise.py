@@ -409,7 +409,7 @@ def test_a_folder_that_cannot_be_made(run: Run, photo: Image.Image, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "no picture is named"),
+        ((), "nothing to denoise: name pictures"),
         (("-", "a.png"), "stands alone"),
         (("a.png", "--noise-std", "1"), "give --corrupt"),
         (("a.png", "--corrupt", "1.5"), "--corrupt 1.5 is not allowed"),

@@ -99,7 +99,7 @@ def test_the_list(made: Path, do: Do) -> None:
 
 def test_the_list_for_scripts(made: Path, do: Do) -> None:
     told = {run["name"]: run for run in json.loads(do("runs", "--in", made, "--json")[1])["runs"]}
-    assert told["stopped"]["why"] == "stopped by signal 2 and saved at step 3 of 10"
+    assert told["stopped"]["why"] == "stopped by Ctrl-C and saved at step 3 of 10"
     assert told["failed"]["why"] == "ValueError: the third step is unlucky"
     assert "without a word" in told["killed"]["why"]
     assert told["finished"]["why"] == ""
@@ -145,7 +145,7 @@ def test_show(runs: Path, do: Do) -> None:
     code, out, _ = do("runs", "show", "stopped")
     assert code == 0
     assert f"go on       dsdmae pretrain --resume --out {runs / 'stopped'}" in out
-    assert "stopped by signal 2 and saved at step 3 of 10" in out
+    assert "stopped by Ctrl-C and saved at step 3 of 10" in out
     out = do("runs", "show", runs / "finished")[1]
     assert f"next        dsdmae probe {runs / 'finished'}" in out
     assert json.loads((runs / "finished" / "result.json").read_text())["closing"] in out
