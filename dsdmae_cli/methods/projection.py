@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from dsdmae_cli import distributed
@@ -127,6 +126,8 @@ def synchronized(module: Any) -> Any:
     if distributed.world_size() == 1:
         return module
     if torch.cuda.is_available() and not any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+        from timm.layers.norm_act import convert_sync_batchnorm  # seconds, which a denoiser need not wait for
+
         return convert_sync_batchnorm(module)  # timm's: torch's own would drop the activations in timm's norms
     return _with_whole_batch_norms(module)
 
