@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, overload
@@ -38,9 +39,12 @@ from dsdmae_cli.data.decode import (
 )
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.once import shared
-from dsdmae_cli.data.values import Reading, Values
+from dsdmae_cli.data.values import Ranges, Reading, Values, sampled_range, sampled_ranges
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import is_pattern
+
+# Pictures whose values say the range of all, of at most so many headers that are read to find them.
+_LOOKED_AT, _HEADERS = 64, 512
 
 KINDS = "a folder of images or of .tar shards, or a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of one"
 
@@ -348,3 +352,21 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"cannot read {what}; mend that or give another path") from error
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
         raise DataError(f"{path} is a damaged archive: {error}; make or fetch it again") from error
+
+
+def range_of_some(images: FileImages) -> Ranges | None:
+    """By the values of those of 64 pictures that have more than 8 bits, of some hundreds that are looked at."""
+    how, pictures = images.reading, islice(_deep_ones(images), _LOOKED_AT)
+    return sampled_range(pictures) if how.is_photographic else sampled_ranges(pictures, how)
+
+
+def _deep_ones(images: FileImages) -> Iterator[Values]:
+    """Values of those of some hundreds of pictures that have more than 8 bits; of the others a header is read."""
+    order = np.random.default_rng(0).permutation(len(images))[:_HEADERS]
+    for index in order.tolist():
+        try:
+            values = images.deep_values(index)
+        except UnreadableImage:
+            continue  # it is met again, and counted, when the dataset is read
+        if values is not None:
+            yield values

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,16 @@ import numpy as np
 from dsdmae_builtin.datasets import FolderSettings
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import AS_STORED, DEEP_SUFFIXES
-from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_words
+from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_words, range_of_some
 from dsdmae_cli.data.label_file import read_labels
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import Arrangement, arrange
 from dsdmae_cli.data.square import common_side
-from dsdmae_cli.data.values import Ranges, Reading, Values, asked_bands, sampled_range, sampled_ranges
+from dsdmae_cli.data.values import Ranges, Reading, asked_bands
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
-LOOKED_AT, _HEADERS = 64, 512
+_HEADERS = 512
 RGB = 3
 MANY_BANDS_SUFFIXES = frozenset({".tif", ".tiff"})
 LARGEST_NATIVE_SIDE = 256
@@ -108,24 +107,6 @@ def _able(path: Path, suffixes: Collection[str], how: Reading = AS_STORED) -> Fi
     files = open_files(path)
     able = [i for i, name in enumerate(files.names) if os.path.splitext(name)[1].lower() in suffixes]  # noqa: PTH122
     return FileImages(files, np.array(able, dtype=np.int64), reading=how)
-
-
-def range_of_some(images: FileImages) -> Ranges | None:
-    """By the values of those of 64 pictures that have more than 8 bits, of some hundreds that are looked at."""
-    how, pictures = images.reading, islice(_deep_ones(images), LOOKED_AT)
-    return sampled_range(pictures) if how.is_photographic else sampled_ranges(pictures, how)
-
-
-def _deep_ones(images: FileImages) -> Iterator[Values]:
-    """Values of those of some hundreds of pictures that have more than 8 bits; of the others a header is read."""
-    order = np.random.default_rng(0).permutation(len(images))[:_HEADERS]
-    for index in order.tolist():
-        try:
-            values = images.deep_values(index)
-        except UnreadableImage:
-            continue  # it is met again, and counted, when the dataset is read
-        if values is not None:
-            yield values
 
 
 def _reading(settings: DataSettings) -> Reading:

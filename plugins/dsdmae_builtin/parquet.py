@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from dsdmae_builtin.datasets import ParquetSettings
-from dsdmae_builtin.folder import DEFAULT_SIDE, LARGEST_NATIVE_SIDE, RGB, range_of_some
+from dsdmae_builtin.folder import DEFAULT_SIDE, LARGEST_NATIVE_SIDE, RGB
 from dsdmae_cli.data.base import UnreadableImage
-from dsdmae_cli.data.files import FileImages, Files, Names, stamp_of
+from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some, stamp_of
 from dsdmae_cli.data.label_file import LABEL_HEADINGS, LabelFile
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange

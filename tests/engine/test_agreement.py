@@ -145,7 +145,7 @@ def test_four_processes_compute_what_one_does(name: str, digits: Path, tmp_path:
     one = start("-m", "dsdmae_cli", "pretrain", *chosen, "--out", tmp_path / "one", environ=environ)
     _, err = one.communicate(timeout=280)
     if "which this method needs whole" in err:
-        pytest.skip("one process draws for the whole batch, four each for their own; test_contrastive.py compares them")
+        pytest.skip("one process draws for the whole batch, four each for their own: they are two different draws")
     assert one.returncode == 0, err
     four = start(
         *TORCHRUN, "4", "-m", "dsdmae_cli", "pretrain", *chosen, "--out", tmp_path / "four", environ=environ

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,17 @@ import numpy as np
 
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import AS_STORED
-from dsdmae_cli.data.files import FileImages, Files, Names
+from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some
 from dsdmae_cli.data.label_file import LABEL_HEADINGS, LabelFile
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange
 from dsdmae_cli.data.square import common_side
-from dsdmae_cli.data.values import Ranges, Reading, Values, asked_bands, sampled_range, sampled_ranges
+from dsdmae_cli.data.values import Ranges, Reading, asked_bands
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_hf.spec import HFSettings
 
-LOOKED_AT = 64
 LARGEST_NATIVE_SIDE, DEFAULT_SIDE = 256, 224
 _RGB = 3
 Asked = tuple[str, str | None, str | None, str | None, str | None]
@@ -63,18 +61,7 @@ def value_range(settings: DataSettings) -> Ranges | None:
 
 
 def _value_range(asked: Asked, how: Reading) -> Ranges | None:
-    deep = _deep_ones(_images(asked, how))
-    return sampled_range(deep) if how.is_photographic else sampled_ranges(deep, how)
-
-
-def _deep_ones(images: FileImages) -> Iterator[Values]:
-    for index in np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images)), dtype=int).tolist():
-        try:
-            values = images.deep_values(index)
-        except UnreadableImage:
-            continue  # it is met again, and counted, when the dataset is read
-        if values is not None:
-            yield values
+    return range_of_some(_images(asked, how))
 
 
 def _asked(settings: DataSettings) -> Asked:
