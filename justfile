@@ -33,6 +33,10 @@ slow:
 light *arguments:
     .ci/light {{arguments}}
 
+# The site of docs/, in build/site/html
+site:
+    uv run --no-sync python .ci/site.py
+
 # Everything, as CI does
 check:
     .ci/run
