@@ -2,7 +2,8 @@
 """Builds the site of docs/ into build/site/html; a broken link, or a page that the menu lacks, fails the build.
 
 The pages stay as they are read in the repository. What they link to beyond docs/ is code, which has no page here: it
-gets the repository's address where pyproject.toml has one, and becomes plain text where not, as README.md does on an index.
+gets the repository's address where pyproject.toml has one, and becomes plain text where not, as in README.md
+on an index.
 """
 
 from __future__ import annotations
