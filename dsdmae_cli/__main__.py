@@ -7,11 +7,14 @@ import io
 import os
 import sys
 
+from dsdmae_cli import slurm
 from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import DsdmaeError, RunInterrupted
 from dsdmae_cli.report import shown
 from dsdmae_cli.signals import Stopped
 
+# Commands that several processes run as one; of others, srun's tasks are commands of their own (an ablation's workers).
+_IN_GROUPS = ("pretrain", "finetune", "tokenizer")
 _STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO}
 
 # What the system runs out of, and what to do about it.
@@ -43,6 +46,8 @@ def _run(arguments: list[str]) -> int:
     usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     Stopped.by = 0
     try:
+        if next((word for word in arguments if not word.startswith("-")), "") in _IN_GROUPS:
+            os.environ.update(slurm.group(os.environ))
         with opened_once():
             done = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk or a reader that has left can still be answered for

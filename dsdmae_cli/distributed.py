@@ -1,4 +1,4 @@
-"""Several processes under torchrun: the little that this program needs of torch.distributed.
+"""Several processes under torchrun (or srun, slurm.py): the little that this program needs of torch.distributed.
 
 Without torchrun every function here answers for a group of one.
 """
