@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dsdmae_cli.artifacts.embedding import Embedding
+    from dsdmae_cli.artifacts.pyramid import FeaturePyramid
     from dsdmae_cli.backbone import Backbone
     from dsdmae_cli.config.schema import Schema
 
@@ -320,6 +321,19 @@ def load_encoder(
     for note in opened.notes:
         warnings.warn(note, DsdmaeWarning, stacklevel=2)
     return opened.encoder.eval()
+
+
+def feature_pyramid(
+    subject: str | Path, *, out_channels: int = 256, frozen: bool = False, **how: Any
+) -> FeaturePyramid:
+    """An encoder with ViTDet's pyramid of maps, as torchvision's detectors take a backbone (docs/detection.md).
+
+    Args:
+        out_channels, frozen: see artifacts.pyramid.FeaturePyramid; the rest as load_encoder.
+    """
+    from dsdmae_cli.artifacts.pyramid import FeaturePyramid
+
+    return FeaturePyramid(load_encoder(subject, **how), out_channels, frozen=frozen)
 
 
 def _given(command: str, schema: Schema[Any], settings: Mapping[str, Any], **places: Any) -> Given:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsdmae_cli import files
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.square import to_square
@@ -103,6 +104,20 @@ def with_attention(
     return replace(part, attention=maps.numpy(), seen=np.stack(seen))
 
 
+def written(write: Writer, out: Path, whole: Embedding, about: dict[str, Any], advice: str) -> dict[str, str]:
+    """Write features, and draw the attention that is among them; what was written, as --json prints it.
+
+    Raises:
+        RunFailed: it cannot be written.
+    """
+    with files.explained(out, advice):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with files.aside(out, advice) as partial:
+        write(partial, whole, about)
+    drawn = {} if whole.attention is None else {"attention_picture": str(draw_attention(whole, out))}
+    return {"path": str(out), **drawn}
+
+
 def draw_attention(whole: Embedding, out: Path) -> Path:
     """Draw where an encoder looks, beside the file of its features; the picture's path.
 
@@ -149,6 +164,20 @@ def check_room(num_images: int, encoder: Backbone) -> None:
             f"--pool tokens of {num_images:,} images takes {2 * num_bytes / 2**30:.1f} GiB of memory, more than the"
             f" {room / 2**30:.1f} GiB that are free; embed fewer images, or a pool of their tokens"
         )
+
+
+def free(out: Path, thumbnails: bool, force: bool) -> Writer:
+    """`writer` for a path that may be written.
+
+    Raises:
+        SettingsError: it may not, or see writer.
+    """
+    write = writer(out, thumbnails)
+    if out.is_dir():
+        raise SettingsError(f"--out {out} is a folder; name a file in it")
+    if out.exists() and not force:
+        raise SettingsError(f"--out {out} exists; choose another path, or replace it with --force")
+    return write
 
 
 def writer(out: Path, thumbnails: bool = False) -> Writer:

@@ -20,7 +20,7 @@ from dsdmae_builtin.vit import attention_to_patches
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import PluginError, SettingsError, nearest
 from dsdmae_cli.plugins import argument_of
-from dsdmae_cli.settings.size import Size, height_width, size_words, whole_patches
+from dsdmae_cli.settings.size import Size, height_width, nearest_whole, size_word, size_words, whole_patches
 
 
 class TimmBackbone(Backbone):
@@ -49,8 +49,20 @@ class TimmBackbone(Backbone):
         self.grid, self.width = self._measure()
         self._freeze_what_no_feature_meets()
 
+    def _check_patches(self) -> None:
+        """A plain transformer would leave out, without a word, the pixels that fill no patch."""
+        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
+        plain = isinstance(self.model, VisionTransformer) and not self.model.patch_embed.dynamic_img_pad
+        if plain and patch is not None and whole_patches(self.image_size, patch) is None:
+            below, above = (size_word(size) for size in nearest_whole(self.image_size, patch))
+            raise SettingsError(
+                f"backbone timm:{self.timm_name} has patches of {size_words(tuple(patch))} px, of which data.image_size"
+                f" = {size_word(self.image_size)} is no whole number; {below} or {above} would be"
+            )
+
     @torch.no_grad()
     def _measure(self) -> tuple[tuple[int, int], int]:
+        self._check_patches()
         was_training = self.model.training
         self.model.eval()
         try:
