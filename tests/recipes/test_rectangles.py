@@ -18,6 +18,9 @@ from helpers import cli, one_line, records, train, untimed
 from PIL import Image
 from safetensors import safe_open
 from sklearn.datasets import load_sample_images
+from timm.layers import resample_abs_pos_embed
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resized_crop
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.open import open_encoder
@@ -134,9 +137,9 @@ def test_the_middle_is_cut_out_as_pillow_does() -> None:
     assert to_square(pixels, (60, 50)) is pixels
     batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     found = (prepare(batch, (40, 20), "bicubic")[0].permute(1, 2, 0) + 1) * 127.5
-    # A resize with a box looks beyond the box's edge; what is cut first cannot.
-    cut = whole.crop((10, 0, 40, 60)).resize((20, 40), Image.Resampling.BICUBIC)
-    assert np.abs(found.numpy() - np.asarray(cut, dtype=np.float32)).max() < 1.01
+    # Pillow's resize with a box looks beyond its edge, and rounds and clips between rows and columns.
+    cut = resized_crop(batch.float(), 0, 10, 60, 30, [40, 20], InterpolationMode.BICUBIC, antialias=True)
+    torch.testing.assert_close(found.permute(2, 0, 1), cut[0].clamp(0, 255), rtol=0, atol=1e-2)
 
 
 def test_crops_are_of_the_images_own_shape() -> None:
@@ -257,6 +260,27 @@ def test_timm_loads_what_is_exported(
     batch = torch.rand(2, *shape) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(model.forward_features(batch)[:, -encoder.num_tokens :], encoder(batch))
+
+
+@pytest.mark.parametrize("size", ["48,36", "60"])
+def test_a_run_begins_with_it_at_another_size(
+    run: Path, images: Path, size: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The other way round too, and what `export` writes is opened as what it is."""
+    code, _, err = cli(capfd, "export", run, "--to", "timm", "--out", tmp_path / "timm")
+    assert code == 0, err
+    sides = [int(side) for side in size.split(",")]
+    wanted = (sides[0], sides[-1])
+    for subject in (run, tmp_path / "timm"):
+        own = open_encoder(str(subject), None, backbone=None, image_size=None, seed=0).encoder.timm_state()["pos_embed"]
+        begun = tmp_path / f"begun-{subject.name}"
+        train(images, begun, f"data.image_size=[{wanted[0]},{wanted[1]}]", *RUN[1:], f"train.start={subject}",
+              "train.epochs=1", "optim.warmup_epochs=0", "optim.lr=1e-12", "optim.min_lr=0")  # fmt: skip
+        table = checkpoint.load_weights(begun / "encoder.safetensors")["pos_embed"]
+        grid = (wanted[0] // 12, wanted[1] // 12)
+        prefix = own.shape[1] - 12
+        want = resample_abs_pos_embed(own, grid, (3, 4), num_prefix_tokens=prefix)
+        torch.testing.assert_close(table, want)
 
 
 @pytest.mark.slow
