@@ -2,8 +2,8 @@
 
     import dsdmae_cli as dsdmae
 
-gives `pretrain`, `finetune`, `probe`, `embed`, `denoise` and `load_encoder` (dsdmae_cli.api, docs/python.md) and the
-errors that they raise; each is imported when it is first asked for. The rooms of the house are described in
+gives `pretrain`, `finetune`, `probe`, `embed`, `denoise`, `load_encoder` and `feature_pyramid` (dsdmae_cli.api,
+docs/python.md) and the errors that they raise; each is imported when it is first asked for. The rooms are in
 docs/design/architecture.md.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dsdmae_cli.api import DsdmaeWarning, denoise, embed, finetune, load_encoder, pretrain, probe
+    from dsdmae_cli.api import DsdmaeWarning, denoise, embed, feature_pyramid, finetune, load_encoder, pretrain, probe
     from dsdmae_cli.errors import (
         CheckpointError,
         DataError,
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     )
 
 _FROM = {
-    **dict.fromkeys(("DsdmaeWarning", "denoise", "embed", "finetune", "load_encoder", "pretrain", "probe"), "api"),
+    **dict.fromkeys(
+        ("DsdmaeWarning", "denoise", "embed", "feature_pyramid", "finetune", "load_encoder", "pretrain", "probe"), "api"
+    ),
     **dict.fromkeys(
         ("CheckpointError", "DataError", "DsdmaeError", "PluginError", "RunFailed", "RunInterrupted", "SettingsError"),
         "errors",
@@ -42,6 +44,7 @@ __all__ = [
     "SettingsError",
     "denoise",
     "embed",
+    "feature_pyramid",
     "finetune",
     "load_encoder",
     "pretrain",

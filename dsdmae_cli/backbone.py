@@ -7,14 +7,17 @@ A backbone maps an image to a grid of features. One that can also encode a subse
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.settings.size import Size, as_size, height_width, size_word, size_words
 
 
 class Backbone(nn.Module):
@@ -23,7 +26,7 @@ class Backbone(nn.Module):
     Attributes:
         grid: (rows, columns) of tokens.
         width: features per token.
-        image_size: side of the images it takes, in pixels.
+        image_size: of the images it takes: side of a square in pixels, or (height, width); `height_width` reads both.
         timm_name, timm_kwargs: `timm.create_model(timm_name, **timm_kwargs)` builds the same network, and
             `timm_state()` fits it. An empty timm_name means an architecture that timm does not have; `timm_state()`
             is then its own state_dict.
@@ -32,12 +35,12 @@ class Backbone(nn.Module):
             takes images in [-1, 1] whatever they are; a backbone with other values than 0.5 renormalises inside.
         has_class_token: `forward_tokens` gives one.
         size_multiple: where it is a number, `forward` takes images of any height and width that are multiples of it,
-            whatever image_size says; None = squares of image_size alone.
+            whatever image_size says; None = image_size alone.
     """
 
     grid: tuple[int, int]
     width: int
-    image_size: int
+    image_size: Size
     timm_name: str
     timm_kwargs: dict[str, Any]
     in_chans: int = 3
@@ -87,7 +90,8 @@ class Backbone(nn.Module):
     @property
     def patch_shape(self) -> tuple[int, int]:
         """(height, width) in pixels of the part of the image that stands behind one token."""
-        return self.image_size // self.grid[0], self.image_size // self.grid[1]
+        height, width = height_width(self.image_size)
+        return height // self.grid[0], width // self.grid[1]
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
         """Final features of all tokens, row by row, normalised as the architecture does last."""
@@ -113,6 +117,23 @@ class Backbone(nn.Module):
         one reads. Blocks of one network may differ in grid and width.
         """
         return [self.forward_tokens(images) for _ in blocks]
+
+    def forward_grid(self, images: Float[Tensor, "b c h w"], block: int | None = None) -> Float[Tensor, "b r k d"]:
+        """Features of the patches as they lie in the images: [images, rows, columns, features].
+
+        Args:
+            images: of any height and width that are whole numbers of patches (`at_size` says what happens then). Who
+                has many batches of one other size calls `at_size` once and this on what it gives.
+            block: after which one, as forward_blocks counts; None = the final features.
+
+        Raises:
+            SettingsError: the architecture takes no images of this size.
+        """
+        size = as_size(*images.shape[-2:])
+        net = at_size(self, size)
+        [(tokens, _)] = net.forward_blocks(images, [self.num_blocks if block is None else block])
+        grid = net.grid if tokens.shape[1] == net.num_tokens else grid_of(tokens.shape[1], size)
+        return tokens.unflatten(1, grid)
 
     def attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads rows columns"] | None:
         """How much the last block looks at each patch: the class token's attention, or where there is none, the mean of
@@ -150,7 +171,7 @@ class Backbone(nn.Module):
         """timm's module inside, by whose layers the learning rate can decay; itself where there is none."""
         return self
 
-    def set_image_size(self, image_size: int) -> None:
+    def set_image_size(self, image_size: Size) -> None:
         """Take images of another size with the same weights, position embeddings resampled; patches keep their size.
 
         Raises:
@@ -158,18 +179,19 @@ class Backbone(nn.Module):
         """
         if image_size != self.image_size:
             raise SettingsError(
-                f"{type(self).__name__} takes images of {self.image_size} px alone: its plugin has no set_image_size;"
-                f" leave --image-size {image_size} out"
+                f"{type(self).__name__} takes images of {size_words(self.image_size)} px alone: its plugin has no"
+                f" set_image_size; leave --image-size {size_word(image_size)} out"
             )
 
 
 class Pixels(Backbone):
     """No network: the pixels themselves as one token, the baseline that any features must beat."""
 
-    def __init__(self, image_size: int, in_chans: int = 3) -> None:
+    def __init__(self, image_size: Size, in_chans: int = 3) -> None:
         super().__init__()
         self.set_channels(in_chans)
-        self.grid, self.width, self.image_size = (1, 1), in_chans * image_size**2, image_size
+        height, width = height_width(image_size)
+        self.grid, self.width, self.image_size = (1, 1), in_chans * height * width, image_size
         self.timm_name, self.timm_kwargs = "", {}
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 d"]:
@@ -177,6 +199,42 @@ class Pixels(Backbone):
 
     def timm_state(self) -> dict[str, Tensor]:
         return {}
+
+
+B = TypeVar("B", bound=Backbone)
+
+
+def at_size(backbone: B, image_size: Size) -> B:
+    """The same network for images of another size, rectangles too: position embeddings (and tables of biases over
+    distances) are interpolated from the backbone's own, all other weights are the very same tensors.
+
+    The backbone is not changed, and no second interpolation is laid over a first one. What is trained through the
+    result trains the backbone, but for what was interpolated, which is the result's own; what is loaded into the
+    backbone afterwards is seen but for that.
+
+    Returns:
+        The backbone itself if it takes images of that size as it is.
+
+    Raises:
+        SettingsError: the architecture cannot, or the size is no whole number of patches.
+    """
+    if height_width(image_size) == height_width(backbone.image_size):
+        return backbone
+    shared = [*backbone.parameters(), *backbone.buffers()]
+    other = copy.deepcopy(backbone, {id(tensor): tensor for tensor in shared})
+    other.set_image_size(image_size)
+    return other
+
+
+def grid_of(num_tokens: int, image_size: Size) -> tuple[int, int]:
+    """Rows and columns of so many tokens of an image, the division that is nearest to its height over width.
+
+    Maps of hierarchical networks say how many tokens they have and not how they lie.
+    """
+    height, width = height_width(image_size)
+    rows = [n for n in range(1, num_tokens + 1) if num_tokens % n == 0]
+    best = min(rows, key=lambda n: abs(math.log(n * n / num_tokens * width / height)))
+    return best, num_tokens // best
 
 
 def to_autocast_dtype(x: Tensor) -> Tensor:

@@ -14,12 +14,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsdmae_cli import files
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.square import to_square
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.figures.attention import MOST_IMAGES, attention
 from dsdmae_cli.figures.moments import visible
+from dsdmae_cli.settings.size import Size
 
 _ENDINGS = (".npz", ".parquet")
 # Rows of a Parquet file that are in memory a second time while they are written.
@@ -38,7 +40,7 @@ class Embedding:
         labels: -1 where an image has none; None where the dataset has none.
         classes: names of the labels.
         attention: [n, heads, rows, columns], where asked for.
-        seen: the first of these images as the encoder saw them, [m, side, side, channels].
+        seen: the first of these images as the encoder saw them, [m, height, width, channels].
         thumbnails: small pictures as JPEG files, where asked for.
     """
 
@@ -95,11 +97,25 @@ def rows_of(
 
 
 def with_attention(
-    part: Embedding, maps: Float[Tensor, "n heads rows columns"], dataset: ImageDataset, kept: list[int], side: int
+    part: Embedding, maps: Float[Tensor, "n heads rows columns"], dataset: ImageDataset, kept: list[int], size: Size
 ) -> Embedding:
-    """The embedding with where the encoder looks, and the first images as it saw them, of `side` pixels."""
-    seen = [to_square(dataset.load(index), side) for index in kept[:MOST_IMAGES]]
+    """The embedding with where the encoder looks, and the first images as it saw them, of `size` pixels."""
+    seen = [to_square(dataset.load(index), size) for index in kept[:MOST_IMAGES]]
     return replace(part, attention=maps.numpy(), seen=np.stack(seen))
+
+
+def written(write: Writer, out: Path, whole: Embedding, about: dict[str, Any], advice: str) -> dict[str, str]:
+    """Write features, and draw the attention that is among them; what was written, as --json prints it.
+
+    Raises:
+        RunFailed: it cannot be written.
+    """
+    with files.explained(out, advice):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with files.aside(out, advice) as partial:
+        write(partial, whole, about)
+    drawn = {} if whole.attention is None else {"attention_picture": str(draw_attention(whole, out))}
+    return {"path": str(out), **drawn}
 
 
 def draw_attention(whole: Embedding, out: Path) -> Path:
@@ -148,6 +164,20 @@ def check_room(num_images: int, encoder: Backbone) -> None:
             f"--pool tokens of {num_images:,} images takes {2 * num_bytes / 2**30:.1f} GiB of memory, more than the"
             f" {room / 2**30:.1f} GiB that are free; embed fewer images, or a pool of their tokens"
         )
+
+
+def free(out: Path, thumbnails: bool, force: bool) -> Writer:
+    """`writer` for a path that may be written.
+
+    Raises:
+        SettingsError: it may not, or see writer.
+    """
+    write = writer(out, thumbnails)
+    if out.is_dir():
+        raise SettingsError(f"--out {out} is a folder; name a file in it")
+    if out.exists() and not force:
+        raise SettingsError(f"--out {out} exists; choose another path, or replace it with --force")
+    return write
 
 
 def writer(out: Path, thumbnails: bool = False) -> Writer:

@@ -14,9 +14,19 @@ from dsdmae_cli.config.given import Given
 _RESULT = "Result"
 
 Out = Annotated[
-    Path,
-    typer.Option("--out", metavar="FILE", help="The .npz or .parquet file to write (Parquet needs dsdmae\\[parquet])",
-                 rich_help_panel=_RESULT, show_default=False),
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="The .npz or .parquet file to write (Parquet needs dsdmae\\[parquet]);"
+                 " needed but with --picture", rich_help_panel=_RESULT, show_default=False),
+]  # fmt: skip
+Picture = Annotated[
+    Path | None,
+    typer.Option("--picture", metavar="FILE.png", help="With --pool tokens: draw what patches of 8 images know, the"
+                 " principal components of all patches as colours", rich_help_panel=_RESULT, show_default=False),
+]  # fmt: skip
+Point = Annotated[
+    str | None,
+    typer.Option("--point", metavar="PICTURE:X,Y", help="With --picture: the patches of all images nearest to the one"
+                 " at this pixel of a picture", rich_help_panel=_RESULT, show_default=False),
 ]  # fmt: skip
 Split = Annotated[
     Literal["train", "test", "labelled", "all"],
@@ -29,9 +39,10 @@ Pool = Annotated[
                  " side, or all patch tokens as they lie (n, rows, columns, features)", rich_help_panel=_RESULT),
 ]  # fmt: skip
 ImageSize = Annotated[
-    int | None,
-    typer.Option("--image-size", metavar="N", min=1, help="Side in pixels of the images that the encoder sees. Default:"
-                 " that of its training", rich_help_panel="Data", show_default=False),
+    str | None,
+    typer.Option("--image-size", metavar="N|H,W", help="Images that the encoder sees, in pixels: the side of"
+                 " a square or HEIGHT,WIDTH. Default: that of its training", rich_help_panel="Data",
+                 show_default=False),
 ]  # fmt: skip
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither look for the features in the cache nor keep them")]
 Attention = Annotated[
@@ -52,12 +63,14 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout", 
 def command(
     *,
     subject: Subject,
-    out: Out,
+    out: Out = None,
     split: Split = "train",
     image_size: ImageSize = None,
     pool: Pool = "mean",
     attention: Attention = False,
     thumbnails: Thumbnails = False,
+    picture: Picture = None,
+    point: Point = None,
     no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,
@@ -73,21 +86,29 @@ def command(
 
     where = hardware(given.flags)
 
+    from dsdmae_cli.artifacts.patch_picture import wanted
+    from dsdmae_cli.errors import SettingsError
     from dsdmae_cli.recipes.embed import Request, embed, summary
     from dsdmae_cli.report import print_result
+    from dsdmae_cli.settings.size import size_flag
 
+    if out is None and picture is None:
+        raise SettingsError("nothing to write: name a file with --out FILE.npz, or a picture with --picture FILE.png")
+    if out is None and (attention or thumbnails):
+        raise SettingsError("--attention and --thumbnails are written with the features; add --out FILE")
     request = Request(
         subject,
         given.flags,
         given.assignments,
         split,
         pool,
-        image_size,
+        size_flag(image_size),
         where.device,
         where.precision,
         not no_cache,
         attention,
         thumbnails,
+        wanted(picture, point, pool, force),
     )
     said = embed(request, out, force=force, as_json=as_json)
     print_result(said, as_json=as_json, text=summary(said))

@@ -82,6 +82,7 @@ FLAGS = (
         (*_LEARN, "embed"),
         help="The folders of your own images to learn from and to test on, where their names do not say (data.splits)",
     ),
+    Flag("--image-size", "data.image_size", "N|H,W", DATA, _LEARN),
     Flag("--data-dir", "data.data_dir", "DIR", DATA, (*_LEARN, "embed")),
     Flag("--strict-data", "data.strict", None, DATA, (*_LEARN, "embed")),
     Flag("--validation", "finetune.validation", "FRACTION", DATA, ("finetune",)),

@@ -10,19 +10,27 @@ from torch.nn import functional as F
 
 # t-SNE's time grows with the square of the points; 2,000 take seconds, and more would hide each other.
 MOST_TSNE_POINTS = 2000
+# Of which float64 copies are in memory at a time.
+_ROWS = 65_536
 
 
 @torch.no_grad()
 def pca(features: Float[Tensor, "n d"], num_components: int = 2) -> tuple[Float[Tensor, "n k"], tuple[float, ...]]:
     """Coordinates along the directions of largest variance, and the share of all variance that each holds.
 
-    On the CPU in float64, from the [d, d] covariance or the [n, n] products of the points, whichever is smaller. The
-    sign of a direction is free: its largest entry is made positive, so that pictures of the same features are the same.
+    On the CPU in float64, some rows at a time, from the [d, d] covariance or the [n, n] products of the points,
+    whichever is smaller. The sign of a direction is free: its largest entry is made positive, so that pictures of the
+    same features are the same.
     """
-    x = features.cpu().double()
-    x = x - x.mean(dim=0)
-    wide = x.shape[0] < x.shape[1]
-    products = (x @ x.T if wide else x.T @ x) / len(x)
+    chunks = features.cpu().split(_ROWS)
+    mean = sum(chunk.sum(dim=0, dtype=torch.float64) for chunk in chunks) / len(features)
+    wide = features.shape[0] < features.shape[1]
+    if wide:
+        x = features.cpu().double() - mean
+        products = x @ x.T / len(x)
+    else:
+        products = sum((chunk.double() - mean).T @ (chunk.double() - mean) for chunk in chunks) / len(features)
+    assert isinstance(products, Tensor)
     size = len(products)
     # Only the largest: of 2,000 points that takes half a second, where all take several.
     found = scipy.linalg.eigh(products.numpy(), subset_by_index=(size - num_components, size - 1))
@@ -31,7 +39,8 @@ def pca(features: Float[Tensor, "n d"], num_components: int = 2) -> tuple[Float[
     largest = directions.abs().argmax(dim=0)
     directions = directions * directions.gather(0, largest[None]).sign()
     shares = values.clamp(min=0) / products.trace()
-    return (x @ directions).float(), tuple(shares.tolist())
+    places = torch.cat([((chunk.double() - mean) @ directions).float() for chunk in chunks])
+    return places, tuple(shares.tolist())
 
 
 def tsne(features: Float[Tensor, "n d"], seed: int = 0, perplexity: float = 30.0) -> Float[Tensor, "n 2"]:

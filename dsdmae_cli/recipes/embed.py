@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dsdmae_cli import files
 from dsdmae_cli.artifacts import embedding as rows
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.patch_picture import Looked, Wanted, check_patches, draw, drawn_in_words
 from dsdmae_cli.artifacts.subject import Subject, parse
 from dsdmae_cli.config.use import given, passed_over
 from dsdmae_cli.data.open import open_dataset
@@ -25,6 +25,7 @@ from dsdmae_cli.evaluation.features import Cached, Pool, check_pools
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
+from dsdmae_cli.settings.size import Size
 
 Split = Literal["train", "test", "labelled", "all"]
 # Of the data that an encoder learned from: how the values of a picture become those that it sees.
@@ -41,10 +42,11 @@ class Request:
         flags, assignments: settings of data and backbone, as given; without a dataset, a run's own is taken.
         split: "all" = train, then test.
         pool: see evaluation.features.
-        image_size: side of the images the encoder sees; None = that of its training.
+        image_size: of the images the encoder sees; None = that of its training.
         device, precision: as train.device and train.precision.
         cache: keep the features in the user's cache, and look for them there; tokens are never kept.
         attention, thumbnails: add where the encoder looks, and small pictures.
+        picture: a picture of the patches to draw, and what is in it.
     """
 
     subject: str
@@ -52,12 +54,13 @@ class Request:
     assignments: Sequence[str] | None = None
     split: Split = "train"
     pool: Pool = "mean"
-    image_size: int | None = None
+    image_size: Size | None = None
     device: str = "auto"
     precision: str = "auto"
     cache: bool = True
     attention: bool = False
     thumbnails: bool = False
+    picture: Wanted | None = None
 
 
 @dataclass(frozen=True)
@@ -67,38 +70,32 @@ class Computed:
     Attributes:
         about: what the numbers are, kept in a file beside them.
         unreadable: reasons by the names of images that could not be read.
+        looked: the images that the rows are of, in order.
     """
 
     embedding: rows.Embedding
     about: dict[str, Any]
     unreadable: dict[str, str]
+    looked: tuple[Looked, ...] = ()
 
 
-def embed(request: Request, out: Path, *, force: bool = False, as_json: bool = False) -> dict[str, Any]:
+def embed(request: Request, out: Path | None, *, force: bool = False, as_json: bool = False) -> dict[str, Any]:
     """Compute and write features; what was written, as --json prints it.
 
     Args:
-        out: the .npz or .parquet file to write.
+        out: the .npz or .parquet file to write; None = a picture alone.
         force: replace what is there.
 
     Raises:
         SettingsError: the path is taken or its ending unknown; and see compute.
         RunFailed: the file cannot be written.
     """
-    write = rows.writer(out, request.thumbnails)
-    if out.is_dir():
-        raise SettingsError(f"--out {out} is a folder; name a file in it")
-    if out.exists() and not force:
-        raise SettingsError(f"--out {out} exists; choose another path, or replace it with --force")
+    write = None if out is None else rows.free(out, request.thumbnails, force)
     found = compute(request, make_report(as_json=as_json, main_process=True))
-    with files.explained(out, _ADVICE):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with files.aside(out, _ADVICE) as partial:
-        write(partial, found.embedding, found.about)
-    whole = found.embedding
-    drawn = {"attention_picture": str(rows.draw_attention(whole, out))} if whole.attention is not None else {}
+    whole, picture = found.embedding, request.picture
+    drawn = {} if picture is None else draw(picture, whole, found.looked, found.about["image_size"], _ADVICE)
     return {
-        "path": str(out),
+        **({} if out is None or write is None else rows.written(write, out, whole, found.about, _ADVICE)),
         "images": len(whole.names),
         "features": whole.features.shape[-1],
         **drawn,
@@ -124,11 +121,14 @@ def compute(request: Request, report: Report) -> Computed:
     check_pools(opened.encoder, [request.pool])
     if request.attention:
         check_attention(opened.encoder)
+    if request.picture is not None:
+        check_patches(opened.encoder.grid, opened.name)
     device = choose_device(request.device)
     precision = choose_precision(request.precision, device)
     for note in [*passed_over(), *opened.notes]:
         report.note(note)
     parts: list[rows.Embedding] = []
+    looked: list[Looked] = []
     unreadable: dict[str, str] = {}
     opened.encoder.to(device)
     for split in ("train", "test") if request.split == "all" else (request.split,):
@@ -152,8 +152,10 @@ def compute(request: Request, report: Report) -> Computed:
         if request.attention:
             maps = attention_maps(opened.encoder, dataset, kept, device, precision, data.interpolation, skipped)
             part = rows.with_attention(part, maps, dataset, kept, opened.encoder.image_size)
+        looked.append(Looked(dataset, kept))
         parts.append(replace(part, thumbnails=rows.thumbnails_of(dataset, kept)) if request.thumbnails else part)
-    return Computed(rows.joined(parts), _about(request, opened, data, precision, str(device)), unreadable)
+    about = _about(request, opened, data, precision, str(device))
+    return Computed(rows.joined(parts), about, unreadable, tuple(looked))
 
 
 def _data(request: Request, subject: Subject) -> tuple[DataSettings, BackboneSettings | None]:
@@ -206,7 +208,10 @@ def _about(request: Request, opened: Opened, data: DataSettings, precision: str,
 def summary(said: dict[str, Any]) -> str:
     """The lines for people."""
     labels = f", {said['labelled']} labelled" if said["labelled"] else ""
-    lines = [f"wrote          {said['path']}: {said['images']} images{labels}, {said['features']} features each"]
+    lines = drawn_in_words(said)
+    if "path" not in said:
+        return "\n".join(lines)
+    lines.append(f"wrote          {said['path']}: {said['images']} images{labels}, {said['features']} features each")
     if said["unreadable_images"]:
         lines.append(f"skipped        {said['unreadable_images']} unreadable images")
     if said["path"].endswith(".npz"):

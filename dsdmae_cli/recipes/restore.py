@@ -16,6 +16,7 @@ from dsdmae_cli.pictures.outcome import Changed, Outcome
 from dsdmae_cli.pictures.paths import Failure, Source, Target
 from dsdmae_cli.report.counted import Counted
 from dsdmae_cli.runtime import choose_device, choose_precision
+from dsdmae_cli.settings.size import as_size
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def restore(
         shown = work(rgb)
         scores = Changed.of(*(picture.pixels for picture in shown))
         size = rgb.shape[1], rgb.shape[0]
-        record = Restored(str(sources[number]), files, *size, shown.original.width, scores)
+        record = Restored(
+            str(sources[number]), files, *size, as_size(shown.original.height, shown.original.width), scores
+        )
         rows = [row_of(rgb, shown, scores)] if options.sheet is not None else []
         return Made([([getattr(shown, part)], file) for part, file in files.items()], record, rows)
 

@@ -14,10 +14,11 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 from dsdmae_builtin.backbones import BEiTViTSettings
-from dsdmae_builtin.vit import check_patches
+from dsdmae_builtin.vit import check_patches, new_grid
 from dsdmae_cli.backbone import Backbone, to_autocast_dtype
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.heads import ViTLayerNorm
+from dsdmae_cli.settings.size import Size, height_width
 
 
 class BEiTViT(Backbone):
@@ -30,16 +31,15 @@ class BEiTViT(Backbone):
     has_class_token = True
     timm_name = "beit_base_patch16_224"
 
-    def __init__(self, settings: BEiTViTSettings, image_size: int) -> None:
+    def __init__(self, settings: BEiTViTSettings, image_size: Size) -> None:
         super().__init__()
         in_chans = self.set_channels(settings.in_chans)
-        patch = check_patches(settings.patch_size, image_size)
+        patch, self.grid = check_patches(settings.patch_size, image_size)
         if settings.embed_dim % settings.num_heads:
             raise SettingsError(
                 f"backbone.embed_dim = {settings.embed_dim} must be a multiple of backbone.num_heads ="
                 f" {settings.num_heads}"
             )
-        self.grid = (image_size // patch, image_size // patch)
         self.width = settings.embed_dim
         self.image_size = image_size
         self.timm_kwargs = {
@@ -106,17 +106,16 @@ class BEiTViT(Backbone):
     def timm_state(self) -> dict[str, Tensor]:
         return dict(self.vit.state_dict())
 
-    def set_image_size(self, image_size: int) -> None:
-        patch = self.patch_shape[0]
-        check_patches(patch, image_size)
+    def set_image_size(self, image_size: Size) -> None:
+        grid = new_grid(image_size, self.patch_shape[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch's, of a tensor inside timm that is not contiguous
-            self.vit.set_input_size(img_size=(image_size, image_size))  # resamples the table of biases over distances
+            self.vit.set_input_size(img_size=height_width(image_size))  # resamples the table of biases over distances
         self.image_size = image_size
-        self.grid = (image_size // patch, image_size // patch)
+        self.grid = grid
         self.timm_kwargs = {**self.timm_kwargs, "img_size": image_size}
 
 
-def build(settings: BEiTViTSettings, image_size: int) -> BEiTViT:
-    """BEiT's ViT of the settings' size for square images."""
+def build(settings: BEiTViTSettings, image_size: Size) -> BEiTViT:
+    """BEiT's ViT of the settings' size for images of one size."""
     return BEiTViT(settings, image_size)

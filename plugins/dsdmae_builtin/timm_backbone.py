@@ -20,6 +20,7 @@ from dsdmae_builtin.vit import attention_to_patches
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import PluginError, SettingsError, nearest
 from dsdmae_cli.plugins import argument_of
+from dsdmae_cli.settings.size import Size, height_width, nearest_whole, size_word, size_words, whole_patches
 
 
 class TimmBackbone(Backbone):
@@ -29,7 +30,7 @@ class TimmBackbone(Backbone):
         SettingsError: timm has no such model, refuses the options, or its features form no usable grid.
     """
 
-    def __init__(self, settings: TimmSettings, image_size: int) -> None:
+    def __init__(self, settings: TimmSettings, image_size: Size) -> None:
         super().__init__()
         self.image_size = image_size
         self.timm_name = argument_of(settings.name)
@@ -48,24 +49,36 @@ class TimmBackbone(Backbone):
         self.grid, self.width = self._measure()
         self._freeze_what_no_feature_meets()
 
+    def _check_patches(self) -> None:
+        """A plain transformer would leave out, without a word, the pixels that fill no patch."""
+        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
+        plain = isinstance(self.model, VisionTransformer) and not self.model.patch_embed.dynamic_img_pad
+        if plain and patch is not None and whole_patches(self.image_size, patch) is None:
+            below, above = (size_word(size) for size in nearest_whole(self.image_size, patch))
+            raise SettingsError(
+                f"backbone timm:{self.timm_name} has patches of {size_words(tuple(patch))} px, of which data.image_size"
+                f" = {size_word(self.image_size)} is no whole number; {below} or {above} would be"
+            )
+
     @torch.no_grad()
     def _measure(self) -> tuple[tuple[int, int], int]:
+        self._check_patches()
         was_training = self.model.training
         self.model.eval()
         try:
-            features = self._feature_map(torch.zeros(1, self.in_chans, self.image_size, self.image_size))
+            features = self._feature_map(torch.zeros(1, self.in_chans, *height_width(self.image_size)))
         except Exception as error:  # thousands of architectures, each with its own way to refuse a size
             raise SettingsError(
-                f"backbone timm:{self.timm_name} cannot encode {self.image_size}x{self.image_size} images:"
+                f"backbone timm:{self.timm_name} cannot encode {size_words(self.image_size)} images:"
                 f" {_first_line(error)}"
             ) from error
         self.model.train(was_training)
         _, width, rows, columns = features.shape
-        if self.image_size % rows or self.image_size % columns or rows * columns < 2:
+        if whole_patches(self.image_size, (rows, columns)) is None or rows * columns < 2:
             raise SettingsError(
-                f"backbone timm:{self.timm_name} makes a {rows}x{columns} grid of {self.image_size} px images, which is"
-                " of no use here; choose another data.image_size (several times the model's stride) or a smaller"
-                " backbone.patch_size"
+                f"backbone timm:{self.timm_name} makes a {rows}x{columns} grid of {size_words(self.image_size)} px"
+                " images, which is of no use here; choose another data.image_size (several times the model's stride) or"
+                " a smaller backbone.patch_size"
             )
         return (rows, columns), width
 
@@ -73,7 +86,7 @@ class TimmBackbone(Backbone):
         """Layers behind the feature map (a ConvNeXt's head norm) get no gradient, and DDP would wait for it in vain."""
         was_training = self.model.training
         self.model.eval()
-        self._feature_map(torch.rand(1, self.in_chans, self.image_size, self.image_size)).sum().backward()
+        self._feature_map(torch.rand(1, self.in_chans, *height_width(self.image_size))).sum().backward()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.grad is not None)
             parameter.grad = None
@@ -144,16 +157,17 @@ class TimmBackbone(Backbone):
     def timm_state(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())
 
-    def set_image_size(self, image_size: int) -> None:
+    def set_image_size(self, image_size: Size) -> None:
         if image_size == self.image_size:
             return
         fixed = {name: p.requires_grad for name, p in self.model.named_parameters()}
         if hasattr(self.model, "set_input_size"):  # those that have none, have nothing that depends on the size
             try:
-                self.model.set_input_size(img_size=(image_size, image_size))
+                self.model.set_input_size(img_size=height_width(image_size))
             except Exception as error:  # as many ways to refuse as there are architectures
                 raise SettingsError(
-                    f"backbone timm:{self.timm_name} refuses images of {image_size} px: {_first_line(error)}"
+                    f"backbone timm:{self.timm_name} refuses images of {size_words(image_size)} px:"
+                    f" {_first_line(error)}"
                 ) from error
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(fixed[name])
@@ -181,7 +195,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _create(name: str, kwargs: dict[str, Any], pretrained: bool, image_size: int) -> Any:
+def _create(name: str, kwargs: dict[str, Any], pretrained: bool, image_size: Size) -> Any:
     _check_name(name)
     # Transformers with fixed positions or windows must be told the image's size; convolutional ones refuse it.
     attempts = [{**kwargs, "img_size": image_size}, kwargs] if "img_size" not in kwargs else [kwargs]
@@ -216,6 +230,6 @@ def own_image_size(settings: TimmSettings) -> int:
     return int(config.input_size[-1]) if config else 224
 
 
-def build(settings: TimmSettings, image_size: int) -> TimmBackbone:
+def build(settings: TimmSettings, image_size: Size) -> TimmBackbone:
     """The timm model named after the colon."""
     return TimmBackbone(settings, image_size)

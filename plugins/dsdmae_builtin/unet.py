@@ -19,6 +19,7 @@ from dsdmae_builtin.convolutions import ResidualConv, to_map, to_tokens
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.corruption import patchify
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.settings.size import Size, height_width, size_word, whole_patches
 
 
 def _stage(width: int, depth: int) -> nn.Sequential:
@@ -32,7 +33,7 @@ class UNet(Backbone):
         SettingsError: the image cannot be halved as often as there are scales.
     """
 
-    def __init__(self, settings: UNetSettings, image_size: int) -> None:
+    def __init__(self, settings: UNetSettings, image_size: Size) -> None:
         super().__init__()
         in_chans = self.set_channels(settings.in_chans)
         patch, widths, depths = settings.patch_size, settings.widths, settings.depths
@@ -87,17 +88,18 @@ class UNet(Backbone):
     def timm_state(self) -> dict[str, Tensor]:
         return self.state_dict()
 
-    def set_image_size(self, image_size: int) -> None:
+    def set_image_size(self, image_size: Size) -> None:
         # No weight depends on the size.
-        if image_size % self.size_multiple:
+        if whole_patches(image_size, (self.size_multiple, self.size_multiple)) is None:
             raise SettingsError(
-                f"data.image_size = {image_size} must be a multiple of {self.size_multiple}: backbone.patch_size ="
-                f" {self.patch_size}, halved {self.num_scales - 1} times"
+                f"data.image_size = {size_word(image_size)} must be a multiple of {self.size_multiple}:"
+                f" backbone.patch_size = {self.patch_size}, halved {self.num_scales - 1} times"
             )
         self.image_size = image_size
-        self.grid = (image_size // self.patch_size, image_size // self.patch_size)
+        height, width = height_width(image_size)
+        self.grid = (height // self.patch_size, width // self.patch_size)
 
 
-def build(settings: UNetSettings, image_size: int) -> UNet:
-    """A U-Net of the settings' widths and depths for square images."""
+def build(settings: UNetSettings, image_size: Size) -> UNet:
+    """A U-Net of the settings' widths and depths for images of one size."""
     return UNet(settings, image_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from dsdmae_builtin.backbones import ViTSettings
 from dsdmae_cli.backbone import Backbone, gather_tokens, sincos_positions, to_autocast_dtype
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.heads import ViTLayerNorm, init_weights
+from dsdmae_cli.settings.size import Size, height_width, nearest_whole, size_word, whole_patches
 
 # Of the pixels of ImageNet in [0, 1], by channel.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,12 +31,11 @@ class ViT(Backbone):
         SettingsError: the image is not a whole number of patches, or the width does not fit heads or positions.
     """
 
-    def __init__(self, settings: ViTSettings, image_size: int) -> None:
+    def __init__(self, settings: ViTSettings, image_size: Size) -> None:
         super().__init__()
         in_chans = self.set_channels(settings.in_chans)
-        patch = check_patches(settings.patch_size, image_size)
+        patch, self.grid = check_patches(settings.patch_size, image_size)
         _check(settings)
-        self.grid = (image_size // patch, image_size // patch)
         self.width = settings.embed_dim
         self.image_size = image_size
         self.has_class_token = settings.class_token
@@ -153,21 +154,15 @@ class ViT(Backbone):
     def timm_state(self) -> dict[str, Tensor]:
         return dict(self.vit.state_dict())
 
-    def set_image_size(self, image_size: int) -> None:
-        patch = self.patch_shape[0]
-        if image_size % patch or image_size < 2 * patch:
-            below = max(image_size // patch, 2) * patch
-            raise SettingsError(
-                f"an image size of {image_size} px is no whole number of patches of {patch} px (two at least);"
-                f" {below} and {below + patch} would be"
-            )
+    def set_image_size(self, image_size: Size) -> None:
+        grid = new_grid(image_size, self.patch_shape[0])
         learned = self.positions.requires_grad
         # timm resamples the table bicubically, a fixed sine-cosine one too: the network knows these positions, and
         # those of a new table of another size would mean other distances to it.
-        self.vit.set_input_size(img_size=(image_size, image_size))
+        self.vit.set_input_size(img_size=height_width(image_size))
         self.positions.requires_grad_(learned)
         self.image_size = image_size
-        self.grid = (image_size // patch, image_size // patch)
+        self.grid = grid
         self.timm_kwargs = {**self.timm_kwargs, "img_size": image_size}
 
 
@@ -190,18 +185,42 @@ def attention_to_patches(
     return found[..., -grid[0] * grid[1] :].unflatten(-1, grid)
 
 
-def check_patches(patch: int | str, image_size: int) -> int:
-    """The side of a patch in pixels, if it divides the image's.
+def check_patches(patch: int | str, image_size: Size) -> tuple[int, tuple[int, int]]:
+    """The side of a patch in pixels and the grid of patches, if they fill the image.
 
     Raises:
-        SettingsError: it does not.
+        SettingsError: they do not.
     """
-    if isinstance(patch, str) or image_size % patch:
+    grid = None if isinstance(patch, str) else whole_patches(image_size, (patch, patch))
+    if isinstance(patch, str) or grid is None:
+        common = math.gcd(*height_width(image_size))
+        allowed = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+        sizes = "" if isinstance(patch, str) else f", or data.image_size {_next_to(image_size, patch, 1)}"
         raise SettingsError(
-            f"backbone.patch_size = {patch} does not divide data.image_size = {image_size};"
-            f" it may be one of {', '.join(str(n) for n in range(1, image_size + 1) if image_size % n == 0)}"
+            f"backbone.patch_size = {patch} does not divide data.image_size = {size_word(image_size)};"
+            f" it may be one of {allowed}{sizes}"
         )
-    return patch
+    return patch, grid
+
+
+def new_grid(image_size: Size, patch: int) -> tuple[int, int]:
+    """Rows and columns of patches of a network's own in images of another size.
+
+    Raises:
+        SettingsError: no whole number of patches, or none but one.
+    """
+    grid = whole_patches(image_size, (patch, patch))
+    if grid is None or grid == (1, 1):
+        raise SettingsError(
+            f"an image size of {size_word(image_size)} px is no whole number of patches of {patch} px (two at least);"
+            f" {_next_to(image_size, patch, 2).replace(' or ', ' and ')} would be"
+        )
+    return grid
+
+
+def _next_to(image_size: Size, patch: int, least: int) -> str:
+    below, above = nearest_whole(image_size, (patch, patch), least)
+    return size_word(below) if below == above else f"{size_word(below)} or {size_word(above)}"
 
 
 def _check(settings: ViTSettings) -> None:
@@ -212,6 +231,6 @@ def _check(settings: ViTSettings) -> None:
         )
 
 
-def build(settings: ViTSettings, image_size: int) -> ViT:
-    """A ViT of the settings' size for square images."""
+def build(settings: ViTSettings, image_size: Size) -> ViT:
+    """A ViT of the settings' size for images of one size."""
     return ViT(settings, image_size)

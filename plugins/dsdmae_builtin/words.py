@@ -12,6 +12,7 @@ from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method, Pictures
 from dsdmae_cli.methods.pictures import hide
 from dsdmae_cli.methods.tokens import FrozenTokenizer, ImageTokenizer
+from dsdmae_cli.settings.size import size_words
 
 
 def fitting(settings: TokenSettings, backbone: Backbone, tokenizer: Method) -> ImageTokenizer:
@@ -35,7 +36,7 @@ def fitting(settings: TokenSettings, backbone: Backbone, tokenizer: Method) -> I
 
 
 def _tokens(net: Backbone) -> str:
-    return f"{net.grid[0]}x{net.grid[1]} tokens of {net.image_size} px"
+    return f"{net.grid[0]}x{net.grid[1]} tokens of {size_words(net.image_size)} px"
 
 
 def word_losses(

@@ -44,7 +44,8 @@ INTERFACE = {
     "evaluation.attentive",
     "evaluation.efficient",
     "evaluation.knn", "evaluation.linear", "evaluation.logistic", "evaluation.probes", "evaluation.split", "masking",
-    "methods", "plugins", "settings.judge", "settings.models", "testing", "tracking", "views",
+    "methods", "plugins", "settings.judge", "settings.models",
+    "settings.size", "testing", "tracking", "views",
 }  # fmt: skip
 
 
