@@ -18,7 +18,6 @@ from dsdmae_cli.data.run_data import RunData, open_run_data
 from dsdmae_cli.data.twins import find_twins
 from dsdmae_cli.evaluation.closing import closing_words, knn_interval, open_words
 from dsdmae_cli.evaluation.judging import warn_of_twins
-from dsdmae_cli.figures.training import curves
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.recipes.beforehand import provided
@@ -111,6 +110,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
         num_views=method.num_views,
         most=None if settings.train.knn_every is None else settings.train.knn_images,
         note=start.report.note,
+        account=start.report.account,
     )
     for line in data.held_out_unreadable.lines():
         start.report.warn(f"skipped an unreadable held-out image: {line}")
@@ -197,7 +197,6 @@ def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any
     """
     settings: ResolvedSettings = run.settings
     records = run.directory.metrics()
-    run.decorate("the curves", lambda: curves(records, run.directory.figures / "curves.png"))
     encoder, path = run.method.encoder(), run.directory.path / ENCODER
     save_encoder(encoder, tables(settings), run.images_seen, path)
     train = [r for r in records if "loss" in r]

@@ -32,6 +32,7 @@ SETTINGS = "settings.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 RUN = "run.json"
+PAGE = "report.html"
 REQUIRED = "required.toml"  # settings of what a method needed trained beforehand; its weights are in the checkpoints
 ENCODER = "encoder.safetensors"
 CLASSIFIER = "classifier.safetensors"
@@ -211,7 +212,7 @@ class RunDir:
         self._close_metrics()
         with suppress(OSError):  # a directory that cannot be emptied is no reason to hide why the run failed
             shutil.rmtree(self.figures, ignore_errors=True)
-            for name in (SETTINGS, RUN, REQUIRED, METRICS, LOCK):
+            for name in (SETTINGS, RUN, REQUIRED, METRICS, PAGE, LOCK):
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 
