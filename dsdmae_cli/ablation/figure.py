@@ -120,7 +120,8 @@ def _ticks(results: Results, axis: Axis) -> list[tuple[float, str]]:
     numbers = axis.numbers
     if numbers is None or results.definition.search != "grid" or len(numbers) > _MOST_TICKS:
         return []
-    return list(zip(numbers, axis.values, strict=True))
+    run = {setting.point[axis.key] for setting in results.settings}  # all but twins
+    return [(number, value) for number, value in zip(numbers, axis.values, strict=True) if value in run]
 
 
 def _paper_name(results: Results) -> str | None:

@@ -204,9 +204,14 @@ def _line(results: Results, setting: Setting) -> dict[str, Any]:
         "also": [interval(setting.also(metric), metric) for metric in results.definition.also],
         "runs": [", ".join(shown)] if _several(results) else [],
         "costs": [costs[title] for title in _costs(results)],
-        "remark": setting.remark,
+        "remark": "; ".join(filter(None, [setting.remark, *_twins(results, setting)])),
         "kind": "best" if results.best is setting else "",
     }
+
+
+def _twins(results: Results, setting: Setting) -> list[str]:
+    same = results.definition.same_as(setting.point)
+    return [f"and so {', '.join(same)}"] if same else []
 
 
 def _untrained(results: Results) -> dict[str, Any]:

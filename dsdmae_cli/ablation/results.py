@@ -234,6 +234,7 @@ class Results:
         found.append(f"{costs} and time are those of pre-training, for one run.")
         if self.definition.equal == "compute":
             found.append(self._equal_compute())
+        found += [f"{said}." for said in self.definition.said_of_twins()]
         for group in self.alike:
             *names, last = [describe(s.point) for s in group]
             found.append(

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dsdmae_cli.evaluation.closing import NEIGHBOURS
 from dsdmae_cli.page.chart import MARKS, QUIET, Chart, Mark, Point, Rule, Series
-from dsdmae_cli.page.words import NEIGHBOURS
 
 MOST_POINTS = 300
 # Shares of right answers, by what the records call them.

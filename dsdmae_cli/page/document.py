@@ -73,6 +73,12 @@ def _environment() -> Any:
     )  # fmt: skip
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file is a page of this program's, and may be replaced by another one."""
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="dsdmae ' in file.read(2000)
+
+
 def write(page: Page, path: Path, where: Places) -> None:
     """Write the file, whole or as it was before.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from dsdmae_cli.evaluation.closing import NEIGHBOURS
 from dsdmae_cli.figures.sheet import strips
 from dsdmae_cli.page.blocks import (
     Block,
@@ -32,7 +33,7 @@ from dsdmae_cli.page.blocks import (
 from dsdmae_cli.page.curves import Curves
 from dsdmae_cli.page.document import Places, places
 from dsdmae_cli.page.thumbs import thumb
-from dsdmae_cli.page.words import NEIGHBOURS, per_class_words, top5_words
+from dsdmae_cli.page.words import per_class_words, top5_words
 from dsdmae_cli.report import duration
 
 _RUN = "RUN"

@@ -1,12 +1,9 @@
-"""How results are said, wherever they are: on pages, in summaries, in cards. No torch here."""
+"""How results are said, wherever they are: on pages and in summaries. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-# Of the k-NN score that a run has on the way and at its end (evaluation/knn.py); a k-NN probe chooses among several.
-NEIGHBOURS = 20
 
 
 def per_class_words(result: Mapping[str, Any]) -> str | None:
@@ -20,6 +17,13 @@ def per_class_words(result: Mapping[str, Any]) -> str | None:
 def top5_words(result: Mapping[str, Any]) -> str | None:
     """Share of images whose class is among the five most likely; None where there are five classes or fewer, of which
     that says little or nothing."""
-    if result.get("top5") is None or len(result.get("per_class") or ()) <= result.get("top5_k", 5):
+    classes = len(result.get("per_class") or range(100))
+    if result.get("top5") is None or result.get("top5_k", 5) < 5 or classes <= 5:
         return None
     return f"{result['top5']:.1%}"
+
+
+def more_lines(result: Mapping[str, Any]) -> list[str]:
+    """Lines of a summary, below top-1: what else is worth saying of how often the network is right."""
+    found = {"mean per class": per_class_words(result), "top-5": top5_words(result)}
+    return [f"{name:<15}{words}" for name, words in found.items() if words is not None]

@@ -29,6 +29,7 @@ from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, ope
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.split import few_shot, hold_out
 from dsdmae_cli.methods.projection import synchronized
+from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.validation import Validation
@@ -281,7 +282,7 @@ def summary(result: dict[str, Any]) -> str:
     lines = [
         f"{result['subject']} fine-tuned on {result['dataset']}",
         f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
-        f"top-{result['top5_k']}          {result['top5']:.1%}",
+        *more_lines(result),
         *twins_line(result),
         f"protocol       {result['protocol']}",
         f"figures        {result['figures']}",

@@ -32,6 +32,7 @@ from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.page.document import write
 from dsdmae_cli.page.run import Story, page_of, where
+from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, duration, make_report
 from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, RunDir, default_path, environment
 from dsdmae_cli.runtime import choose_device, choose_precision
@@ -217,7 +218,7 @@ def summary(result: dict[str, Any]) -> str:
     lines = [
         f"{result['subject']} on {result['dataset']}, {result['probe']} probe",
         f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
-        f"top-{result['top5_k']}          {result['top5']:.1%}",
+        *more_lines(result),
     ]
     if "few_shot" in result:
         lines = [lines[0]] + [
