@@ -8,3 +8,5 @@ thumbs    pictures inside a page, bounded
 curves    a run's figures as charts, thinned as they come
 run       the page of a run
 """
+
+PAGE = "report.html"  # the name of every page, in the folder that it is about

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dsdmae_cli.evaluation.closing import NEIGHBOURS
 from dsdmae_cli.figures.sheet import strips
+from dsdmae_cli.page import PAGE
 from dsdmae_cli.page.blocks import (
     Block,
     Charts,
@@ -31,7 +32,7 @@ from dsdmae_cli.page.blocks import (
     Thumb,
 )
 from dsdmae_cli.page.curves import Curves
-from dsdmae_cli.page.document import Places, places
+from dsdmae_cli.page.document import Places, places, write
 from dsdmae_cli.page.thumbs import thumb
 from dsdmae_cli.page.words import per_class_words, top5_words
 from dsdmae_cli.report import duration
@@ -126,6 +127,15 @@ def page_of(story: Story) -> Page:
         lead=[Facts(list(_facts(story)))],
         sections=[*sections, *_folded(story)],
     )
+
+
+def write_page(story: Story) -> None:
+    """Write it into the run's directory.
+
+    Raises:
+        RunFailed: it cannot be written.
+    """
+    write(page_of(story), story.folder / PAGE, where(story))
 
 
 def _title(story: Story) -> str:

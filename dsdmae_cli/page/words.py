@@ -26,4 +26,4 @@ def top5_words(result: Mapping[str, Any]) -> str | None:
 def more_lines(result: Mapping[str, Any]) -> list[str]:
     """Lines of a summary, below top-1: what else is worth saying of how often the network is right."""
     found = {"mean per class": per_class_words(result), "top-5": top5_words(result)}
-    return [f"{name:<15}{words}" for name, words in found.items() if words is not None]
+    return [f"{name:<14} {words}" for name, words in found.items() if words is not None]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dsdmae_cli.data.decode import MAX_PIXELS
 from dsdmae_cli.data.values import Range
-from dsdmae_cli.errors import DataError, RunFailed
+from dsdmae_cli.errors import DataError
 from dsdmae_cli.pictures import picture as pictures
 from dsdmae_cli.pictures.contact_sheet import Panel, draw, with_magnified
 from dsdmae_cli.pictures.depths import brought_back, limits_of, limits_of_all, read_pages, seen
@@ -101,22 +101,17 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
     }
     outcome = Outcome(about, "denoised", failed=list(failed))
 
-    page = None if options.page is None else RestoredPage(options.page)
+    page = RestoredPage(options.page, report.warn)
 
     def make(number: int) -> Made:
         made = _one(sources[number], targets[number], restorer, options, report)
-        if page is not None:
-            page.add(str(sources[number]), made.panels)
+        page.add(str(sources[number]), made.panels)
         return made
 
     size = "; raise --max-megapixels"
     each(sources, make, outcome, report, device=network.device, sheet=options.sheet, advice_on_size=size)
     outcome.seconds = time.monotonic() - began
-    if page is not None and outcome.done:
-        try:
-            page.write(outcome)
-        except (OSError, RunFailed) as error:  # the pictures are written, and are what counts
-            report.warn(str(error))
+    page.write(outcome)
     return outcome
 
 

@@ -30,8 +30,7 @@ from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.probe_data import gather
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.figures import scores as figures
-from dsdmae_cli.page.document import write
-from dsdmae_cli.page.run import Story, page_of, where
+from dsdmae_cli.page.run import Story, write_page
 from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, duration, make_report
 from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, RunDir, default_path, environment
@@ -140,7 +139,7 @@ def judge(subject: Subject, run: RunDir, loaded: Loaded[ProbeSettings]) -> dict[
             run.path, "probe", "done", seconds=result["seconds"], settings=tables(settings),
             asked=tables(loaded.settings), about=about, result=result, warnings=subject.report.warnings,
         )  # fmt: skip
-        write(page_of(told), run.path / PAGE, where(told))
+        write_page(told)
     return result
 
 

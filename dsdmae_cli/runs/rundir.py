@@ -24,6 +24,7 @@ from dsdmae_cli.config.schema import Loaded, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
 from dsdmae_cli.files import explained, write_bytes
+from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.report import without_password
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
@@ -32,7 +33,6 @@ SETTINGS = "settings.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 RUN = "run.json"
-PAGE = "report.html"
 REQUIRED = "required.toml"  # settings of what a method needed trained beforehand; its weights are in the checkpoints
 ENCODER = "encoder.safetensors"
 CLASSIFIER = "classifier.safetensors"

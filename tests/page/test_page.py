@@ -26,6 +26,7 @@ from dsdmae_cli.page.document import Places, html, places, write_charts
 from dsdmae_cli.page.palette import DARK, LIGHT, variables
 from dsdmae_cli.page.run import Story, page_of, where
 from dsdmae_cli.page.thumbs import thumb
+from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.runs.observers import page as observer
 
 _EMPTY = {"meta", "img", "input", "link", "br"}
@@ -328,7 +329,7 @@ def test_a_page_that_cannot_be_written_is_one_warning(
     def refuse(*given: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(observer, "write", refuse)
+    monkeypatch.setattr(observer, "write_page", refuse)
     result = train(digit_folder(tmp_path / "digits"), tmp_path / "run")
     assert result["steps"] > 0
     assert (tmp_path / "run" / "result.json").exists()
@@ -384,3 +385,17 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
     writer.begin(Other())  # type: ignore[arg-type]
     writer.epoch_ended(Other(), 1, last=False)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "lines"),
+    [
+        ({"top1": 0.5, "top5": 0.91, "top5_k": 5, "mean_per_class": 0.5004, "per_class": [0.5] * 9},
+         ["top-5          91.0%"]),
+        ({"top1": 0.5, "top5": 1.0, "top5_k": 5, "mean_per_class": 0.4, "per_class": [0.4] * 5},
+         ["mean per class 40.0%"]),
+        ({"top1": 0.5, "top5": 1.0, "top5_k": 4, "mean_per_class": 0.5, "per_class": [0.5] * 4}, []),
+    ],
+)  # fmt: skip
+def test_what_is_said_below_top1(result: dict[str, Any], lines: list[str]) -> None:
+    assert more_lines(result) == lines

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.page.blocks import State
 from dsdmae_cli.page.curves import Curves
-from dsdmae_cli.page.document import write, write_charts
-from dsdmae_cli.page.run import Story, page_of, where
+from dsdmae_cli.page.document import write_charts
+from dsdmae_cli.page.run import Story, where, write_page
 from dsdmae_cli.runs.observers.base import Observer
 from dsdmae_cli.runs.rundir import PAGE, RUN
 from dsdmae_cli.work import measure_work
@@ -85,8 +85,7 @@ class PageWriter(Observer):
         self.longest = max(self.longest, began - self.wrote)
         try:
             self._keep_warnings(run)
-            story = self._story(run, state, why)
-            write(page_of(story), run.directory.path / PAGE, where(story))
+            write_page(self._story(run, state, why))
         except Exception as error:  # whatever it is, it is not worth a day of training
             if not self.complained:
                 first = (str(error).splitlines() or [""])[0]
