@@ -22,7 +22,7 @@ from dsdmae_cli.data.open import choose, open_dataset
 from dsdmae_cli.data.resident import to_tensor
 from dsdmae_cli.data.source import Unreadable, seeded
 from dsdmae_cli.data.square import decode_square
-from dsdmae_cli.figures.moments import sheet
+from dsdmae_cli.figures.sheet import sheet
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.rundir import REQUIRED
 

@@ -58,7 +58,17 @@ def num_masked(mask_ratio: Range, num_tokens: int, generator: Generator) -> int:
     """
     if isinstance(mask_ratio, tuple):
         mask_ratio = random.Random(generator.initial_seed()).uniform(*mask_ratio)
+    return whole(mask_ratio, num_tokens)
+
+
+def whole(mask_ratio: float, num_tokens: int) -> int:
+    """round(r*T) patches, one at least."""
     return max(1, round(mask_ratio * num_tokens))
+
+
+def num_kept(mask_ratio: float, num_tokens: int) -> int:
+    """int(T (1-r)) patches that are seen, as MAE's public code counts; one at least."""
+    return max(1, int(num_tokens * (1 - mask_ratio)))
 
 
 def random_ids(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from platformdirs import user_data_path
 
 from dsdmae_cli import plugins
-from dsdmae_cli.ablation.sweep import Axis, Base, Point, grid
+from dsdmae_cli.ablation.sweep import Axis, Base, Point, describe, grid
 from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.schema import Loaded
@@ -104,6 +105,8 @@ class Definition:
         paper: the preset of the paper that this is, if any.
         metric_options: further words for the metric's command ("--epochs", "20").
         also: what else is measured of every trial, for the table; it decides nothing.
+        twins: points of a grid that are the same computation as an earlier one, and which, both in words; they are not
+            run (Plans.once finds them).
     """
 
     base: Base
@@ -117,6 +120,7 @@ class Definition:
     paper: str | None = None
     metric_options: tuple[str, ...] = ()
     also: tuple[Metric, ...] = ()
+    twins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def judges(self) -> tuple[Metric, ...]:
@@ -125,8 +129,19 @@ class Definition:
 
     @property
     def points(self) -> list[Point]:
-        """All points of a grid; none are known of a search."""
-        return grid(self.axes) if self.search == "grid" else []
+        """The points of a grid, of twins the first alone; none are known of a search."""
+        return [p for p in grid(self.axes) if describe(p) not in self.twins] if self.search == "grid" else []
+
+    def same_as(self, point: Point) -> list[str]:
+        """The points that are the same computation as this one, in words."""
+        return [twin for twin, first in self.twins.items() if first == describe(point)]
+
+    def said_of_twins(self) -> list[str]:
+        """A sentence for each."""
+        return [
+            f"{twin} is the same computation as {first} (shares of few patches are rounded to whole ones): run once"
+            for twin, first in self.twins.items()
+        ]
 
     def common(self) -> Settings:
         """The settings that all trials start from."""

@@ -23,9 +23,11 @@ def dry_run(
     """(For scripts, for people, warnings) of a study in a directory that is free for it."""
     points = definition.points
     validate(definition.axes, points, definition.base)
-    count = (len(points) or definition.trials or 0) * definition.seeds
     plans = Plans(definition)
     plans.work_out(points)
+    definition = plans.once()
+    points = definition.points
+    count = (len(points) or definition.trials or 0) * definition.seeds
     slots = make_slots(workers, parallel, definition.common().train.device, count, plans.most_memory())
     torch.set_num_threads(int(slots[0].environ["OMP_NUM_THREADS"]))  # so that times are those of one worker
     drawn_later: list[Point] = [{}]
@@ -44,7 +46,13 @@ def dry_run(
         "seconds": sum(row["seconds"] for row in left) / len(slots) if known else None,
         "not_included": _not_included(definition.judges, len(left)),
     }
-    plan = {"study": str(folder), "equal": definition.equal, "trials": rows, "total": total}
+    plan = {
+        "study": str(folder),
+        "equal": definition.equal,
+        "trials": rows,
+        "same": dict(definition.twins),
+        "total": total,
+    }
     return plan, _text(definition, rows, total), plans.warnings()
 
 
@@ -95,6 +103,7 @@ def _text(definition: Definition, rows: list[dict[str, Any]], total: dict[str, A
     return "\n".join(
         [
             *map(line, names, shown),
+            *definition.said_of_twins(),
             f"total: {left} runs to do{at_once}, {flop(total['gflop'])}, {when} of pre-training",
             f"not included: {'; '.join(total['not_included'])}",
         ]

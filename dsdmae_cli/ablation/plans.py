@@ -62,6 +62,21 @@ class Plans:
         for point in points or [{}]:
             self.of(point)
 
+    def once(self) -> Definition:
+        """The definition without the points that are the same computation as an earlier one."""
+        seen: list[tuple[Settings, str]] = []
+        twins: dict[str, str] = {}
+        for point in self.definition.points:
+            settings = self._resolved(point, None)
+            method = settings.method.model_copy(update=settings.method.rounded(self.of(point).tokens))
+            computed, name = settings.model_copy(update={"method": method}), describe(point)
+            first = next((before for known, before in seen if known == computed), None)
+            if first is None:
+                seen.append((computed, name))
+            else:
+                twins[name] = first
+        return replace(self.definition, twins=twins)
+
     def settings(self, point: Point, seed: int) -> Loaded[Settings]:
         """The settings of one trial, with the epochs that it gets."""
         epochs = None if self.budget is None else self.of(point).epochs

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
 import statistics as st
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dsdmae_cli.ablation.figure import draw
+from dsdmae_cli.ablation.figure import charts
 from dsdmae_cli.ablation.paper import dataset_title, paper_dataset
 from dsdmae_cli.ablation.results import Results, Setting, flop, interval
+from dsdmae_cli.ablation.study import Row
 from dsdmae_cli.ablation.sweep import describe
 from dsdmae_cli.files import write_bytes
+from dsdmae_cli.page import document
+from dsdmae_cli.page.blocks import Block, Cell, Charts, Code, Gallery, Listing, Page, Section, Table, Text
+from dsdmae_cli.page.chart import Chart
+from dsdmae_cli.page.run import last_moment
 from dsdmae_cli.report import duration, markdown, shown
+from dsdmae_cli.runs.rundir import PAGE
+
+_MOST_PICTURES = 12
 
 
 def write(results: Results, folder: Path) -> None:
     """Write everything that a study leaves beside its runs; each file whole or not at all."""
-    drawn = draw(results, folder / "figures")
+    dataset = results.definition.common().data.dataset.partition(":")[2]
+    where = document.places(folder, "STUDY", [dataset])
+    drawn = charts(results)
+    files = document.write_charts(drawn, folder / "figures", where)
     content = _content(results)
     templates = Environment(
         loader=PackageLoader("dsdmae_cli.ablation"),
@@ -31,22 +42,95 @@ def write(results: Results, folder: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=lambda name: bool(name and name.endswith(".html")),
     )
-    templates.filters["markdown"] = markdown
-    templates.filters["in_one_line"] = partial(shown, one_line=True)
-    image = base64.b64encode(drawn["svg"]).decode() if drawn else None
-    for name in ("report.md", "report.html"):
-        text = templates.get_template(name).render(**content, image=image)
-        write_bytes(folder / name, text.encode())
+    templates.filters["markdown"] = lambda text: markdown(where(str(text)))
+    templates.filters["as_it_is"] = where
+    templates.filters["in_one_line"] = lambda text: shown(where(text), one_line=True)
+    images = [f"figures/{file.name}" for file in files]
+    text = templates.get_template("report.md").render(**content, images=images)
+    write_bytes(folder / "report.md", text.encode())
+    document.write(_page(results, content, drawn, folder), folder / PAGE, where)
     write_bytes(folder / "table.csv", _csv(results).encode())
     write_bytes(
         folder / "study.json", (json.dumps(results.definition.json() | results.json(), indent=2) + "\n").encode()
     )
 
 
+def _page(results: Results, content: dict[str, Any], drawn: list[Chart], folder: Path) -> Page:
+    titles = [*content["keys"], content["metric"], *content["also"], *content["runs"], *content["costs"], ""]
+    rows = [
+        [*line["values"], line["result"], *line["also"], *line["runs"], *line["costs"], line["remark"]]
+        for line in content["table"]
+    ]
+    words = {i for i, axis in enumerate(results.definition.axes) if axis.numbers is None} | {len(titles) - 1}
+    marks = ["quiet" if line["kind"] == "untrained" else line["kind"] for line in content["table"]]
+    table = Table(titles, rows, frozenset(words), marks)
+    return Page(
+        content["title"],
+        content["verdict"],
+        lead=[Charts(drawn), table, Listing(content["caveats"], quiet=True)],
+        sections=[
+            *(Section(title, blocks) for title, blocks in _sections(results, content, folder) if blocks),
+            Section("What all runs share", [Code(content["base"])], folded=True),
+        ],
+    )
+
+
+def _sections(results: Results, content: dict[str, Any], folder: Path) -> Iterator[tuple[str, list[Block]]]:
+    if pictures := list(_pictures(results, folder)):
+        yield "What the trained networks make of the same images", [Gallery(pictures, wide=True)]
+    if paper := content["paper"]:
+        said = [paper["says"]]
+        if paper["points"]:
+            points = ", ".join(f"{value} {share}" for value, share in paper["points"].items())
+            other = "" if paper["same_metric"] else (
+                " That is another metric than ours: compare the order, not the numbers."
+            )  # fmt: skip
+            said.append(f"On {paper['dataset']} ({paper['source']}): {points}.{other}")
+        yield f"The paper: {paper['title']}", [Text(said)]
+    if failures := content["failures"]:
+        yield "Failed", [Listing([f"{trial}: {reason}" for trial, reason in failures])]
+    if rows := [_run_row(results, row, folder) for row in results.rows if row.state != "waiting"]:
+        titles = ["run", "state", content["metric"], "time"]
+        yield "Runs", [Table(titles, rows, frozenset({0, 1}))]
+    pruned = f", {content['pruned']} pruned" if content["pruned"] else ""
+    done = (
+        f"{content['done']} of {content['trials']} runs done{pruned}, {content['wall']} of run time, {content['work']}"
+        f" of pre-training. {content['machine']}."
+    )
+    yield "How", [Text([done]), Code(content["command"])]
+
+
+def _run_row(results: Results, row: Row, folder: Path) -> list[str | Cell]:
+    metric, seconds = results.definition.metric, row.facts.get("seconds")
+    return [
+        Cell(f"{describe(row.point)}, seed {row.seed}", _trial_page(row, folder)),
+        row.state,
+        "-" if row.value is None else metric.show(row.value),
+        "-" if seconds is None else duration(seconds),
+    ]
+
+
+def _trial_page(row: Row, folder: Path) -> str:
+    """Where the page of a run is, seen from the study's; empty where there is none."""
+    run = row.facts.get("run", "")
+    return f"trials/{quote(run)}/{PAGE}" if run and (folder / "trials" / run / PAGE).is_file() else ""
+
+
+def _pictures(results: Results, folder: Path) -> Iterator[tuple[str, Any, str]]:
+    """Of each setting's first run, the last picture that it drew."""
+    for setting in results.settings[:_MOST_PICTURES]:
+        row = next((row for row in setting.rows if row.state == "done"), None)
+        if row is None:
+            continue
+        name = f"{describe(setting.point)}, seed {row.seed}"
+        found = last_moment(folder / "trials" / row.facts.get("run", "") / "figures", name)
+        if found is not None:
+            yield found.alt, found, _trial_page(row, folder)
+
+
 def _content(results: Results) -> dict[str, Any]:
-    """What both templates show."""
+    """What both reports show."""
     definition = results.definition
     paper = results.paper
     dataset = paper_dataset(definition.common())
@@ -120,9 +204,14 @@ def _line(results: Results, setting: Setting) -> dict[str, Any]:
         "also": [interval(setting.also(metric), metric) for metric in results.definition.also],
         "runs": [", ".join(shown)] if _several(results) else [],
         "costs": [costs[title] for title in _costs(results)],
-        "remark": setting.remark,
-        "kind": "best" if results.ranked and setting is results.ranked[0] else "",
+        "remark": "; ".join(filter(None, [setting.remark, *_twins(results, setting)])),
+        "kind": "best" if results.best is setting else "",
     }
+
+
+def _twins(results: Results, setting: Setting) -> list[str]:
+    same = results.definition.same_as(setting.point)
+    return [f"and so {', '.join(same)}"] if same else []
 
 
 def _untrained(results: Results) -> dict[str, Any]:

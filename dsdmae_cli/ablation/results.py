@@ -106,7 +106,7 @@ class Results:
     @cached_property
     def contrast(self) -> Contrast | None:
         """The best against the next; None where there are not two."""
-        if len(self.ranked) < 2:
+        if len(self.ranked) < 2 or self.incomparable:
             return None
         best, other = self.ranked[:2]
         return contrast(best.by_seed, other.by_seed, self.definition.metric.higher_is_better)
@@ -135,6 +135,20 @@ class Results:
             if runs and all(loss is not None for _, _, loss in runs):
                 groups.setdefault(tuple(runs), []).append(setting)
         return [group for group in groups.values() if len(group) > 1]
+
+    @property
+    def best(self) -> Setting | None:
+        """The first of `ranked`, where values can be compared."""
+        return self.ranked[0] if self.ranked and not self.incomparable else None
+
+    @property
+    def incomparable(self) -> list[str]:
+        """What was swept that changes what the metric means, so that no value is better than another: what is computed,
+        or of which images and patches, of the pre-training loss; nothing of an accuracy."""
+        if self.definition.metric.name != "loss":
+            return []
+        changes = ("method.", "data.", "backbone.name", "backbone.patch_size")
+        return [axis.key for axis in self.definition.axes if axis.dotted.startswith(changes)]
 
     @property
     def unfinished(self) -> int:
@@ -188,6 +202,11 @@ class Results:
         """The best setting, and what may be said of it."""
         if not self.ranked:
             return "No run is done yet." if self.unfinished else "No run came to a value."
+        if self.incomparable:
+            return (
+                f"No verdict: the pre-training loss of one {' and '.join(self.incomparable)} is not that of another, so"
+                " that a lower one is not better. Judge by --metric knn, or by a probe."
+            )
         best, metric = self.ranked[0], self.definition.metric
         text = f"Best: {describe(best.point)}, {metric.label} {interval(best.summary, metric)}"
         if self.contrast is None:
@@ -215,6 +234,7 @@ class Results:
         found.append(f"{costs} and time are those of pre-training, for one run.")
         if self.definition.equal == "compute":
             found.append(self._equal_compute())
+        found += [f"{said}." for said in self.definition.said_of_twins()]
         for group in self.alike:
             *names, last = [describe(s.point) for s in group]
             found.append(
@@ -223,8 +243,7 @@ class Results:
             )
         if metric.name == "loss":
             found.append(
-                "The loss is the training loss of the last logged steps. Settings that change what is computed (λ, mask"
-                " ratio, noise, method) change its meaning: compare it only where they are equal."
+                "The loss is the training loss of the last logged steps; of what features are worth it says nothing."
             )
         if any(row.state == "pruned" for row in self.rows):
             watched = "training loss" if metric.name == "loss" else "k-NN accuracy"
@@ -292,7 +311,8 @@ class Results:
             "metric": self.definition.metric.name,
             "equal": self.definition.equal,
             "complete": self.unfinished == 0,
-            "best": row(self.ranked[0]) if self.ranked else None,
+            "incomparable": self.incomparable,
+            "best": row(self.best) if self.best else None,
             "difference_to_next": c.difference if c else None,
             "p": c.p if c else None,
             "larger_than_noise": c.larger_than_noise if c else None,

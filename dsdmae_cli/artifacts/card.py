@@ -14,6 +14,7 @@ from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.artifacts.trained import device_beside
 from dsdmae_cli.errors import PluginError, SettingsError
+from dsdmae_cli.evaluation.closing import NEIGHBOURS
 from dsdmae_cli.report import duration, markdown, shown
 from dsdmae_cli.runs.results import Row, read_result
 from dsdmae_cli.runs.rundir import RESULT
@@ -201,7 +202,8 @@ def _table(rows: dict[str, str]) -> str:
 def _results(opened: Opened, rows: list[Row]) -> str:
     lines = ["| what | dataset | top-1 | protocol |", "|---|---|---|---|"]
     if opened.knn_accuracy is not None:
-        lines.append(f"| k-NN | {_dataset(opened)} | {opened.knn_accuracy:.1%} | at the end of pre-training, k = 20 |")
+        knn = f"{opened.knn_accuracy:.1%} | at the end of pre-training, k = {NEIGHBOURS}"
+        lines.append(f"| k-NN | {_dataset(opened)} | {knn} |")
     for row in rows:
         dataset = row.dataset.rpartition("/")[2]
         lines.append(f"| {' | '.join(map(markdown, (row.kind, dataset, row.top1_words(), row.protocol or '')))} |")

@@ -165,6 +165,7 @@ def command(
         corrupt=noise,
         reference=reference,
         sheet=sheet,
+        page=Path(out) if out not in (None, "-") and len(sources) > 1 else None,
         limits=limits,
         max_pixels=round(max_megapixels * _MEGA),
         quiet=as_json,

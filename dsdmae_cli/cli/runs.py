@@ -122,8 +122,8 @@ def _cost(run: Found) -> str:
 @app.command(cls=Command)
 def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = False) -> None:
     """Say what a run is, what became of it and how to go on."""
-    from dsdmae_cli.runs.listing import PAGE, read, resolve, since, size, size_of
-    from dsdmae_cli.runs.rundir import default_folder
+    from dsdmae_cli.runs.listing import read, resolve, since, size, size_of
+    from dsdmae_cli.runs.rundir import PAGE, default_folder
 
     found = read(resolve(run, folder or default_folder()))
     if as_json:
@@ -162,8 +162,8 @@ def _next(run: Found) -> str:
 @app.command("open", cls=Command)
 def open_page(run: Named, folder: In = None, debug: Debug = False) -> None:
     """Open the page of a run, a study or an answer of `dsdmae worth`; its path goes to stdout."""
-    from dsdmae_cli.runs.listing import PAGE, resolve
-    from dsdmae_cli.runs.rundir import default_folder
+    from dsdmae_cli.runs.listing import resolve
+    from dsdmae_cli.runs.rundir import PAGE, default_folder
 
     folder = folder or default_folder()
     page = next((p for p in (Path(run) / PAGE, folder / run / PAGE) if p.is_file()), None)

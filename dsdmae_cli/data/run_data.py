@@ -6,7 +6,7 @@ ones of k-NN are rows of the same tensor; otherwise they are cut from the same d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,7 @@ def open_run_data(
     num_views: int,
     most: int | None,
     note: Callable[[str], None],
+    account: Callable[[Mapping[str, str]], None],
 ) -> RunData:
     """Open the test split beside the training images, and decode what is to be resident or looked at.
 
@@ -97,14 +98,14 @@ def open_run_data(
         batching: of all of its images; it shrinks by what could not be read.
         num_views: how many crops of each image a batch holds (Method.num_views).
         most: labelled images in the bank, and test images whose features are taken; None = features are not looked at.
-        note: is told what there is, and what takes a while.
+        note: is told what takes a while.
+        account: is told what images there are.
 
     Raises:
         DataError: the test images are not there, too many images are unreadable, or none can be read.
     """
     test = open_dataset(settings, "test")
-    for line in take_account({"training": train, "held-out": test}, settings.range).lines():
-        note(line)
+    account(take_account({"training": train, "held-out": test}, settings.range).rows())
     unreadable, size = Unreadable(len(train), settings), settings.image_size
     labelled, chosen = train, list[int]()
     if most is not None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Neighbours that vote in the k-NN score which a run has on the way and at its end; a k-NN probe chooses among several.
+NEIGHBOURS = 20
 # Of a normal distribution: 95% lie within so many standard deviations.
 _WIDE = 1.96
 

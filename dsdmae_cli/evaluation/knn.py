@@ -14,6 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from dsdmae_cli.evaluation.closing import NEIGHBOURS
+
 # One block of similarities is 1,024 x 32,768 float32 numbers, 128 MiB, however many images there are.
 _QUERIES_AT_ONCE = 1024
 _BANK_AT_ONCE = 32_768
@@ -61,7 +63,7 @@ def knn_accuracy(
     bank_labels: Int64[Tensor, " n"],
     queries: Float[Tensor, "m d"],
     labels: Int64[Tensor, " m"],
-    k: int = 20,
+    k: int = NEIGHBOURS,
     temperature: float = 0.07,
 ) -> float:
     """Fraction of queries that their k nearest bank images classify rightly."""

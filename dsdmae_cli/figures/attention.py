@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from dsdmae_cli.figures.moments import fitted, sheet, visible
-from dsdmae_cli.files import aside
+from dsdmae_cli.figures.moments import fitted, visible
+from dsdmae_cli.figures.sheet import save, sheet
 
 _TILE = 96
 _MOST_HEADS = 6
@@ -31,8 +31,7 @@ def attention(
     rows += [
         (f"head {head + 1}\nof {maps.shape[1]}", [_heat(of[head], tiles[0].size) for of in maps]) for head in shown
     ]
-    with aside(path) as partial:
-        sheet(rows).save(partial, format="PNG")
+    save(sheet(rows), path)
 
 
 def _seen(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:

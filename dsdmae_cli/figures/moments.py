@@ -8,18 +8,15 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
-from dsdmae_cli.files import aside
+from dsdmae_cli.figures.sheet import Rows, box, save, sheet
 
 _TILE = 96
-_GAP = 4
-_LABEL = 110
 _RESTORED = "restored"
 
 T = TypeVar("T", np.ndarray, Tensor)
-Rows = list[tuple[str, list[Image.Image]]]
 
 
 class Moments:
@@ -45,14 +42,14 @@ class Moments:
         original = [_tile(image) for image in images]
         rows = [(row, [_fitted(_tile(i), original[0].size) for i in batch]) for row, batch in shown.items()]
         rows.append((_original(images.shape[1]), original))
-        _save(sheet(rows), self.folder / f"{name}-step-{step:08d}.png")
+        save(sheet(rows), self.folder / f"{name}-step-{step:08d}.png", [row for row, _ in rows])
         self._overview(name, [row for row, _ in rows], original[0].size, len(images))
 
     def _overview(self, name: str, names: list[str], tile: tuple[int, int], columns: int) -> None:
         moments: dict[int, list[list[Image.Image]]] = {}
         for file in sorted(self.folder.glob(f"{name}-step-*.png")):
             with Image.open(file) as page:
-                crops = [[page.crop(_box(x, y, tile)) for x in range(columns)] for y in range(len(names))]
+                crops = [[page.crop(box(x, y, tile)) for x in range(columns)] for y in range(len(names))]
             moments[int(file.stem.rsplit("-", 1)[1])] = crops
         first = next(iter(moments.values()))
         moving = [y for y in range(len(names)) if any(rows[y] != first[y] for rows in moments.values())]
@@ -64,25 +61,7 @@ class Moments:
             for step, rows in moments.items():
                 when = f"step {step}" if step else "untrained"
                 page_rows.append((when if row == _RESTORED else f"{row}\n{when}", rows[y]))
-        _save(sheet(page_rows), self.folder / f"{name}.png")
-
-
-def sheet(rows: Rows) -> Image.Image:
-    """Rows of tiles of one size, each row with its name to the left."""
-    width, height = rows[0][1][0].size
-    columns = max(len(tiles) for _, tiles in rows)
-    page = Image.new("RGB", (_LABEL + columns * (width + _GAP) + _GAP, len(rows) * (height + _GAP) + _GAP), "white")
-    draw = ImageDraw.Draw(page)
-    font = ImageFont.load_default(15)
-    for y, (name, tiles) in enumerate(rows):
-        top = _GAP + y * (height + _GAP)
-        lines = name.split("\n")
-        for line, text in enumerate(lines):
-            middle = top + height // 2 + round(18 * (line - (len(lines) - 1) / 2))
-            draw.text((_LABEL - 8, middle), text, fill="black", font=font, anchor="rm")
-        for x, tile in enumerate(tiles):
-            page.paste(tile, (_LABEL + _GAP + x * (width + _GAP), top))
-    return page
+        save(sheet(page_rows), self.folder / f"{name}.png")
 
 
 def _original(channels: int) -> str:
@@ -113,13 +92,3 @@ def fitted(tile: Image.Image, longer: int, kernel: Image.Resampling) -> Image.Im
 def _fitted(tile: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A row may be larger than the images it is of (histograms are); on the sheet all tiles have one size."""
     return tile if tile.size == size else tile.resize(size, Image.Resampling.LANCZOS)
-
-
-def _box(x: int, y: int, tile: tuple[int, int]) -> tuple[int, int, int, int]:
-    left, top = _LABEL + _GAP + x * (tile[0] + _GAP), _GAP + y * (tile[1] + _GAP)
-    return left, top, left + tile[0], top + tile[1]
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    with aside(path) as partial:
-        image.save(partial, format="PNG")

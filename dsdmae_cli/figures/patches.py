@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from dsdmae_cli.figures.moments import fitted, sheet, visible
+from dsdmae_cli.figures.moments import fitted, visible
+from dsdmae_cli.figures.sheet import sheet
 from dsdmae_cli.files import aside
 
 # Of a picture on the page, its longer side in pixels.

@@ -116,6 +116,7 @@ def selection(held_out: Mapping[float, float], chosen: float, name: str, path: P
     )  # fmt: skip
     axes.margins(y=0.15)
     axes.set(xlabel=name, xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own are formulas, and save() has texts stand for themselves
     axes.set_title("accuracy on held-out training images, %", fontsize=11)
     plain(axes)
     save(figure, path)

@@ -38,11 +38,13 @@ class Made:
         files: what to write, and where; None = standard output.
         record: what to say of it.
         rows: of the sheet.
+        panels: it before and after, for a page.
     """
 
     files: Sequence[tuple[list[Picture] | Image.Image, Path | None]]
     record: Record
     rows: list[list[Panel]]
+    panels: Sequence[Panel] = ()
 
 
 def each(

@@ -59,6 +59,10 @@ def ablate(
         points = definition.points
         progress.note("working out what the trials take")
         plans.work_out(points)
+        definition = plans.once()
+        points = definition.points
+        for said in definition.said_of_twins():
+            progress.note(said)
         for warning in plans.warnings():
             progress.warn(warning)
         count = len(points) * definition.seeds if points else (definition.trials or 1) * definition.seeds

@@ -22,6 +22,7 @@ from dsdmae_cli.pictures.depths import brought_back, limits_of, limits_of_all, r
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.engines import Wanted, open_restorer
 from dsdmae_cli.pictures.outcome import Done, Outcome, Scores
+from dsdmae_cli.pictures.page import RestoredPage
 from dsdmae_cli.pictures.paths import Failure, Source, Target, reference_of
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.restore import Restorer
@@ -44,6 +45,7 @@ class Options:
         corrupt: noise to add first, for a triptych.
         reference: a clean picture, or a folder of them, to compare with.
         sheet: one more file, with all pictures beside their results.
+        page: a folder, of all results, that gets a page of them.
         limits: values that are black and white in pictures of more than 8 bits: these, each picture's own ("auto"), one
             range for all of them ("batch"), or what the format says (None).
         max_pixels: larger pictures are refused.
@@ -61,6 +63,7 @@ class Options:
     corrupt: Corruption | None = None
     reference: Path | None = None
     sheet: Path | None = None
+    page: Path | None = None
     limits: Range | Literal["auto", "batch"] | None = "auto"
     max_pixels: int = MAX_PIXELS
     quiet: bool = False
@@ -98,12 +101,17 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
     }
     outcome = Outcome(about, "denoised", failed=list(failed))
 
+    page = RestoredPage(options.page, report.warn)
+
     def make(number: int) -> Made:
-        return _one(sources[number], targets[number], restorer, options, report)
+        made = _one(sources[number], targets[number], restorer, options, report)
+        page.add(str(sources[number]), made.panels)
+        return made
 
     size = "; raise --max-megapixels"
     each(sources, make, outcome, report, device=network.device, sheet=options.sheet, advice_on_size=size)
     outcome.seconds = time.monotonic() - began
+    page.write(outcome)
     return outcome
 
 
@@ -140,7 +148,7 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
     )
     made = first.made if isinstance(first.made, Image.Image) else [one.made for one in results]
     rows = with_magnified(first.panels) if options.sheet is not None else []
-    return Made([(made, file)], done, rows)  # type: ignore[list-item]
+    return Made([(made, file)], done, rows, first.panels)  # type: ignore[list-item]
 
 
 def _page(

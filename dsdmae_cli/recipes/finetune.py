@@ -28,8 +28,8 @@ from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled, twins_line, warn_of_twins
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.split import few_shot, hold_out
-from dsdmae_cli.figures.training import curves
 from dsdmae_cli.methods.projection import synchronized
+from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.validation import Validation
@@ -87,8 +87,7 @@ def _put_together(start: Start) -> Parts:
     settings: ResolvedFinetuneSettings = start.settings
     with distributed.main_first():
         judged = open_labelled(settings.data)
-    for line in judged.account(settings.data).lines():
-        start.report.note(line)
+    start.report.account(judged.account(settings.data).rows())
     if start.main and not start.resumed:
         warn_of_twins(judged.twins, start.report)
     if settings.finetune.labels < 1:
@@ -221,7 +220,6 @@ def _result(
     labels = torch.from_numpy(judged.test_labels)[answers.indices]
     scores = score(answers.logits, labels)
     figures = run.directory.figures
-    run.decorate("the curves", lambda: curves(run.directory.metrics(), figures / "curves.png"))
     found = (answers.logits, labels, answers.indices, answers.features)
     run.decorate("the figures", lambda: draw(figures, judged, scores, *found, settings.data, run.report))
     save_classifier(network, tables(settings), judged.classes, path)
@@ -284,7 +282,7 @@ def summary(result: dict[str, Any]) -> str:
     lines = [
         f"{result['subject']} fine-tuned on {result['dataset']}",
         f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
-        f"top-{result['top5_k']}          {result['top5']:.1%}",
+        *more_lines(result),
         *twins_line(result),
         f"protocol       {result['protocol']}",
         f"figures        {result['figures']}",

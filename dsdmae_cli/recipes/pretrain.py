@@ -16,9 +16,8 @@ from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.open import open_all, open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
 from dsdmae_cli.data.twins import find_twins
-from dsdmae_cli.evaluation.closing import closing_words, knn_interval, open_words
+from dsdmae_cli.evaluation.closing import NEIGHBOURS, closing_words, knn_interval, open_words
 from dsdmae_cli.evaluation.judging import warn_of_twins
-from dsdmae_cli.figures.training import curves
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.recipes.beforehand import provided
@@ -111,6 +110,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
         num_views=method.num_views,
         most=None if settings.train.knn_every is None else settings.train.knn_images,
         note=start.report.note,
+        account=start.report.account,
     )
     for line in data.held_out_unreadable.lines():
         start.report.warn(f"skipped an unreadable held-out image: {line}")
@@ -197,7 +197,6 @@ def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any
     """
     settings: ResolvedSettings = run.settings
     records = run.directory.metrics()
-    run.decorate("the curves", lambda: curves(records, run.directory.figures / "curves.png"))
     encoder, path = run.method.encoder(), run.directory.path / ENCODER
     save_encoder(encoder, tables(settings), run.images_seen, path)
     train = [r for r in records if "loss" in r]
@@ -243,7 +242,7 @@ def summary(result: dict[str, Any]) -> str:
         untrained, start = result["knn_accuracy_untrained"], result["knn_accuracy_start"]
         was = f" (untrained {untrained:.1%})" if untrained is not None else ""
         was = f" (the weights it began with {start:.1%})" if start is not None else was
-        lines.append(f"k-NN accuracy  {result['knn_accuracy']:.1%}{was}{open_words(result)}")
+        lines.append(f"k-NN accuracy  {result['knn_accuracy']:.1%}{was}{open_words(result)}, k = {NEIGHBOURS}")
     if result["measured"]:
         lines.append(f"on held-out    {', '.join(f'{name} {value:.4g}' for name, value in result['measured'].items())}")
     if result["unreadable_images"]:

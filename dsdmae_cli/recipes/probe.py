@@ -30,8 +30,10 @@ from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.probe_data import gather
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.figures import scores as figures
+from dsdmae_cli.page.run import Story, write_page
+from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, duration, make_report
-from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path, environment
+from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, RunDir, default_path, environment
 from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.settings.judge import ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
@@ -71,7 +73,7 @@ def probe(
     try:
         subject = open_subject(settings, report)  # before a directory is made: most mistakes are found here
         run.create(loaded.settings)
-        return judge(subject, run)
+        return judge(subject, run, loaded)
     except BaseException:  # Ctrl-C too: nothing was found, so nothing should be in the way of another try
         run.take_back(made=out is None)
         raise
@@ -83,8 +85,7 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
     """What is judged and by which images; nothing is computed."""
     device = choose_device(settings.train.device)
     judged = open_labelled(settings.data)
-    for line in judged.account(settings.data).lines():
-        report.note(line)
+    report.account(judged.account(settings.data).rows())
     opened = open_encoder(
         parse(settings.probe.start), settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
         seed=settings.train.seed, teacher=settings.probe.teacher,
@@ -97,7 +98,7 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
     return Subject(settings, report, device, choose_precision(settings.train.precision, device), judged, opened)
 
 
-def judge(subject: Subject, run: RunDir) -> dict[str, Any]:
+def judge(subject: Subject, run: RunDir, loaded: Loaded[ProbeSettings]) -> dict[str, Any]:
     """Features, the probe, its scores, and all that is left in the run's directory."""
     settings, judged = subject.settings, subject.judged
     subject.report.note(
@@ -118,8 +119,15 @@ def judge(subject: Subject, run: RunDir) -> dict[str, Any]:
     for note in found.notes:
         subject.report.warn(note)
     result = describe(subject, run, best, data.encoder, scores) | ({"few_shot": rows} if rows else {})
-    run.write_json("run.json", environment() | {"run": "probe", "device": str(subject.device),
-                   "precision": subject.precision, "resolved_settings": tables(settings)})  # fmt: skip
+    about = environment() | {
+        "run": "probe",
+        "device": str(subject.device),
+        "precision": subject.precision,
+        "resolved_settings": tables(settings),
+        "sources": loaded.sources,
+        "account": dict(subject.report.accounted),
+    }
+    run.write_json(RUN, about)
     run.write_json(RESULT, result)
     draw(
         run.figures, judged, scores, found.logits, truth.labels, truth.indices, data.test_features, settings.data,
@@ -127,6 +135,12 @@ def judge(subject: Subject, run: RunDir) -> dict[str, Any]:
     )  # fmt: skip
     with subject.report.spared("the picture of what was chosen"):
         draw_choice(run, found)
+    with subject.report.spared(f"the page {PAGE}"):
+        told = Story(
+            run.path, "probe", "done", seconds=result["seconds"], settings=tables(settings),
+            asked=tables(loaded.settings), about=about, result=result, warnings=subject.report.warnings,
+        )  # fmt: skip
+        write_page(told)
     return result
 
 
@@ -204,7 +218,7 @@ def summary(result: dict[str, Any]) -> str:
     lines = [
         f"{result['subject']} on {result['dataset']}, {result['probe']} probe",
         f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
-        f"top-{result['top5_k']}          {result['top5']:.1%}",
+        *more_lines(result),
     ]
     if "few_shot" in result:
         lines = [lines[0]] + [

@@ -11,8 +11,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,24 @@ def say(text: str) -> None:
 
 
 class Report:
-    """Says nothing but warnings: the report of --json and of all processes but the first."""
+    """Says nothing but warnings: the report of --json and of all processes but the first.
+
+    Attributes:
+        accounted: what images there are, in a line for each of a few words.
+    """
+
+    accounted: Mapping[str, str] = {}
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What was warned of so far."""
+        return []
+
+    def account(self, rows: Mapping[str, str]) -> None:
+        """What images there are."""
+        self.accounted = rows
+        for name, words in rows.items():
+            self.note(f"{name:<10}{words}")
 
     def start(self, total_steps: int, step: int, steps_per_epoch: int, directions: int | None = None) -> None:
         """Training is about to begin after `step` steps.
@@ -97,6 +115,7 @@ class Report:
 
     def warn(self, text: str) -> None:
         """Something that the person should know whatever the format."""
+        self.warnings.append(text)
         say(f"dsdmae: warning: {shown(text, one_line=True)}")
 
     def stop(self) -> None:

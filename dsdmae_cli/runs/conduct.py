@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -78,13 +78,16 @@ def conduct(
                 resolved = resolve(settings)
                 for note in () if resume else colour_notes(resolved):
                     report.note(note)
-                start = Start(command, directory, settings, resolved, report, resume, resumed, accept_changes)
+                start = Start(
+                    command, directory, settings, resolved, report, resume, resumed, accept_changes,
+                    {} if resume else loaded.sources,
+                )  # fmt: skip
                 parts = put_together(start)
             run = Run(start, parts)
             return run.train()
         except BaseException as error:
             if main and run is not None and run.trainer.step > 0:
-                _note_end(directory, error)
+                run.page.over(run, *_note_end(directory, error))
             if resume or (run is not None and run.trainer.step > 0):
                 raise
             if main:
@@ -116,13 +119,15 @@ def _unchanged(directory: RunDir, settings: BaseModel, accept_changes: bool, rep
     report.warn(f"{other}; it goes on by the file")
 
 
-def _note_end(directory: RunDir, error: BaseException) -> None:
-    """Have the directory tell how its run ended, for `dsdmae runs`."""
+def _note_end(directory: RunDir, error: BaseException) -> tuple[Literal["stopped", "failed"], str]:
+    """Have the directory tell how its run ended, for `dsdmae runs`; the same in words."""
     stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
     first = (str(error).splitlines() or [""])[0]
     known = isinstance(error, DsdmaeError)
     why = first.partition("; go on with")[0] if known else f"{type(error).__name__}: {first}".removesuffix(": ")
-    directory.ended("stopped" if stopped else "failed", why)
+    state: Literal["stopped", "failed"] = "stopped" if stopped else "failed"
+    directory.ended(state, why)
+    return state, why
 
 
 def _with_found(settings: Any, data: Any, resolved: Any) -> BaseModel:

@@ -19,7 +19,6 @@ from dsdmae_cli.runs.rundir import METRICS, RESULT, RUN, SETTINGS, RunDir, defau
 
 State = Literal["running", "finished", "stopped", "failed"]
 STATES: tuple[State, ...] = ("running", "finished", "stopped", "failed")
-PAGE = "report.html"
 # What a score is, by the command that left it: what it is called and where result.json has it.
 _SCORES = {"pretrain": ("k-NN", "knn_accuracy"), "probe": ("top-1", "top1"), "finetune": ("top-1", "top1")}
 # Words that SUBJECT gives a meaning of its own; a run of such a name could not be named.

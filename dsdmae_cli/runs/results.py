@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.evaluation.closing import NEIGHBOURS
+from dsdmae_cli.page.words import top5_words
 from dsdmae_cli.runs.rundir import RESULT
 
 
@@ -101,6 +103,8 @@ def _row(content: Any, file: Path) -> Row:
     low, high = (_number(file, "top1_interval", end) for end in interval) if interval else (None, None)
     numbers = ("top5", "epochs", "pretrain_epochs", "pretrain_flops", "flops", "seconds")
     further: dict[str, Any] = {key: _number(file, key, content.get(key)) for key in numbers}
+    if top5_words(content) is None:
+        further["top5"] = None
     further |= {key: _text(content.get(key)) for key in ("method", "backbone", "subject", "weights_sha256")}
     return Row(
         name=file.resolve().parent.name if file.name == RESULT else file.stem,
@@ -108,7 +112,7 @@ def _row(content: Any, file: Path) -> Row:
         dataset=content["dataset"],
         top1=_number(file, top1, content.get(top1)),
         top1_interval=(low, high) if low is not None and high is not None else None,
-        protocol="k-NN at the end of pre-training" if pretrain else _text(content.get("protocol")),
+        protocol=f"k-NN at the end of pre-training, k = {NEIGHBOURS}" if pretrain else _text(content.get("protocol")),
         path=str(file),
         **further,
     )

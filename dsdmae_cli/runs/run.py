@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,18 +23,16 @@ from dsdmae_cli.data.source import Batching, Source, Unreadable
 from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunInterrupted
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.optim import reach
 from dsdmae_cli.report import Report
 from dsdmae_cli.runs.observers.base import Observer
 from dsdmae_cli.runs.observers.jsonl import JsonLines
+from dsdmae_cli.runs.observers.page import PageWriter
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.observers.trackers import Trackers
 from dsdmae_cli.runs.rundir import RESULT, RUN, RunDir, environment
+from dsdmae_cli.runs.too_little import too_little
 from dsdmae_cli.runtime import Runtime
 from dsdmae_cli.signals import Requests, listening
-
-_MANY_STEPS = 100_000
-_TOO_LITTLE = 2e-4  # a hundredth of what weights begin with
 
 
 class _Images(BaseModel):
@@ -73,6 +71,7 @@ class Start:
         resumed: there is a checkpoint to go on from, which brings its own weights.
         resume: the directory is that of an earlier start, which may not have come to a checkpoint.
         accept_changes: a resumed run may go on with other images than it began with.
+        sources: where each setting came from, by "section.key"; of a resumed run empty.
     """
 
     command: str
@@ -83,6 +82,7 @@ class Start:
     resume: bool
     resumed: bool
     accept_changes: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def main(self) -> bool:
@@ -148,15 +148,17 @@ class Run:
     def __init__(self, start: Start, parts: Parts) -> None:
         self.command, self.directory, self.report, self.main = start.command, start.directory, start.report, start.main
         self.asked, self.settings, self.images = start.asked, start.settings, _agreed(parts)
-        self.resume, self.accept_changes = start.resume, start.accept_changes
+        self.resume, self.accept_changes, self.sources = start.resume, start.accept_changes, start.sources
         self.method, self.runtime, self.source = parts.method, parts.runtime, parts.source
         self.unreadable, self.parts = parts.unreadable, parts
         self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, self.runtime, self)
         trackers = Trackers(self.settings.train.trackers, self.report)
         self.progress = Progress(self.report)
-        self.observers: list[Observer] = [JsonLines(), trackers, *parts.observers, self.progress]
+        self.page = PageWriter()
+        self.observers: list[Observer] = [JsonLines(), trackers, *parts.observers, self.page, self.progress]
         self.requests = Requests()
         self.result: dict[str, Any] = {}
+        self.about: dict[str, Any] = {}
         self.began = time.monotonic()
         self.seconds_before = 0.0
         self.saved_at = -1
@@ -180,6 +182,7 @@ class Run:
                 self._describe()
             with listening() as self.requests:
                 self.progress.open(self)
+                self.page.open(self)
                 self._tell(lambda observer: observer.begin(self))
                 with self._saving():
                     self.trainer.fit()
@@ -227,7 +230,11 @@ class Run:
     def _describe(self) -> None:
         """run.json, and a line for the person."""
         runtime, train = self.runtime, self.settings.train
-        described = environment() | {
+        before: dict[str, Any] = {}
+        with suppress(ValueError):  # a damaged one is written anew
+            before = self.directory.read_json(RUN) if self.resume else {}
+        self.page.before = list(before.get("warnings", ()))
+        self.about = environment() | {
             "run": self.command,
             "resumed_at_step": self.trainer.step or None,
             "device": str(runtime.device),
@@ -238,9 +245,12 @@ class Run:
             "world_size": distributed.world_size(),
             "threads": torch.get_num_threads(),
             "resolved_settings": tables(self.settings),
+            "sources": dict(self.sources) or before.get("sources", {}),
+            "account": dict(self.report.accounted),
+            "warnings": self.page.before,
             **self.parts.about,
         }
-        self.directory.write_json(RUN, described)
+        self.directory.write_json(RUN, self.about)
         resumed = f", resumed at step {self.trainer.step}" if self.trainer.step else ""
         self.report.note(
             f"{self.parts.sentence}: {self.source.batching.num_images} images,"
@@ -248,23 +258,8 @@ class Run:
             f" {runtime.precision}{resumed}\nrun directory {self.directory.path}"
         )
 
-        if self.trainer.step == 0:
-            self._warn_of_too_little()
-
-    def _warn_of_too_little(self) -> None:
-        """A run whose steps or rates are too few or low to change anything is told so before it begins."""
-        steps = self.trainer.total_steps
-        if steps > _MANY_STEPS:
-            return
-        far = reach(self.settings.optim, steps, self.trainer.steps_per_epoch)
-        if far == 0:
-            one = "the only step has" if steps == 1 else f"all {steps} steps have"
-            self.report.warn(f"{one} a learning rate of 0 (warm-up), so that nothing is learned; give more --epochs")
-        elif far < _TOO_LITTLE:
-            self.report.warn(
-                f"in {steps} steps at rates up to {self.settings.optim.lr:.2g} a weight moves by {far:.1g} at most, and"
-                " weights begin at 0.02: next to nothing is learned; give more --epochs or a higher --lr"
-            )
+        if self.trainer.step == 0 and (warning := too_little(self.settings, self.trainer)):
+            self.report.warn(warning)
 
     # -- Hooks
 
@@ -394,7 +389,7 @@ class Run:
         for what, draw in self.decorations:
             with self.report.spared(what):
                 draw()
-        self._tell(lambda observer: observer.end(self))
         for line in self.unreadable.lines():
             self.report.warn(f"skipped an unreadable image: {line}")
+        self._tell(lambda observer: observer.end(self))
         return self.result

@@ -24,6 +24,7 @@ from dsdmae_cli.config.schema import Loaded, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
 from dsdmae_cli.files import explained, write_bytes
+from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.report import without_password
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
@@ -211,7 +212,7 @@ class RunDir:
         self._close_metrics()
         with suppress(OSError):  # a directory that cannot be emptied is no reason to hide why the run failed
             shutil.rmtree(self.figures, ignore_errors=True)
-            for name in (SETTINGS, RUN, REQUIRED, METRICS, LOCK):
+            for name in (SETTINGS, RUN, REQUIRED, METRICS, PAGE, LOCK):
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 

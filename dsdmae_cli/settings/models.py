@@ -176,6 +176,15 @@ class MethodSettings(Section):
 
     name: str = Field("dsdmae", description="pre-training method plugin")
 
+    def rounded(self, num_tokens: int) -> dict[str, float]:
+        """Settings that a method rounds, and to what: a share of the patches to whole ones. A sweep takes settings for
+        the same computation, and runs it once, where they are equal after that.
+
+        Args:
+            num_tokens: patches of an image.
+        """
+        return {}
+
 
 class SpreadSettings(MethodSettings):
     """Of methods that take the regularisers in dsdmae_cli/methods/spreading.py."""

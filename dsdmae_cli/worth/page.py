@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from functools import partial
-from itertools import cycle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +10,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dsdmae_cli.evaluation.statistics import Summary
 from dsdmae_cli.files import write_bytes
+from dsdmae_cli.page import document
+from dsdmae_cli.page.blocks import Charts, Code, Listing, Page, Section, Table, Text
+from dsdmae_cli.page.chart import Chart, Mark, Series
 from dsdmae_cli.report import duration, markdown, shown
+from dsdmae_cli.runs.rundir import PAGE
 from dsdmae_cli.worth.findings import Findings
-from dsdmae_cli.worth.tasks import HELD_OUT, WAYS, Contender
+from dsdmae_cli.worth.tasks import HELD_OUT, WAYS, Contender, Way
 from dsdmae_cli.worth.words import answer, points
 
-_COLOURS = ("#7f7f7f", "#2166ac", "#e08214", "#1b7837", "#762a83")
-_MARKS = {"linear": "o", "ep": "s", "finetune": "^"}
-_FIGURE = "worth"
+_MARKS: dict[Way, Mark] = {"linear": "circle", "ep": "square", "finetune": "triangle"}
+_GREY = 7
+_BEST = (
+    "Test accuracy in %, mean over seeds ± 95% interval; each network judged the way that is best on held-out images:"
+)
 
 
 def write(findings: Findings, folder: Path, command: str, epochs: int, wall: float) -> str:
@@ -30,30 +33,65 @@ def write(findings: Findings, folder: Path, command: str, epochs: int, wall: flo
         epochs: of fine-tuning with all labels.
         wall: seconds that it took here.
     """
-    said = sentences(findings)
-    svg = draw(findings, folder / "figures")
+    question = findings.question
+    known = [question.settings.data.dataset.partition(":")[2], *(one.word for one in question.contenders)]
+    where = document.places(folder, "ANSWER", known)
+    drawn = chart(findings)
+    document.write_charts([drawn], folder / "figures", where)
     templates = Environment(
         loader=PackageLoader("dsdmae_cli.worth"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=lambda name: bool(name and name.endswith(".html")),
+        keep_trailing_newline=True,
     )  # fmt: skip
-    templates.filters["markdown"] = markdown
-    templates.filters["in_one_line"] = partial(shown, one_line=True)
-    question = findings.question
+    templates.filters["markdown"] = lambda text: markdown(where(str(text)))
+    templates.filters["in_one_line"] = lambda text: shown(where(text), one_line=True)
     content = {
         "title": f"Does pre-training pay on {question.settings.data.dataset}?",
-        "said": said,
+        "said": sentences(findings),
         "names": [contender.name for contender in question.contenders],
+        "about_best": _BEST,
         "best": _best_rows(findings),
         "every": _every_row(findings),
         "costs": _costs(findings),
         "notes": [*_protocol(findings, epochs), *findings.notes],
         "command": command,
         "wall": duration(wall),
-        "image": base64.b64encode(svg).decode(),
+        "image": f"figures/{drawn.key}.svg",
     }
-    for name in ("report.html", "report.md"):
-        write_bytes(folder / name, templates.get_template(name).render(**content).encode())
-    return said[0]
+    write_bytes(folder / "report.md", templates.get_template("report.md").render(**content).encode())
+    document.write(_page(content, drawn), folder / PAGE, where)
+    return str(content["said"][0])
+
+
+def _page(content: dict[str, Any], drawn: Chart) -> Page:
+    first, *others = content["said"]
+    best = [[row["labels"], *row["cells"], row["gain"]] for row in content["best"]]
+    signs = [{1: "gain", -1: "loss"}.get(row["sign"], "") for row in content["best"]]
+    every = [[row[key] for key in ("labels", "way", "name", "top1", "seeds", "held_out")] for row in content["every"]]
+    chosen = ["best" if row["chosen"] else "" for row in content["every"]]
+    costs = [[row["name"], row["pretraining"], *(row[way] for way in WAYS)] for row in content["costs"]]
+    return Page(
+        content["title"],
+        first,
+        others,
+        lead=[
+            Charts([drawn]),
+            Text([content["about_best"]], quiet=True),
+            Table(["labels", *content["names"], "gain"], best, marks=signs),
+        ],
+        sections=[
+            Section("Every way of judging", [
+                Table(["labels", "judged by", "network", "test accuracy", "each seed", "held out"], every,
+                      frozenset({1, 2}), chosen),
+                Text(["Bold: chosen by the held-out images."], quiet=True),
+            ]),
+            Section("What it took", [
+                Table(["network", "pre-training", "linear probes", "efficient probes", "fine-tuning"], costs,
+                      frozenset({0})),
+                Text([f"All of it in {content['wall']}."], quiet=True),
+            ]),
+            Section("How", [Listing(content["notes"], quiet=True), Code(content["command"])]),
+        ],
+    )  # fmt: skip
 
 
 def sentences(findings: Findings) -> list[str]:
@@ -177,45 +215,34 @@ def _protocol(findings: Findings, epochs: int) -> list[str]:
 # -- the figure
 
 
-def draw(findings: Findings, folder: Path) -> bytes:
-    """Accuracy over labels, a colour for each network, a mark for each way: as SVG, also written as .png and .svg."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def chart(findings: Findings) -> Chart:
+    """Accuracy over labels: a colour for each network, a mark for each way."""
     question = findings.question
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panel = figure.subplots()
     labels = dict(zip(question.shares, question.labels, strict=True))
-    for colour, contender in zip(cycle(_COLOURS), question.contenders, strict=False):
+    return Chart(
+        "worth",
+        "test accuracy, %",
+        "training labels",
+        list(_series(findings, labels)),
+        at=[(count, f"{count:,}") for count in question.labels],
+        log_x=len(question.labels) > 1,
+        limits=(0, 100),  # two seeds make intervals that reach beyond
+    )
+
+
+def _series(findings: Findings, labels: dict[float, int]) -> Iterator[Series]:
+    for number, contender in enumerate(findings.question.contenders):
         for way, title in WAYS.items():
-            known = [(labels[share], findings.of(contender, share)[way].summary) for share in question.shares
+            known = [(labels[share], findings.of(contender, share)[way]) for share in findings.question.shares
                      if way in findings.of(contender, share)]  # fmt: skip
             if known:
-                counts, summaries = zip(*known, strict=True)
-                panel.errorbar(
-                    counts, [100 * s.mean for s in summaries], yerr=[100 * (s.half or 0) for s in summaries],
-                    color=colour, marker=_MARKS[way], linestyle="--" if way == "linear" else "-", linewidth=1.3,
-                    markersize=5, capsize=3, label=f"{contender.name}, {title}",
+                yield Series(
+                    f"{contender.name}, {title}",
+                    [(count, 100 * scores.summary.mean) for count, scores in known],
+                    [None if scores.summary.half is None else 100 * scores.summary.half for _, scores in known],
+                    [(count, 100 * value) for count, scores in known if len(scores.top1) > 1
+                     for value in scores.top1.values()],
+                    mark=_MARKS[way],
+                    colour=number - 1 if number else _GREY,
+                    dashes=1 if way == "linear" else 0,
                 )  # fmt: skip
-    if len(question.labels) > 1:
-        panel.set_xscale("log")
-    panel.set_xticks(question.labels, [f"{count:,}" for count in question.labels])
-    panel.minorticks_off()
-    low, high = panel.get_ylim()
-    panel.set_ylim(max(low, 0), min(high, 100))  # two seeds make intervals that reach beyond
-    panel.set_xlabel("training labels")
-    panel.set_ylabel("test accuracy, %")
-    panel.grid(axis="y", alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    folder.mkdir(exist_ok=True)
-    found: dict[str, bytes] = {}
-    with matplotlib.rc_context({"svg.hashsalt": "dsdmae"}):
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-            found[kind] = buffer.getvalue()
-            write_bytes(folder / f"{_FIGURE}.{kind}", found[kind])
-    return found["svg"]

@@ -94,7 +94,7 @@ def opened(folder: Path, *more: str, most: int | None = 1000) -> RunData:
     data = resolve(settings(folder, *more).settings).data
     train = open_dataset(data, "train")
     batching = Batching(len(train), batch_size=8, micro_batch=8, seed=0)
-    return open_run_data(train, data, batching, CPU, num_views=1, most=most, note=lambda _: None)
+    return open_run_data(train, data, batching, CPU, num_views=1, most=most, note=print, account=print)
 
 
 def pixels(images: Any) -> Tensor:

@@ -99,7 +99,8 @@ def test_folders_globs_and_names_that_meet(run: Run, photo: Image.Image, tmp_pat
         photo.save(tmp_path / name)
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     assert run(tmp_path / "in", tmp_path / "c*.png", tmp_path / "c1.png", "--out", f"{tmp_path}/out/")[0] == 0
-    assert listing(tmp_path / "out") == {"a.jpg.png", "a.png.png", "deep", "deep/b.png", "c1.png", "c2.png"}
+    pictures = {"a.jpg.png", "a.png.png", "deep", "deep/b.png", "c1.png", "c2.png"}
+    assert listing(tmp_path / "out") == pictures | {"report.html"}
 
 
 def test_what_results_are_called(run: Run, photo: Image.Image, tmp_path: Path) -> None:
@@ -112,8 +113,32 @@ def test_what_results_are_called(run: Run, photo: Image.Image, tmp_path: Path) -
     assert run(tmp_path / "a.png", "--suffix", "", "--out", tmp_path / "plain")[0] == 0
     assert listing(tmp_path) == {
         "a.png", "a.denoised.png", "a-clean.png", "out", "out/a-clean.png", "out/a.triptych.png",
-        "out/a-clean.triptych.png", "plain", "plain/a.png",
+        "out/a-clean.triptych.png", "out/report.html", "plain", "plain/a.png",
     }  # fmt: skip
+
+
+def test_a_folder_of_results_has_a_page(run: Run, photo: Image.Image, tmp_path: Path) -> None:
+    given, out = tmp_path / "my pictures", tmp_path / "out"
+    given.mkdir()
+    photo.save(given / "a<b>.png")
+    photo.save(given / "漢字.png")
+    (given / "broken.png").write_text("no picture")
+    assert run(given, "--out", out)[0] == 1
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "2 pictures were denoised in " in page
+    assert "1 failed." in page
+    assert page.count("<img ") == 4
+    assert 'alt="a&lt;b&gt;.png: given"' in page
+    assert "漢字.png" in page
+    assert "…/my pictures/broken.png" in page
+    for absent in ("a<b>", str(tmp_path), "http:"):
+        assert absent not in page
+    # A page of ours is replaced, a stranger's file is not.
+    assert run(given / "a<b>.png", given / "漢字.png", "--out", out, "--force")[0] == 0
+    assert "1 failed." not in (out / "report.html").read_text(encoding="utf-8")
+    (out / "report.html").write_text("mine")
+    assert run(given / "a<b>.png", given / "漢字.png", "--out", out, "--force")[0] == 0
+    assert (out / "report.html").read_text() == "mine"
 
 
 def test_a_picture_is_not_replaced_by_its_result(run: Run, photo: Image.Image, tmp_path: Path) -> None:

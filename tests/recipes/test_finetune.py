@@ -53,7 +53,9 @@ QUICK = (
 )  # fmt: skip
 FILES = {
     "settings.toml", "run.json", "metrics.jsonl", "result.json", "classifier.safetensors", ".lock", "figures",
-    *(f"figures/{name}.png" for name in ("curves", "confusion", "classes", "mistakes", "pca", "tsne")),
+    "report.html",
+    *(f"figures/{name}.png" for name in ("confusion", "classes", "mistakes", "pca", "tsne")),
+    *(f"figures/{name}.svg" for name in ("loss", "accuracy", "learning-rate", "gradient")),
 }  # fmt: skip
 
 

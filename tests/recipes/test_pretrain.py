@@ -56,11 +56,12 @@ PLACES = {
     "workers": ("data.placement=streaming", "data.workers=1"),
 }
 STEPS = 15
-FIGURES = {"curves.png", "restored.png", *(f"restored-step-{step:08d}.png" for step in (0, 4, 8, 11, 15))}
+CURVES = {f"{name}.svg" for name in ("loss", "accuracy", "rank", "spread", "learning-rate", "gradient")}
+FIGURES = {"restored.png", *(f"restored-step-{step:08d}.png" for step in (0, 4, 8, 11, 15))}
 CHECKPOINT = ("manifest.json", "model.safetensors", "state.json", "training.safetensors")
 FILES = {
-    ".lock", "settings.toml", "run.json", "metrics.jsonl", "result.json", "encoder.safetensors",
-    "figures", *(f"figures/{name}" for name in FIGURES), "checkpoints",
+    ".lock", "settings.toml", "run.json", "metrics.jsonl", "result.json", "encoder.safetensors", "report.html",
+    "figures", *(f"figures/{name}" for name in FIGURES | CURVES), "checkpoints",
     *(f"checkpoints/step-{step:08d}" for step in (10, 15)),
     *(f"checkpoints/step-{step:08d}/{name}" for step in (10, 15) for name in CHECKPOINT),
 }  # fmt: skip
@@ -127,7 +128,7 @@ def test_the_files_of_a_run(resident: Path, digits: Path) -> None:
     assert (about["device"], about["precision"], about["micro_batch"]) == ("cpu", "fp32", 3)
     assert about["resolved_settings"]["data"]["crop_scale"] == [0.5, 1]
     assert about["argv"] == sys.argv
-    for picture in (resident / "figures").iterdir():
+    for picture in (resident / "figures").glob("*.png"):
         with Image.open(picture) as image:
             image.load()
             assert min(image.size) > 100
@@ -189,7 +190,7 @@ def test_with_tensorboard_and_json(digits: Path, tmp_path: Path, capfd: pytest.C
     assert json.loads(out) == json.loads((run / "result.json").read_text())
     [events] = [name for name in listing(run) if name.startswith("tensorboard/")]
     # Without a decoder nothing is restored, and there is nothing to show.
-    pictures = {f"figures/{name}" for name in FIGURES - {"curves.png"}}
+    pictures = {f"figures/{name}" for name in FIGURES}
     assert listing(run) == FILES - pictures | {"tensorboard", events}
     assert {"feature", "loss"} <= records(run)[-2].keys()
     assert "pixel" not in records(run)[-2]

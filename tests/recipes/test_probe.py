@@ -53,7 +53,8 @@ def test_every_kind_leaves_its_result_and_figures(kind: str, run: Path, tmp_path
     result = judge(run, tmp_path / "probed", f"probe.kind={kind}", *FEWER.get(kind, []))
     figures = {"confusion", "classes", "mistakes", "pca", "tsne", "choice", *(["curves"] if kind == "linear" else [])}
     assert listing(tmp_path / "probed") == {
-        "settings.toml", "run.json", "result.json", ".lock", "figures", *(f"figures/{name}.png" for name in figures)
+        "settings.toml", "run.json", "result.json", ".lock", "report.html", "figures",
+        *(f"figures/{name}.png" for name in figures),
     }  # fmt: skip
     assert json.loads((tmp_path / "probed" / "result.json").read_text()) == result
     assert (result["kind"], result["probe"], result["num_images"]) == ("probe", kind, 40)

@@ -155,6 +155,7 @@ def test_show(runs: Path, do: Do) -> None:
 
 
 def test_open_says_where_the_page_is(runs: Path, do: Do) -> None:
+    (runs / "finished" / "report.html").unlink()
     code, _, err = do("runs", "open", "finished")
     assert (code, "has no page report.html; its pictures are in" in one_line(err)) == (2, True)
     (runs / "finished" / "report.html").write_text("<html>")

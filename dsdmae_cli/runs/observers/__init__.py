@@ -1,5 +1,6 @@
 """What looks at a run as it goes, one file each; base.py says what an observer is told and when.
 
+page        report.html, which lives while the run does
 progress    lines or a bar for the person
 jsonl       metrics.jsonl
 trackers    TensorBoard and whatever plugins bring (dsdmae_cli.tracking)

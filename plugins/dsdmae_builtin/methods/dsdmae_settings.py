@@ -88,6 +88,13 @@ class DSdMAESettings(SpreadSettings):
         ordered
     )
 
+    def rounded(self, num_tokens: int) -> dict[str, float]:
+        from dsdmae_cli.corruption import whole
+
+        if isinstance(self.mask_ratio, tuple):  # drawn anew for each batch, and rounded then
+            return {}
+        return {"mask_ratio": whole(self.mask_ratio, num_tokens) / num_tokens}
+
     @property
     def std(self) -> float | tuple[float, float]:
         """noise_std, decided."""

@@ -53,8 +53,7 @@ class MAE(Method):
     def split(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Split:
         """Which patches are dropped, alone."""
         tokens = self.backbone.num_tokens
-        # len_keep = int(T (1-r)), as the public code counts; at least one patch must be seen.
-        keep = max(1, int(tokens * (1 - self.settings.mask_ratio)))
+        keep = C.num_kept(self.settings.mask_ratio, tokens)
         return Split(*C.random_ids(len(images), tokens, tokens - keep, generator))
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Split) -> Losses:

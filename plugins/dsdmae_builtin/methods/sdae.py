@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from dsdmae_builtin.methods.specs import SdAESettings
 from dsdmae_cli.backbone import Backbone, gather_tokens
+from dsdmae_cli.corruption import num_kept
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.masking import multi_fold_ids
 from dsdmae_cli.methods.base import Losses, Method, Pictures, StepInfo
@@ -42,7 +43,7 @@ class SdAE(Method):
         self.settings = settings
         self.student = backbone
         self.spreading = Spreading(settings, self)
-        self.num_masked = backbone.num_tokens - max(1, int(backbone.num_tokens * (1 - settings.mask_ratio)))
+        self.num_masked = backbone.num_tokens - num_kept(settings.mask_ratio, backbone.num_tokens)
         if self.num_masked < settings.folds:
             raise SettingsError(
                 f"method.folds = {settings.folds} is more than the {self.num_masked} patches that"

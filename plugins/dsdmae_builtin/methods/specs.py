@@ -47,6 +47,11 @@ class MaskedDecoderSettings(SpreadSettings):
         description="the decoder's attention heads; auto = one for 64 features (16 in the papers' ImageNet models)",
     )
 
+    def rounded(self, num_tokens: int) -> dict[str, float]:
+        from dsdmae_cli.corruption import num_kept
+
+        return {"mask_ratio": 1 - num_kept(self.mask_ratio, num_tokens) / num_tokens}
+
 
 class MAESettings(MaskedDecoderSettings):
     """MAE (He et al. 2022)."""
@@ -163,6 +168,11 @@ class MaskFeatSettings(SpreadSettings):
     mask: Literal["block", "random"] = Field("block", description="mask rectangles of patches, or single ones")
     gaussian: bool = Field(True, description="weight gradients by a Gaussian around the middle of their patch")
 
+    def rounded(self, num_tokens: int) -> dict[str, float]:
+        from dsdmae_cli.corruption import whole
+
+        return {"mask_ratio": whole(self.mask_ratio, num_tokens) / num_tokens}
+
 
 class TokenizerSettings(MethodSettings):
     """A tokenizer with finite scalar quantisation (Mentzer et al. 2023)."""
@@ -198,6 +208,11 @@ class BEiTSettings(TokenSettings):
         0.4, description="fraction of patches that are masked, in blocks"
     )
 
+    def rounded(self, num_tokens: int) -> dict[str, float]:
+        from dsdmae_cli.corruption import whole
+
+        return {"mask_ratio": whole(self.mask_ratio, num_tokens) / num_tokens}
+
 
 class CAESettings(TokenSettings):
     """CAE (Chen et al. 2022)."""
@@ -212,6 +227,11 @@ class CAESettings(TokenSettings):
         2.0, description="weight of the squared error of predicted latents beside the cross-entropy"
     )
     layer_scale: PositiveFloat = Field(0.1, description="first factor of every branch of regressor and decoder")
+
+    def rounded(self, num_tokens: int) -> dict[str, float]:
+        from dsdmae_cli.corruption import whole
+
+        return {"mask_ratio": min(whole(self.mask_ratio, num_tokens), num_tokens - 1) / num_tokens}
 
 
 _COLOUR = {"jitter_probability": 0.0, "grey_probability": 0.0}

@@ -47,7 +47,7 @@ class TSCAE(Method):
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Split:
         """The teacher's mask; the student's is the rest."""
         tokens = self.backbone.num_tokens
-        keep = max(1, int(tokens * (1 - self.settings.mask_ratio)))
+        keep = C.num_kept(self.settings.mask_ratio, tokens)
         ids = C.random_ids(len(images), tokens, tokens - keep, generator)
         return Split(*ids, self.spreading.directions(self.backbone.width, generator))
 

@@ -1,0 +1,401 @@
+"""Pages: they stand alone, say what they must, escape what comes from outside, and name no path of the machine."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from helpers import digit_folder, train
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dsdmae_cli.figures.sheet import save, sheet
+from dsdmae_cli.page import ticks
+from dsdmae_cli.page.blocks import Cell, Charts, Page, Section, Table, Text
+from dsdmae_cli.page.chart import Chart, Rule, Series
+from dsdmae_cli.page.curves import MOST_POINTS, Curves
+from dsdmae_cli.page.document import Places, html, places, write_charts
+from dsdmae_cli.page.palette import DARK, LIGHT, variables
+from dsdmae_cli.page.run import Story, page_of, where
+from dsdmae_cli.page.thumbs import thumb
+from dsdmae_cli.page.words import more_lines
+from dsdmae_cli.runs.observers import page as observer
+
+_EMPTY = {"meta", "img", "input", "link", "br"}
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "$x^2$ & \"quoted\" 'too'",
+    "漢字クラス",
+    "\x1b[31mred",
+    "</svg><img src=x>",
+    "{{ 7*7 }}",
+]
+
+
+class Parsed(HTMLParser):
+    """Elements that are open and close as they should, and all addresses and texts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.words.append(" ".join(data.split()))
+
+    @property
+    def text(self) -> str:
+        return " ".join(filter(None, self.words))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def parsed(page: Page, where: Places | None = None) -> Parsed:
+    """The page, which fetches nothing."""
+    text = html(page, where or Places())
+    found = Parsed(text)
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    for _, attributes in found.tags:
+        for name in ("src", "href"):
+            assert not re.match(
+                r"[a-z]+:(?!image/webp)|//", attributes.get(name) or "data:image/webp".replace("data:", "")
+            )
+    return found
+
+
+def records(epochs: int, *, knn: bool = True, seed: int = 0) -> list[dict[str, Any]]:
+    noise = random.Random(seed)
+    found: list[dict[str, Any]] = [
+        {"step": 0, "epoch": 0.0, "rank": 29.0, "spread": 0.1} | ({"knn": 0.31} if knn else {})
+    ]
+    for epoch in range(1, epochs + 1):
+        found += [{"step": 4 * (epoch - 1) + i, "epoch": epoch - 1 + i / 4, "loss": 1 / epoch + noise.random() / 99,
+                   "pixel": 0.5, "lr": 1e-4, "grad_norm": 1.0, "skipped": 0, "images_per_second": 99.0}
+                  for i in range(1, 5)]  # fmt: skip
+        found.append(
+            {"step": 4 * epoch, "epoch": float(epoch), "rank": 30.0, "spread": 0.1} | ({"knn": 0.7} if knn else {})
+        )
+    return found
+
+
+def story(folder: Path, **more: Any) -> Story:
+    settings = {"data": {"dataset": f"folder:{folder}/My Pictures"}, "backbone": {"name": "b"}, "method": {"name": "m"},
+                "train": {"epochs": 5, "start": "none"}}  # fmt: skip
+    given = {"folder": folder / "run", "command": "pretrain", "state": "running", "epochs": 5, "settings": settings}
+    return Story(**(given | more))
+
+
+# -- numbers and figures
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-5, 1e6))
+def test_ticks_are_round_few_and_within(low: float, width: float) -> None:
+    high = low + width
+    if high - low < 1e-6 * max(1.0, abs(low)):
+        return
+    found = ticks.linear(low, high)
+    assert 2 <= len(found) <= 11
+    assert all(low - 1e-6 * width <= tick <= high + 1e-6 * width for tick in found)
+    steps = [b - a for a, b in pairwise(found)]
+    assert max(steps) - min(steps) <= 1e-6 * max(1.0, abs(low), abs(high))
+
+
+@given(st.floats(1e-8, 1e6), st.floats(1.1, 1e9))
+def test_ticks_of_logarithms_are_few_and_within(low: float, times: float) -> None:
+    found = ticks.logarithmic(low, low * times)
+    assert 2 <= len(found) <= 12
+    assert all(low * (1 - 1e-6) <= tick <= low * times * (1 + 1e-6) for tick in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, "0"), (0.0005, "0.0005"), (1e-5, "1e-5"), (2.5e-7, "2.5e-7"), (1500, "1,500"), (0.25, "0.25"), (2e7, "2e7")],
+)
+def test_labels_of_ticks(value: float, words: str) -> None:
+    assert ticks.label(value) == words
+
+
+def test_a_figure_shows_every_point_at_its_place() -> None:
+    points = [(0.0, 1.0), (1.0, 3.0), (2.0, 2.0)]
+    svg = Chart("x", "title", "epoch", [Series("a", points, mark="circle")]).svg()
+    marks = [(float(e.get("cx", "")), float(e.get("cy", ""))) for e in ElementTree.fromstring(svg).iter("circle")][:3]
+    (x0, y0), (x1, y1), (x2, y2) = marks
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert (y0 - y2) == pytest.approx((y0 - y1) / 2, abs=0.11)  # upward is smaller
+
+
+@pytest.mark.parametrize(
+    "values", [[], [math.nan], [math.inf, 1.0, -math.inf], [0.0], [5.0, 5.0], [1e-30, 1e30], [-1.0, 0.0]]
+)
+@pytest.mark.parametrize("log", [False, True])
+def test_odd_values_are_drawn_or_left_out(values: list[float], log: bool) -> None:
+    chart = Chart("x", "t", "epoch", [Series("s", list(enumerate(values)))], [Rule("r", 0.5)], log_y=log, log_x=log)
+    assert chart.drawable == any(map(math.isfinite, values))
+    svg = chart.svg()
+    assert "nan" not in svg
+    if svg:
+        ElementTree.fromstring(svg)
+
+
+def test_a_figure_is_a_file_too(tmp_path: Path) -> None:
+    drawn = Chart("loss", HOSTILE[0], HOSTILE[4], [Series(HOSTILE[1], [(0, 1), (1, 2)])], names=HOSTILE[:2])
+    [path] = write_charts([drawn, Chart("empty", "", "")], tmp_path / "figures", Places())
+    assert [p.name for p in path.parent.iterdir()] == ["loss.svg"]
+    svg = ElementTree.parse(path).getroot()
+    assert not [e for e in svg.iter() if e.tag.endswith(("script", "img"))]
+    assert HOSTILE[0] in "".join(svg.itertext())
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours: WCAG 2.1, from 1 to 21."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    a, b = sorted((light(one), light(other)))
+    return (b + 0.05) / (a + 0.05)
+
+
+def test_colours_have_contrast() -> None:
+    grounds = re.findall("--ground:(#......)", variables())
+    assert len(grounds) == 2
+    for ground, colours in zip(grounds, (LIGHT, DARK), strict=True):
+        assert min(contrast(colour, ground) for colour in colours) >= 4.5
+    for ground, soft in zip(grounds, re.findall("--soft:(#......)", variables()), strict=True):
+        assert contrast(ground, soft) >= 4.5
+
+
+# -- the shell
+
+
+def test_what_comes_from_outside_is_escaped() -> None:
+    table = Table(HOSTILE, [[*HOSTILE[:-1], Cell(HOSTILE[-1], "a%20b")]])
+    chart = Chart(
+        "x", HOSTILE[0], HOSTILE[4], [Series(name, [(0, 1)]) for name in HOSTILE], [Rule(HOSTILE[0], 2)], HOSTILE
+    )
+    picture = thumb(Image.new("RGB", (8, 8)), HOSTILE[1])
+    page = Page(
+        HOSTILE[0], HOSTILE[1], HOSTILE, sections=[Section(h, [Text([h]), table, Charts([chart])]) for h in HOSTILE]
+    )
+    found = parsed(page)
+    assert len(found.of("script")) == 1
+    assert found.of("img") == []
+    for name in ("<script>alert(1)</script>", "漢字クラス", "{{ 7*7 }}", "\\x1b[31mred"):
+        assert name in found.text
+    assert picture.alt == HOSTILE[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("folder:/home/me/cats", "folder:…/cats"), ("--out /tmp/a/b --epochs 3", "--out …/b --epochs 3"),
+        ("C:\\Users\\me\\cats", "…/cats"), ("~/cats/dogs x", "…/dogs x"),
+        ("rate 0.1 × batch/256", "rate 0.1 × batch/256"),
+        ("a/b/c.py", "a/b/c.py"), ("2026/11/27 12:00", "2026/11/27 12:00"),
+        ("'/data'", "'…/data'"), ("and / or", "and / or"),
+        ("http://host/path/x", "http://host/path/x"), ("./a ../b", "./a ../b"),
+    ],
+)  # fmt: skip
+def test_paths_keep_their_last_part(text: str, said: str) -> None:
+    assert Places()(text) == said
+
+
+def test_known_paths_may_have_blanks(tmp_path: Path) -> None:
+    its = places(tmp_path / "a run", "RUN", [f"{tmp_path}/My Pictures", "relative/x", ""])
+    said = its(f"{tmp_path}/a run/encoder.safetensors and {tmp_path}/a running and {tmp_path}/My Pictures/x")
+    assert said == "RUN/encoder.safetensors and …/a running and …/My Pictures/x"
+
+
+# -- the page of a run
+
+
+@pytest.mark.parametrize("state", ["running", "done", "stopped", "failed"])
+@pytest.mark.parametrize("epochs", [0, 1, 5])
+@pytest.mark.parametrize("knn", [True, False])
+def test_a_run_at_every_moment(state: Any, epochs: int, knn: bool, tmp_path: Path) -> None:
+    told = story(tmp_path, state=state, why="it broke", curves=Curves(records(epochs, knn=knn)), seconds=65.0,
+                 result={"load_with": f"load('{tmp_path}/run/e.safetensors')"} if state == "done" else {})  # fmt: skip
+    found = parsed(page_of(told), where(told))
+    assert str(tmp_path) not in html(page_of(told), where(told))
+    assert f"{state} epoch {epochs} of 5" in found.text
+    assert "it broke" in found.text
+    # It loads itself again while it lives, and only then.
+    alive = state == "running"
+    assert any(m.get("http-equiv") == "refresh" for m in found.of("meta")) == alive
+    assert ("data-refresh" in found.of("body")[0]) == alive
+    drawn = [attributes["aria-label"] or "" for attributes in found.of("svg")]
+    assert any(label.startswith("accuracy, %") for label in drawn) == knn
+    assert ("untrained 31.0%" in found.text) == knn
+    assert any(label.startswith("training loss against epoch. loss: ") for label in drawn) == (epochs > 0)
+    assert ("dsdmae pretrain --resume --out RUN" in found.text) == (state != "done")
+    assert ("load('RUN/e.safetensors')" in found.text) == (state == "done")
+
+
+def test_a_long_run_has_a_small_page(tmp_path: Path) -> None:
+    curves = Curves(records(2000))
+    assert all(len(curves.points(name)) <= MOST_POINTS + 2 for name in curves.lines)
+    told = story(tmp_path, epochs=2000, curves=curves)
+    assert len(html(page_of(told), where(told))) < 120_000
+    # Thinned evenly, by means: a straight line stays one, from end to end.
+    straight = [{"step": i, "epoch": i / 4, "lr": i / 4} for i in range(5000)]
+    line = Curves(straight).points("lr")
+    assert line[0] == (0.0, 0.0)
+    assert line[-1][0] > 0.99 * 5000 / 4
+    assert all(x == pytest.approx(y) for x, y in line)
+    gaps = [b[0] - a[0] for a, b in pairwise(line[1:-1])]
+    assert max(gaps) == pytest.approx(min(gaps))
+
+
+def test_the_values_that_stand_out_are_the_newest_and_the_first() -> None:
+    curves = Curves(records(3000))
+    assert (curves.first("knn"), curves.last("knn")) == (0.31, 0.7)
+    assert curves.last("loss") == records(3000)[-2]["loss"]
+
+
+def test_pictures_by_moment(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "figures"
+    folder.mkdir(parents=True)
+    given, original = Image.new("RGB", (96, 96), "red"), Image.new("RGB", (96, 96), "green")
+    for number, step in enumerate((0, 4, 8)):
+        restored = Image.new("RGB", (96, 96), (0, 0, 80 * number))
+        rows = [("given", [given]), ("restored", [restored]), ("original", [original])]
+        save(sheet(rows), folder / f"restored-step-{step:08d}.png", [name for name, _ in rows])
+    told = story(tmp_path, curves=Curves(records(3)))
+    found = parsed(page_of(told), where(told))
+    assert len(found.of("img")) == 2 + 3  # what does not change is there once
+    assert all(image["alt"] for image in found.of("img"))
+    [slider] = [i for i in found.of("input") if i["type"] == "range"]
+    assert slider["max"] == "2"
+    for when in ("before training", "step 4, epoch 1", "step 8, epoch 2"):
+        assert when in found.text
+    for number in range(30):  # of many moments some are shown
+        save(sheet([("restored", [given])]), folder / f"restored-step-{100 + number:08d}.png", ["restored"])
+    assert len(parsed(page_of(told), where(told)).of("img")) <= 9
+
+
+def test_a_picture_is_bounded() -> None:
+    noise = Image.effect_noise((3000, 900), 100)
+    small = thumb(noise, "noise", most=20_000)
+    assert small.width <= 800
+    assert len(small.source) < 20_000 * 4 / 3 + 40
+
+
+def test_settings_say_where_they_came_from(tmp_path: Path) -> None:
+    sources = {"train.epochs": "--epochs", "data.dataset": f"{tmp_path}/My Settings.toml", "method.name": "default"}
+    about = {"sources": sources, "account": {"data": "5 images <b>"}, "packages": {"torch": "2.0"}}  # fmt: skip
+    told = story(
+        tmp_path, about=about, warnings=["<i>careful</i>", *["again"] * 70], asked={"train": {"epochs": "auto"}}
+    )
+    found = parsed(page_of(told), where(told))
+    for words in ("train.epochs 5 --epochs: auto", "5 images <b>", "<i>careful</i>", "and 21 more", "torch 2.0"):
+        assert words in found.text
+    assert "Settings that are no defaults" in found.text
+
+
+# -- a run that trains
+
+
+def test_a_page_that_cannot_be_written_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*given: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(observer, "write_page", refuse)
+    result = train(digit_folder(tmp_path / "digits"), tmp_path / "run")
+    assert result["steps"] > 0
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "report.html").exists()
+    err = capfd.readouterr().err
+    assert err.count("the page report.html could not be written (OSError: no space left)") == 1
+
+
+def test_a_finished_run_says_so(encoder_run: Path) -> None:
+    found = Parsed((encoder_run / "report.html").read_text(encoding="utf-8"))
+    assert "✓ done epoch 2 of 2" in found.text
+    assert "dsdmae probe RUN" in found.text
+    assert "k-NN (k = 20)" in found.text
+    assert "FLOP" in found.text
+    assert str(encoder_run) not in (encoder_run / "report.html").read_text(encoding="utf-8")
+    assert {p.stem for p in (encoder_run / "figures").glob("*.svg")} == {
+        "loss", "accuracy", "rank", "spread", "learning-rate", "gradient",
+    }  # fmt: skip
+
+
+def test_a_stopped_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsdmae_cli.runs.run import Run
+
+    stepped = Run.stepped
+
+    def and_fail(self: Run, step: int) -> None:
+        stepped(self, step)
+        if step == 3:
+            self.report.warn("all is lost")
+            raise ValueError("<boom>")
+
+    monkeypatch.setattr(Run, "stepped", and_fail)
+    images = digit_folder(tmp_path / "digits")
+    with pytest.raises(ValueError, match="<boom>"):
+        train(images, tmp_path / "run")
+    page = tmp_path / "run" / "report.html"
+    found = Parsed(page.read_text(encoding="utf-8"))
+    for words in ("✕ failed", "ValueError: <boom>", "all is lost", "dsdmae pretrain --resume --out RUN"):
+        assert words in found.text
+    monkeypatch.setattr(Run, "stepped", stepped)
+    train(images, tmp_path / "run", resume=True)
+    found = Parsed(page.read_text(encoding="utf-8"))
+    assert "✓ done" in found.text
+    assert "all is lost" in found.text  # warnings of before are kept
+    assert "train.epochs" in found.text
+
+
+def test_only_the_first_process_writes(tmp_path: Path) -> None:
+    class Other:
+        main = False
+
+    writer = observer.PageWriter()
+    writer.begin(Other())  # type: ignore[arg-type]
+    writer.epoch_ended(Other(), 1, last=False)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "lines"),
+    [
+        ({"top1": 0.5, "top5": 0.91, "top5_k": 5, "mean_per_class": 0.5004, "per_class": [0.5] * 9},
+         ["top-5          91.0%"]),
+        ({"top1": 0.5, "top5": 1.0, "top5_k": 5, "mean_per_class": 0.4, "per_class": [0.4] * 5},
+         ["mean per class 40.0%"]),
+        ({"top1": 0.5, "top5": 1.0, "top5_k": 4, "mean_per_class": 0.5, "per_class": [0.5] * 4}, []),
+    ],
+)  # fmt: skip
+def test_what_is_said_below_top1(result: dict[str, Any], lines: list[str]) -> None:
+    assert more_lines(result) == lines
