@@ -123,7 +123,7 @@ def crop_boxes(
     first = fits.int().argmax(dim=0, keepdim=True)
     found = fits.any(dim=0)
 
-    central_height, central_width = _central_box(height, width, ratio)
+    central_height, central_width = central_box(height, width, ratio)
     h = torch.where(found, h.gather(0, first)[0], central_height)
     w = torch.where(found, w.gather(0, first)[0], central_width)
     # u < 1 in float32 keeps floor(u * n) < n for every n below 2^24.
@@ -142,7 +142,7 @@ def _whole(height: int, width: int, device: torch.device) -> Boxes:
     return Boxes(zero, zero, zero + height, zero + width)
 
 
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+def central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
     """(height, width) of get_params' fallback, but at least one pixel where torchvision can round to none."""
     if width / height < min(ratio):
         return max(1, round(width / min(ratio))), width
