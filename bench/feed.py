@@ -128,8 +128,8 @@ def contenders(paths: list[Path], dataset: ImageDataset, packed: ImageDataset | 
 
     found["dsdmae"] = ours
     if packed is not None:
-        by_name = {packed.name(index).partition("!")[2]: index for index in range(len(packed))}
-        place = [by_name[str(name)] for name in relative(paths)]
+        by_name = {packed.name(i).rpartition("/")[2].rpartition("!")[2]: i for i in range(len(packed))}
+        place = [by_name[path.name] for path in paths]
 
         def out_of_pack(index: int, box: Box, size: int) -> torch.Tensor:
             picture = Picture(packed, place[index])
@@ -218,6 +218,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="torch")
     torch.set_num_threads(1)
     every = [p for p in sorted(arguments.folder.rglob("*.jpg")) if p.stat().st_size >= arguments.least_bytes]
+    packed = None
+    if arguments.packed:
+        from dsdmae_cli.config.compose import load
+        from dsdmae_cli.data.open import open_dataset
+
+        settings = load(assignments=[f"data.dataset={arguments.packed}"], environ={}).settings.data
+        packed = open_dataset(settings, "train")
+        there = {packed.name(index).rpartition("/")[2].rpartition("!")[2] for index in range(len(packed))}
+        every = [path for path in every if path.name in there]
     paths = every[:: -(-len(every) // arguments.most)]
     root = Path(os.path.commonpath(paths))
     dataset = FileImages(Directory(root, [str(name) for name in relative(paths)]), np.arange(len(paths)))
@@ -230,13 +239,6 @@ def main() -> None:
     )
     size = np.mean([path.stat().st_size for path in paths]) / 1024
     print(f"{len(paths)} JPEGs, {mean:.2f} megapixels and {size:.0f} KiB on average; least of {arguments.repeats}\n")
-    packed = None
-    if arguments.packed:
-        from dsdmae_cli.config.compose import load
-        from dsdmae_cli.data.open import open_dataset
-
-        settings = load(assignments=[f"data.dataset={arguments.packed}"], environ={}).settings.data
-        packed = open_dataset(settings, "train")
     found = contenders(paths, dataset, packed)
     for size in map(int, arguments.sizes.split(",")):
         table(found, boxes, size, arguments.repeats)

@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, n
 
 
 @app.callback()
-def data() -> None:
+def data(debug: Debug = False) -> None:
     """Make images ready for fast training, and check that they still are what they were."""
 
 
@@ -41,7 +41,7 @@ def pack(
     ] = 256,
     kind: Annotated[
         Literal["jpeg", "array"],
-        typer.Option("--format", help="jpeg, or array = the pixels themselves: a third of the work in training, some"
+        typer.Option("--format", help="jpeg, or array = the pixels themselves: less work in training, some"
                      " eight times the space"),
     ] = "jpeg",
     quality: Annotated[int, typer.Option("--quality", metavar="N", min=1, max=100, help="Of JPEG")] = 90,
