@@ -1,6 +1,6 @@
 """What a thousand, a hundred thousand and a million images in tar shards cost, in one thread: time and memory.
 
-    python bench/many_images.py [--counts 1000,100000,1000000] [--folder DIR]
+    python bench/many_images.py [--counts 1000,100000,1000000] [--folder DIR] [--packed]
 
 Makes small JPEGs (32x32 px, some 700 bytes, a class each) in shards of 10,000 in WebDataset's form, opens them as any
 command does, and removes them. Seconds are of the processor, so that a machine that is shared gives the same. Each
@@ -9,6 +9,9 @@ figure is a process of its own, so that its peak of memory is its own:
 - index:    the first opening, one pass over all headers, splits and labels decided
 - open:     the second, from the kept index
 - shuffle:  an epoch's order, and the images of 2,000 of its places read and decoded
+
+With --packed the same images are packed (`dsdmae data pack`), which is measured too, and `open` and `shuffle` are of
+the packed folder.
 """
 
 from __future__ import annotations
@@ -60,11 +63,17 @@ def measure(what: str, folder: Path) -> dict[str, float]:
 
     from dsdmae_cli.config.compose import load
     from dsdmae_cli.data.open import open_dataset
+    from dsdmae_cli.data.pack import Options
+    from dsdmae_cli.data.pack_dataset import pack_dataset
     from dsdmae_cli.data.source import Batching
 
     torch.set_num_threads(1)
-    settings = load(assignments=[f"data.dataset=folder:{folder}", "data.range=none"], environ={}).settings.data
+    settings = load(assignments=[f"data.dataset={folder}", "data.range=none"], environ={}).settings.data
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    if what == "pack":
+        found = pack_dataset(settings, folder.parent / "packed", Options(), quiet=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"seconds": time.process_time() - began, "mib": (peak - before) / 1024, "images": found["images"]}
     images = open_dataset(settings, "train")
     if what == "shuffle":
         began = time.process_time()
@@ -89,13 +98,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", default="1000,100000,1000000")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--measure", choices=("index", "open", "shuffle"))
+    parser.add_argument("--measure", choices=("index", "open", "shuffle", "pack"))
+    parser.add_argument("--packed", action="store_true")
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.folder)))
         return
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, one thread\n")
-    heads = ("images", "shards", "MiB", "index s", "µs an image", "MiB peak", "open s", "µs an image", "MiB peak",
+    first = "pack" if arguments.packed else "index"
+    heads = ("images", "shards", "MiB", f"{first} s", "µs an image", "MiB peak", "open s", "µs an image", "MiB peak",
              "KiB an image", "order s", "read and decode µs")  # fmt: skip
     print(f"| {' | '.join(heads)} |")
     print("|" + "---|" * len(heads))
@@ -105,7 +116,9 @@ def main() -> None:
             shards, cache = work / "shards", work / "cache"
             shards.mkdir()
             size = make(shards, count)
-            index, again, shuffle = (in_process(what, shards, cache) for what in ("index", "open", "shuffle"))
+            index = in_process(first, shards, cache)
+            read = work / "packed" if arguments.packed else shards
+            again, shuffle = (in_process(what, read, cache) for what in ("open", "shuffle"))
             cells = [
                 f"{count:,}", f"{-(-count // PER_SHARD)}", f"{size / 2**20:,.0f}",
                 f"{index['seconds']:.2f}", f"{1e6 * index['seconds'] / count:.0f}", f"{index['mib']:.0f}",

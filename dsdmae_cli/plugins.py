@@ -108,7 +108,8 @@ class DatasetSpec(Spec):
         num_images: official number of images by split, for a plan when the files are not here yet.
         count: "module:attribute" of a torch-free function(settings) -> (training images, those with a label), where the
             numbers are the person's and quickly told; None = `num_images` says, or nobody.
-        reads_paths: its argument is a path, and a path alone means this dataset. One of all that are installed says so.
+        reads_paths: a path alone, where a dataset is named, means this dataset; one of all that are installed says so.
+        marker: a folder that holds a file of this name, where it is named by its path alone, is this dataset.
     """
 
     settings: type[DataSettings] = DataSettings
@@ -120,6 +121,7 @@ class DatasetSpec(Spec):
     num_images: Mapping[str, int] = field(default_factory=dict)
     count: str | None = None
     reads_paths: bool = False
+    marker: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,14 +372,12 @@ def spelled_out(kind: Kind, text: str) -> str:
 
 
 def of_path(path: str) -> str:
-    """The whole name of the dataset that reads a path: "folder:PATH".
-
-    Raises:
-        PluginError: no dataset that is installed reads paths.
-    """
-    for plugin in discover("dataset"):
-        if isinstance(plugin, Plugin) and plugin.spec.reads_paths:
-            return f"{plugin.name}:{path}"
+    """The whole name of the dataset that reads a path: the one whose marker lies there, or "folder:PATH"; PluginError
+    where none that is installed reads paths."""
+    found, place = [p for p in discover("dataset") if isinstance(p, Plugin)], Path(path).expanduser()
+    marked = [p for p in found if p.spec.marker and (place / p.spec.marker).is_file()]
+    for plugin in (*marked, *(p for p in found if p.spec.reads_paths)):
+        return f"{plugin.name}:{path}"
     raise PluginError(f"no dataset that is installed reads a path such as {path}; install dsdmae anew")
 
 

@@ -59,12 +59,19 @@ class Augmentation:
         """Of what comes out, in pixels."""
         return height_width(self.image_size)[1]
 
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """Narrowest and widest width/height of a crop, in pixels.
+
+        A crop of a rectangle is as seldom stretched one way as the other, like that of a square.
+        """
+        narrow, wide = (ratio * (self.width / self.height) for ratio in self.crop_ratio)
+        return narrow, wide
+
     def boxes(self, batch: int, height: int, width: int, generator: Generator) -> Boxes:
         """Random boxes for images of a height and width; crop_scale says how large."""
         assert self.crop_scale is not None
-        # A crop of a rectangle is as seldom stretched one way as the other, like that of a square.
-        narrow, wide = (ratio * (self.width / self.height) for ratio in self.crop_ratio)
-        return crop_boxes(batch, height, width, self.crop_scale, (narrow, wide), generator)
+        return crop_boxes(batch, height, width, self.crop_scale, self.ratios, generator)
 
 
 class Boxes(NamedTuple):
@@ -142,7 +149,7 @@ def crop_boxes(
     first = fits.int().argmax(dim=0, keepdim=True)
     found = fits.any(dim=0)
 
-    central_height, central_width = _central_box(height, width, ratio)
+    central_height, central_width = central_box(height, width, ratio)
     h = torch.where(found, h.gather(0, first)[0], central_height)
     w = torch.where(found, w.gather(0, first)[0], central_width)
     # u < 1 in float32 keeps floor(u * n) < n for every n below 2^24.
@@ -162,7 +169,7 @@ def _middle(height: int, width: int, size: Size, device: torch.device) -> Boxes:
     return Boxes(zero + (height - tall) // 2, zero + (width - wide) // 2, zero + tall, zero + wide)
 
 
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+def central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
     """(height, width) of get_params' fallback, but at least one pixel where torchvision can round to none."""
     if width / height < min(ratio):
         return max(1, round(width / min(ratio))), width

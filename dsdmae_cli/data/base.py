@@ -134,6 +134,15 @@ class ImageDataset(ABC):
         """
         return None
 
+    def encoded(self, index: int) -> bytes | memoryview | None:
+        """The bytes of a file of which `load` makes RGB by dsdmae_cli.data.decode and does nothing else; None where it
+        does, or where there are no such bytes. Who cuts a part out of an image need not decode all its pixels.
+
+        Raises:
+            UnreadableImage: they cannot be read.
+        """
+        return None
+
     def arrays(self) -> UInt8[np.ndarray, "n height width c"] | None:
         """All images at once where they are held that way and have one size, else None."""
         return None
@@ -218,6 +227,9 @@ class Subset(ImageDataset):
 
     def file_bytes(self, index: int) -> bytes | None:
         return self.dataset.file_bytes(int(self.indices[index]))
+
+    def encoded(self, index: int) -> bytes | memoryview | None:
+        return self.dataset.encoded(int(self.indices[index]))
 
     def arrays(self) -> UInt8[np.ndarray, "n height width c"] | None:
         whole = self.dataset.arrays()

@@ -66,7 +66,7 @@ _TRANSPOSITION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPS_SIDES = frozenset({5, 6, 7, 8})
+SWAPS_SIDES = frozenset({5, 6, 7, 8})
 _TO_RGB_DIRECTLY = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 
 _BAND_BY_BAND = frozenset({"L", "LA", "RGB", "RGBA"})
@@ -184,7 +184,7 @@ def image_form(source: Path | bytes | BinaryIO, name: str) -> Form:
             width, height = image.size
             # Pillow would decode a whole PNG to look for a late orientation, and turns TIFF's size by itself.
             in_header = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-            if in_header and orientation(image) in _SWAPS_SIDES:
+            if in_header and orientation(image) in SWAPS_SIDES:
                 width, height = height, width
             bits = _bits(image)
             bands = len(image.getbands())

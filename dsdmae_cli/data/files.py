@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, overload
+from typing import overload
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -40,11 +40,13 @@ from dsdmae_cli.data.decode import (
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import Ranges, Reading, Values, sampled_range, sampled_ranges
+from dsdmae_cli.data.walk import walk
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import is_pattern
 
 # Pictures whose values say the range of all, of at most so many headers that are read to find them.
 _LOOKED_AT, _HEADERS = 64, 512
+_RGB = 3
 
 KINDS = "a folder of images or of .tar shards, or a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of one"
 
@@ -115,6 +117,11 @@ class FileImages(ImageDataset):
             return content.read_bytes()
         except OSError as error:
             raise UnreadableImage(self.name(index), (error.strerror or str(error)).lower()) from error
+
+    def encoded(self, index: int) -> bytes | memoryview | None:
+        if self.channels != _RGB or self.reading.bands is not None:
+            return None
+        return self._files.content(int(self._indices[index]))
 
     def fingerprint(self) -> str:
         """SHA-256 over each file's name below the folder, size, time of change and label; nothing is decoded.
@@ -193,6 +200,20 @@ class Files(ABC):
             UnreadableImage: an archive is damaged at this file.
         """
 
+    def content(self, index: int) -> bytes | None:
+        """What the file holds; None where it cannot be read, which whoever decodes it says in words.
+
+        Raises:
+            UnreadableImage: as read.
+        """
+        found = self.read(index)
+        if isinstance(found, bytes):
+            return found
+        try:
+            return found.read_bytes()
+        except OSError:
+            return None
+
     @abstractmethod
     def full_name(self, index: int) -> str:
         """What to call the file in messages."""
@@ -222,6 +243,21 @@ class Directory(Files):
 
     def read(self, index: int) -> Path:
         return self._root / self.names[index]
+
+    def content(self, index: int) -> bytes | None:
+        # Without pathlib and by one read, since to decode a small JPEG takes only ten times as long as to read it.
+        try:
+            descriptor = os.open(f"{self._root}{os.sep}{self.names[index]}", os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except (OSError, ValueError):
+            return None
+        try:
+            size = os.fstat(descriptor).st_size
+            found = os.read(descriptor, size)
+            return found if len(found) == size else None
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
 
     def full_name(self, index: int) -> str:
         return str(self.read(index))
@@ -270,7 +306,7 @@ def _open_files(path: Path) -> Files:
         if not stat.S_ISDIR(path.stat().st_mode):
             archive = Archive(path)
             return Shards([path]) if archive.has_labels else archive
-        files = sorted(_walk(path, "", ()))
+        files = sorted(walk(path))
         names = [name for name in files if is_image(name)]
         others = by_suffix(files)
         if not names and others.get(SUFFIX):
@@ -309,35 +345,6 @@ def require_images(path: Path, num_images: int, others: Mapping[str, int]) -> No
         raise DataError(
             f"{path} holds no images: {sum(others.values())} visible files{there}, none of {kinds}; give another path"
         )
-
-
-def _walk(folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Names of visible files below a folder; a symbolic link back to a folder above is not followed."""
-    found = os.stat(folder)  # noqa: PTH116
-    identity = (found.st_dev, found.st_ino)
-    if identity in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            kind = _kind(entry)
-            if kind == "folder":
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, identity))
-            elif kind == "file":
-                yield prefix + entry.name
-
-
-def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "other"]:
-    # A link that leads nowhere counts as a file, to be reported as unreadable like any other; a pipe or a
-    # device is left out because it would block whoever opens it.
-    try:
-        if entry.is_dir():
-            return "folder"
-        dangling = entry.is_symlink() and not os.path.exists(entry)  # noqa: PTH110
-        return "file" if dangling or entry.is_file() else "other"
-    except OSError:  # a link to itself
-        return "file"
 
 
 @contextmanager

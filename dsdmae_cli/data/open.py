@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from dsdmae_cli import distributed, plugins
 from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.channels import in_channels
+from dsdmae_cli.data.cores import own_cores
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed
 from dsdmae_cli.data.square import Squares, common_size, decode_into
@@ -173,11 +173,10 @@ def open_source(
 
 
 def num_workers(settings: DataSettings) -> int:
-    """Decoding processes: one a core but one, at most 16, unless the settings say."""
+    """Decoding processes of this one: one for each of its cores but one, unless the settings say."""
     if settings.workers != "auto":
         return settings.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores - 1))
+    return max(1, own_cores(distributed.local_processes()) - 1)
 
 
 def choose(total: int, most: int, seed: int, purpose: str) -> list[int]:

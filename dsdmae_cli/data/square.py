@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
+from dsdmae_cli.data.cores import usable_cores
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.size import Size, as_size, height_width
 
@@ -142,7 +142,7 @@ def decode_into(
             return error
         return [to_square(pixels, room.size) if index in room else None for room in rooms]
 
-    with ThreadPoolExecutor(cpu_count()) as pool:  # PIL decodes outside the interpreter's lock
+    with ThreadPoolExecutor(usable_cores()) as pool:  # PIL decodes outside the interpreter's lock
         for index, squares in zip(indices, pool.map(one, indices), strict=True):
             if isinstance(squares, UnreadableImage):
                 unreadable.add(squares.name, squares.reason)

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
+from dsdmae_cli.data.cutting import Picture, crops
+from dsdmae_cli.data.look_ahead import Ahead, look_ahead, pieces
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, of_view, seeded
-from dsdmae_cli.data.square import resized, to_square
 from dsdmae_cli.errors import DataError, RunFailed
 from dsdmae_cli.signals import end_with, unheard_children
 
 # A PIL image and a seed to a PIL image of the same size; it runs in the workers.
 Transform = Callable[[Image.Image, int], Image.Image]
 
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _WORKER_SECONDS = 300
 # How many neighbours of an unreadable image are tried in its place before the dataset is called unusable.
 _SUBSTITUTES = 20
@@ -35,23 +36,18 @@ Faults = list[tuple[str, str]]
 Key = tuple[int, int]  # (epoch, index of the image)
 
 
-class _Sample(NamedTuple):
-    """Crops of a decoded image (none if nothing could be read), its label (-1 = none), and what was unreadable."""
+class _Piece(NamedTuple):
+    """Images and labels of a part of a micro-batch; images are None where there were none to be had.
 
-    crops: UInt8[Tensor, "v c s t"]
-    label: int
-    faults: Faults
+    Channels come last, as decoders and the resampling have them; the device turns them about.
+    """
 
-
-class _Batch(NamedTuple):
-    """Images and labels of a micro-batch; images are None where there were none to be had."""
-
-    images: UInt8[Tensor, "b v c s t"] | None
+    images: UInt8[Tensor, "b v s t c"] | None
     labels: Int64[Tensor, " b"]
     faults: Faults
 
 
-class _Crops(Dataset[_Sample]):
+class _Crops(Dataset[_Piece]):
     """uint8 crops of decoded images by (epoch, index). An unreadable image is replaced by its next neighbour."""
 
     def __init__(
@@ -63,71 +59,74 @@ class _Crops(Dataset[_Sample]):
         self.num_views = num_views
         self.transform = transform
 
-    def __getitem__(self, key: Key) -> _Sample:
-        epoch, index = key
-        faults: Faults = []
+    def __getitems__(self, keys: list[Key]) -> _Piece:
+        plan = self.plan
+        images = _room((len(keys), self.num_views, plan.height, plan.width, self.dataset.channels))
+        labels = torch.full((len(keys),), -1, dtype=torch.int64)
         # Faults travel as data: DataLoader cannot carry an exception of ours out of a worker whole.
+        faults: Faults = []
+        for place, (epoch, index) in enumerate(keys):
+            found = self._fill(images[place], epoch, index, faults)
+            if found is None:
+                return _Piece(None, labels, faults)
+            if self.dataset.labels is not None:
+                labels[place] = int(self.dataset.labels[found])
+        return _Piece(images, labels, faults)
+
+    def __getitem__(self, key: Key) -> _Piece:
+        return self.__getitems__([key])
+
+    def _fill(self, room: UInt8[Tensor, "v s t c"], epoch: int, index: int, faults: Faults) -> int | None:
+        """Put an image's views into the room; which image it was, or None where so many in a row are unreadable."""
         for number in range(index, index + _SUBSTITUTES):
             candidate = number % len(self.dataset)
             try:
-                pixels = self.dataset.load(candidate)
+                views = crops(Picture(self.dataset, candidate), self.plan, self._generators(epoch, index))
             except UnreadableImage as error:
                 faults.append((error.name, error.reason))
                 continue
-            label = -1 if self.dataset.labels is None else int(self.dataset.labels[candidate])
-            views = np.stack([self._view(pixels, epoch, index, view) for view in range(self.num_views)])
-            return _Sample(torch.from_numpy(views.transpose(0, 3, 1, 2).copy()), label, faults)
-        plan = self.plan
-        return _Sample(torch.empty(0, self.dataset.channels, plan.height, plan.width, dtype=torch.uint8), -1, faults)
+            for view, cropped in enumerate(views):
+                room[view].copy_(cropped if self.transform is None else self._transformed(cropped, epoch, index, view))
+            return candidate
+        return None
 
-    def _view(
-        self, pixels: UInt8[np.ndarray, "h w c"], epoch: int, index: int, view: int
-    ) -> UInt8[np.ndarray, "s t c"]:
-        cropped = self._crop(pixels, derive_seed(self.seed, of_view("crop", view), epoch, index))
-        if self.transform is None:
-            return cropped
+    def _generators(self, epoch: int, index: int) -> list[torch.Generator]:
+        seeds = (derive_seed(self.seed, of_view("crop", view), epoch, index) for view in range(self.num_views))
+        return [seeded(torch.device("cpu"), seed) for seed in seeds]
+
+    def _transformed(
+        self, cropped: UInt8[Tensor, "s t c"], epoch: int, index: int, view: int
+    ) -> UInt8[Tensor, "s t c"]:
+        assert self.transform is not None
         seed = derive_seed(self.seed, of_view("transform", view), epoch, index)
-        return np.asarray(self.transform(Image.fromarray(cropped), seed))
-
-    def _crop(self, pixels: UInt8[np.ndarray, "h w c"], seed: int) -> UInt8[np.ndarray, "s t c"]:
-        plan, generator = self.plan, seeded(torch.device("cpu"), seed)
-        if plan.crop_from is not None:
-            # The window is cut in here: a whole square would be many times as much to send.
-            square = to_square(pixels, plan.crop_from)
-            top, left = (
-                int(torch.randint(0, plan.crop_from - side + 1, (), generator=generator))
-                for side in (plan.height, plan.width)
-            )
-            return square[top : top + plan.height, left : left + plan.width]
-        if plan.crop_scale is None:
-            return to_square(pixels, plan.image_size)
-        height, width = pixels.shape[:2]
-        boxes = plan.boxes(1, height, width, generator)
-        top, left, height, width = (int(n) for n in boxes)
-        # Cut first, as torchvision does: a resize with a box would look beyond the crop's edge.
-        crop = pixels[top : top + height, left : left + width]
-        return resized(crop, plan.image_size, _RESAMPLING[plan.interpolation])
+        return torch.from_numpy(np.array(self.transform(Image.fromarray(cropped.numpy()), seed)))
 
 
-def _collate(samples: list[_Sample]) -> _Batch:
-    faults = [fault for sample in samples for fault in sample.faults]
-    images = [sample.crops for sample in samples if len(sample.crops)]
-    labels = torch.tensor([sample.label for sample in samples])
-    return _Batch(torch.stack(images) if len(images) == len(samples) else None, labels, faults)
+def _room(shape: tuple[int, ...]) -> UInt8[Tensor, "*shape"]:
+    """Memory for a piece; in a worker it is shared from the first, or all would be copied to where it is."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+
+
+def _as_it_is(piece: Any) -> Any:
+    return piece
 
 
 class _Keys:
-    """The micro-batches of the rest of the run, so that workers decode across the epochs' borders too."""
+    """The pieces of the rest of the run, so that workers decode across the epochs' borders too."""
 
-    def __init__(self, batching: Batching, epoch: int, first_step: int) -> None:
-        self.batching, self.epoch, self.first_step = batching, epoch, first_step
+    def __init__(self, batching: Batching, epoch: int, first_step: int, most: int) -> None:
+        self.batching, self.epoch, self.first_step, self.most = batching, epoch, first_step, most
 
     def __iter__(self) -> Iterator[list[Key]]:
         for epoch in count(self.epoch):
             order = self.batching.order(epoch)
             for step in range(self.first_step if epoch == self.epoch else 0, self.batching.steps_per_epoch):
                 for ids in self.batching.micro_batches(order, step):
-                    yield [(epoch, index) for index in ids.tolist()]
+                    for piece in ids.split(pieces(len(ids), self.most)):
+                        yield [(epoch, index) for index in piece.tolist()]
 
 
 class StreamingSource(Source):
@@ -137,6 +136,9 @@ class StreamingSource(Source):
         labelled: micro-batches carry the images' labels.
         transform: what workers do to each crop, beside cutting it.
         num_views: crops of each image (Method.num_views).
+
+    Raises:
+        RunFailed: what workers have ready would not fit the memory that they share with this process.
     """
 
     def __init__(
@@ -157,8 +159,11 @@ class StreamingSource(Source):
         self.unreadable = unreadable
         self.labelled = labelled
         self.crops = _Crops(dataset, plan, batching.seed, num_views, transform)
+        image_bytes = num_views * plan.image_size**2 * dataset.channels
+        largest = min(batching.micro_batch, batching.local_batch)
+        self.ahead = look_ahead(workers, largest, image_bytes) if workers else Ahead(largest, 0)
         self.on_device = replace(plan, crop_scale=None, crop_from=None)
-        self._stream: Iterator[_Batch] | None = None
+        self._stream: Iterator[_Piece] | None = None
         self._next: tuple[int, int] = (-1, -1)
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[MicroBatch]]:
@@ -168,14 +173,14 @@ class StreamingSource(Source):
             yield self._step(epoch, step)
         self._next = (epoch + 1, 0)
 
-    def _open(self, epoch: int, first_step: int) -> Iterator[_Batch]:
+    def _open(self, epoch: int, first_step: int) -> Iterator[_Piece]:
         loader = DataLoader(
             self.crops,
-            batch_sampler=_Keys(self.batching, epoch, first_step),
+            batch_sampler=_Keys(self.batching, epoch, first_step, self.ahead.piece),
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=_as_it_is,
             pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=self.ahead.pieces or None,
             timeout=_WORKER_SECONDS if self.workers else 0,
             worker_init_fn=partial(end_with, os.getpid()) if self.workers else None,
         )
@@ -188,14 +193,20 @@ class StreamingSource(Source):
             ) from error
 
     def _step(self, epoch: int, step: int) -> Iterator[MicroBatch]:
-        for index in range(-(-self.batching.local_batch // self.batching.micro_batch)):
-            crops, labels = self._receive()
-            crops = crops.to(self.device, non_blocking=True)
+        sizes = [len(ids) for ids in torch.empty(self.batching.local_batch).split(self.batching.micro_batch)]
+        for index, size in enumerate(sizes):
+            received = [self._receive() for _ in range(-(-size // pieces(size, self.ahead.piece)))]
+            # Piece by piece, so that the device may copy one while the next is waited for.
+            sent = [images.to(self.device, non_blocking=True) for images, _ in received]
+            crops = (sent[0] if len(sent) == 1 else torch.cat(sent)).permute(0, 1, 4, 2, 3)
             images = self.augmented(crops, self.on_device, epoch, step, index)
-            there = labels.to(self.device, non_blocking=True) if self.labelled else None
+            there = None
+            if self.labelled:
+                labels = torch.cat([labels for _, labels in received])
+                there = labels.to(self.device, non_blocking=True)
             yield MicroBatch(images, self.micro_seed("corrupt", epoch, step, index), there)
 
-    def _receive(self) -> tuple[UInt8[Tensor, "b v c s t"], Int64[Tensor, " b"]]:
+    def _receive(self) -> tuple[UInt8[Tensor, "b v s t c"], Int64[Tensor, " b"]]:
         assert self._stream is not None
         try:
             images, labels, faults = next(self._stream)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from dsdmae_cli.data.cores import usable_cores
 from dsdmae_cli.doctor import Check
 
 _GIB = 2**30
@@ -63,16 +64,6 @@ def _cpu_name() -> str:
         if found:
             return found[1]
     return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and its container's limit."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            allowed = min(allowed, max(1, int(quota) // int(period)))
-    return allowed
 
 
 def precision() -> Iterator[Check]:

@@ -7,6 +7,7 @@ import os
 import psutil
 import torch
 
+from dsdmae_cli.data.cores import usable_cores
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.child import Slot
 
@@ -30,7 +31,7 @@ def make_slots(workers: int | None, parallel: bool, device: str, most: int, gib_
         SettingsError: more workers than cores on a CPU.
     """
     gpus = _gpus() if device in ("auto", "cuda") else []
-    cores = _cores()
+    cores = usable_cores()
     on_cpu = device == "cpu" or (device == "auto" and not gpus and not torch.backends.mps.is_available())
     if on_cpu and workers is not None and workers > cores:
         raise SettingsError(f"--workers {workers} on a CPU with {cores} cores would slow each other down; take {cores}")
@@ -56,13 +57,6 @@ def _gpus() -> list[str]:
     if visible is None:
         return [str(i) for i in range(count)]
     return [name.strip() for name in visible.split(",")][:count]
-
-
-def _cores() -> int:
-    """Cores that this process may use; taskset and containers allow fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _threads(cores: int, workers: int) -> int:

@@ -109,3 +109,14 @@ PARQUET = DatasetSpec(
     image_size="dsdmae_builtin.parquet:native_size",
     value_range="dsdmae_builtin.parquet:value_range",
 )
+
+PACKED = DatasetSpec(
+    summary="a folder that `dsdmae data pack` made: images ready for training, in checked shards",
+    build="dsdmae_builtin.packed:build",
+    argument="PATH",
+    marker="packed.json",
+    count="dsdmae_builtin.packed:count",
+    image_size="dsdmae_builtin.packed:native_size",
+    channels="dsdmae_builtin.packed:channels",
+    value_range="dsdmae_builtin.packed:value_range",
+)

@@ -36,7 +36,7 @@ COMMANDS = [
     ("probe",), ("finetune",), ("compare",), ("embed",), ("export",), ("denoise",),
     ("predict",), ("restore",),
     ("config",), ("config", "show"), ("config", "check"), ("config", "presets"), ("config", "describe"), ("plugins",),
-    ("plugins", "new"),
+    ("plugins", "new"), ("data",), ("data", "pack"), ("data", "verify"),
     ("doctor",), ("cache",), ("cache", "clear"), ("runs",), ("runs", "show"), ("runs", "open"),
     ("runs", "best"), ("runs", "rm"),
 ]  # fmt: skip

@@ -39,8 +39,8 @@ EXCEPTIONS = {
 # The plugin interface: docs/plugins.md says so to authors.
 INTERFACE = {
     "backbone", "corruption", "degradation", "data.arrays", "data.archives", "data.augment", "data.base", "data.decode",
-    "data.files", "data.label_file", "data.once", "data.open", "data.shards", "data.source", "data.splits",
-    "data.square",
+    "data.files", "data.label_file", "data.once", "data.open", "data.packed", "data.shards", "data.source",
+    "data.splits", "data.square",
     "data.values", "errors",
     "evaluation.attentive",
     "evaluation.efficient",

@@ -1,0 +1,29 @@
+"""How many processor cores are this process's, to decode with. No torch here."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, by its affinity and its container's limit."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            allowed = min(allowed, max(1, int(quota) // int(period)))
+    return allowed
+
+
+def own_cores(processes: int) -> int:
+    """This process's share of the usable cores, at least one.
+
+    Args:
+        processes: that train on this machine. Where srun says what a task of it has, that is its own already.
+    """
+    usable, given = usable_cores(), os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if "SLURM_PROCID" in os.environ and given.isdigit() and int(given):
+        return min(usable, int(given))
+    return max(1, usable // processes)

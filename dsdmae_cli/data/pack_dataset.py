@@ -1,0 +1,83 @@
+"""A dataset by its settings, packed: what `dsdmae data pack` does. pack.py writes the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dsdmae_cli import __version__, plugins
+from dsdmae_cli.data.account import take_account
+from dsdmae_cli.data.open import open_dataset
+from dsdmae_cli.data.pack import Options, pack
+from dsdmae_cli.data.packed import INDEX, Manifest, Shard
+from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.plugins import DatasetSpec
+from dsdmae_cli.report import say
+from dsdmae_cli.report.counted import Counted
+from dsdmae_cli.settings.models import DataSettings
+
+_RGB = 3
+
+
+def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: bool) -> dict[str, Any]:
+    """Write a dataset's packed form; what became of it, fit for JSON.
+
+    Args:
+        quiet: no progress and no remarks.
+
+    Raises:
+        SettingsError: the dataset has ways of its own that the packed form would forget.
+        DataError: it cannot be read, or the folder holds something else.
+        RunFailed: the folder cannot be written.
+    """
+    spec: DatasetSpec = plugins.find("dataset", settings.dataset).spec
+    _require_plain(spec, settings.dataset)
+    splits = {split: open_dataset(settings, split) for split in ("train", "test")}
+    train = splits["train"]
+    limits = settings.range
+    if limits == "auto":
+        limits = None if spec.value_range is None else plugins.load(spec.value_range)(settings)
+    account = take_account({"training": train, "held-out": splits["test"]}, limits)
+    if not quiet:
+        for line in account.lines():
+            say(line)
+    size = plugins.load(spec.image_size)(settings) if isinstance(spec.image_size, str) else spec.image_size
+    if settings.image_size != "auto":
+        size = settings.image_size
+    if size > options.size and not quiet:
+        say(f"dsdmae: warning: networks see these images at {size} px, and they are packed at {options.size}")
+    bands = None if settings.bands == "auto" else settings.bands
+    source = {"dataset": settings.dataset, "account": account.rows(), "notes": list(train.notes)}
+    manifest = Manifest(
+        f"dsdmae {__version__}", source, vars(options), size, train.channels, bands, limits, train.classes, 0,
+        Shard(INDEX, 0, 0, ""), (),
+    )  # fmt: skip
+    unreadable = Unreadable(sum(map(len, splits.values())), settings)
+    with Counted("packing", 1, quiet=quiet) as report:
+        report.begin(settings.dataset)
+        done = pack(
+            splits, out, options, manifest, rewritten=train.channels == _RGB and bands is None,
+            unreadable=unreadable.add, advance=report.advance,
+        )  # fmt: skip
+    if len(unreadable) and not quiet:
+        for line in unreadable.lines():
+            say(f"left out, since it cannot be read: {line}")
+    return {
+        "out": str(out),
+        "images": done.index.images,
+        "bytes": sum(shard.bytes for shard in done.shards),
+        "shards": len(done.shards),
+        "as_they_were": done.as_they_were,
+        "unreadable": dict(done.source["unreadable"]),
+        "next": f"dsdmae pretrain {out}",
+    }
+
+
+def _require_plain(spec: DatasetSpec, name: str) -> None:
+    usual = DatasetSpec(summary="", build="", image_size=1).augment
+    if spec.labelled_split != "train" or dict(spec.augment) != dict(usual):
+        raise SettingsError(
+            f"dataset {name} says how its own images are split or augmented, which a packed folder would forget; pack"
+            " images of your own, or use it as it is"
+        )
