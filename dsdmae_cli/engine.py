@@ -13,17 +13,19 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dsdmae_cli import distributed
-from dsdmae_cli.data.source import MicroBatch, Source, seeded
+from dsdmae_cli.data.source import MicroBatch, Source
 from dsdmae_cli.errors import CheckpointError, RunFailed
 from dsdmae_cli.methods.base import Corruption, Method, StepInfo, SupervisedMethod
-from dsdmae_cli.optim import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
-from dsdmae_cli.runtime import Runtime, autocast, choose_attention, keep_freed_memory
+from dsdmae_cli.optim import build_optimizer, clipped_norm, learning_rate, optimizer_tensors, restore_optimizer
+from dsdmae_cli.runtime import Runtime, autocast, choose_attention, keep_freed_memory, seed_global
 from dsdmae_cli.settings.models import LoopSettings
 from dsdmae_cli.settings.resolved import ResolvedOptim
+from dsdmae_cli.window import Window
 
 
 class Hooks(Protocol):
@@ -40,51 +42,6 @@ class Hooks(Protocol):
 
     def should_stop(self) -> bool:
         """Whether to leave after this step; the same answer in all processes."""
-
-
-class _Window:
-    """Sums of losses and norms since the last record, kept on the device until then."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-
-    def add(self, values: dict[str, Tensor], skipped: Tensor) -> None:
-        """Add a step; of a skipped one only that it was skipped, for NaN is contagious."""
-        zero = torch.zeros((), device=self.device)
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, zero) + torch.where(skipped > 0, zero, value)
-        self.sums["skipped"] = self.sums.get("skipped", zero) + skipped
-        self.steps += 1
-
-    def read(self) -> dict[str, float]:
-        """Means over the steps that counted and over all processes; the one place where the device is waited for.
-
-        Where all steps were skipped there is nothing to report but their number.
-        """
-        names = list(self.sums)
-        sums = dict(
-            zip(
-                names,
-                distributed.mean_(torch.stack([self.sums[name] for name in names])).tolist(),
-                strict=True,
-            )
-        )
-        found = self._means(sums)
-        self.sums, self.steps = {}, 0
-        return found
-
-    def peek(self) -> dict[str, float]:
-        """The same of this process alone, and the sums go on."""
-        if not self.sums:
-            return {}
-        return self._means(dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True)))
-
-    def _means(self, sums: dict[str, float]) -> dict[str, float]:
-        counted = self.steps - sums["skipped"]
-        means = {name: total / counted for name, total in sums.items() if name != "skipped"} if counted else {}
-        return {**means, "skipped": sums["skipped"]}
 
 
 # What gloo and NCCL say where a process of the group is gone.
@@ -161,7 +118,9 @@ class Trainer:
         # Non-finite steps: in all, and in a row until now.
         self.skipped = torch.zeros((), device=runtime.device)
         self.streak = torch.zeros((), device=runtime.device)
-        self.window = _Window(runtime.device)
+        self.window = Window(runtime.device)
+        # Set to a micro-batch's seed before each use: a new one would not be known to a captured graph.
+        self._generator = torch.Generator(device=runtime.device)
         self.model = self._prepare()
 
     def _prepare(self) -> nn.Module:
@@ -236,10 +195,10 @@ class Trainer:
     def _step(self, micro_batches: Iterator[MicroBatch]) -> None:
         self.whole = False
         lr = self._set_learning_rate()
-        losses = self._accumulate(micro_batches)
+        names, losses = self._accumulate(micro_batches)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad or float("inf"))
-        skipped = self._nonfinite(norm, losses["loss"])
+        norm = clipped_norm(self.parameters, self.optim.clip_grad)
+        skipped = self._nonfinite(norm, losses[names.index("loss")])
         # The fused optimiser reads this flag on the device: set, it leaves weights, moments and counts untouched.
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
@@ -248,33 +207,35 @@ class Trainer:
         self.step += 1
         self.method.after_step(StepInfo(self.step, self.total_steps, self.steps_per_epoch, skipped))
         self.skipped += skipped
-        self.streak = (self.streak + 1) * skipped
-        self.window.add({**losses, "grad_norm": norm}, skipped)
+        self.streak.add_(1).mul_(skipped)
+        self.window.add((*names, "grad_norm"), torch.cat([losses, norm.unsqueeze(0)]), skipped)
         self._lr = lr
         self.whole = True
 
-    def _accumulate(self, micro_batches: Iterator[MicroBatch]) -> dict[str, Tensor]:
-        """Gradients of the step in .grad; its losses."""
-        totals: dict[str, Tensor] = {}
+    def _accumulate(self, micro_batches: Iterator[MicroBatch]) -> tuple[tuple[str, ...], Float[Tensor, " n"]]:
+        """Gradients of the step in .grad; the names of its losses, and their values."""
+        names: tuple[str, ...] = ()
+        totals: Tensor | None = None
         local_batch = self.source.batching.local_batch
         remaining = local_batch
         for batch in micro_batches:
             images = batch.images
             remaining -= len(images)
             share = len(images) / local_batch
-            generator = seeded(images.device, batch.seed)
             # Stochastic depth and the like draw from the global state: give it the same standing as the rest.
-            torch.manual_seed(batch.seed)
+            seed_global(self.runtime.device, batch.seed)
             with self._unsynced(last=remaining == 0):
                 with torch.no_grad():
-                    corruption = self._corrupt(batch, generator)
+                    corruption = self._corrupt(batch, self._generator.manual_seed(batch.seed))
                 with autocast(self.runtime.device, self.runtime.precision):
                     losses = self.model(images, corruption)
-                self.scaler.scale(losses["loss"] * share).backward()
-            for name, value in losses.items():
-                part = value.detach() * share
-                totals[name] = totals[name] + part if name in totals else part
-        return totals
+                loss = losses["loss"]
+                self.scaler.scale(loss if share == 1 else loss * share).backward()
+            part = torch.stack([value.detach().float() for value in losses.values()])
+            part = part if share == 1 else part * share
+            names, totals = tuple(losses), part if totals is None else totals + part
+        assert totals is not None
+        return names, totals
 
     def _corrupt(self, batch: MicroBatch, generator: torch.Generator) -> Corruption:
         if batch.labels is None:
@@ -290,7 +251,8 @@ class Trainer:
 
     def _nonfinite(self, norm: Tensor, loss: Tensor) -> Tensor:
         """1.0 if the gradient or the loss of any process is not finite, else 0.0; never read back here."""
-        return distributed.max_((~(torch.isfinite(norm) & torch.isfinite(loss))).float())
+        # x - x is 0, and NaN of what is not finite: half as many kernels as two questions.
+        return distributed.max_(((norm - norm) + (loss - loss)).isnan().float())
 
     def _rate(self, step: int) -> float:
         optim = self.optim
@@ -304,13 +266,13 @@ class Trainer:
         return lr
 
     def _read(self, seconds: float, steps: int) -> dict[str, float]:
-        streak = int(self.streak)
-        record = {"step": self.step, "epoch": self.step / self.steps_per_epoch, **self.window.read()}
+        means, streak = self.window.read(self.streak)
+        record = {"step": self.step, "epoch": self.step / self.steps_per_epoch, **means}
         record["lr"] = self._lr
         record["images_per_second"] = steps * self.source.batching.batch_size / max(seconds, 1e-9)
         if streak >= self.train.max_nonfinite:
             raise RunFailed(
-                f"the last {streak} steps had a non-finite loss or gradient and were skipped; lower --lr, set"
+                f"the last {streak:.0f} steps had a non-finite loss or gradient and were skipped; lower --lr, set"
                 " optim.clip_grad, or use --precision bf16 or fp32, then resume from the last checkpoint or start anew"
             )
         return record
@@ -324,7 +286,7 @@ class Trainer:
         """(weights, training tensors, the rest) for a checkpoint."""
         training = optimizer_tensors(self.optimizer, self._names())
         training |= {"engine/skipped": self.skipped, "engine/streak": self.streak}
-        training |= {f"window/{name}": value for name, value in self.window.sums.items()}
+        training |= {f"window/{name}": value for name, value in self.window.state().items()}
         rest = {"window_steps": self.window.steps, "scaler": self.scaler.state_dict()}
         return dict(self.method.state_dict()), training, rest
 
@@ -340,10 +302,6 @@ class Trainer:
             if found is None or found.shape != () or not found.is_floating_point():
                 raise CheckpointError(f"the checkpoint's count engine/{name} is missing or no number; it is damaged")
             setattr(self, name, found.to(device))
-        self.window.sums = {
-            key.removeprefix("window/"): value.to(device)
-            for key, value in training.items()
-            if key.startswith("window/")
-        }
-        self.window.steps = rest["window_steps"]
+        sums = {k.removeprefix("window/"): value for k, value in training.items() if k.startswith("window/")}
+        self.window.restore(sums, rest["window_steps"])
         self.scaler.load_state_dict(rest["scaler"])

@@ -139,6 +139,18 @@ def choose_micro_batch(wanted: int | str, local_batch: int, tokens: int, width: 
     return min(size, local_batch)
 
 
+def seed_global(device: torch.device, seed: int) -> None:
+    """Seed what draws from the global state on the device and on the host: stochastic depth, dropout.
+
+    torch.manual_seed would seed all GPUs of the machine, every micro-batch.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)  # of this process's own
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc not to hand every freed activation back to the kernel, only to have it zeroed again.
 

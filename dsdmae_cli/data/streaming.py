@@ -101,7 +101,7 @@ class _Crops(Dataset[_Sample]):
             return to_square(pixels, plan.image_size)
         height, width = pixels.shape[:2]
         boxes = crop_boxes(1, height, width, plan.crop_scale, plan.crop_ratio, generator)
-        top, left, height, width = (int(n) for n in boxes)
+        (top, left), (height, width) = (part[:, 0].tolist() for part in boxes)
         # Cut first, as torchvision does: a resize with a box would look beyond the crop's edge.
         crop = pixels[top : top + height, left : left + width]
         return resized(crop, plan.image_size, _RESAMPLING[plan.interpolation])

@@ -39,6 +39,7 @@ from dsdmae_cli.runtime import Runtime, autocast, choose_runtime
 from dsdmae_cli.settings.judge import FinetuneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 from dsdmae_cli.tasks.classifier import Classifier
+from dsdmae_cli.transfer import Gathered
 from dsdmae_cli.work import encoder_flops, measure_work
 
 _BEST = "best.safetensors"
@@ -182,18 +183,20 @@ class _Answering:
         network.eval()
         kept: dict[str, Tensor] = {}
         hook = network.head.register_forward_pre_hook(lambda _, inputs: kept.update(features=inputs[0]))
-        parts: list[Answers] = []
+        answered, seen, indices = Gathered(), Gathered(), Gathered()
         unreadable = Unreadable(len(dataset), data)
         device = self.runtime.device
         for batch in square_batches(dataset, range(len(dataset)), encoder.image_size, _BATCH, device, unreadable):
             with autocast(device, self.runtime.precision):
                 logits = network(prepare(batch.images, encoder.image_size, data.interpolation))
-            parts.append(Answers(logits.float().cpu(), kept["features"].float().cpu(), batch.indices))
+            for column, found in ((answered, logits), (seen, kept["features"])):
+                column.add(found.float())
+            indices.add(batch.indices)
         hook.remove()
         network.train(was_training)
         for line in unreadable.lines():
             self.report.warn(f"skipped an unreadable image: {line}")
-        answers = Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        answers = Answers(answered.cat(), seen.cat(), indices.cat())
         if not answers.logits.isfinite().all():
             raise RunFailed("the network's answers are not finite; lower --lr or use --precision fp32")
         return answers
