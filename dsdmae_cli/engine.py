@@ -10,6 +10,7 @@ import inspect
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -20,9 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from dsdmae_cli import distributed
 from dsdmae_cli.data.source import MicroBatch, Source
 from dsdmae_cli.errors import CheckpointError, RunFailed
-from dsdmae_cli.methods.base import Corruption, Method, StepInfo, SupervisedMethod
+from dsdmae_cli.methods.base import Corruption, Losses, Method, StepInfo, SupervisedMethod
+from dsdmae_cli.methods.recomputing import recompute
 from dsdmae_cli.optim import build_optimizer, clipped_norm, learning_rate, optimizer_tensors, restore_optimizer
-from dsdmae_cli.runtime import Runtime, autocast, choose_attention, keep_freed_memory, seed_global
+from dsdmae_cli.runtime import Runtime, autocast, choose_attention, dividing_power, keep_freed_memory, seed_global
 from dsdmae_cli.settings.models import LoopSettings
 from dsdmae_cli.settings.resolved import ResolvedOptim
 from dsdmae_cli.window import Window
@@ -40,6 +42,9 @@ class Hooks(Protocol):
     def epoch_ended(self, epoch: int) -> None:
         """After the last step of an epoch (counted from 1)."""
 
+    def recut(self, micro_batch: int, before: int) -> None:
+        """Micro-batches hold this many images from here on, since `before` did not fit."""
+
     def should_stop(self) -> bool:
         """Whether to leave after this step; the same answer in all processes."""
 
@@ -55,7 +60,7 @@ _LOST = (
 )
 
 
-def _explained(error: RuntimeError | MemoryError, runtime: Runtime) -> RunFailed | None:
+def _explained(error: RuntimeError | MemoryError, runtime: Runtime, whole_batch: bool = False) -> RunFailed | None:
     """What a person can do about an error out of torch; None where there is nothing to say."""
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc")):
         return RunFailed(
@@ -63,6 +68,11 @@ def _explained(error: RuntimeError | MemoryError, runtime: Runtime) -> RunFailed
             " effective batch stays the same) or --set data.workers, or end other programs; go on with --resume"
         )
     if isinstance(error, torch.OutOfMemoryError):
+        if whole_batch:
+            return RunFailed(
+                f"{runtime.device} ran out of memory with a batch of {runtime.micro_batch} images, which this method"
+                " needs whole; lower --batch-size, start more processes, or set train.checkpoint_activations=true"
+            )
         half = max(1, runtime.micro_batch // 2)
         return RunFailed(
             f"{runtime.device} ran out of memory with micro-batches of {runtime.micro_batch} images;"
@@ -128,6 +138,8 @@ class Trainer:
             keep_freed_memory()
         choose_attention(self.method, self.runtime)
         self.method.train()
+        if self.train.checkpoint_activations:
+            recompute(self.method)
         if self.runtime.compile:
             self.method.compile()
         if distributed.world_size() == 1:
@@ -149,6 +161,8 @@ class Trainer:
                 images died.
         """
         try:
+            if self.runtime.may_halve:
+                self._fit_memory()
             if self.window.steps and self._is_logged():  # an error came between a step and its record
                 self._lr = self._rate(self.step - 1)
                 self.hooks.logged(self._read(float("inf"), self.window.steps))
@@ -156,10 +170,54 @@ class Trainer:
                 pass
         except (RuntimeError, MemoryError) as error:
             self.source.close()  # of several workers that were killed each would tell its own end, in the midst of this
-            known = _explained(error, self.runtime)
+            known = _explained(error, self.runtime, self.method.whole_batch)
             if known is None:
                 raise
             raise known from error
+
+    def _fit_memory(self) -> None:
+        """Halve the micro-batch until one fits in every process; what is tried leaves nothing behind."""
+        while distributed.highest(int(not self._fits())):
+            before = self.runtime.micro_batch
+            if before == 1:
+                raise RunFailed(
+                    f"{self.runtime.device} has not the memory for a single image; take a smaller network, or"
+                    " --set train.checkpoint_activations=true"
+                )
+            self._recut(dividing_power(self.source.batching.local_batch, before // 2))
+            self.hooks.recut(self.runtime.micro_batch, before)
+
+    def _recut(self, micro_batch: int) -> None:
+        self.runtime = replace(self.runtime, micro_batch=micro_batch)
+        self.source.recut(micro_batch)
+
+    def _fits(self) -> bool:
+        """Whether a micro-batch, and beside it the moments that the first step will make, fit into memory.
+
+        It is one of black images, so that no image is decoded for it, and gradients are not exchanged: of several
+        processes one may run out of memory where the others would wait for it.
+        """
+        encoder, device = self.method.encoder(), self.runtime.device
+        buffers = [(buffer, buffer.clone()) for buffer in self.method.buffers()]
+        shape = (self.runtime.micro_batch, encoder.in_chans, encoder.image_size, encoder.image_size)
+        try:
+            moments = [torch.empty_like(p) for p in self.parameters if p not in self.optimizer.state for _ in range(2)]
+            images = self.method.as_views(torch.full(shape, -1.0, device=device))
+            labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+            self._backward(
+                MicroBatch(images, 0, labels if isinstance(self.method, SupervisedMethod) else None), 1, False
+            )
+            del moments
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, was in buffers:
+                buffer.copy_(was)
+        if not fits and device.type == "cuda":
+            torch.cuda.empty_cache()
+        return fits
 
     def _epoch(self) -> bool:
         """Go to the end of the current epoch; False if the hooks asked to stop on the way."""
@@ -219,23 +277,27 @@ class Trainer:
         local_batch = self.source.batching.local_batch
         remaining = local_batch
         for batch in micro_batches:
-            images = batch.images
-            remaining -= len(images)
-            share = len(images) / local_batch
-            # Stochastic depth and the like draw from the global state: give it the same standing as the rest.
-            seed_global(self.runtime.device, batch.seed)
-            with self._unsynced(last=remaining == 0):
-                with torch.no_grad():
-                    corruption = self._corrupt(batch, self._generator.manual_seed(batch.seed))
-                with autocast(self.runtime.device, self.runtime.precision):
-                    losses = self.model(images, corruption)
-                loss = losses["loss"]
-                self.scaler.scale(loss if share == 1 else loss * share).backward()
+            remaining -= len(batch.images)
+            share = len(batch.images) / local_batch
+            losses = self._backward(batch, share, last=remaining == 0)
             part = torch.stack([value.detach().float() for value in losses.values()])
             part = part if share == 1 else part * share
             names, totals = tuple(losses), part if totals is None else totals + part
         assert totals is not None
         return names, totals
+
+    def _backward(self, batch: MicroBatch, share: float, last: bool) -> Losses:
+        """A micro-batch's losses, their gradient added to .grad; it is exchanged with the last one of a step."""
+        # Stochastic depth and the like draw from the global state: give it the same standing as the rest.
+        seed_global(self.runtime.device, batch.seed)
+        with self._unsynced(last):
+            with torch.no_grad():
+                corruption = self._corrupt(batch, self._generator.manual_seed(batch.seed))
+            with autocast(self.runtime.device, self.runtime.precision):
+                losses: Losses = self.model(batch.images, corruption)
+            loss = losses["loss"]
+            self.scaler.scale(loss if share == 1 else loss * share).backward()
+        return losses
 
     def _corrupt(self, batch: MicroBatch, generator: torch.Generator) -> Corruption:
         if batch.labels is None:
@@ -288,6 +350,7 @@ class Trainer:
         training |= {"engine/skipped": self.skipped, "engine/streak": self.streak}
         training |= {f"window/{name}": value for name, value in self.window.state().items()}
         rest = {"window_steps": self.window.steps, "scaler": self.scaler.state_dict()}
+        rest["micro_batch"] = self.runtime.micro_batch
         return dict(self.method.state_dict()), training, rest
 
     def restore(self, step: int, training: dict[str, Tensor], rest: dict[str, Any]) -> None:
@@ -295,6 +358,10 @@ class Trainer:
         if step > self.total_steps:
             raise CheckpointError(f"the checkpoint is of step {step}, but the run ends at {self.total_steps}")
         self.step = step
+        # What was chosen by free memory stays: another micro-batch would be other draws of masks and noise.
+        micro_batch = rest.get("micro_batch")
+        if self.runtime.may_halve and micro_batch and not self.source.batching.local_batch % micro_batch:
+            self._recut(micro_batch)
         restore_optimizer(self.optimizer, self._names(), training)
         device = self.runtime.device
         for name in ("skipped", "streak"):

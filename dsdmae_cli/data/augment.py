@@ -126,7 +126,7 @@ def crop_boxes(
     fits = ((sides > 0) & (sides <= full)).all(dim=0)
     # The first of equal values, as argmax; and whether there is one that fits.
     found, first = fits.max(dim=0)
-    central = _central_box(height, width, ratio)
+    central = central_box(height, width, ratio)
     sides = torch.where(found, sides.gather(1, first.expand(2, 1, -1)).long(), _pair(*central, device))
     # u < 1 in float32 keeps floor(u * n) < n for every n below 2^24.
     corner = (draws[2:, :1] * (full + 1 - sides)).long()
@@ -154,7 +154,7 @@ def _whole(height: int, width: int, device: torch.device) -> Boxes:
     return Boxes(torch.zeros_like(sides), sides)
 
 
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+def central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
     """(height, width) of get_params' fallback, but at least one pixel where torchvision can round to none."""
     if width / height < min(ratio):
         return max(1, round(width / min(ratio))), width

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -138,6 +138,10 @@ class Source(ABC):
             seed = self.micro_seed(of_view("augment", view), epoch, step_in_epoch, index)
             views.append(augment(part, plan, self._generator.manual_seed(seed)))
         return views[0] if len(views) == 1 else torch.stack(views, dim=1)
+
+    def recut(self, micro_batch: int) -> None:
+        """Have micro-batches of another size from the next call of `steps` on."""
+        self.batching = replace(self.batching, micro_batch=micro_batch)
 
     def close(self) -> None:  # noqa: B027  (most have nothing to close)
         """Let go of whatever is held."""

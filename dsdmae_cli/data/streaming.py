@@ -205,6 +205,10 @@ class StreamingSource(Source):
             raise DataError(f"{_SUBSTITUTES} images in a row cannot be read (last: {': '.join(faults[-1])})")
         return images, labels
 
+    def recut(self, micro_batch: int) -> None:
+        self.close()
+        super().recut(micro_batch)
+
     def close(self) -> None:
         """End the workers, those too that an exception on its way still holds; what becomes of them is told no more."""
         stream, self._stream = self._stream, None

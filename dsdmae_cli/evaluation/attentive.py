@@ -51,6 +51,9 @@ class _Quiet:
     def epoch_ended(self, epoch: int) -> None:
         pass
 
+    def recut(self, micro_batch: int, before: int) -> None:
+        pass
+
     def should_stop(self) -> bool:
         return False
 

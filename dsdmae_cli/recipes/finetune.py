@@ -35,7 +35,7 @@ from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.validation import Validation
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import CLASSIFIER
-from dsdmae_cli.runtime import Runtime, autocast, choose_runtime
+from dsdmae_cli.runtime import Runtime, autocast, choose_runtime, resident_bytes
 from dsdmae_cli.settings.judge import FinetuneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 from dsdmae_cli.tasks.classifier import Classifier
@@ -98,7 +98,7 @@ def _put_together(start: Start) -> Parts:
     opened, classifier = build_classifier(settings, len(judged.classes))
     for note in (*judged.notes, *opened.notes):
         start.report.note(note)
-    runtime = choose_runtime(settings, classifier)
+    runtime = choose_runtime(settings, classifier, held=resident_bytes(judged.train, settings))
     classifier.to(runtime.device)
     _check_pairs(settings, classifier, runtime)
     transform = _transform(settings)

@@ -32,6 +32,8 @@ class Quiet:
 
     def epoch_ended(self, epoch: int) -> None: ...
 
+    def recut(self, micro_batch: int, before: int) -> None: ...
+
     def should_stop(self) -> bool:
         return False
 
