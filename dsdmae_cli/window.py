@@ -33,9 +33,17 @@ class Window:
     def add(self, names: Sequence[str], values: Float[Tensor, " n"], skipped: Float[Tensor, ""]) -> None:
         """Add a step; of a skipped one only that it was skipped, for NaN is contagious."""
         added = torch.where(skipped > 0, 0.0, torch.cat([values, self._one]))
-        before = self._sums.get(key := tuple(names))
+        before = self._before(key := tuple(names))
         self._sums[key] = added if before is None else before + added
         self.steps += 1
+
+    def _before(self, key: tuple[str, ...]) -> Tensor | None:
+        """The sums of these names so far; those of a checkpoint, which come in another order, are put into this one."""
+        other = next((names for names in self._sums if names != key and sorted(names) == sorted(key)), None)
+        if other is not None:
+            *values, counted = self._sums.pop(other).unbind()
+            self._sums[key] = torch.stack([*(values[other.index(name)] for name in key), counted])
+        return self._sums.get(key)
 
     def read(self, also: Float[Tensor, ""]) -> tuple[dict[str, float], float]:
         """(means over the steps that counted and over all processes, the number `also`); the device is waited for once.

@@ -30,7 +30,12 @@ def test_each_process_computes_its_share(count: int, world: int, some: bool, mon
     expected = mean_features(method.encoder(), images, 64)
     shares: list[Tensor] = []
     monkeypatch.setattr(distributed, "world_size", lambda: world)
-    monkeypatch.setattr(distributed, "gather", lambda share: shares.append(share) or share)
+
+    def gather(share: Tensor) -> Tensor:
+        shares.append(share)
+        return share
+
+    monkeypatch.setattr(distributed, "gather", gather)
     for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         features_of(run, images)
