@@ -145,9 +145,9 @@ def engine(arguments: argparse.Namespace, compiled: bool = False) -> Callable[[]
     source = trainer.source.steps(0)
 
     def step() -> float:
-        before = float(trainer.window.sums["loss"]) if trainer.window.sums else 0.0
+        before = float(trainer.window.state().get("loss", 0.0))
         trainer._step(next(source))
-        return float(trainer.window.sums["loss"]) - before
+        return float(trainer.window.state()["loss"]) - before
 
     return step
 

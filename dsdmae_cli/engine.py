@@ -10,20 +10,25 @@ import inspect
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dsdmae_cli import distributed
-from dsdmae_cli.data.source import MicroBatch, Source, seeded
+from dsdmae_cli.data.source import MicroBatch, Source
 from dsdmae_cli.errors import CheckpointError, RunFailed
-from dsdmae_cli.methods.base import Corruption, Method, StepInfo, SupervisedMethod
-from dsdmae_cli.optim import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
-from dsdmae_cli.runtime import Runtime, autocast, choose_attention, keep_freed_memory
+from dsdmae_cli.methods.base import Corruption, Losses, Method, StepInfo, SupervisedMethod
+from dsdmae_cli.methods.recomputing import recompute
+from dsdmae_cli.optim import build_optimizer, clipped_norm, learning_rate, optimizer_tensors, restore_optimizer
+from dsdmae_cli.runtime import Runtime, autocast, choose_attention, dividing_power, keep_freed_memory, seed_global
 from dsdmae_cli.settings.models import LoopSettings
 from dsdmae_cli.settings.resolved import ResolvedOptim
+from dsdmae_cli.settings.size import height_width
+from dsdmae_cli.window import Window
 
 
 class Hooks(Protocol):
@@ -38,53 +43,11 @@ class Hooks(Protocol):
     def epoch_ended(self, epoch: int) -> None:
         """After the last step of an epoch (counted from 1)."""
 
+    def recut(self, micro_batch: int, before: int) -> None:
+        """Micro-batches hold this many images from here on, since `before` did not fit."""
+
     def should_stop(self) -> bool:
         """Whether to leave after this step; the same answer in all processes."""
-
-
-class _Window:
-    """Sums of losses and norms since the last record, kept on the device until then."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-
-    def add(self, values: dict[str, Tensor], skipped: Tensor) -> None:
-        """Add a step; of a skipped one only that it was skipped, for NaN is contagious."""
-        zero = torch.zeros((), device=self.device)
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, zero) + torch.where(skipped > 0, zero, value)
-        self.sums["skipped"] = self.sums.get("skipped", zero) + skipped
-        self.steps += 1
-
-    def read(self) -> dict[str, float]:
-        """Means over the steps that counted and over all processes; the one place where the device is waited for.
-
-        Where all steps were skipped there is nothing to report but their number.
-        """
-        names = list(self.sums)
-        sums = dict(
-            zip(
-                names,
-                distributed.mean_(torch.stack([self.sums[name] for name in names])).tolist(),
-                strict=True,
-            )
-        )
-        found = self._means(sums)
-        self.sums, self.steps = {}, 0
-        return found
-
-    def peek(self) -> dict[str, float]:
-        """The same of this process alone, and the sums go on."""
-        if not self.sums:
-            return {}
-        return self._means(dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True)))
-
-    def _means(self, sums: dict[str, float]) -> dict[str, float]:
-        counted = self.steps - sums["skipped"]
-        means = {name: total / counted for name, total in sums.items() if name != "skipped"} if counted else {}
-        return {**means, "skipped": sums["skipped"]}
 
 
 # What gloo and NCCL say where a process of the group is gone.
@@ -98,7 +61,7 @@ _LOST = (
 )
 
 
-def _explained(error: RuntimeError | MemoryError, runtime: Runtime) -> RunFailed | None:
+def _explained(error: RuntimeError | MemoryError, runtime: Runtime, whole_batch: bool = False) -> RunFailed | None:
     """What a person can do about an error out of torch; None where there is nothing to say."""
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc")):
         return RunFailed(
@@ -106,6 +69,11 @@ def _explained(error: RuntimeError | MemoryError, runtime: Runtime) -> RunFailed
             " effective batch stays the same) or --set data.workers, or end other programs; go on with --resume"
         )
     if isinstance(error, torch.OutOfMemoryError):
+        if whole_batch:
+            return RunFailed(
+                f"{runtime.device} ran out of memory with a batch of {runtime.micro_batch} images, which this method"
+                " needs whole; lower --batch-size, start more processes, or set train.checkpoint_activations=true"
+            )
         half = max(1, runtime.micro_batch // 2)
         return RunFailed(
             f"{runtime.device} ran out of memory with micro-batches of {runtime.micro_batch} images;"
@@ -161,7 +129,9 @@ class Trainer:
         # Non-finite steps: in all, and in a row until now.
         self.skipped = torch.zeros((), device=runtime.device)
         self.streak = torch.zeros((), device=runtime.device)
-        self.window = _Window(runtime.device)
+        self.window = Window(runtime.device)
+        # Set to a micro-batch's seed before each use: a new one would not be known to a captured graph.
+        self._generator = torch.Generator(device=runtime.device)
         self.model = self._prepare()
 
     def _prepare(self) -> nn.Module:
@@ -169,6 +139,8 @@ class Trainer:
             keep_freed_memory()
         choose_attention(self.method, self.runtime)
         self.method.train()
+        if self.train.checkpoint_activations:
+            recompute(self.method)
         if self.runtime.compile:
             self.method.compile()
         if distributed.world_size() == 1:
@@ -190,6 +162,8 @@ class Trainer:
                 images died.
         """
         try:
+            if self.runtime.may_halve:
+                self._fit_memory()
             if self.window.steps and self._is_logged():  # an error came between a step and its record
                 self._lr = self._rate(self.step - 1)
                 self.hooks.logged(self._read(float("inf"), self.window.steps))
@@ -197,10 +171,54 @@ class Trainer:
                 pass
         except (RuntimeError, MemoryError) as error:
             self.source.close()  # of several workers that were killed each would tell its own end, in the midst of this
-            known = _explained(error, self.runtime)
+            known = _explained(error, self.runtime, self.method.whole_batch)
             if known is None:
                 raise
             raise known from error
+
+    def _fit_memory(self) -> None:
+        """Halve the micro-batch until one fits in every process; what is tried leaves nothing behind."""
+        while distributed.highest(int(not self._fits())):
+            before = self.runtime.micro_batch
+            if before == 1:
+                raise RunFailed(
+                    f"{self.runtime.device} has not the memory for a single image; take a smaller network, or"
+                    " --set train.checkpoint_activations=true"
+                )
+            self._recut(dividing_power(self.source.batching.local_batch, before // 2))
+            self.hooks.recut(self.runtime.micro_batch, before)
+
+    def _recut(self, micro_batch: int) -> None:
+        self.runtime = replace(self.runtime, micro_batch=micro_batch)
+        self.source.recut(micro_batch)
+
+    def _fits(self) -> bool:
+        """Whether a micro-batch, and beside it the moments that the first step will make, fit into memory.
+
+        It is one of black images, so that no image is decoded for it, and gradients are not exchanged: of several
+        processes one may run out of memory where the others would wait for it.
+        """
+        encoder, device = self.method.encoder(), self.runtime.device
+        buffers = [(buffer, buffer.clone()) for buffer in self.method.buffers()]
+        shape = (self.runtime.micro_batch, encoder.in_chans, *height_width(encoder.image_size))
+        try:
+            moments = [torch.empty_like(p) for p in self.parameters if p not in self.optimizer.state for _ in range(2)]
+            images = self.method.as_views(torch.full(shape, -1.0, device=device))
+            labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+            self._backward(
+                MicroBatch(images, 0, labels if isinstance(self.method, SupervisedMethod) else None), 1, False
+            )
+            del moments
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, was in buffers:
+                buffer.copy_(was)
+        if not fits and device.type == "cuda":
+            torch.cuda.empty_cache()
+        return fits
 
     def _epoch(self) -> bool:
         """Go to the end of the current epoch; False if the hooks asked to stop on the way."""
@@ -236,10 +254,10 @@ class Trainer:
     def _step(self, micro_batches: Iterator[MicroBatch]) -> None:
         self.whole = False
         lr = self._set_learning_rate()
-        losses = self._accumulate(micro_batches)
+        names, losses = self._accumulate(micro_batches)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad or float("inf"))
-        skipped = self._nonfinite(norm, losses["loss"])
+        norm = clipped_norm(self.parameters, self.optim.clip_grad)
+        skipped = self._nonfinite(norm, losses[names.index("loss")])
         # The fused optimiser reads this flag on the device: set, it leaves weights, moments and counts untouched.
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
@@ -248,33 +266,39 @@ class Trainer:
         self.step += 1
         self.method.after_step(StepInfo(self.step, self.total_steps, self.steps_per_epoch, skipped))
         self.skipped += skipped
-        self.streak = (self.streak + 1) * skipped
-        self.window.add({**losses, "grad_norm": norm}, skipped)
+        self.streak.add_(1).mul_(skipped)
+        self.window.add((*names, "grad_norm"), torch.cat([losses, norm.unsqueeze(0)]), skipped)
         self._lr = lr
         self.whole = True
 
-    def _accumulate(self, micro_batches: Iterator[MicroBatch]) -> dict[str, Tensor]:
-        """Gradients of the step in .grad; its losses."""
-        totals: dict[str, Tensor] = {}
+    def _accumulate(self, micro_batches: Iterator[MicroBatch]) -> tuple[tuple[str, ...], Float[Tensor, " n"]]:
+        """Gradients of the step in .grad; the names of its losses, and their values."""
+        names: tuple[str, ...] = ()
+        totals: Tensor | None = None
         local_batch = self.source.batching.local_batch
         remaining = local_batch
         for batch in micro_batches:
-            images = batch.images
-            remaining -= len(images)
-            share = len(images) / local_batch
-            generator = seeded(images.device, batch.seed)
-            # Stochastic depth and the like draw from the global state: give it the same standing as the rest.
-            torch.manual_seed(batch.seed)
-            with self._unsynced(last=remaining == 0):
-                with torch.no_grad():
-                    corruption = self._corrupt(batch, generator)
-                with autocast(self.runtime.device, self.runtime.precision):
-                    losses = self.model(images, corruption)
-                self.scaler.scale(losses["loss"] * share).backward()
-            for name, value in losses.items():
-                part = value.detach() * share
-                totals[name] = totals[name] + part if name in totals else part
-        return totals
+            remaining -= len(batch.images)
+            share = len(batch.images) / local_batch
+            losses = self._backward(batch, share, last=remaining == 0)
+            part = torch.stack([value.detach().float() for value in losses.values()])
+            part = part if share == 1 else part * share
+            names, totals = tuple(losses), part if totals is None else totals + part
+        assert totals is not None
+        return names, totals
+
+    def _backward(self, batch: MicroBatch, share: float, last: bool) -> Losses:
+        """A micro-batch's losses, their gradient added to .grad; it is exchanged with the last one of a step."""
+        # Stochastic depth and the like draw from the global state: give it the same standing as the rest.
+        seed_global(self.runtime.device, batch.seed)
+        with self._unsynced(last):
+            with torch.no_grad():
+                corruption = self._corrupt(batch, self._generator.manual_seed(batch.seed))
+            with autocast(self.runtime.device, self.runtime.precision):
+                losses: Losses = self.model(batch.images, corruption)
+            loss = losses["loss"]
+            self.scaler.scale(loss if share == 1 else loss * share).backward()
+        return losses
 
     def _corrupt(self, batch: MicroBatch, generator: torch.Generator) -> Corruption:
         if batch.labels is None:
@@ -290,7 +314,8 @@ class Trainer:
 
     def _nonfinite(self, norm: Tensor, loss: Tensor) -> Tensor:
         """1.0 if the gradient or the loss of any process is not finite, else 0.0; never read back here."""
-        return distributed.max_((~(torch.isfinite(norm) & torch.isfinite(loss))).float())
+        # x - x is 0, and NaN of what is not finite: half as many kernels as two questions.
+        return distributed.max_(((norm - norm) + (loss - loss)).isnan().float())
 
     def _rate(self, step: int) -> float:
         optim = self.optim
@@ -304,13 +329,13 @@ class Trainer:
         return lr
 
     def _read(self, seconds: float, steps: int) -> dict[str, float]:
-        streak = int(self.streak)
-        record = {"step": self.step, "epoch": self.step / self.steps_per_epoch, **self.window.read()}
+        means, streak = self.window.read(self.streak)
+        record = {"step": self.step, "epoch": self.step / self.steps_per_epoch, **means}
         record["lr"] = self._lr
         record["images_per_second"] = steps * self.source.batching.batch_size / max(seconds, 1e-9)
         if streak >= self.train.max_nonfinite:
             raise RunFailed(
-                f"the last {streak} steps had a non-finite loss or gradient and were skipped; lower --lr, set"
+                f"the last {streak:.0f} steps had a non-finite loss or gradient and were skipped; lower --lr, set"
                 " optim.clip_grad, or use --precision bf16 or fp32, then resume from the last checkpoint or start anew"
             )
         return record
@@ -324,8 +349,9 @@ class Trainer:
         """(weights, training tensors, the rest) for a checkpoint."""
         training = optimizer_tensors(self.optimizer, self._names())
         training |= {"engine/skipped": self.skipped, "engine/streak": self.streak}
-        training |= {f"window/{name}": value for name, value in self.window.sums.items()}
+        training |= {f"window/{name}": value for name, value in self.window.state().items()}
         rest = {"window_steps": self.window.steps, "scaler": self.scaler.state_dict()}
+        rest["micro_batch"] = self.runtime.micro_batch
         return dict(self.method.state_dict()), training, rest
 
     def restore(self, step: int, training: dict[str, Tensor], rest: dict[str, Any]) -> None:
@@ -333,6 +359,10 @@ class Trainer:
         if step > self.total_steps:
             raise CheckpointError(f"the checkpoint is of step {step}, but the run ends at {self.total_steps}")
         self.step = step
+        # What was chosen by free memory stays: another micro-batch would be other draws of masks and noise.
+        micro_batch = rest.get("micro_batch")
+        if self.runtime.may_halve and micro_batch and not self.source.batching.local_batch % micro_batch:
+            self._recut(micro_batch)
         restore_optimizer(self.optimizer, self._names(), training)
         device = self.runtime.device
         for name in ("skipped", "streak"):
@@ -340,10 +370,6 @@ class Trainer:
             if found is None or found.shape != () or not found.is_floating_point():
                 raise CheckpointError(f"the checkpoint's count engine/{name} is missing or no number; it is damaged")
             setattr(self, name, found.to(device))
-        self.window.sums = {
-            key.removeprefix("window/"): value.to(device)
-            for key, value in training.items()
-            if key.startswith("window/")
-        }
-        self.window.steps = rest["window_steps"]
+        sums = {k.removeprefix("window/"): value for k, value in training.items() if k.startswith("window/")}
+        self.window.restore(sums, rest["window_steps"])
         self.scaler.load_state_dict(rest["scaler"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,14 @@ def build_optimizer(method: Method, settings: ResolvedOptim) -> AdamW:
         betas=settings.betas,
         fused=True,
     )
+
+
+def clipped_norm(parameters: Sequence[nn.Parameter], largest: float | None) -> Tensor:
+    """The norm of all gradients together, which are then scaled down to `largest` where it is more; None = never."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: float, peak: float, lowest: float) -> float:

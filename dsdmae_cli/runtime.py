@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from dsdmae_cli import distributed
+from dsdmae_cli.data.base import ImageDataset
+from dsdmae_cli.data.open import place
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.settings.models import LoopSettings
+from dsdmae_cli.work import most_images
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Tokens x width of a micro-batch whose activations stay in a CPU's caches (docs/design/performance.md).
@@ -26,12 +29,17 @@ _CPU_MICRO_ELEMENTS = 16 * 256 * 192
 
 @dataclass(frozen=True)
 class Runtime:
-    """What the hardware decides: settings with "auto" replaced."""
+    """What the hardware decides: settings with "auto" replaced.
+
+    Attributes:
+        may_halve: the micro-batch is an estimate of what fits, and may become half of it where that was too much.
+    """
 
     device: torch.device
     precision: str
     compile: bool
     micro_batch: int
+    may_halve: bool = False
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -127,16 +135,27 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def choose_micro_batch(wanted: int | str, local_batch: int, tokens: int, width: int, device: torch.device) -> int:
-    """Images per forward pass: all of them on a GPU, on a CPU as many as its caches hold."""
+    """Images per forward pass: on a CPU as many as its caches hold, elsewhere all of them.
+
+    Of a training on CUDA `choose_runtime` decides by memory.
+    """
     if not isinstance(wanted, str):
         return min(wanted, local_batch)
     if device.type != "cpu":
         return local_batch
-    fits = max(1, _CPU_MICRO_ELEMENTS // (tokens * width))
-    size = 1 << (fits.bit_length() - 1)
-    while local_batch % size:  # equal micro-batches: a compiled step has one shape
-        size //= 2
-    return min(size, local_batch)
+    return dividing_power(local_batch, min(local_batch, _CPU_MICRO_ELEMENTS // (tokens * width)))
+
+
+def seed_global(device: torch.device, seed: int) -> None:
+    """Seed what draws from the global state on the device and on the host: stochastic depth, dropout.
+
+    torch.manual_seed would seed all GPUs of the machine, every micro-batch.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)  # of this process's own
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def keep_freed_memory() -> None:
@@ -169,8 +188,17 @@ def choose_attention(module: nn.Module, runtime: Runtime) -> None:
                 part.fused_attn = False  # type: ignore[assignment]
 
 
-def choose_runtime(settings: Any, method: Method) -> Runtime:
-    """Device, precision, compilation and micro-batch of this process."""
+def resident_bytes(dataset: ImageDataset, settings: Any) -> int:
+    """What the training images will take on the device that the settings name."""
+    return place(dataset, settings.data, choose_device(settings.train.device)).num_bytes
+
+
+def choose_runtime(settings: Any, method: Method, held: int = 0) -> Runtime:
+    """Device, precision, compilation and micro-batch of this process.
+
+    Args:
+        held: bytes that images will take on the device.
+    """
     device = choose_device(settings.train.device)
     world = distributed.world_size()
     if settings.train.batch_size % world:
@@ -178,21 +206,59 @@ def choose_runtime(settings: Any, method: Method) -> Runtime:
             f"train.batch_size = {settings.train.batch_size} cannot be shared evenly by {world} processes;"
             f" use a multiple of {world}"
         )
+    precision, local_batch = choose_precision(settings.train.precision, device), settings.train.batch_size // world
+    automatic = isinstance(settings.train.micro_batch, str)
     return Runtime(
         device=device,
-        precision=choose_precision(settings.train.precision, device),
+        precision=precision,
         compile=device.type == "cuda" if settings.train.compile == "auto" else settings.train.compile,
-        micro_batch=_micro_batch(settings.train, method, settings.train.batch_size // world, device),
+        micro_batch=_micro_batch(settings.train, method, local_batch, device, precision, held),
+        may_halve=automatic and device.type == "cuda" and not method.whole_batch,
     )
 
 
-def _micro_batch(train: LoopSettings, method: Method, local_batch: int, device: torch.device) -> int:
-    if not method.whole_batch:
-        encoder = method.encoder()
-        return choose_micro_batch(train.micro_batch, local_batch, encoder.num_tokens, encoder.width, device)
-    if not isinstance(train.micro_batch, str) and train.micro_batch < local_batch:
+def _micro_batch(
+    train: LoopSettings, method: Method, local_batch: int, device: torch.device, precision: str, held: int
+) -> int:
+    wanted = train.micro_batch
+    if method.whole_batch and not isinstance(wanted, str) and wanted < local_batch:
         raise SettingsError(
-            f"train.micro_batch = {train.micro_batch} would cut the batch of {local_batch}, which this method needs"
+            f"train.micro_batch = {wanted} would cut the batch of {local_batch}, which this method needs"
             " whole; leave it at auto, or lower --batch-size"
         )
-    return local_batch
+    if isinstance(wanted, str) and device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        # A batch that cannot be cut is refused where it is hopeless; any other may be halved later, and need not be.
+        spare = 0.0 if method.whole_batch else 0.25
+        most = most_images(method, precision, free - held, train.checkpoint_activations, spare)
+        if method.whole_batch and most < local_batch:
+            raise SettingsError(_too_large(local_batch, most, free, train))
+        return local_batch if most >= local_batch else dividing_power(local_batch, most)
+    if method.whole_batch:
+        return local_batch
+    encoder = method.encoder()
+    return choose_micro_batch(wanted, local_batch, encoder.num_tokens, encoder.width, device)
+
+
+def _too_large(local_batch: int, most: int, free: int, train: LoopSettings) -> str:
+    """Why a batch that may not be cut is refused, and what would fit."""
+    world = distributed.world_size()
+    room = f"the {free / 2**30:.0f} GiB that are free on the GPU"
+    if not most:
+        return f"the network does not fit into {room}; take a smaller one, or a larger GPU"
+    fits = 1 << (most.bit_length() - 1)
+    processes = world * -(-local_batch // fits)
+    return (
+        f"this method needs its batch whole, and of {local_batch} images a process about {most} fit into {room}; take"
+        f" --batch-size {fits * world}, or {processes} processes in place of {world} (torchrun)"
+        + (", or keep less with --set train.checkpoint_activations=true" if not train.checkpoint_activations else "")
+        + f"; --set train.micro_batch={local_batch} tries it all the same"
+    )
+
+
+def dividing_power(batch: int, most: int) -> int:
+    """The largest power of two that is at most `most` and divides the batch; 1 in any case."""
+    size = 1 << (max(1, most).bit_length() - 1)
+    while batch % size:  # equal micro-batches: a compiled step has one shape
+        size //= 2
+    return size

@@ -93,7 +93,8 @@ def draw_jitter(
     """Draw what torchvision's RandomApply([ColorJitter(*largest)], probability) would draw for each image."""
     jittered = _uniform(batch, generator=generator) < probability
     draws = _uniform(4, batch, generator=generator)
-    change = torch.tensor(largest, device=generator.device)[:, None] * (2 * draws - 1)
+    # Row by row: a tensor of the four numbers would be copied from the host, and waited for.
+    change = torch.stack([most * row for most, row in zip(largest, (2 * draws - 1).unbind(), strict=True)])
     # An image that is not jittered gets factors that change no bit.
     brightness, contrast, saturation = torch.where(jittered, (1 + change[:3]).clamp(min=0), 1.0)
     order = _uniform(batch, 4, generator=generator).argsort(dim=1)

@@ -75,12 +75,15 @@ class Augmentation:
 
 
 class Boxes(NamedTuple):
-    """Rectangles of whole pixels, one per image."""
+    """Rectangles of whole pixels, one per image.
 
-    top: Int64[Tensor, " b"]
-    left: Int64[Tensor, " b"]
-    height: Int64[Tensor, " b"]
-    width: Int64[Tensor, " b"]
+    Attributes:
+        corner: top and left.
+        sides: height and width.
+    """
+
+    corner: Int64[Tensor, "2 b"]
+    sides: Int64[Tensor, "2 b"]
 
 
 def augment(
@@ -138,24 +141,32 @@ def crop_boxes(
         scale: range of the box's share of the area, uniform.
         ratio: range of its width/height, log-uniform.
     """
-    u_area, u_ratio, u_top, u_left = _uniform((4, NUM_TRIES, batch), generator)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * u_area)
+    draws = _uniform((4, NUM_TRIES, batch), generator)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[0])
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = (log_low + (log_high - log_low) * u_ratio).exp()
-    w = (area * aspect).sqrt().round().long()
-    h = (area / aspect).sqrt().round().long()
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    # argmax is the first of equal values.
-    first = fits.int().argmax(dim=0, keepdim=True)
-    found = fits.any(dim=0)
-
-    central_height, central_width = central_box(height, width, ratio)
-    h = torch.where(found, h.gather(0, first)[0], central_height)
-    w = torch.where(found, w.gather(0, first)[0], central_width)
+    aspect = (log_low + (log_high - log_low) * draws[1]).exp()
+    # Heights and widths are one tensor, here and wherever boxes go: half as many kernels as two have.
+    sides = torch.stack([area / aspect, area * aspect]).sqrt().round()
+    device = generator.device
+    full = _pair(height, width, device)
+    fits = ((sides > 0) & (sides <= full)).all(dim=0)
+    # The first of equal values, as argmax; and whether there is one that fits.
+    found, first = fits.max(dim=0)
+    central = central_box(height, width, ratio)
+    sides = torch.where(found, sides.gather(1, first.expand(2, 1, -1)).long(), _pair(*central, device))
     # u < 1 in float32 keeps floor(u * n) < n for every n below 2^24.
-    top = torch.where(found, (u_top[0] * (height - h + 1)).long(), (height - central_height) // 2)
-    left = torch.where(found, (u_left[0] * (width - w + 1)).long(), (width - central_width) // 2)
-    return Boxes(top, left, h, w)
+    corner = (draws[2:, :1] * (full + 1 - sides)).long()
+    corner = torch.where(found, corner, _pair((height - central[0]) // 2, (width - central[1]) // 2, device))
+    return Boxes(corner[:, 0], sides[:, 0])
+
+
+def _pair(first: int, second: int, device: torch.device) -> int | Int64[Tensor, "2 1 1"]:
+    """Two numbers for two rows, one where they are equal; filled in, since a copy from the host would be waited for."""
+    if first == second:
+        return first
+    pair = torch.full((2, 1, 1), second, device=device)
+    pair[0].fill_(first)
+    return pair
 
 
 def _uniform(shape: tuple[int, ...], generator: Generator) -> Float[Tensor, "*shape"]:
@@ -165,8 +176,11 @@ def _uniform(shape: tuple[int, ...], generator: Generator) -> Float[Tensor, "*sh
 def _middle(height: int, width: int, size: Size, device: torch.device) -> Boxes:
     """The largest box of the shape of `size` in whole pixels, once for all images of a batch: matrices broadcast."""
     tall, wide = (max(1, round(side)) for side in middle(height, width, size))
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    return Boxes(zero + (height - tall) // 2, zero + (width - wide) // 2, zero + tall, zero + wide)
+    sides, corner = (torch.empty((2, 1), dtype=torch.int64, device=device) for _ in range(2))
+    for number, (side, of) in enumerate(((tall, height), (wide, width))):  # filled: a copy would be waited for
+        sides[number].fill_(side)
+        corner[number].fill_((of - side) // 2)
+    return Boxes(corner, sides)
 
 
 def central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
@@ -235,8 +249,12 @@ def _resample(
     height, width = height_width(size)
     rows = torch.arange(height, device=images.device).unsqueeze(0) if rows is None else rows
     columns = torch.arange(width, device=images.device).unsqueeze(0) if columns is None else columns
-    vertical = _weights(boxes.top, boxes.height, h, height, rows, interpolation)
-    horizontal = _weights(boxes.left, boxes.width, w, width, columns, interpolation)
+    if h == w and height == width:
+        outputs = torch.stack(torch.broadcast_tensors(rows, columns))
+        vertical, horizontal = _weights(boxes.corner, boxes.sides, h, height, outputs, interpolation)
+    else:
+        vertical = _weights(boxes.corner[0], boxes.sides[0], h, height, rows, interpolation)
+        horizontal = _weights(boxes.corner[1], boxes.sides[1], w, width, columns, interpolation)
     # Channels beside the columns: both products are then one matrix per image, and none has to be repeated.
     x = images.transpose(1, 2).contiguous().to(vertical.dtype).reshape(b, h, c * w)
     # Autocast would round weights and pixels to bf16, which is up to a grey level each time.
@@ -247,31 +265,31 @@ def _resample(
 
 
 def _weights(
-    start: Int64[Tensor, " n"],
-    length: Int64[Tensor, " n"],
+    start: Int64[Tensor, "*pair n"],
+    length: Int64[Tensor, "*pair n"],
     full: int,
     size: int,
-    outputs: Int64[Tensor, "m s"],
+    outputs: Int64[Tensor, "*pair m s"],
     interpolation: Interpolation,
-) -> Float[Tensor, "k s {full}"]:
+) -> Float[Tensor, "*pair k s {full}"]:
     """Matrices that resample `length` pixels from `start` on to `size` pixels, of which they give `outputs`.
 
     As aten's antialiased upsampling has it, which follows PIL: the kernel widens when shrinking and never
     when enlarging, sees no pixel outside the box, and is normalised over those it sees.
     """
-    start, length = start[:, None, None], length[:, None, None]
+    start, length = start[..., None, None], length[..., None, None]
     zoom = length / size
     widening = zoom.clamp(min=1)
     pixels = torch.arange(full, device=start.device)
     # Positions relative to the box, as aten has them after the crop: absolute ones round differently.
     inside = pixels - start
-    centers = zoom * (outputs[:, :, None] + 0.5)
+    centers = zoom * (outputs[..., None] + 0.5)
     weights = _kernel((inside + 0.5 - centers) / widening, interpolation)
     weights.mul_((inside >= 0) & (inside < length))
     return weights.div_(weights.sum(dim=-1, keepdim=True))
 
 
-def _kernel(distance: Float[Tensor, "k s t"], interpolation: Interpolation) -> Float[Tensor, "k s t"]:
+def _kernel(distance: Float[Tensor, "*k s t"], interpolation: Interpolation) -> Float[Tensor, "*k s t"]:
     """Triangle, or Keys' cubic with a = -0.5: aten's constant with antialiasing, as PIL's (without: -0.75).
 
     Overwrites its argument. The cubic's two pieces, a(|x|-1)(|x|-2)^2 between 1 and 2 and

@@ -130,7 +130,9 @@ def _tensor(pixels: Pixels) -> UInt8[Tensor, "h w c"]:
     return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
 
 
-def crops(picture: Picture, plan: Augmentation, generators: Sequence[Generator]) -> list[UInt8[Tensor, "rows columns c"]]:
+def crops(
+    picture: Picture, plan: Augmentation, generators: Sequence[Generator]
+) -> list[UInt8[Tensor, "rows columns c"]]:
     """A crop for each generator, as the plan says: a window of a square, the middle square, or a random resized crop.
 
     Raises:

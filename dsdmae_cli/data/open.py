@@ -99,13 +99,13 @@ def place(dataset: ImageDataset, settings: ResolvedData, device: torch.device) -
         return Placement(None, 0)
     height, width = height_width(size)
     num_bytes = len(dataset) * height * width * dataset.channels
-    room = _room(device)
+    room, where = _room(device)
     if num_bytes <= room:
         return Placement(size, num_bytes)
     if settings.placement == "resident":
         raise DataError(
             f"{len(dataset)} images of {size_words(size)} take {num_bytes / 2**30:.1f} GiB, more than the"
-            f" {room / 2**30:.1f} GiB to spare on {device}; use --set data.placement=streaming"
+            f" {room / 2**30:.1f} GiB to spare {where}; use --set data.placement=streaming"
         )
     return Placement(None, 0)
 
@@ -119,11 +119,18 @@ def _common(dataset: ImageDataset, wanted: Size) -> Size | None:
     return size if height * columns == width * rows else None
 
 
-def _room(device: torch.device) -> int:
-    # Half of what is free: the other half is the training's.
+def _room(device: torch.device) -> tuple[int, str]:
+    """Bytes to spare, and where that is: half of what is free, the other half is the training's.
+
+    Also for a GPU the images are decoded in the host's memory, by every process of the machine for itself.
+    """
+    processes = distributed.local_processes()
+    host = int(psutil.virtual_memory().available // 2 // processes)
+    rooms = [(host, f"in the machine's memory for each of {processes} processes" if processes > 1 else f"on {device}")]
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    return int(psutil.virtual_memory().available // 2)
+        rooms = [(host, f"in the machine's memory for {processes} processes, which decode them")]
+        rooms.append((torch.cuda.mem_get_info(device)[0] // 2, f"on {device}"))
+    return min(rooms)
 
 
 def open_source(

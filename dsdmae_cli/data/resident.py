@@ -11,11 +11,18 @@ from torch import Tensor
 
 from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.source import Batching, MicroBatch, Source
+from dsdmae_cli.transfer import sent
+
+_PIECE = 4096  # images
 
 
 def to_tensor(arrays: UInt8[np.ndarray, "n h w c"], device: torch.device) -> UInt8[Tensor, "n c h w"]:
-    """Channels first, on the device."""
-    return torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 1, 2))).to(device)
+    """Channels first, on the device; piece by piece, so that no second copy of them all lies on the host."""
+    n, h, w, c = arrays.shape
+    images = torch.empty(n, c, h, w, dtype=torch.uint8, device=device)
+    for start in range(0, n, _PIECE):
+        images[start : start + _PIECE].copy_(torch.from_numpy(arrays[start : start + _PIECE]).permute(0, 3, 1, 2))
+    return images
 
 
 class ResidentSource(Source):
@@ -43,14 +50,12 @@ class ResidentSource(Source):
         self.num_views = num_views
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[MicroBatch]]:
-        order = self.batching.order(epoch)
+        order = sent(self.batching.order(epoch), self.images.device)  # once: a copy a micro-batch would be waited for
         for step in range(first_step, self.batching.steps_per_epoch):
             yield self._step(epoch, step, self.batching.micro_batches(order, step))
 
     def _step(self, epoch: int, step: int, chunks: list[Int64[Tensor, " m"]]) -> Iterator[MicroBatch]:
-        device = self.images.device
-        for index, ids in enumerate(chunks):
-            chosen = ids.to(device, non_blocking=True)
+        for index, chosen in enumerate(chunks):
             views = self.images[chosen].unsqueeze(1).expand(-1, self.num_views, -1, -1, -1)
             images = self.augmented(views, self.plan, epoch, step, index)
             labels = None if self.labels is None else self.labels[chosen]

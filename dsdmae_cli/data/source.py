@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -108,6 +108,7 @@ class Source(ABC):
     """Training images of a run, step by step."""
 
     batching: Batching
+    _generator: Generator | None = None
 
     @abstractmethod
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[MicroBatch]]:
@@ -131,10 +132,16 @@ class Source(ABC):
             index: of this process's micro-batch.
         """
         views = []
+        if self._generator is None or self._generator.device != pixels.device:
+            self._generator = torch.Generator(device=pixels.device)  # one that is seeded anew each time
         for view, part in enumerate(pixels.unbind(dim=1)):
             seed = self.micro_seed(of_view("augment", view), epoch, step_in_epoch, index)
-            views.append(augment(part, plan, seeded(pixels.device, seed)))
+            views.append(augment(part, plan, self._generator.manual_seed(seed)))
         return views[0] if len(views) == 1 else torch.stack(views, dim=1)
+
+    def recut(self, micro_batch: int) -> None:
+        """Have micro-batches of another size from the next call of `steps` on."""
+        self.batching = replace(self.batching, micro_batch=micro_batch)
 
     def close(self) -> None:  # noqa: B027  (most have nothing to close)
         """Let go of whatever is held."""

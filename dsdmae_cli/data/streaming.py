@@ -24,6 +24,7 @@ from dsdmae_cli.data.look_ahead import Ahead, look_ahead, pieces
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, of_view, seeded
 from dsdmae_cli.errors import DataError, RunFailed
 from dsdmae_cli.signals import end_with, unheard_children
+from dsdmae_cli.transfer import sent
 
 # A PIL image and a seed to a PIL image of the same size; it runs in the workers.
 Transform = Callable[[Image.Image, int], Image.Image]
@@ -159,7 +160,7 @@ class StreamingSource(Source):
         self.unreadable = unreadable
         self.labelled = labelled
         self.crops = _Crops(dataset, plan, batching.seed, num_views, transform)
-        image_bytes = num_views * plan.image_size**2 * dataset.channels
+        image_bytes = num_views * plan.height * plan.width * dataset.channels
         largest = min(batching.micro_batch, batching.local_batch)
         self.ahead = look_ahead(workers, largest, image_bytes) if workers else Ahead(largest, 0)
         self.on_device = replace(plan, crop_scale=None, crop_from=None)
@@ -197,13 +198,10 @@ class StreamingSource(Source):
         for index, size in enumerate(sizes):
             received = [self._receive() for _ in range(-(-size // pieces(size, self.ahead.piece)))]
             # Piece by piece, so that the device may copy one while the next is waited for.
-            sent = [images.to(self.device, non_blocking=True) for images, _ in received]
-            crops = (sent[0] if len(sent) == 1 else torch.cat(sent)).permute(0, 1, 4, 2, 3)
+            arrived = [images.to(self.device, non_blocking=True) for images, _ in received]
+            crops = (arrived[0] if len(arrived) == 1 else torch.cat(arrived)).permute(0, 1, 4, 2, 3)
             images = self.augmented(crops, self.on_device, epoch, step, index)
-            there = None
-            if self.labelled:
-                labels = torch.cat([labels for _, labels in received])
-                there = labels.to(self.device, non_blocking=True)
+            there = sent(torch.cat([labels for _, labels in received]), self.device) if self.labelled else None
             yield MicroBatch(images, self.micro_seed("corrupt", epoch, step, index), there)
 
     def _receive(self) -> tuple[UInt8[Tensor, "b v s t c"], Int64[Tensor, " b"]]:
@@ -217,6 +215,10 @@ class StreamingSource(Source):
         if images is None:
             raise DataError(f"{_SUBSTITUTES} images in a row cannot be read (last: {': '.join(faults[-1])})")
         return images, labels
+
+    def recut(self, micro_batch: int) -> None:
+        self.close()
+        super().recut(micro_batch)
 
     def close(self) -> None:
         """End the workers, those too that an exception on its way still holds; what becomes of them is told no more."""

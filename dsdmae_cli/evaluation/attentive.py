@@ -23,6 +23,7 @@ from dsdmae_cli.runtime import Runtime, autocast, choose_micro_batch
 from dsdmae_cli.settings.models import LoopSettings
 from dsdmae_cli.settings.resolved import ResolvedOptim
 from dsdmae_cli.tasks.classifier import AttentiveProbe
+from dsdmae_cli.transfer import Gathered
 
 _BATCH = 256
 
@@ -48,6 +49,9 @@ class _Quiet:
         self.report.record(dict(record))
 
     def epoch_ended(self, epoch: int) -> None:
+        pass
+
+    def recut(self, micro_batch: int, before: int) -> None:
         pass
 
     def should_stop(self) -> bool:
@@ -110,8 +114,8 @@ def _answers(data: ProbeData, probe: AttentiveProbe, dataset: ImageDataset) -> F
     probe.eval()
     size = data.encoder.image_size
     unreadable = Unreadable(len(dataset), data.image_settings)
-    logits = []
+    logits = Gathered()
     for batch in square_batches(dataset, range(len(dataset)), size, _BATCH, data.device, unreadable):
         with autocast(data.device, data.precision):
-            logits.append(probe.logits(prepare(batch.images, size, data.image_settings.interpolation)).float().cpu())
-    return torch.cat(logits, dim=1)
+            logits.add(probe.logits(prepare(batch.images, size, data.image_settings.interpolation)).float())
+    return logits.cat(dim=1)

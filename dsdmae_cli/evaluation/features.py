@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,6 @@ from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.checkpoint import weights_sha256
 from dsdmae_cli.data.augment import Interpolation, prepare
 from dsdmae_cli.data.base import ImageDataset
-from dsdmae_cli.data.resident import to_tensor
 from dsdmae_cli.data.run_data import Rows
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.square import decode_square
@@ -32,6 +32,7 @@ from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.files import aside
 from dsdmae_cli.runtime import autocast
 from dsdmae_cli.settings.size import Size
+from dsdmae_cli.transfer import Gathered, sent
 
 Pool = Literal["mean", "cls", "max", "mean+cls", "tokens"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
@@ -67,7 +68,8 @@ def square_batches(
 
     def decode(chunk: list[int]) -> Batch:
         arrays, kept = decode_square(dataset, chunk, image_size, unreadable, may_be_empty=True)
-        return Batch(to_tensor(arrays, device), torch.tensor(kept, dtype=torch.int64))
+        images = torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 1, 2)))
+        return Batch(sent(images, device), torch.tensor(kept, dtype=torch.int64))
 
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(decode, chunks[0]) if chunks else None
@@ -110,7 +112,7 @@ def extract(
         RunFailed: features are not finite, in `precision` or in `dtype`.
     """
     check_pools(encoder, pools)
-    parts: dict[str, list[Tensor]] = {pool: [] for pool in pools}
+    parts = {pool: Gathered() for pool in pools}
     indices: list[Tensor] = []
     finite: list[Tensor] = []
     was_training = encoder.training
@@ -123,17 +125,17 @@ def extract(
             for pool in pools:
                 pooled = _POOLING[pool](patches, class_token).to(dtype)
                 finite.append(pooled.isfinite().all())
-                parts[pool].append(pooled.cpu())
+                parts[pool].add(pooled)
             indices.append(batch.indices)
     finally:
         encoder.train(was_training)
-    if not all(bool(ok) for ok in finite):
+    if finite and not torch.stack(finite).all():
         how = f"in {precision}, " if precision != "fp32" else ""
         raise RunFailed(
             f"the encoder gives features that are not finite ({how}kept as {_short(dtype)}); its weights may be"
             " damaged, or it needs --precision fp32"
         )
-    return Features({pool: torch.cat(found) for pool, found in parts.items()}, torch.cat(indices))
+    return Features({pool: found.cat() for pool, found in parts.items()}, torch.cat(indices))
 
 
 def check_pools(encoder: Backbone, pools: Sequence[str]) -> None:

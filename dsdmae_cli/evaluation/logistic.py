@@ -19,6 +19,7 @@ from torch import Tensor
 from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.split import HeldOut, require_held_out
 from dsdmae_cli.tasks.weights import balanced as class_weights
+from dsdmae_cli.transfer import Gathered
 
 # Logits of 16,384 images and 1,000 classes are 64 MiB.
 _ROWS_AT_ONCE = 16_384
@@ -49,8 +50,10 @@ class Logistic:
 
     def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         """On the CPU, for features of any floating dtype on any device."""
-        parts = features.split(_ROWS_AT_ONCE)
-        return torch.cat([(self._standardise(part) @ self.weight + self.bias).cpu() for part in parts])
+        found = Gathered()
+        for part in features.split(_ROWS_AT_ONCE):
+            found.add(self._standardise(part) @ self.weight + self.bias)
+        return found.cat()
 
     def _standardise(self, part: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         return (part.to(self.weight) - self.mean) / self.scale
@@ -212,7 +215,7 @@ def _objective(
     weight = parameters[:, :-1]
     gradient = -moments
     gradient[:, :-1] += penalty * weight
-    normaliser = 0.0
+    sums: list[Tensor] = []
     of_parts = [None] * len(x) if weights is None else weights.split(_ROWS_AT_ONCE)
     for part, w in zip(x.split(_ROWS_AT_ONCE), of_parts, strict=False):
         logits = parameters @ part.T
@@ -220,7 +223,8 @@ def _objective(
         p = logits.sub_(highest).exp_()
         total = p.sum(dim=0)
         each = total.log() + highest
-        normaliser += float((each if w is None else each * w).sum())
+        sums.append((each if w is None else each * w).sum())
         gradient.addmm_(p.div_(total if w is None else total / w), part, alpha=1 / len(x))
-    linear = float((parameters * moments).sum())
-    return normaliser / len(x) - linear + 0.5 * penalty * float(weight.square().sum()), gradient
+    # Read at once, and added up in float64.
+    *parts, linear, squares = torch.stack([*sums, (parameters * moments).sum(), weight.square().sum()]).tolist()
+    return sum(parts) / len(x) - linear + 0.5 * penalty * squares, gradient

@@ -70,15 +70,27 @@ class EMATeacher(nn.Module):
         eta = cosine_momentum(*self.momentum, progress=info.step / info.total_steps)
         teacher: list[Tensor] = [p.data for p in self.module.parameters()]
         source = [p.detach() for p in student.parameters()]
-        # A tensor weight keeps the skipped flag on the device: reading it would stall the step.
         # A skipped step left the student's weights good, so that an epoch's move is made whatever its last step was.
         skipped = info.skipped if self.every == "step" else torch.zeros_like(info.skipped)
-        weight = (1 - eta) * (1 - skipped)
-        torch._foreach_lerp_(teacher, source, [weight] * len(teacher))
+        _move(teacher, source, 1 - eta, skipped)
         for mine, theirs in zip(self.module.buffers(), student.buffers(), strict=True):
             if mine.is_floating_point():
+                weight = (1 - eta) * (1 - skipped)
                 # A batch that was skipped has already left its NaN in running statistics, and 0 * NaN is NaN.
                 moved = mine.lerp(theirs, weight.to(mine.dtype))
                 mine.copy_(torch.where(moved.isfinite(), moved, mine))
             else:
                 mine.copy_(theirs)
+
+
+def _move(teacher: list[Tensor], student: list[Tensor], weight: float, skipped: Tensor) -> None:
+    """teacher += weight · (student - teacher) in one kernel for all tensors, or none of it where `skipped` is 1.
+
+    It is a step of SGD on |θ_t - θ_s|²/2 of the rate `weight`, whose gradient is a weight decay of 1 on θ_t and -θ_s.
+    The fused SGD takes the flag on the device; reading it would stall the step, and torch._foreach_lerp_, which could
+    take a weight that is 0 there, is a kernel a tensor then.
+    """
+    torch._fused_sgd_(
+        teacher, student, [], weight_decay=1.0, momentum=0.0, lr=weight, dampening=0.0, nesterov=False, maximize=True,
+        is_first_step=False, found_inf=skipped,
+    )  # fmt: skip

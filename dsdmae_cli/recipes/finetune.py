@@ -35,10 +35,11 @@ from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.validation import Validation
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import CLASSIFIER
-from dsdmae_cli.runtime import Runtime, autocast, choose_runtime
+from dsdmae_cli.runtime import Runtime, autocast, choose_runtime, resident_bytes
 from dsdmae_cli.settings.judge import FinetuneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 from dsdmae_cli.tasks.classifier import Classifier
+from dsdmae_cli.transfer import Gathered
 from dsdmae_cli.work import encoder_flops, measure_work
 
 _BEST = "best.safetensors"
@@ -96,7 +97,7 @@ def _put_together(start: Start) -> Parts:
     opened, classifier = build_classifier(settings, len(judged.classes))
     for note in (*judged.notes, *opened.notes):
         start.report.note(note)
-    runtime = choose_runtime(settings, classifier)
+    runtime = choose_runtime(settings, classifier, held=resident_bytes(judged.train, settings))
     classifier.to(runtime.device)
     _check_pairs(settings, classifier, runtime)
     transform = _transform(settings)
@@ -181,18 +182,20 @@ class _Answering:
         network.eval()
         kept: dict[str, Tensor] = {}
         hook = network.head.register_forward_pre_hook(lambda _, inputs: kept.update(features=inputs[0]))
-        parts: list[Answers] = []
+        answered, seen, indices = Gathered(), Gathered(), Gathered()
         unreadable = Unreadable(len(dataset), data)
         device = self.runtime.device
         for batch in square_batches(dataset, range(len(dataset)), encoder.image_size, _BATCH, device, unreadable):
             with autocast(device, self.runtime.precision):
                 logits = network(prepare(batch.images, encoder.image_size, data.interpolation))
-            parts.append(Answers(logits.float().cpu(), kept["features"].float().cpu(), batch.indices))
+            for column, found in ((answered, logits), (seen, kept["features"])):
+                column.add(found.float())
+            indices.add(batch.indices)
         hook.remove()
         network.train(was_training)
         for line in unreadable.lines():
             self.report.warn(f"skipped an unreadable image: {line}")
-        answers = Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        answers = Answers(answered.cat(), seen.cat(), indices.cat())
         if not answers.logits.isfinite().all():
             raise RunFailed("the network's answers are not finite; lower --lr or use --precision fp32")
         return answers

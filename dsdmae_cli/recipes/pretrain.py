@@ -33,7 +33,7 @@ from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.runs.prerequisite import frozen_part, give_weights, requirement
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import ENCODER, REQUIRED, RUN, SETTINGS, RunDir
-from dsdmae_cli.runtime import choose_device, choose_runtime
+from dsdmae_cli.runtime import choose_device, choose_runtime, resident_bytes
 from dsdmae_cli.settings.models import Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
 
@@ -94,10 +94,10 @@ def _put_together(start: Start, required: Path | None) -> Parts:
     """The method around its backbone, its images, and what looks at it on the way."""
     settings: ResolvedSettings = start.settings
     method = _method(start, settings, required)
-    runtime = choose_runtime(settings, method)
-    method.to(runtime.device)
     with distributed.main_first():
         dataset = open_all(settings.data)
+    runtime = choose_runtime(settings, method, held=resident_bytes(dataset, settings))
+    method.to(runtime.device)
     for note in dataset.notes:
         start.report.note(note)
     if start.main and not start.resumed:

@@ -20,10 +20,10 @@ from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import duration
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.prerequisite import has_ended, required_folder, requirement
-from dsdmae_cli.runtime import Runtime, autocast, choose_attention, choose_runtime
+from dsdmae_cli.runtime import Runtime, autocast, choose_attention, choose_device, choose_runtime
 from dsdmae_cli.settings.resolved import ResolvedData, ResolvedSettings
 from dsdmae_cli.settings.size import Size, height_width, size_words
-from dsdmae_cli.work import measure_work
+from dsdmae_cli.work import measure_work, state_bytes
 
 # Beyond this much work a timed micro-batch would keep the person waiting.
 _TIMED_GFLOP = 400
@@ -106,18 +106,17 @@ def make_plan(
     beforehand = _beforehand(settings) if method is None else None
     if method is None:
         method = build_method(settings) if build is None else build()
-    runtime = choose_runtime(settings, method)
-    found = _data(settings.data, runtime, split)
+    found = _data(settings.data, choose_device(settings.train.device), split)
+    runtime = choose_runtime(settings, method, held=found.num_bytes)
     train_images, test_images, placement, resident_bytes = found.train, found.test, found.placement, found.num_bytes
     batching = Batching(train_images, settings.train.batch_size, runtime.micro_batch, settings.train.seed)
     flop, activation_bytes = measure_work(method)
+    fused, recomputed = runtime.device.type == "cuda", settings.train.checkpoint_activations
+    if fused or recomputed:
+        activation_bytes = measure_work(method, fused_attention=fused, recomputed=recomputed)[1]
     trained = [p for p in method.parameters() if p.requires_grad]
-    # Trained: weight, gradient and two moments; kept along: the weight alone. All in float32.
-    state = 16 * sum(p.numel() for p in trained) + 4 * sum(
-        p.numel() for p in method.parameters() if not p.requires_grad
-    )
     halved = 1 if runtime.precision == "fp32" else 0.5
-    memory = state + resident_bytes + activation_bytes * halved * runtime.micro_batch
+    memory = state_bytes(method) + resident_bytes + activation_bytes * halved * runtime.micro_batch
     steps = batching.steps_per_epoch * settings.train.epochs
     per_image = _seconds_per_image(method, runtime, flop) if timed else None
     return Plan(
@@ -182,7 +181,7 @@ class _Data:
         return next((dataset.notes for dataset in self.splits.values()), ())
 
 
-def _data(settings: ResolvedData, runtime: Runtime, split: str) -> _Data:
+def _data(settings: ResolvedData, device: torch.device, split: str) -> _Data:
     here = settings.model_copy(update={"download": False})
     try:
         train = open_dataset(here, split)
@@ -191,7 +190,7 @@ def _data(settings: ResolvedData, runtime: Runtime, split: str) -> _Data:
         if not (settings.download and official and split == "train"):
             raise
         return _Data(official["train"], official.get("test"), "not downloaded yet", 0)
-    placement = place(train, settings, runtime.device)
+    placement = place(train, settings, device)
     splits = {"training": train}
     try:
         splits["held-out"] = open_dataset(here, "test")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel
 
 from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.checkpoint import Checkpoint
@@ -24,6 +24,8 @@ from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunInterrupted
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import Report
+from dsdmae_cli.runs.asking import Asking
+from dsdmae_cli.runs.kept import Kept, agreed, read_kept
 from dsdmae_cli.runs.observers.base import Observer
 from dsdmae_cli.runs.observers.jsonl import JsonLines
 from dsdmae_cli.runs.observers.page import PageWriter
@@ -31,32 +33,9 @@ from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.observers.trackers import Trackers
 from dsdmae_cli.runs.rundir import RESULT, RUN, RunDir, environment
 from dsdmae_cli.runs.too_little import too_little
+from dsdmae_cli.runs.writer import Writer
 from dsdmae_cli.runtime import Runtime
 from dsdmae_cli.signals import Requests, listening
-
-
-class _Images(BaseModel):
-    """Which images a run learns from, as its checkpoints keep it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    images: int
-    identity: str
-
-    def __str__(self) -> str:
-        return f"{self.images} images ({self.identity[:12]})"
-
-
-class _Kept(BaseModel):
-    """What a checkpoint keeps of a run beside tensors; its observers add their own."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    seconds: float = Field(ge=0, allow_inf_nan=False)
-    unreadable: dict[str, str]
-    window_steps: int = Field(ge=0)
-    scaler: dict[str, Any]
-    data: _Images | None = None  # of versions that did not write it
 
 
 @dataclass(frozen=True)
@@ -128,30 +107,16 @@ class Parts:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def _agreed(parts: Parts) -> _Images:
-    """Which images the run learns from. Processes that see others would train on them, each to its own end.
-
-    Raises:
-        DataError: in all processes, where they do not see the same.
-    """
-    advice = "give all machines the same copy of the dataset"
-    found = _Images(images=len(parts.dataset), identity=parts.dataset.identity())
-    distributed.agree("images", str(found), advice)
-    readable = parts.source.batching.num_images
-    distributed.agree("readable images", f"{readable} of {found.images}", advice)
-    return found
-
-
 class Run:
     """Trains the parts in their directory, and is the Trainer's Hooks."""
 
     def __init__(self, start: Start, parts: Parts) -> None:
         self.command, self.directory, self.report, self.main = start.command, start.directory, start.report, start.main
-        self.asked, self.settings, self.images = start.asked, start.settings, _agreed(parts)
+        self.asked, self.settings, self.images = start.asked, start.settings, agreed(parts.dataset, parts.source)
         self.resume, self.accept_changes, self.sources = start.resume, start.accept_changes, start.sources
-        self.method, self.runtime, self.source = parts.method, parts.runtime, parts.source
+        self.method, self.source = parts.method, parts.source
         self.unreadable, self.parts = parts.unreadable, parts
-        self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, self.runtime, self)
+        self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, parts.runtime, self)
         trackers = Trackers(self.settings.train.trackers, self.report)
         self.progress = Progress(self.report)
         self.page = PageWriter()
@@ -162,6 +127,8 @@ class Run:
         self.began = time.monotonic()
         self.seconds_before = 0.0
         self.saved_at = -1
+        self.writer = Writer(parts.runtime.device)
+        self.asking = Asking(self.settings.train.log_every)
         self.decorations: list[tuple[str, Callable[[], None]]] = []
 
     def decorate(self, what: str, draw: Callable[[], None]) -> None:
@@ -191,6 +158,7 @@ class Run:
                     self._interrupted()
             return self._finish()
         finally:
+            self.writer.close()
             self._tell(lambda observer: observer.close())
 
     @contextmanager
@@ -217,6 +185,11 @@ class Run:
     def seconds(self) -> float:
         """What the run took so far, earlier parts of a resumed one included."""
         return self.seconds_before + time.monotonic() - self.began
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the hardware decided, and memory since."""
+        return self.trainer.runtime
 
     @property
     def images_seen(self) -> int:
@@ -264,6 +237,7 @@ class Run:
     # -- Hooks
 
     def stepped(self, step: int) -> None:
+        self.writer.check()
         self._tell(lambda observer: observer.stepped(self, step))
 
     def logged(self, record: dict[str, float]) -> None:
@@ -274,9 +248,19 @@ class Run:
         last = epoch == train.epochs
         self._tell(lambda observer: observer.epoch_ended(self, epoch, last))
         if last or epoch % train.checkpoint_every == 0:
-            self._save()
+            self._save(wait=last)
+
+    def recut(self, micro_batch: int, before: int) -> None:
+        if self.main:
+            self.report.warn(
+                f"micro-batches of {before} images do not fit into the memory of {self.runtime.device}; going on with"
+                f" {micro_batch} (the effective batch stays the same)"
+            )
+            self.directory.write_json(RUN, self.directory.read_json(RUN) | {"micro_batch": micro_batch})
 
     def should_stop(self) -> bool:
+        if not self.asking.due(self.trainer.step):
+            return False
         # One exchange tells both: whether to save, and whether to stop.
         wish = distributed.highest(2 * self.requests.stop_signal + self.requests.save)
         if wish:
@@ -287,9 +271,14 @@ class Run:
 
     # -- checkpoints
 
-    def _save(self) -> None:
-        if self.saved_at == self.trainer.step:
-            return
+    def _save(self, wait: bool = True) -> None:
+        """Save this step, unless that was done; without `wait` it may still be under way when this returns."""
+        if self.saved_at != self.trainer.step:
+            self._write()
+        if wait:
+            self.writer.wait()
+
+    def _write(self) -> None:
         model, training, state = self.trainer.state()
         state["seconds"] = self.seconds()
         state["unreadable"] = self.unreadable.reasons
@@ -298,7 +287,7 @@ class Run:
             state |= observer.state()
         if self.main:
             saved = Checkpoint(self.trainer.step, model, training, state, tables(self.asked))
-            checkpoint.save(self.directory.checkpoints, saved, self.settings.train.keep_checkpoints)
+            self.writer.save(self.directory.checkpoints, saved, self.settings.train.keep_checkpoints)
         self.saved_at = self.trainer.step
 
     def _restore(self) -> None:
@@ -339,7 +328,8 @@ class Run:
 
     def _go_on_from(self, found: Checkpoint | None) -> None:
         if found is not None:
-            kept = self._checked(found.state)
+            kept = read_kept(found.state, self.directory.path)
+            self._look_for_other_images(kept)
             checkpoint.load_into(self.method, found.model, str(self.directory.checkpoints))
             self.trainer.restore(found.step, found.training, found.state)
             self.seconds_before = kept.seconds
@@ -347,18 +337,10 @@ class Run:
             self._tell(lambda observer: observer.restore(found.state))
             self.saved_at = found.step
 
-    def _checked(self, state: dict[str, Any]) -> _Kept:
-        """What a checkpoint keeps of the run, which must be of these images."""
-        try:
-            kept = _Kept.model_validate(state)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise CheckpointError(
-                f"the newest checkpoint of {self.directory.path} is damaged: {'.'.join(map(str, first['loc']))}:"
-                f" {first['msg'].lower()}; remove its folder to use the one before"
-            ) from error
+    def _look_for_other_images(self, kept: Kept) -> None:
+        """See that a checkpoint is of a run on these images, or say that it is not where that was accepted."""
         if kept.data is None or kept.data == self.images:
-            return kept
+            return
         other = (
             f"the images of {self.settings.data.dataset} are not those that {self.directory.path} learned from:"
             f" {kept.data} then, {self.images} now"
@@ -367,7 +349,6 @@ class Run:
             raise CheckpointError(f"{other}; put them back, or go on with what is there by --accept-changes")
         if self.main:
             self.report.warn(f"{other}; order, epochs and schedule are others from here on")
-        return kept
 
     def _interrupted(self) -> None:
         number, trainer = self.requests.stop_signal, self.trainer

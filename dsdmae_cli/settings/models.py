@@ -238,6 +238,9 @@ class LoopSettings(Section):
     device: str = DEVICE
     precision: Precision = PRECISION
     compile: bool | Auto = Field("auto", description="torch.compile; auto = on CUDA only")
+    checkpoint_activations: bool = Field(
+        False, description="keep each block's input alone and compute the rest anew: less memory, a third more work"
+    )
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_every: PositiveInt | Auto = Field(
         "auto", description="epochs between checkpoints; auto = ten times a run"
@@ -281,6 +284,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "data.data_dir",
         "data.download",
         "data.workers",
+        "train.checkpoint_activations",
         "train.device",
         "train.keep_checkpoints",
         "train.trackers",

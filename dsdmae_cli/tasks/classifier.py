@@ -1,6 +1,6 @@
 """Learning from labels: fine-tuning the whole network, and attentive heads on a frozen one. Trained by the same engine.
 
-Mix-up, CutMix, random erasing, layer decay and attention pooling are timm's. RandAugment, timm's too, works on PIL
+Mix-up, CutMix, layer decay and attention pooling are timm's. RandAugment, timm's too, works on PIL
 images and is done by the processes that decode (data/rand_augment.py).
 """
 
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from timm.data.mixup import Mixup
-from timm.data.random_erasing import RandomErasing
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import Generator, Tensor, nn
@@ -26,6 +25,7 @@ from dsdmae_cli.methods.base import Losses, StepInfo, SupervisedMethod
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.heads import head_count
 from dsdmae_cli.settings.judge import FinetuneSection
+from dsdmae_cli.tasks.erasing import erased
 from dsdmae_cli.tasks.weights import balanced
 
 
@@ -108,8 +108,7 @@ class Classifier(SupervisedMethod):
             off = smoothing / self.num_classes
             targets = F.one_hot(labels, self.num_classes).float() * (1 - smoothing) + off
         if self.settings.random_erasing:
-            erase = RandomErasing(self.settings.random_erasing, mode="pixel", device=str(images.device))
-            images = erase(images.clone())
+            images = erased(images, self.settings.random_erasing, generator)
         return MixedBatch(images, targets, labels)
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: MixedBatch) -> Losses:

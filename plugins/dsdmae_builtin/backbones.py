@@ -50,6 +50,34 @@ class ViTBaseSettings(ViTSettings):
     num_heads: PositiveInt = Field(12, description="attention heads")
 
 
+class ViTLargeSettings(ViTSettings):
+    """ViT-L."""
+
+    name: str = Field("vit-large", description="backbone plugin, or timm:NAME for any timm model with a grid")
+    embed_dim: PositiveInt = Field(1024, description="features per token; a multiple of 4 and of num_heads")
+    depth: PositiveInt = Field(24, description="number of transformer blocks")
+    num_heads: PositiveInt = Field(16, description="attention heads")
+
+
+class ViTHugeSettings(ViTSettings):
+    """ViT-H."""
+
+    name: str = Field("vit-huge", description="backbone plugin, or timm:NAME for any timm model with a grid")
+    embed_dim: PositiveInt = Field(1280, description="features per token; a multiple of 4 and of num_heads")
+    depth: PositiveInt = Field(32, description="number of transformer blocks")
+    num_heads: PositiveInt = Field(16, description="attention heads")
+
+
+class ViTGiantSettings(ViTSettings):
+    """ViT-g, of Zhai et al. 2022 (arXiv:2106.04560)."""
+
+    name: str = Field("vit-giant", description="backbone plugin, or timm:NAME for any timm model with a grid")
+    embed_dim: PositiveInt = Field(1408, description="features per token; a multiple of 4 and of num_heads")
+    depth: PositiveInt = Field(40, description="number of transformer blocks")
+    num_heads: PositiveInt = Field(16, description="attention heads")
+    mlp_ratio: PositiveFloat = Field(6144 / 1408, description="width of a block's hidden layer over embed_dim")
+
+
 class BEiTViTSettings(BackboneSettings):
     """BEiT's vision transformer, of ViT-T's size by default."""
 
@@ -148,6 +176,33 @@ VIT_BASE = BackboneSpec(
     takes_mask_token=True,
     any_channels=True,
     rectangles=True,
+    recognize=_RECOGNIZE_VIT,
+)
+VIT_LARGE = BackboneSpec(
+    summary="ViT-L: 24 blocks of width 1024, 16 heads",
+    build=_VIT,
+    settings=ViTLargeSettings,
+    encodes_subset=True,
+    takes_mask_token=True,
+    any_channels=True,
+    recognize=_RECOGNIZE_VIT,
+)
+VIT_HUGE = BackboneSpec(
+    summary="ViT-H: 32 blocks of width 1280, 16 heads",
+    build=_VIT,
+    settings=ViTHugeSettings,
+    encodes_subset=True,
+    takes_mask_token=True,
+    any_channels=True,
+    recognize=_RECOGNIZE_VIT,
+)
+VIT_GIANT = BackboneSpec(
+    summary="ViT-g: 40 blocks of width 1408, 16 heads",
+    build=_VIT,
+    settings=ViTGiantSettings,
+    encodes_subset=True,
+    takes_mask_token=True,
+    any_channels=True,
     recognize=_RECOGNIZE_VIT,
 )
 _BEIT = "dsdmae_builtin.beit_vit:build"

@@ -20,6 +20,9 @@ from dsdmae_builtin.backbones import (
     BEiTViTSmallSettings,
     TimmSettings,
     ViTBaseSettings,
+    ViTGiantSettings,
+    ViTHugeSettings,
+    ViTLargeSettings,
     ViTSettings,
     ViTSmallSettings,
 )
@@ -29,7 +32,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # (features, blocks) of published ViTs whose heads are not 64 wide: ViT-H, ViT-g, ViT-G, SigLIP's shape-optimised one.
 _HEADS = {(1280, 32): 16, (1408, 40): 16, (1664, 48): 16, (1152, 27): 16}
-_VITS = {192: ViTSettings, 384: ViTSmallSettings, 768: ViTBaseSettings}
+_VITS = {
+    192: ViTSettings, 384: ViTSmallSettings, 768: ViTBaseSettings, 1024: ViTLargeSettings, 1280: ViTHugeSettings,
+    1408: ViTGiantSettings,
+}  # fmt: skip
 _BEITS = {192: BEiTViTSettings, 384: BEiTViTSmallSettings, 768: BEiTViTBaseSettings}
 _HUGGING_FACE = "Hugging Face"
 # timm's ResNets: (bottleneck, blocks of each stage, output and input channels of the first block's second layer).

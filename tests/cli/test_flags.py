@@ -112,7 +112,10 @@ def complete(line: str, environ: dict[str, str] | None = None) -> list[str]:
         ("dsdmae pretrain --preset quick,cifar10,vit-s", ["quick,cifar10,vit-small"]),
         ("dsdmae finetune scratch --preset str", ["strong"]),
         ("dsdmae pretrain --method ms", ["msa"]),
-        ("dsdmae pretrain --method x --backbone vit-", ["vit-base", "vit-small", "vit-tiny"]),
+        (
+            "dsdmae pretrain --method x --backbone vit-",
+            ["vit-base", "vit-giant", "vit-huge", "vit-large", "vit-small", "vit-tiny"],
+        ),
         ("dsdmae embed RUN --dataset fo", ["folder:"]),
         ("dsdmae pretrain --precision b", ["bf16"]),
         ("dsdmae denoise x.png --device cu", ["cuda"]),

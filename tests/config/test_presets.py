@@ -120,7 +120,7 @@ def test_what_presets_there_are() -> None:
     assert presets_by_kind() == {
         "recipes": ["denoiser", "quick", "quick-ablate", "tokenizer", "tokenizer-quick"],
         "datasets": ["cifar10", "cifar100", "imagenet", "stl10"],
-        "sizes": ["vit-base", "vit-small", "vit-tiny"],
+        "sizes": ["vit-base", "vit-giant", "vit-huge", "vit-large", "vit-small", "vit-tiny"],
         "methods": list(METHODS),
     }
     assert presets_by_kind(FINETUNE) == {"recipes": ["paper", "strong"], "datasets": ["imagenet", "stl10"]}

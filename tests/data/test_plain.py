@@ -146,7 +146,7 @@ def test_shrunk_crops_are_near_those_of_a_whole_picture(kind: str, shrink: int, 
     side = int(shrink * LEAST_REDUCTION * size)
     box = Box(6 * shrink, 10 * shrink, side, side + 2 * shrink)
     picture = Picture(images(tmp_path, content), 0)
-    assert picture._affordable(side, size) == shrink
+    assert picture._affordable(side / size) == shrink
     found = picture.crops([box], size, "bicubic")[0].numpy().astype(np.float64)
     expected = reference(whole, box, size)
     assert np.abs(found - expected).mean() < 3

@@ -177,3 +177,40 @@ def test_what_is_not_finite_in_one_process_is_skipped_by_all(tmp_path: Path) -> 
     first, second = ((tmp_path / f"rank{rank}").read_text() for rank in (0, 1))
     assert first.split()[0] == "1"
     assert first == second
+
+
+ASKERS = """
+import sys
+from types import SimpleNamespace
+import torch
+from dsdmae_cli import distributed
+from dsdmae_cli.runs import asking
+
+now = [0.0]
+asking.time = SimpleNamespace(monotonic=lambda: now[0])
+exchanged = []
+highest = distributed.highest
+distributed.highest = lambda value: exchanged.append(value) or highest(value)
+with distributed.process_group(torch.device("cpu")):
+    asked = asking.Asking(log_every=64)
+    pace = 0.125 * (1 + distributed.rank())
+    due = []
+    for step in range(1, 101):
+        now[0] += pace
+        if asked.due(step):
+            due.append(step)
+    sys.stderr.write(f"rank {distributed.rank()}: {due} {len(exchanged)}\\n")
+"""
+
+
+@pytest.mark.slow
+def test_processes_ask_for_signals_at_the_same_steps_and_not_at_each(tmp_path: Path) -> None:
+    """One does eight steps a second and one four, by clocks of their own."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(ASKERS)
+    process = start(*TORCHRUN, driver)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    said = sorted(line.partition(": ")[2] for line in err.splitlines() if line.startswith("rank "))
+    expected = [1, 9, 17, 25, 33, 41, 49, 57, 64, 72, 80, 88, 96]
+    assert said == [f"{expected} {len(expected)}"] * 2

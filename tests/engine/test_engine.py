@@ -93,6 +93,7 @@ class Listener:
         self.look, self.stop_at = look, stop_at
         self.records: list[dict[str, float]] = []
         self.epochs: list[int] = []
+        self.recuts: list[tuple[int, int]] = []
         self.step = 0
 
     def stepped(self, step: int) -> None:
@@ -105,6 +106,9 @@ class Listener:
 
     def epoch_ended(self, epoch: int) -> None:
         self.epochs.append(epoch)
+
+    def recut(self, micro_batch: int, before: int) -> None:
+        self.recuts.append((before, micro_batch))
 
     def should_stop(self) -> bool:
         return self.step == self.stop_at

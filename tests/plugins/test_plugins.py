@@ -21,7 +21,7 @@ from dsdmae_cli.plugins import KINDS, SPECS, BrokenPlugin, Kind, Plugin, argumen
 Install = Callable[..., None]
 
 OURS: dict[Kind, set[str]] = {
-    "backbone": {"vit-tiny", "vit-small", "vit-base", "timm"},
+    "backbone": {"vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge", "vit-giant", "timm"},
     "dataset": {"cifar10", "cifar100", "stl10", "imagenet", "digits", "folder", "idx"},
     "method": {"dsdmae", "mae"},
     "tracker": {"tensorboard"},

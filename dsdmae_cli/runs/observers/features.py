@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from dsdmae_cli import distributed
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.run_data import Rows
 from dsdmae_cli.evaluation.features import mean_features
@@ -70,9 +71,17 @@ class Features(Observer):
                 watcher.judge(run, record)
 
 
-def features_of(run: Run, images: UInt8[Tensor, "n c h w"] | Rows) -> Float[Tensor, "n d"]:
-    """Mean tokens of clean images, in the run's precision."""
-    return mean_features(run.method.encoder(), images, max(run.runtime.micro_batch, 64), run.runtime.precision)
+def features_of(run: Run, images: UInt8[Tensor, "n c s s"] | Rows) -> Float[Tensor, "n d"]:
+    """Mean tokens of clean images, in the run's precision; each process computes its share of them, and all get all."""
+    encoder, runtime, count, world = run.method.encoder(), run.runtime, len(images), distributed.world_size()
+    mine = images
+    if world > 1:
+        # Shares of one length, as an exchange wants them: the last ones repeat the last image.
+        length = -(-count // world)
+        first = distributed.rank() * length
+        rows = torch.arange(first, first + length, device=runtime.device).clamp(max=count - 1)
+        mine = Rows(images.images, images.rows[rows]) if isinstance(images, Rows) else Rows(images, rows)
+    return distributed.gather(mean_features(encoder, mine, max(runtime.micro_batch, 64), runtime.precision))[:count]
 
 
 @torch.no_grad()
