@@ -197,9 +197,14 @@ class TrackerSpec(Spec):
 class ProbeSpec(Spec):
     """A probe of frozen features; `build` names its function fit(settings, data) -> ProbeResult, whose arguments are
     explained in dsdmae_cli.evaluation.probes.
+
+    Args:
+        dense: it labels pixels: `build` names a fit(settings, data) -> DenseResult (dsdmae_cli.evaluation.dense), and
+            the settings extend DenseProbeSection.
     """
 
     settings: type[ProbeSection] = ProbeSection
+    dense: bool = False
 
 
 SPECS: dict[Kind, type[Spec]] = {
