@@ -20,6 +20,7 @@ from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.report import Report
 from dsdmae_cli.report.training import PlainReport
+from dsdmae_cli.settings.size import Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +170,7 @@ def embed(
     *,
     split: str = "train",
     pool: str = "mean",
-    image_size: int | None = None,
+    image_size: Size | None = None,
     device: str = "auto",
     precision: str = "auto",
     cache: bool = True,
@@ -183,7 +184,7 @@ def embed(
         data: as in pretrain; None = what the subject learned from.
         split: "train", "test", "labelled" or "all" (train, then test).
         pool: of the patch tokens "mean" or "max", the class token "cls", "mean+cls", or all "tokens".
-        image_size: side of the images that the encoder sees; None = that of its training.
+        image_size: of the images that the encoder sees: a side, or (height, width); None = that of its training.
         device, precision: as train.device and train.precision.
         cache: keep the features in the user's cache, and look for them there.
         settings: of [data] and [backbone], as in pretrain.
@@ -291,15 +292,15 @@ def _undisturbed_by(engine: str) -> AbstractContextManager[None]:
 def load_encoder(
     subject: str | Path,
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     backbone: str | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Backbone:
-    """A backbone as a torch module: on the CPU, in eval mode, for images [b, 3, s, s] in [-1, 1].
+    """A backbone as a torch module: on the CPU, in eval mode, for images [b, 3, height, width] in [-1, 1].
 
     Args:
         subject: a run, a weights file, "timm:NAME", or "scratch".
-        image_size: side of the images that it shall take; None = that of its training.
+        image_size: of the images that it shall take: a side, or (height, width); None = that of its training.
         backbone: architecture of weights that do not name theirs, and of "scratch": its name or its table of settings.
         seed: of weights that are drawn.
 

@@ -50,13 +50,13 @@ class Recognized:
 
     Args:
         settings: that build it, `name` and all that shapes decide among them.
-        image_size: side in pixels of the images that its positions are for; None = it has no positions.
+        image_size: that its positions are for; None = it has none.
         words: what was read off the shapes, what was guessed, and which setting changes a guess.
         renamed: weights that the backbone knows under another name, {theirs: its own}.
     """
 
     settings: BackboneSettings
-    image_size: int | None
+    image_size: int | tuple[int, int] | None
     words: str
     renamed: Mapping[str, str] = field(default_factory=dict)
 
@@ -74,6 +74,7 @@ class BackboneSpec(Spec):
             encoder (NAME, or NAME:ARGUMENT if it takes one). Its settings have a boolean `pretrained`, with which
             `build` fetches the weights, and a patch size "auto" is that of the published ones (see own_patch_size).
         any_channels: it takes images of `settings.in_chans` channels, whatever the number; False = RGB alone.
+        rectangles: `build` and `set_image_size` take (height, width) beside a number; False = squares alone.
         recognize: "module:attribute" of a torch-free function(shapes, origin) -> Recognized | None that tells the
             architecture of somebody's weights: {timm's name: shape}, heads and decoders among them, and whose names
             they had before ("" = timm's own). None = its weights are opened by name alone.
@@ -85,6 +86,7 @@ class BackboneSpec(Spec):
     own_patch_size: bool = False
     image_size: str | None = None
     any_channels: bool = False
+    rectangles: bool = False
     recognize: str | None = None
 
 
@@ -106,8 +108,7 @@ class DatasetSpec(Spec):
         num_images: official number of images by split, for a plan when the files are not here yet.
         count: "module:attribute" of a torch-free function(settings) -> (training images, those with a label), where the
             numbers are the person's and quickly told; None = `num_images` says, or nobody.
-        reads_paths: its argument is a path, and a path alone, where a dataset is named, means this dataset. One of all
-            that are installed says so.
+        reads_paths: its argument is a path, and a path alone means this dataset. One of all that are installed says so.
     """
 
     settings: type[DataSettings] = DataSettings
@@ -168,11 +169,10 @@ class MethodSpec(Spec):
         requires: what must be trained on the same images beforehand; `build` is then given that, untrained, as third
             argument, and its Method holds it in a dsdmae_cli.methods.frozen.Frozen.
         augment: what "auto" means for data.crop_scale, data.flip and data.shift with this method, over what it means
-            for the dataset. Where the dataset says None or False, that stands: it knows what a crop or a mirror would
-            do to its images, and a method does not.
+            for the dataset. Where that says None or False, it stands: it knows its images, and a method does not.
         any_channels: it learns from images of any number of channels (`backbone.in_chans`); False = RGB alone.
-        colour: settings that vary colours, and the values that switch them off, which they have where images are not
-            RGB.
+        rectangles: it learns from images that are no squares too: `backbone.image_size` may be (height, width).
+        colour: settings that vary colours, and the values that switch them off for images that are not RGB.
         named_sweeps: what `--sweep` may call values of a setting, by name ("heads"); a flag's name is no such name.
         paper: what to cite.
     """
@@ -183,6 +183,7 @@ class MethodSpec(Spec):
     requires: Requirement | None = None
     augment: Mapping[str, Any] = field(default_factory=dict)
     any_channels: bool = False
+    rectangles: bool = False
     colour: Mapping[str, Any] = field(default_factory=dict)
     named_sweeps: Mapping[str, NamedSweep] = field(default_factory=dict)
     paper: str = ""

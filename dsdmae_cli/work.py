@@ -13,12 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.settings.size import height_width
 
 
 def measure_work(method: Method) -> tuple[float, int]:
     """(FLOP, bytes kept for the backward pass in float32) of one image's forward and backward, counted not run."""
-    size = method.encoder().image_size
-    images = method.as_views(torch.zeros(1, method.encoder().in_chans, size, size))
+    encoder = method.encoder()
+    images = method.as_views(torch.zeros(1, encoder.in_chans, *height_width(encoder.image_size)))
     with torch.no_grad():
         corruption = method.corrupt(images, seeded(torch.device("cpu"), 0))
     ghost = copy.deepcopy(method).to("meta")
@@ -39,7 +40,6 @@ def measure_work(method: Method) -> tuple[float, int]:
 def encoder_flops(encoder: Backbone) -> float:
     """FLOP of one image's forward pass, counted not run."""
     ghost = copy.deepcopy(encoder).to("meta")
-    size = encoder.image_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ghost(torch.zeros(1, encoder.in_chans, size, size, device="meta"))
+        ghost(torch.zeros(1, encoder.in_chans, *height_width(encoder.image_size), device="meta"))
     return float(counter.get_total_flops())

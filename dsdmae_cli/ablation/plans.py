@@ -17,8 +17,9 @@ from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import DsdmaeError
 from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.settings.models import Settings
+from dsdmae_cli.settings.size import Size
 
-Pace = tuple[str, str, int]  # method, network, pixels of an image's side
+Pace = tuple[str, str, Size]  # method, network, size of an image
 FAR_BEYOND = 1.5  # times the budget: no longer a comparison at equal compute
 
 

@@ -17,6 +17,7 @@ from dsdmae_cli.errors import PluginError, SettingsError
 from dsdmae_cli.report import duration, markdown, shown
 from dsdmae_cli.runs.results import Row, read_result
 from dsdmae_cli.runs.rundir import RESULT
+from dsdmae_cli.settings.size import height_width, size_words
 
 _UNKNOWN = "not known"
 
@@ -84,7 +85,7 @@ def _introduction(opened: Opened) -> str:
     if tuned is not None:
         return (
             f"An image classifier, `{_code(opened.backbone.name)}` with {parameters / 1e6:.2f} M parameters, fine-tuned"
-            f" on {_named(tuned.settings['data']['dataset'])}. It maps {encoder.image_size}x{encoder.image_size} pixels"
+            f" on {_named(tuned.settings['data']['dataset'])}. It maps {size_words(encoder.image_size)} pixels"
             f" to a logit for each of {len(tuned.classes)} classes: {markdown(short_list(tuned.classes))}. Made with"
             f" dsdmae {__version__}."
         )
@@ -93,7 +94,7 @@ def _introduction(opened: Opened) -> str:
     )
     return (
         f"An image encoder, `{_code(opened.backbone.name)}` with {parameters / 1e6:.2f} M parameters{learned}. It maps"
-        f" {encoder.image_size}x{encoder.image_size} pixels to a grid of {encoder.grid[0]}x{encoder.grid[1]} tokens of"
+        f" {size_words(encoder.image_size)} pixels to a grid of {encoder.grid[0]}x{encoder.grid[1]} tokens of"
         f" {encoder.width} features. It has no classifier. Made with dsdmae"
         f" {__version__}."
     )
@@ -129,7 +130,7 @@ def _pretraining(opened: Opened) -> dict[str, str]:
         return {"history": "none of dsdmae's: these weights came from elsewhere or are random"}
     train, data = settings["train"], settings["data"]
     return {
-        "dataset": f"{_dataset(opened)}, images of {data['image_size']} px",
+        "dataset": f"{_dataset(opened)}, images of {_size(data)} px",
         "method": f"`{_code(opened.method)}`: {_words(settings['method'])}",
         "schedule": f"{_number(opened.epochs)} epochs, batch {train['batch_size']}, seed {train['seed']}",
         **_cost(opened.images_seen, opened.seconds, opened.device_name, opened.flops),
@@ -141,7 +142,7 @@ def _finetuning(tuned: Tuned) -> dict[str, str]:
     found = tuned.result
     train, data = tuned.settings["train"], tuned.settings["data"]
     return {
-        "dataset": f"{_named(data['dataset'])}, images of {data['image_size']} px",
+        "dataset": f"{_named(data['dataset'])}, images of {_size(data)} px",
         "protocol": markdown(found.get("protocol", _UNKNOWN)),
         "schedule": f"{train['epochs']} epochs, batch {train['batch_size']}, seed {train['seed']}",
         **_cost(found.get("images_seen"), found.get("seconds"), device_beside(tuned.path), found.get("flops")),
@@ -208,7 +209,8 @@ def _results(opened: Opened, rows: list[Row]) -> str:
 
 
 def _loading(opened: Opened) -> str:
-    side, channels = opened.encoder.image_size, opened.encoder.in_chans
+    channels = opened.encoder.in_chans
+    shape = (1, channels, *height_width(opened.encoder.image_size))
     bands = "" if channels == 3 else f"\n\n{_channels(opened)}"
     if opened.tuned is not None:
         use = f"""logits = model(images)  # [1, {len(opened.tuned.classes)}]
@@ -227,7 +229,7 @@ model = timm.create_model("local-dir:THIS-FOLDER", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 
-images = torch.rand(1, {opened.encoder.in_chans}, {side}, {side})  # transform(image).unsqueeze(0)
+images = torch.rand{shape}  # transform(image).unsqueeze(0)
 {use}
 ```
 
@@ -251,6 +253,11 @@ def _channels(opened: Opened) -> str:
     if isinstance(limits, list | tuple):
         words += f" Before that, values from black to white become [0, 1]: {json.dumps(limits)}."
     return words + (" timm's transform is for RGB." if number != 3 else "")
+
+
+def _size(data: dict[str, Any]) -> str:
+    sides = data["image_size"]  # a list where there are two: the settings are tables
+    return str(sides) if isinstance(sides, int) else size_words((sides[0], sides[1]))
 
 
 def _citation(opened: Opened) -> str:

@@ -6,6 +6,7 @@ Opening one starts in trained.py, which reads the backbone.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dsdmae_cli.artifacts.format import architecture
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.files import RESUME
+from dsdmae_cli.settings.size import height_width
 from dsdmae_cli.tasks.classifier import Network
 
 # How timm can be told to pool as we do. It is tried in this order, since what an architecture understands is its own.
@@ -131,9 +133,8 @@ def timm_arguments(network: Network) -> dict[str, Any] | None:
         return None
     was_training, device = network.training, network.head.weight.device
     network.eval().cpu()
-    size = encoder.image_size
-    channels = encoder.in_chans
-    images = torch.linspace(-1, 1, 2 * channels * size * size).reshape(2, channels, size, size)
+    shape = (2, encoder.in_chans, *height_width(encoder.image_size))
+    images = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (encoder.mean, encoder.std))
     expected, state = network(images), _timm_state(network)
     allowed = _SAME * max(1.0, float(expected.abs().max()))

@@ -27,6 +27,7 @@ from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.settings.resolved import ResolvedSettings
+from dsdmae_cli.settings.size import height_width, size_words
 
 _OTHERS = "give --run DIR or --weights FILE"
 
@@ -49,8 +50,8 @@ class Denoiser:
 
     @property
     def image_size(self) -> int:
-        """Side of the images that the network takes."""
-        return self.network.encoder().image_size
+        """Side of the squares that the network takes; where it takes any size, about as many as it learned from."""
+        return max(height_width(self.network.encoder().image_size))  # _ready refused rectangles where they matter
 
     @property
     def size_multiple(self) -> int | None:
@@ -144,6 +145,11 @@ def _ready(method: Method, settings: ResolvedSettings, state: Mapping[str, Tenso
             f"{origin} was trained on images of {channels} channel{'s' if channels > 1 else ''}, and only networks for"
             f" RGB denoise pictures; {_OTHERS}"
         )
+    size = method.encoder().image_size
+    if method.denoise_multiple is None and not isinstance(size, int):
+        raise SettingsError(
+            f"{origin} was trained on images of {size_words(size)} px, and pictures are denoised in squares; {_OTHERS}"
+        )
     check_values(dict(state), method.state_dict(), Path(origin))
     method.eval().requires_grad_(False)
     return Denoiser(method, settings, checkpoint.weights_sha256(state), origin)
@@ -161,9 +167,9 @@ def _parts(method: Method, name: str, run: Path | None = None) -> nn.ModuleDict:
         for module in method.modules()
         if module is not method
     ]
-    side = method.denoise_multiple or method.encoder().image_size
+    sides = height_width(method.denoise_multiple or method.encoder().image_size)
     with torch.inference_mode():
-        restored = method.eval().denoise(torch.zeros(1, method.encoder().in_chans, side, side))
+        restored = method.eval().denoise(torch.zeros(1, method.encoder().in_chans, *sides))
     for hook in hooks:
         hook.remove()
     if restored is None:

@@ -20,6 +20,7 @@ from dsdmae_cli.data.square import to_square
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.figures.attention import MOST_IMAGES, attention
 from dsdmae_cli.figures.moments import visible
+from dsdmae_cli.settings.size import Size
 
 _ENDINGS = (".npz", ".parquet")
 # Rows of a Parquet file that are in memory a second time while they are written.
@@ -38,7 +39,7 @@ class Embedding:
         labels: -1 where an image has none; None where the dataset has none.
         classes: names of the labels.
         attention: [n, heads, rows, columns], where asked for.
-        seen: the first of these images as the encoder saw them, [m, side, side, channels].
+        seen: the first of these images as the encoder saw them, [m, height, width, channels].
         thumbnails: small pictures as JPEG files, where asked for.
     """
 
@@ -95,10 +96,10 @@ def rows_of(
 
 
 def with_attention(
-    part: Embedding, maps: Float[Tensor, "n heads rows columns"], dataset: ImageDataset, kept: list[int], side: int
+    part: Embedding, maps: Float[Tensor, "n heads rows columns"], dataset: ImageDataset, kept: list[int], size: Size
 ) -> Embedding:
-    """The embedding with where the encoder looks, and the first images as it saw them, of `side` pixels."""
-    seen = [to_square(dataset.load(index), side) for index in kept[:MOST_IMAGES]]
+    """The embedding with where the encoder looks, and the first images as it saw them, of `size` pixels."""
+    seen = [to_square(dataset.load(index), size) for index in kept[:MOST_IMAGES]]
     return replace(part, attention=maps.numpy(), seen=np.stack(seen))
 
 

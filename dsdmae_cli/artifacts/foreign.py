@@ -21,6 +21,7 @@ from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.plugins import Recognized
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.settings.models import BackboneSettings
+from dsdmae_cli.settings.size import Size
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class _Wanted:
     """
 
     backbone: BackboneSettings
-    native: int | None
-    size: int
+    native: Size | None
+    size: Size
     words: str
 
 

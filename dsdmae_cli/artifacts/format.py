@@ -11,6 +11,7 @@ from typing import Any
 from dsdmae_cli import checkpoint
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.files import RESUME
+from dsdmae_cli.settings.size import size_word
 
 
 def save_encoder(
@@ -43,7 +44,7 @@ def architecture(encoder: Backbone) -> dict[str, str]:
     return {
         "timm_name": encoder.timm_name,
         "timm_kwargs": json.dumps(encoder.timm_kwargs),
-        "image_size": str(encoder.image_size),
+        "image_size": size_word(encoder.image_size),
         "mean": json.dumps(encoder.mean),
         "std": json.dumps(encoder.std),
     }

@@ -21,6 +21,7 @@ from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.square import to_square
 from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.settings.size import Size, height_width, size_words
 
 # Largest difference between onnxruntime and torch, of features whose scale is 1 or below; relative to it above.
 TOLERANCE = 1e-4
@@ -41,6 +42,7 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
     module = (_Answers(tuned) if tuned else _Outputs(encoder)).eval()
     photographs = cut_photographs(encoder.image_size, encoder.in_chans)
     seen = channels_in_words(encoder.in_chans)
+    shape = (encoder.in_chans, *height_width(encoder.image_size))
     what = (
         "logits: one a class; their names are in the metadata under `classes`, as JSON."
         if tuned
@@ -53,14 +55,13 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
         advice,
         # The size of the batch is the one free dimension: positions belong to a size of images.
         free={0: torch.export.Dim("batch")},
-        doc=f"images: {seen}, NCHW, {encoder.image_size} pixels square, in [-1, 1]. {what}",
+        doc=f"images: {seen}, NCHW, {size_words(encoder.image_size)} pixels, in [-1, 1]. {what}",
         metadata={"classes": json.dumps(tuned.classes)} if tuned else {},
         form="onnx",
     )
     return {
         "files": [out.name],
-        "input": f"images: float32 [batch, {encoder.in_chans}, {encoder.image_size}, {encoder.image_size}], {seen} in"
-        " [-1, 1]",
+        "input": f"images: float32 [{', '.join(map(str, ('batch', *shape)))}], {seen} in [-1, 1]",
         "outputs": outputs,
         "max_difference": difference,
         "compared_on": f"{len(photographs)} photographs",
@@ -148,7 +149,7 @@ class _Outputs(nn.Module):
         self.encoder = encoder
         self.names = ["features", "tokens", *(["class_token"] if encoder.has_class_token else [])]
 
-    def forward(self, images: Float[Tensor, "b c s s"]) -> tuple[Tensor, ...]:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
         tokens, class_token = self.encoder.forward_tokens(images)
         pooled = tokens.mean(dim=1)
         return (pooled, tokens) if class_token is None else (pooled, tokens, class_token)
@@ -162,7 +163,7 @@ class _Answers(nn.Module):
         self.network = tuned.network
         self.names = ["logits"]
 
-    def forward(self, images: Float[Tensor, "b c s s"]) -> tuple[Tensor, ...]:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
         return (self.network(images),)
 
 
@@ -171,7 +172,7 @@ def channels_in_words(channels: int) -> str:
     return {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
-def cut_photographs(size: int, channels: int = 3) -> Float[Tensor, "n {channels} s s"]:
+def cut_photographs(size: Size, channels: int = 3) -> Float[Tensor, "n {channels} h w"]:
     """Cuts of scikit-learn's two photographs, in [-1, 1]: real images that every installation has.
 
     Args:

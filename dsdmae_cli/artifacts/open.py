@@ -17,6 +17,7 @@ from dsdmae_cli.config.resolve import RGB, resolve_backbone
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
+from dsdmae_cli.settings.size import Size
 
 
 def open_encoder(
@@ -24,7 +25,7 @@ def open_encoder(
     data: DataSettings | None,
     *,
     backbone: BackboneSettings | None,
-    image_size: int | None,
+    image_size: Size | None,
     seed: int,
     head: bool = False,
     teacher: bool = False,
@@ -37,7 +38,7 @@ def open_encoder(
         backbone: the architecture of `scratch` and of weights that say nothing of theirs; settings of published
             weights (pretrained = false for random ones); for the others only drop_path, which is no part of what was
             trained: what else is set must be as it was. None = not given.
-        image_size: side of the images it should take, in pixels; None = those it was trained on.
+        image_size: of the images it should take; None = those it was trained on.
         seed: of the weights that are drawn.
         teacher: the moving average that a run's method kept, out of its newest checkpoint.
         head: keep the head of a fine-tuned network in `Opened.tuned`; otherwise it is left out, and a note says so.
@@ -102,7 +103,7 @@ def _open_pixels(request: Request) -> Opened:
     return Opened(pixels, subject.kind, subject.name, none, checkpoint.weights_sha256({}))
 
 
-def _needed_size(request: Request) -> int:
+def _needed_size(request: Request) -> Size:
     size = request.wanted_size()
     if size is None:
         raise SettingsError(f"{request.subject.text} needs the side of its images: give --dataset or --image-size")

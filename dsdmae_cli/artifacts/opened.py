@@ -17,6 +17,7 @@ from dsdmae_cli.artifacts.subject import Kind, Subject
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.resolve import RGB, check_taken, resolve_data
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
+from dsdmae_cli.settings.size import Size, size_words
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ class Request:
     subject: Subject
     data: DataSettings | None
     backbone: BackboneSettings | None
-    image_size: int | None
+    image_size: Size | None
     seed: int
     head: bool
     teacher: bool = False
 
-    def wanted_size(self) -> int | None:
-        """The side of the images it will see, where that is known before it is opened."""
+    def wanted_size(self) -> Size | None:
+        """The size of the images it will see, where that is known before it is opened."""
         if self.image_size is not None or self.data is None:
             return self.image_size
         return resolve_data(self.data).image_size
@@ -137,5 +138,7 @@ def finished(encoder: Backbone, backbone: BackboneSettings, request: Request) ->
     if image_size is not None and image_size != before:
         encoder.set_image_size(image_size)
         resampled = checkpoint.weights_sha256(encoder.timm_state()) != sha256
-    note = f"position embeddings resampled for images of {encoder.image_size} px, from {before} px"
+    note = (
+        f"position embeddings resampled for images of {size_words(encoder.image_size)} px, from {size_words(before)} px"
+    )
     return Opened(encoder, subject.kind, subject.name, backbone, sha256, notes=(note,) if resampled else ())

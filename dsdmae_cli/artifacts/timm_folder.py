@@ -15,6 +15,7 @@ from dsdmae_cli.artifacts.format import save_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import EXPORTED
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.settings.size import height_width
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -65,7 +66,6 @@ def timm_config(opened: Opened) -> dict[str, Any]:
     num_classes = len(tuned.classes) if tuned else 0
     base = timm.get_pretrained_cfg(encoder.timm_name)
     known = base.to_dict() if base else {}
-    side = encoder.image_size
     own = {key: value for key, value in arguments.items() if key not in {"num_classes", "drop_path_rate"}}
     # timm's own default where we did not choose, so that its pooled output is that of the published architecture.
     pool = own.get("global_pool", "avg" if "global_pool" in encoder.timm_kwargs else None)
@@ -79,7 +79,7 @@ def timm_config(opened: Opened) -> dict[str, Any]:
         "pretrained_cfg": {
             "tag": "dsdmae",
             "custom_load": False,
-            "input_size": [encoder.in_chans, side, side],
+            "input_size": [encoder.in_chans, *height_width(encoder.image_size)],
             "fixed_input_size": "img_size" in own,
             "interpolation": "bicubic",
             "crop_pct": 1.0,

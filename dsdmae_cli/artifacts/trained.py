@@ -19,6 +19,7 @@ from dsdmae_cli.runs.build import build_backbone, build_method
 from dsdmae_cli.runs.rundir import REQUIRED, RESULT, RUN, RunDir
 from dsdmae_cli.settings.models import BackboneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings, ResolvedProbeSettings, ResolvedSettings
+from dsdmae_cli.settings.size import Size, as_size, size_word
 from dsdmae_cli.work import measure_work
 
 # Settings of a backbone that change neither its weights nor, in eval mode, what it computes.
@@ -40,8 +41,7 @@ def open_file(settings: Resolved, path: Path, request: Request) -> Opened:
     assert isinstance(settings, ResolvedSettings)  # a probe leaves no weights
     backbone = _reconciled(settings.backbone, request).without_weights()
     metadata = request.subject.metadata
-    # An exported file may be for images of another size than those it learned from.
-    encoder = build_backbone(backbone, _number(path, metadata, "image_size", settings.data.image_size), request.seed)
+    encoder = build_backbone(backbone, _size(path, metadata, settings.data.image_size), request.seed)
     fill(encoder, checkpoint.load_weights(path), str(path))
     opened = finished(encoder, backbone, request)
     result = _read_json(path.parent / RESULT)
@@ -62,7 +62,7 @@ def _open_classifier(settings: ResolvedFinetuneSettings, path: Path, request: Re
     """The backbone of a fine-tuned network, and its head where that is asked for."""
     backbone = _reconciled(settings.backbone, request).without_weights()
     metadata = request.subject.metadata
-    encoder = build_backbone(backbone, _number(path, metadata, "image_size", settings.data.image_size), request.seed)
+    encoder = build_backbone(backbone, _size(path, metadata, settings.data.image_size), request.seed)
     state = checkpoint.load_weights(path)
     own = encoder.timm_state()
     head = {name: state.pop(name) for name in list(state) if name not in own}
@@ -151,6 +151,15 @@ def _number(path: Path, metadata: dict[str, str], key: str, default: int) -> int
     if not (found.isascii() and found.isdigit() and len(found) < 19):
         raise CheckpointError(f"{path} is damaged: its metadata have {key} = {found[:40]!r}, which is no number")
     return int(found)
+
+
+def _size(path: Path, metadata: dict[str, str], default: Size) -> Size:
+    """Of the images that a file's network is for; an exported one may take others than those it learned from."""
+    sides = [_number(path, {"image_size": side}, "image_size", 0)
+             for side in metadata.get("image_size", size_word(default)).split(",")]  # fmt: skip
+    if len(sides) > 2:
+        raise CheckpointError(f"{path} is damaged: its metadata have image_size = {metadata['image_size'][:40]!r}")
+    return as_size(sides[0], sides[-1])
 
 
 def _flops(settings: ResolvedSettings, images_seen: int | None, folder: Path) -> float | None:

@@ -29,9 +29,10 @@ Pool = Annotated[
                  " side, or all patch tokens as they lie (n, rows, columns, features)", rich_help_panel=_RESULT),
 ]  # fmt: skip
 ImageSize = Annotated[
-    int | None,
-    typer.Option("--image-size", metavar="N", min=1, help="Side in pixels of the images that the encoder sees. Default:"
-                 " that of its training", rich_help_panel="Data", show_default=False),
+    str | None,
+    typer.Option("--image-size", metavar="N|H,W", help="Images that the encoder sees, in pixels: the side of"
+                 " a square or HEIGHT,WIDTH. Default: that of its training", rich_help_panel="Data",
+                 show_default=False),
 ]  # fmt: skip
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither look for the features in the cache nor keep them")]
 Attention = Annotated[
@@ -75,6 +76,7 @@ def command(
 
     from dsdmae_cli.recipes.embed import Request, embed, summary
     from dsdmae_cli.report import print_result
+    from dsdmae_cli.settings.size import size_flag
 
     request = Request(
         subject,
@@ -82,7 +84,7 @@ def command(
         given.assignments,
         split,
         pool,
-        image_size,
+        size_flag(image_size),
         where.device,
         where.precision,
         not no_cache,

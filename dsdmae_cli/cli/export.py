@@ -33,9 +33,9 @@ Out = Annotated[
                  show_default=False),
 ]  # fmt: skip
 ImageSize = Annotated[
-    int | None,
-    typer.Option("--image-size", metavar="N", min=1, help="Side of the images it shall take, in pixels; position"
-                 " embeddings are resampled. Default: that of its training", show_default=False),
+    str | None,
+    typer.Option("--image-size", metavar="N|H,W", help="Images it shall take, in pixels: the side of a square or"
+                 " HEIGHT,WIDTH; position embeddings are resampled. Default: that of its training", show_default=False),
 ]  # fmt: skip
 NoHead = Annotated[bool, typer.Option("--no-head", help="Of a fine-tuned network write the encoder alone")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out")]
@@ -80,8 +80,11 @@ def command(
     from dsdmae_cli.files import not_resumable
     from dsdmae_cli.recipes.export import Request, export, summary
     from dsdmae_cli.report import make_report, print_result
+    from dsdmae_cli.settings.size import size_flag
 
-    request = Request(subject, to, out, image_size, chosen, force, licence, tuple(results or ()), not no_head)
+    request = Request(
+        subject, to, out, size_flag(image_size), chosen, force, licence, tuple(results or ()), not no_head
+    )
     with not_resumable():
         said = export(request)
     report = make_report(as_json=as_json, main_process=True)

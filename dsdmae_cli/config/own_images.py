@@ -12,6 +12,7 @@ from dsdmae_cli import plugins
 from dsdmae_cli.config.presets import presets_by_kind, read_preset
 from dsdmae_cli.config.resolve import resolve_data
 from dsdmae_cli.config.schema import Loaded, Schema
+from dsdmae_cli.settings.size import height_width, size_words
 
 L = TypeVar("L", bound=BaseModel)
 _IMAGES = " to learn from"  # how the origin of a value ends that was decided here
@@ -87,9 +88,9 @@ def _about_size(loaded: Loaded[Any], schema: Schema[Any]) -> list[str]:
     if meant is None:
         return []
     own = resolve_data(data.model_copy(update={"image_size": "auto", "crop_from": None})).image_size
-    if own <= data.image_size:
+    if min(height_width(own)) <= min(height_width(data.image_size)):
         return []
-    small = f"the images are brought to {data.image_size} px, which {source} has for {meant}"
+    small = f"the images are brought to {size_words(data.image_size)} px, which {source} has for {meant}"
     return [f"{small}; their own size is {own}: --set data.image_size=auto --set backbone.patch_size=auto"]
 
 

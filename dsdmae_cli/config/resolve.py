@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, overload
 
 from pydantic import BaseModel
@@ -18,6 +19,7 @@ from dsdmae_cli.settings.resolved import (
     ResolvedSettings,
     decided,
 )
+from dsdmae_cli.settings.size import Size, height_width, size_word
 
 # Of a run that begins with trained weights: the rate at which a new run learns would undo much of what they know, and
 # AdamW's moments, which begin anew, need a longer warm-up before their steps can be trusted.
@@ -70,8 +72,8 @@ def resolve_data(data: DataSettings, method: MethodSettings | None = None) -> Re
     if size == "auto":
         own = spec.image_size
         size = plugins.load(own)(data) if isinstance(own, str) else own
-    if data.crop_from is not None and data.crop_from < size:
-        raise SettingsError(f"data.crop_from = {data.crop_from} must be at least data.image_size = {size}")
+    if data.crop_from is not None and data.crop_from < max(height_width(size)):
+        raise SettingsError(f"data.crop_from = {data.crop_from} must be at least data.image_size = {size_word(size)}")
     augment = {**spec.augment, **methods_augment(data, method)}
     auto = {key: augment[key] for key in ("crop_scale", "flip", "shift") if getattr(data, key) == "auto"}
     channels = data.channels
@@ -169,13 +171,18 @@ def colour_notes(settings: Any) -> tuple[str, ...]:
     )
 
 
-def resolve_backbone(backbone: BackboneSettings, image_size: int, channels: int = RGB) -> BackboneSettings:
+def resolve_backbone(backbone: BackboneSettings, image_size: Size, channels: int = RGB) -> BackboneSettings:
     """The backbone section with "auto" replaced, for images of a size and number of channels.
 
     Raises:
-        SettingsError: it takes another number of channels.
+        SettingsError: it takes another number of channels, or squares alone.
     """
     spec, patch = plugins.find("backbone", backbone.name).spec, backbone.patch_size
+    if not isinstance(image_size, int) and not spec.rectangles:
+        raise SettingsError(
+            f"backbone {backbone.name!r} is for square images, and data.image_size = {size_word(image_size)}; give one"
+            f" number, or use another ({_names('backbone', 'rectangles')})"
+        )
     if patch == "auto" and not spec.own_patch_size:
         patch = _auto_patch_size(image_size)
     taken = channels if backbone.in_chans == "auto" else backbone.in_chans
@@ -240,13 +247,16 @@ def _where_auto(section: Section, values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if getattr(section, key, None) == "auto"}
 
 
-def _auto_patch_size(image_size: int) -> int:
-    """The divisor of the image's side that is nearest, by ratio, to the paper's choice.
+def _auto_patch_size(image_size: Size) -> int:
+    """The divisor of the image's sides that is nearest, by ratio, to the paper's choice.
 
-    That is 16x16 patches up to 128 px (32/2, 96/6); beyond, the 16 px of ImageNet's ViTs.
+    That is 16x16 patches up to 128 px (32/2, 96/6), of rectangles 16 along the shorter side; beyond, the 16 px of
+    ImageNet's ViTs.
     """
-    wanted = image_size / 16 if image_size <= 128 else 16
-    divisors = [n for n in range(1, image_size + 1) if image_size % n == 0]
+    sides = height_width(image_size)
+    wanted = min(sides) / 16 if min(sides) <= 128 else 16
+    common = math.gcd(*sides)
+    divisors = [n for n in range(1, common + 1) if common % n == 0]
     return min(divisors, key=lambda n: max(n / wanted, wanted / n))
 
 
@@ -258,6 +268,12 @@ def _check_together(settings: Any) -> None:
         return
     method = plugins.find("method", settings.method.name).spec
     backbone = plugins.find("backbone", settings.backbone.name).spec
+    if not isinstance(settings.data.image_size, int) and not method.rectangles:
+        raise SettingsError(
+            f"method {settings.method.name!r} is for square images, and data.image_size ="
+            f" {size_word(settings.data.image_size)}; give one number, or use another method"
+            f" ({_names('method', 'rectangles')})"
+        )
     if method.needs_subset and not backbone.encodes_subset:
         raise SettingsError(
             f"method {settings.method.name!r} drops patches, and backbone {settings.backbone.name!r} cannot encode"

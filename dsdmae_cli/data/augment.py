@@ -18,6 +18,9 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 
+from dsdmae_cli.data.square import middle
+from dsdmae_cli.settings.size import Size, height_width
+
 Interpolation = Literal["bicubic", "bilinear"]
 
 # RandomResizedCrop's, before it takes the centre.
@@ -29,22 +32,39 @@ class Augmentation:
     """What happens to each training image, all automatic values resolved.
 
     Attributes:
-        image_size: side of the square that comes out, in pixels.
+        image_size: of what comes out: side of a square in pixels, or (height, width).
         crop_scale: smallest and largest share of the area that a random resized crop takes; None = no crop.
-        crop_ratio: narrowest and widest width/height of a crop.
+        crop_ratio: narrowest and widest width/height of a crop, in units of image_size's own.
         interpolation: kernel of the resampling, antialiased.
         flip: mirror each image left to right with probability 1/2.
         crop_from: side of the squares that windows of image_size pixels are cut from unscaled; None = resized crops.
         shift: largest translation in output pixels, each way and in both directions; edges are repeated.
     """
 
-    image_size: int
+    image_size: Size
     crop_scale: tuple[float, float] | None
     crop_ratio: tuple[float, float]
     interpolation: Interpolation
     flip: bool
     shift: int
     crop_from: int | None = None
+
+    @property
+    def height(self) -> int:
+        """Of what comes out, in pixels."""
+        return height_width(self.image_size)[0]
+
+    @property
+    def width(self) -> int:
+        """Of what comes out, in pixels."""
+        return height_width(self.image_size)[1]
+
+    def boxes(self, batch: int, height: int, width: int, generator: Generator) -> Boxes:
+        """Random boxes for images of a height and width; crop_scale says how large."""
+        assert self.crop_scale is not None
+        # A crop of a rectangle is as seldom stretched one way as the other, like that of a square.
+        narrow, wide = (ratio * (self.width / self.height) for ratio in self.crop_ratio)
+        return crop_boxes(batch, height, width, self.crop_scale, (narrow, wide), generator)
 
 
 class Boxes(NamedTuple):
@@ -58,7 +78,7 @@ class Boxes(NamedTuple):
 
 def augment(
     images: UInt8[Tensor, "b c h w"], plan: Augmentation, generator: Generator
-) -> Float[Tensor, "b c {plan.image_size} {plan.image_size}"]:
+) -> Float[Tensor, "b c {plan.height} {plan.width}"]:
     """Random views in [-1, 1], one draw per image.
 
     Without a crop, and with images of the right size, nothing is resampled: pixels are moved and scaled.
@@ -67,30 +87,29 @@ def augment(
         generator: on the images' device; the only source of randomness.
     """
     b, _, h, w = images.shape
-    size = plan.image_size
     boxes = None
     if plan.crop_from is not None:
         assert h == w == plan.crop_from
     elif plan.crop_scale is not None:
-        boxes = crop_boxes(b, h, w, plan.crop_scale, plan.crop_ratio, generator)
-    elif (h, w) != (size, size):
-        boxes = _whole(h, w, images.device)
+        boxes = plan.boxes(b, h, w, generator)
+    elif (h, w) != (plan.height, plan.width):
+        boxes = _middle(h, w, plan.image_size, images.device)
     rows, columns = _sources(b, plan, generator)
     if boxes is None:
         return _to_unit(_pick(images, rows, columns).float())
     # Bicubic weights are partly negative and overshoot at edges. No image has such pixels, noise levels and
     # the pixel loss are in units of the valid range, and 8-bit pipelines (PIL, torchvision's) cut them too.
-    return _to_unit(_resample(images, boxes, size, plan.interpolation, rows, columns).clamp_(0, 255))
+    return _to_unit(_resample(images, boxes, plan.image_size, plan.interpolation, rows, columns).clamp_(0, 255))
 
 
 def prepare(
-    images: UInt8[Tensor, "b c h w"], image_size: int, interpolation: Interpolation
-) -> Float[Tensor, "b c {image_size} {image_size}"]:
-    """Evaluation's input: square images, resized if they have to be, in [-1, 1]; nothing is random."""
+    images: UInt8[Tensor, "b c h w"], image_size: Size, interpolation: Interpolation
+) -> Float[Tensor, "b c rows columns"]:
+    """Evaluation's input: images of one size, the middle resized if they have another, in [-1, 1]; not random."""
     h, w = images.shape[-2:]
-    if (h, w) == (image_size, image_size):
+    if (h, w) == height_width(image_size):
         return _to_unit(images.float())
-    boxes = _whole(h, w, images.device)
+    boxes = _middle(h, w, image_size, images.device)
     return _to_unit(_resample(images, boxes, image_size, interpolation).clamp_(0, 255))
 
 
@@ -136,10 +155,11 @@ def _uniform(shape: tuple[int, ...], generator: Generator) -> Float[Tensor, "*sh
     return torch.rand(shape, generator=generator, device=generator.device)
 
 
-def _whole(height: int, width: int, device: torch.device) -> Boxes:
-    """The whole image, once for all images of a batch: matrices broadcast."""
+def _middle(height: int, width: int, size: Size, device: torch.device) -> Boxes:
+    """The largest box of the shape of `size` in whole pixels, once for all images of a batch: matrices broadcast."""
+    tall, wide = (max(1, round(side)) for side in middle(height, width, size))
     zero = torch.zeros(1, dtype=torch.int64, device=device)
-    return Boxes(zero, zero, zero + height, zero + width)
+    return Boxes(zero + (height - tall) // 2, zero + (width - wide) // 2, zero + tall, zero + wide)
 
 
 def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
@@ -151,32 +171,36 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
     return height, width
 
 
-def _sources(batch: int, plan: Augmentation, generator: Generator) -> tuple[Int64[Tensor, "n s"], Int64[Tensor, "m s"]]:
+def _sources(batch: int, plan: Augmentation, generator: Generator) -> tuple[Int64[Tensor, "n s"], Int64[Tensor, "m t"]]:
     """Which row and column of the unmoved image each output row and column shows: flip and shift as an index.
 
     n and m are the batch, or 1 where all images have the same.
     """
-    last = plan.image_size - 1
-    columns = rows = torch.arange(plan.image_size, device=generator.device).unsqueeze(0)
+    rows, columns = (torch.arange(side, device=generator.device).unsqueeze(0) for side in (plan.height, plan.width))
     if plan.flip:
         mirrored = _uniform((batch, 1), generator) < 0.5
-        columns = torch.where(mirrored, last - columns, columns)
+        columns = torch.where(mirrored, plan.width - 1 - columns, columns)
     if plan.shift:
         steps = torch.randint(-plan.shift, plan.shift + 1, (2, batch, 1), generator=generator, device=generator.device)
-        rows = (rows + steps[0]).clamp(0, last)
+        rows = (rows + steps[0]).clamp(0, plan.height - 1)
         # A mirrored image moves the other way, which is as likely.
-        columns = (columns + steps[1]).clamp(0, last)
+        columns = (columns + steps[1]).clamp(0, plan.width - 1)
     if plan.crop_from is not None:
-        corners = torch.randint(
-            0, plan.crop_from - plan.image_size + 1, (2, batch, 1), generator=generator, device=generator.device
-        )
+        if plan.height == plan.width:
+            corners = list(_up_to((2, batch, 1), plan.crop_from - plan.height, generator))
+        else:
+            corners = [_up_to((batch, 1), plan.crop_from - side, generator) for side in (plan.height, plan.width)]
         rows, columns = rows + corners[0], columns + corners[1]
     return rows, columns
 
 
+def _up_to(shape: tuple[int, ...], most: int, generator: Generator) -> Int64[Tensor, "*shape"]:
+    return torch.randint(0, most + 1, shape, generator=generator, device=generator.device)
+
+
 def _pick(
-    images: UInt8[Tensor, "b c h w"], rows: Int64[Tensor, "n s"], columns: Int64[Tensor, "m s"]
-) -> UInt8[Tensor, "b c s s"]:
+    images: UInt8[Tensor, "b c h w"], rows: Int64[Tensor, "n s"], columns: Int64[Tensor, "m t"]
+) -> UInt8[Tensor, "b c s t"]:
     """Pixels at the given rows and columns of each image."""
     b, c, _, w = images.shape
     flat = (rows[:, :, None] * w + columns[:, None, :]).flatten(1)
@@ -186,33 +210,33 @@ def _pick(
 def _resample(
     images: UInt8[Tensor, "b c h w"],
     boxes: Boxes,
-    size: int,
+    size: Size,
     interpolation: Interpolation,
     rows: Int64[Tensor, "_ s"] | None = None,
-    columns: Int64[Tensor, "_ s"] | None = None,
-) -> Float[Tensor, "b c s s"]:
-    """Each image's box at size x size, in the images' own units; not clamped: bicubic overshoots.
+    columns: Int64[Tensor, "_ t"] | None = None,
+) -> Float[Tensor, "b c s t"]:
+    """Each image's box at `size`, in the images' own units; not clamped: bicubic overshoots.
 
     Equal to torchvision's resized_crop(..., antialias=True) on floats: resampling is linear in the pixels
-    and separable, so that two batched products with [size, h] and [size, w] matrices do a whole batch of
+    and separable, so that two batched products with [height, h] and [width, w] matrices do a whole batch of
     different boxes. They are mostly zeros; multiplying by those is still far cheaper than a call per image.
 
     Args:
-        rows, columns: those of the size x size pixels that are made; None = all, in order.
+        rows, columns: those of the pixels that are made; None = all, in order.
     """
     b, c, h, w = images.shape
-    all_in_order = torch.arange(size, device=images.device).unsqueeze(0)
-    rows = all_in_order if rows is None else rows
-    columns = all_in_order if columns is None else columns
-    vertical = _weights(boxes.top, boxes.height, h, size, rows, interpolation)
-    horizontal = _weights(boxes.left, boxes.width, w, size, columns, interpolation)
+    height, width = height_width(size)
+    rows = torch.arange(height, device=images.device).unsqueeze(0) if rows is None else rows
+    columns = torch.arange(width, device=images.device).unsqueeze(0) if columns is None else columns
+    vertical = _weights(boxes.top, boxes.height, h, height, rows, interpolation)
+    horizontal = _weights(boxes.left, boxes.width, w, width, columns, interpolation)
     # Channels beside the columns: both products are then one matrix per image, and none has to be repeated.
     x = images.transpose(1, 2).contiguous().to(vertical.dtype).reshape(b, h, c * w)
     # Autocast would round weights and pixels to bf16, which is up to a grey level each time.
     with torch.autocast(images.device.type, enabled=False):
         x = vertical.expand(b, -1, -1) @ x
-        x = x.reshape(b, size * c, w) @ horizontal.expand(b, -1, -1).mT
-    return x.reshape(b, size, c, size).transpose(1, 2)
+        x = x.reshape(b, height * c, w) @ horizontal.expand(b, -1, -1).mT
+    return x.reshape(b, height, c, width).transpose(1, 2)
 
 
 def _weights(

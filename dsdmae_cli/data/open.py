@@ -16,11 +16,12 @@ from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.channels import in_channels
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed
-from dsdmae_cli.data.square import Squares, common_side, decode_into
+from dsdmae_cli.data.square import Squares, common_size, decode_into
 from dsdmae_cli.data.streaming import StreamingSource, Transform
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.resolved import ResolvedData
+from dsdmae_cli.settings.size import Size, height_width, size_words
 
 
 def open_dataset(settings: DataSettings, split: str) -> ImageDataset:
@@ -69,42 +70,53 @@ class Placement:
     """Where the training images will live.
 
     Attributes:
-        side: side in pixels of the resident images, or None for streaming.
+        size: of the resident images, or None for streaming.
         num_bytes: what they take on the device (0 when streaming).
     """
 
-    side: int | None
+    size: Size | None
     num_bytes: int
 
     @property
     def word(self) -> str:
         """resident or streaming."""
-        return "resident" if self.side else "streaming"
+        return "resident" if self.size else "streaming"
 
 
 def place(dataset: ImageDataset, settings: ResolvedData, device: torch.device) -> Placement:
-    """Decide where the images live: images of one size that fit are resident, all others are streamed.
+    """Decide where the images live: images of one size, and of the shape of
+    data.image_size, that fit are resident, all others are streamed.
 
     Raises:
         DataError: data.placement demands resident images that do not fit.
     """
     if settings.placement == "streaming":
         return Placement(None, 0)
-    side = settings.crop_from or common_side(dataset)
-    if side is None and settings.placement == "resident":
-        side = settings.image_size
-    if side is None:
+    size = settings.crop_from or _common(dataset, settings.image_size)
+    if size is None and settings.placement == "resident":
+        size = settings.image_size
+    if size is None:
         return Placement(None, 0)
-    num_bytes = len(dataset) * side * side * dataset.channels
+    height, width = height_width(size)
+    num_bytes = len(dataset) * height * width * dataset.channels
     room = _room(device)
     if num_bytes <= room:
-        return Placement(side, num_bytes)
+        return Placement(size, num_bytes)
     if settings.placement == "resident":
         raise DataError(
-            f"{len(dataset)} images of {side}x{side} take {num_bytes / 2**30:.1f} GiB, more than the"
+            f"{len(dataset)} images of {size_words(size)} take {num_bytes / 2**30:.1f} GiB, more than the"
             f" {room / 2**30:.1f} GiB to spare on {device}; use --set data.placement=streaming"
         )
     return Placement(None, 0)
+
+
+def _common(dataset: ImageDataset, wanted: Size) -> Size | None:
+    """The size that all images have, if nothing has to be cut off to make them of the wanted one."""
+    size = common_size(dataset)
+    if size is None:
+        return None
+    (height, width), (rows, columns) = height_width(size), height_width(wanted)
+    return size if height * columns == width * rows else None
 
 
 def _room(device: torch.device) -> int:
@@ -134,20 +146,20 @@ def open_source(
         labelled: the batches carry labels.
         transform: what is done to each image beside cropping, by processes that decode ahead; with one, nothing is
             resident.
-        num_views: how many crops of each image a batch holds; with more than one, images are [b, v, c, s, s].
+        num_views: how many crops of each image a batch holds; with more than one, images are [b, v, c, height, width].
         also: filled from the same decoding, if there is one.
 
     Raises:
         DataError: too many images cannot be read, or none of them can.
     """
     plan = augmentation(settings)
-    if placement.side is None or transform is not None:
+    if placement.size is None or transform is not None:
         workers = num_workers(settings)
         return StreamingSource(dataset, batching, plan, device, workers, unreadable, labelled, transform, num_views)
     arrays, kept = dataset.arrays(), None
-    if arrays is None or arrays.shape[1] != placement.side:
+    if arrays is None or arrays.shape[1:3] != height_width(placement.size):
         every = range(len(dataset))
-        squares = Squares(every, placement.side, dataset.channels)
+        squares = Squares(every, placement.size, dataset.channels)
         decode_into(dataset, every, [squares, *also], unreadable)
         squares.require(unreadable)
         arrays = squares.pixels

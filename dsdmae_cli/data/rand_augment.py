@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.settings.size import Size, height_width
 
 
 class RandAugment:
@@ -21,14 +22,14 @@ class RandAugment:
         SettingsError: timm does not understand the policy, or the images are not RGB.
     """
 
-    def __init__(self, policy: str, image_size: int, channels: int = 3) -> None:
+    def __init__(self, policy: str, image_size: Size, channels: int = 3) -> None:
         if channels != 3:
             raise SettingsError(
                 f"finetune.rand_augment varies the colours of RGB images, and data.channels = {channels}; switch it off"
                 " with --set finetune.rand_augment=none"
             )
-        # As timm's own training: shifts up to 45% of the side, and grey where an image moves out of its frame.
-        options = {"translate_const": int(image_size * 0.45), "img_mean": (128, 128, 128)}
+        # As timm's own training: shifts up to 45% of the shorter side, and grey where an image moves out of its frame.
+        options = {"translate_const": int(min(height_width(image_size)) * 0.45), "img_mean": (128, 128, 128)}
         try:
             self.transform = rand_augment_transform(policy, options)
         except (AssertionError, ValueError, KeyError, IndexError) as error:

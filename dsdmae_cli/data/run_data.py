@@ -23,6 +23,7 @@ from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable
 from dsdmae_cli.data.square import Squares, decode_into, decode_square, require_some
 from dsdmae_cli.settings.resolved import ResolvedData
+from dsdmae_cli.settings.size import Size, height_width
 
 _PICTURES = 8
 _WATCHED = 512
@@ -36,14 +37,14 @@ class Rows:
         rows: which of them, on the same device.
     """
 
-    def __init__(self, images: UInt8[Tensor, "n c s s"], rows: Int64[Tensor, " m"]) -> None:
+    def __init__(self, images: UInt8[Tensor, "n c s t"], rows: Int64[Tensor, " m"]) -> None:
         self.images = images
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def split(self, size: int) -> Iterator[UInt8[Tensor, "b c s s"]]:
+    def split(self, size: int) -> Iterator[UInt8[Tensor, "b c s t"]]:
         """As a tensor's: batches of at most `size` images, in order."""
         return (self.images[rows] for rows in self.rows.split(size))
 
@@ -52,7 +53,7 @@ class Rows:
 class Labelled:
     """Images and their labels, on the device."""
 
-    images: UInt8[Tensor, "n c s s"] | Rows
+    images: UInt8[Tensor, "n c s t"] | Rows
     labels: Int64[Tensor, " n"]
 
 
@@ -73,10 +74,10 @@ class RunData:
     source: Source
     unreadable: Unreadable
     held_out_unreadable: Unreadable
-    pictures: UInt8[Tensor, "n c s s"]
+    pictures: UInt8[Tensor, "n c s t"]
     bank: Labelled | None = None
     queries: Labelled | None = None
-    watched: UInt8[Tensor, "n c s s"] | None = None
+    watched: UInt8[Tensor, "n c s t"] | None = None
 
 
 def open_run_data(
@@ -111,13 +112,15 @@ def open_run_data(
         labelled = train if split == "train" else open_dataset(settings, split)
         chosen = labelled_indices(labelled, most)
     placement = place(train, settings, device)
-    if train.arrays() is None and placement.side:
+    if train.arrays() is None and placement.size:
         note(f"decoding {len(train)} images")
     squares = Squares(chosen, size, labelled.channels)
-    also = [squares] if labelled is train and placement.side != size else []
+    also = [squares] if labelled is train and placement.size != size else []
     source = open_source(train, settings, placement, batching, device, unreadable, num_views=num_views, also=also)
     bank = None
-    if chosen and labelled is train and isinstance(source, ResidentSource) and source.images.shape[2:] == (size, size):
+    own = isinstance(source, ResidentSource) and source.images.shape[2:] == height_width(size)
+    if chosen and labelled is train and own:
+        assert isinstance(source, ResidentSource)
         bank = _rows_of(source, train, chosen, unreadable)
     elif chosen:
         if not squares.kept:  # no training images were decoded, or others
@@ -141,7 +144,7 @@ def labelled_indices(dataset: ImageDataset, most: int) -> list[int]:
 
 
 def _labelled(
-    images: UInt8[Tensor, "n c s s"] | Rows, dataset: ImageDataset, indices: list[int] | NDArray[np.int64]
+    images: UInt8[Tensor, "n c s t"] | Rows, dataset: ImageDataset, indices: list[int] | NDArray[np.int64]
 ) -> Labelled:
     assert dataset.labels is not None
     device = images.images.device if isinstance(images, Rows) else images.device
@@ -162,8 +165,8 @@ def _rows_of(source: ResidentSource, dataset: ImageDataset, chosen: list[int], u
 
 
 def _held_out(
-    test: ImageDataset, size: int, device: torch.device, most: int | None, labelled: bool, unreadable: Unreadable
-) -> tuple[Labelled | None, UInt8[Tensor, "n c s s"] | None, UInt8[Tensor, "m c s s"]]:
+    test: ImageDataset, size: Size, device: torch.device, most: int | None, labelled: bool, unreadable: Unreadable
+) -> tuple[Labelled | None, UInt8[Tensor, "n c s t"] | None, UInt8[Tensor, "m c s t"]]:
     """(queries, watched, pictures), out of one decoding of the test images."""
     asked = queried = labelled_indices(test, most) if labelled and most is not None else []
     if most is not None and not queried:

@@ -99,7 +99,7 @@ class MicroBatch(NamedTuple):
     Of several views of each image they are [b, v, 3, s, s]. labels are there where the run learns from them.
     """
 
-    images: Float[Tensor, "b *v c s s"]
+    images: Float[Tensor, "b *v c h w"]
     seed: int
     labels: Int64[Tensor, " b"] | None = None
 
@@ -124,7 +124,7 @@ class Source(ABC):
 
     def augmented(
         self, pixels: UInt8[Tensor, "b v c h w"], plan: Augmentation, epoch: int, step_in_epoch: int, index: int
-    ) -> Float[Tensor, "b *v c s s"]:
+    ) -> Float[Tensor, "b *v c h w"]:
         """Each view augmented with draws of its own; without a dimension for views where there is but one.
 
         Args:

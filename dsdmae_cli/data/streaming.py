@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dsdmae_cli.data.augment import Augmentation, crop_boxes
+from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, of_view, seeded
 from dsdmae_cli.data.square import resized, to_square
@@ -38,7 +38,7 @@ Key = tuple[int, int]  # (epoch, index of the image)
 class _Sample(NamedTuple):
     """Crops of a decoded image (none if nothing could be read), its label (-1 = none), and what was unreadable."""
 
-    crops: UInt8[Tensor, "v c s s"]
+    crops: UInt8[Tensor, "v c s t"]
     label: int
     faults: Faults
 
@@ -46,7 +46,7 @@ class _Sample(NamedTuple):
 class _Batch(NamedTuple):
     """Images and labels of a micro-batch; images are None where there were none to be had."""
 
-    images: UInt8[Tensor, "b v c s s"] | None
+    images: UInt8[Tensor, "b v c s t"] | None
     labels: Int64[Tensor, " b"]
     faults: Faults
 
@@ -77,30 +77,32 @@ class _Crops(Dataset[_Sample]):
             label = -1 if self.dataset.labels is None else int(self.dataset.labels[candidate])
             views = np.stack([self._view(pixels, epoch, index, view) for view in range(self.num_views)])
             return _Sample(torch.from_numpy(views.transpose(0, 3, 1, 2).copy()), label, faults)
-        size = self.plan.image_size
-        return _Sample(torch.empty(0, self.dataset.channels, size, size, dtype=torch.uint8), -1, faults)
+        plan = self.plan
+        return _Sample(torch.empty(0, self.dataset.channels, plan.height, plan.width, dtype=torch.uint8), -1, faults)
 
     def _view(
         self, pixels: UInt8[np.ndarray, "h w c"], epoch: int, index: int, view: int
-    ) -> UInt8[np.ndarray, "s s c"]:
+    ) -> UInt8[np.ndarray, "s t c"]:
         cropped = self._crop(pixels, derive_seed(self.seed, of_view("crop", view), epoch, index))
         if self.transform is None:
             return cropped
         seed = derive_seed(self.seed, of_view("transform", view), epoch, index)
         return np.asarray(self.transform(Image.fromarray(cropped), seed))
 
-    def _crop(self, pixels: UInt8[np.ndarray, "h w c"], seed: int) -> UInt8[np.ndarray, "s s c"]:
+    def _crop(self, pixels: UInt8[np.ndarray, "h w c"], seed: int) -> UInt8[np.ndarray, "s t c"]:
         plan, generator = self.plan, seeded(torch.device("cpu"), seed)
         if plan.crop_from is not None:
             # The window is cut in here: a whole square would be many times as much to send.
             square = to_square(pixels, plan.crop_from)
-            size = plan.image_size
-            top, left = torch.randint(0, plan.crop_from - size + 1, (2,), generator=generator).tolist()
-            return square[top : top + size, left : left + size]
+            top, left = (
+                int(torch.randint(0, plan.crop_from - side + 1, (), generator=generator))
+                for side in (plan.height, plan.width)
+            )
+            return square[top : top + plan.height, left : left + plan.width]
         if plan.crop_scale is None:
             return to_square(pixels, plan.image_size)
         height, width = pixels.shape[:2]
-        boxes = crop_boxes(1, height, width, plan.crop_scale, plan.crop_ratio, generator)
+        boxes = plan.boxes(1, height, width, generator)
         top, left, height, width = (int(n) for n in boxes)
         # Cut first, as torchvision does: a resize with a box would look beyond the crop's edge.
         crop = pixels[top : top + height, left : left + width]
@@ -193,7 +195,7 @@ class StreamingSource(Source):
             there = labels.to(self.device, non_blocking=True) if self.labelled else None
             yield MicroBatch(images, self.micro_seed("corrupt", epoch, step, index), there)
 
-    def _receive(self) -> tuple[UInt8[Tensor, "b v c s s"], Int64[Tensor, " b"]]:
+    def _receive(self) -> tuple[UInt8[Tensor, "b v c s t"], Int64[Tensor, " b"]]:
         assert self._stream is not None
         try:
             images, labels, faults = next(self._stream)

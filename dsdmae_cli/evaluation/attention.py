@@ -15,6 +15,7 @@ from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.runtime import autocast
+from dsdmae_cli.settings.size import height_width
 
 _BATCH = 64
 
@@ -25,7 +26,7 @@ def check_attention(encoder: Backbone) -> None:
     Raises:
         SettingsError: it does not.
     """
-    images = torch.zeros(1, encoder.in_chans, encoder.image_size, encoder.image_size)
+    images = torch.zeros(1, encoder.in_chans, *height_width(encoder.image_size))
     with torch.no_grad():
         found = encoder.eval().attention(images)
     if found is None:

@@ -31,6 +31,7 @@ from dsdmae_cli.data.square import decode_square
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.files import aside
 from dsdmae_cli.runtime import autocast
+from dsdmae_cli.settings.size import Size
 
 Pool = Literal["mean", "cls", "max", "mean+cls", "tokens"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
@@ -45,14 +46,14 @@ FORMAT_VERSION = 2
 class Batch(NamedTuple):
     """Prepared images that could be read, and which images of the dataset they are."""
 
-    images: UInt8[Tensor, "b c s s"]
+    images: UInt8[Tensor, "b c s t"]
     indices: Int64[Tensor, " b"]
 
 
 def square_batches(
     dataset: ImageDataset,
     indices: Sequence[int],
-    image_size: int,
+    image_size: Size,
     batch_size: int,
     device: torch.device,
     unreadable: Unreadable,
@@ -165,7 +166,7 @@ _POOLING: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 @torch.no_grad()
 def mean_features(
     encoder: Backbone,
-    images: UInt8[Tensor, "n c s s"] | Rows,
+    images: UInt8[Tensor, "n c h w"] | Rows,
     batch_size: int,
     precision: str = "fp32",
 ) -> Float[Tensor, "n d"]:
@@ -191,7 +192,7 @@ class FeatureKey:
         encoder: `encoder_digest` of the network and its weights.
         dataset: `fingerprint()` of the dataset.
         indices: `indices_digest` of the images that were asked for.
-        image_size: side in pixels to which images are decoded.
+        image_size: to which images are decoded.
         interpolation: of a resize on the device.
         pools: in order.
         precision: what the forward pass ran in ("fp32", "bf16", ...).
@@ -203,7 +204,7 @@ class FeatureKey:
     encoder: str
     dataset: str
     indices: str
-    image_size: int
+    image_size: Size
     interpolation: str
     pools: tuple[str, ...]
     precision: str

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.backbone import Backbone, grid_of
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.settings.size import height_width
 
 # Noise fields that images draw from by their own pixels.
 _FIELDS = 64
@@ -46,7 +47,7 @@ class Seen(Backbone):
         device = next((weight.device for weight in encoder.parameters()), torch.device("cpu"))
         generator = seeded(torch.device("cpu"), derive_seed(0, "input noise"))
         count = _FIELDS if noise_std else 0
-        fields = torch.randn(count, 3, self.image_size, self.image_size, generator=generator)
+        fields = torch.randn(count, 3, *height_width(self.image_size), generator=generator)
         self.register_buffer("fields", fields.to(device), persistent=False)
         self._measure(device)
 
@@ -56,7 +57,7 @@ class Seen(Backbone):
     def _measure(self, device: torch.device) -> None:
         was_training = self.encoder.training
         self.encoder.eval()
-        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=device)
+        blank = torch.zeros(1, 3, *height_width(self.image_size), device=device)
         found = self.encoder.forward_blocks(blank, self.blocks)
         self.encoder.train(was_training)
         sizes = [patches.shape[1] for patches, _ in found]
@@ -66,8 +67,7 @@ class Seen(Backbone):
                 f"probe.blocks: blocks {blocks} have grids of {grids} tokens and cannot be put side by side; name one"
                 " block, or all to choose one"
             )
-        side = round(sizes[0] ** 0.5)
-        self.grid = (side, side) if side * side == sizes[0] else (1, sizes[0])
+        self.grid = grid_of(sizes[0], self.image_size)
         self.width = sum(patches.shape[2] for patches, _ in found)
         self.has_class_token = all(token is not None for _, token in found)
 

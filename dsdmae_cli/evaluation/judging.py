@@ -28,6 +28,7 @@ from dsdmae_cli.figures.moments import visible
 from dsdmae_cli.report import Report
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.resolved import ResolvedData
+from dsdmae_cli.settings.size import as_size, height_width
 
 _MISTAKES = 32
 
@@ -182,8 +183,9 @@ def _draw_mistakes(
     if not len(wrong):
         return
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_MISTAKES]
-    size = data.image_size
-    images, _ = decode_square(judged.test, indices[worst].tolist(), max(size, 64), Unreadable(len(judged.test), data))
+    sides = height_width(data.image_size)
+    size = as_size(*(round(side * max(1, 64 / min(sides))) for side in sides))  # what is smaller, one cannot see
+    images, _ = decode_square(judged.test, indices[worst].tolist(), size, Unreadable(len(judged.test), data))
     names = judged.classes
     figures.mistakes(
         np.stack([visible(image.transpose(2, 0, 1)) for image in images]),

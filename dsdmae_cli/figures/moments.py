@@ -33,7 +33,7 @@ class Moments:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, step: int, shown: Mapping[str, Float[Tensor, "b c h w"]], images: Float[Tensor, "b d s s"]) -> None:
+    def add(self, step: int, shown: Mapping[str, Float[Tensor, "b c h w"]], images: Float[Tensor, "b d h w"]) -> None:
         """Write a moment's picture, and the overview of all moments so far.
 
         Args:
@@ -98,9 +98,16 @@ def visible(image: Shaped[T, "c ..."]) -> Shaped[T, "3 ..."]:
 
 def _tile(image: Float[Tensor, "c h w"]) -> Image.Image:
     pixels = ((visible(image).clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-    whole = max(1, _TILE // pixels.shape[0])  # enlarged by whole factors, so that pixels stay square and sharp
+    longer = max(pixels.shape[:2])
+    whole = max(1, _TILE // longer)  # enlarged by whole factors, so that pixels stay square and sharp
     tile = Image.fromarray(np.repeat(np.repeat(pixels, whole, 0), whole, 1))
-    return tile if tile.height <= 2 * _TILE else tile.resize((2 * _TILE, 2 * _TILE), Image.Resampling.LANCZOS)
+    return tile if longer <= 2 * _TILE else fitted(tile, 2 * _TILE, Image.Resampling.LANCZOS)
+
+
+def fitted(tile: Image.Image, longer: int, kernel: Image.Resampling) -> Image.Image:
+    """Resized so that the longer side has so many pixels."""
+    share = longer / max(tile.size)
+    return tile.resize((round(tile.width * share), round(tile.height * share)), kernel)
 
 
 def _fitted(tile: Image.Image, size: tuple[int, int]) -> Image.Image:

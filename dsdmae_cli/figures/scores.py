@@ -201,7 +201,7 @@ def scatter(
 
 
 def mistakes(
-    images: UInt8[np.ndarray, "n 3 s s"],
+    images: UInt8[np.ndarray, "n 3 h w"],
     truth: Sequence[str],
     predicted: Sequence[str],
     confidence: Sequence[float],
@@ -226,12 +226,13 @@ def mistakes(
     for number, (image, right, said, sure) in enumerate(zip(images, truth, predicted, confidence, strict=True)):
         row, left = divmod(number, columns)
         top = row * (1 + head) + head
+        tall, wide = (side / max(image.shape[1:]) * (1 - gap) for side in image.shape[1:])
         axes.imshow(
             image.transpose(1, 2, 0),
-            extent=(left + gap / 2, left + 1 - gap / 2, top + 1 - gap, top),
+            extent=(left + (1 - wide) / 2, left + (1 + wide) / 2, top + tall, top),
             aspect="auto",
             # Small images are shown pixel by pixel; larger ones than their place are smoothed.
-            interpolation="nearest" if image.shape[-1] <= 96 else "antialiased",
+            interpolation="nearest" if max(image.shape) <= 96 else "antialiased",
         )
         words = f"{shortened(said)} {sure:.0%}\nis {shortened(right)}"
         axes.text(left + 0.5, top - 0.04, words, fontsize=8, ha="center", va="bottom")

@@ -130,7 +130,7 @@ class Method(nn.Module):
         shown = self.restore(images, corruption)
         return {} if shown is None else {"given": shown.corrupted, "restored": shown.restored}
 
-    def measure(self, images: Float[Tensor, "b c s s"]) -> dict[str, float]:
+    def measure(self, images: Float[Tensor, "b c h w"]) -> dict[str, float]:
         """What the method has to say of itself on held-out images, by name, beside k-NN and the features' spread."""
         return {}
 

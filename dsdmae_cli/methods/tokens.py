@@ -20,11 +20,11 @@ class ImageTokenizer(Method):
     num_codes: int
     learns_features = False  # but what patches look like
 
-    def tokenize(self, images: Float[Tensor, "b c s s"]) -> Int64[Tensor, "b t"]:
+    def tokenize(self, images: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b t"]:
         """The word of each patch, row by row, from 0 to num_codes - 1."""
         raise AssertionError("a subclass overrides tokenize")
 
-    def decode(self, codes: Int64[Tensor, "b t"]) -> Float[Tensor, "b c s s"]:
+    def decode(self, codes: Int64[Tensor, "b t"]) -> Float[Tensor, "b c h w"]:
         """The image that words stand for."""
         raise AssertionError("a subclass overrides decode")
 
@@ -43,10 +43,10 @@ class FrozenTokenizer(Frozen):
         return self.module.num_codes
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "b c s s"]) -> Int64[Tensor, "b t"]:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b t"]:
         return self.module.tokenize(images)
 
     @torch.no_grad()
-    def decode(self, codes: Int64[Tensor, "b t"]) -> Float[Tensor, "b c s s"]:
+    def decode(self, codes: Int64[Tensor, "b t"]) -> Float[Tensor, "b c h w"]:
         """The image that words stand for."""
         return self.module.decode(codes)

@@ -29,6 +29,7 @@ from dsdmae_cli.pictures.outcome import Changed, finite
 from dsdmae_cli.pictures.paths import Source
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.runtime import autocast
+from dsdmae_cli.settings.size import Size, height_width
 
 _RGB = 3
 Rgb = UInt8[np.ndarray, "h w 3"]
@@ -75,8 +76,7 @@ class MethodAtWork:
                 f"the run learned from pictures of {channels} channel{'s' * (channels > 1)}, and restore shows pictures"
                 " of red, green and blue alone; name a run of such pictures"
             )
-        size = self.trained.method.encoder().image_size
-        self(np.zeros((size, size, 3), np.uint8))
+        self(np.zeros((*height_width(self.trained.method.encoder().image_size), 3), np.uint8))
 
     @torch.inference_mode()
     def __call__(self, rgb: Rgb) -> Shown:
@@ -133,7 +133,7 @@ class Restored:
 
     Attributes:
         files: by what they show: corrupted, restored, original.
-        width, height: of the picture; side: of the square of it that the network saw.
+        width, height: of the picture; size: of the part of it that the network saw.
         scores: of the pixels that were changed.
     """
 
@@ -141,7 +141,7 @@ class Restored:
     files: dict[str, Path]
     width: int
     height: int
-    side: int
+    size: Size
     scores: Changed
     seconds: float = 0.0
 
@@ -152,7 +152,7 @@ class Restored:
             "files": {name: str(path) for name, path in self.files.items()},
             "width": self.width,
             "height": self.height,
-            "side": self.side,
+            "side": self.size,
             **self.scores.record("corrupted"),
             "seconds": round(self.seconds, 2),
         }
@@ -161,7 +161,8 @@ class Restored:
         before, after = (f"{v:.2f} dB" if finite(v) is not None else "equal" for v in self.scores[1:])
         whole = self.scores.share in (0, 1)
         what = "" if whole else f" on the {self.scores.share:.0%} of pixels that were changed"
-        square = f"{self.side}x{self.side} of {self.width}x{self.height}"
+        rows, columns = height_width(self.size)
+        square = f"{columns}x{rows} of {self.width}x{self.height}"
         return f"{self.source}  {square}, {before} -> {after}{what}, {self.seconds:.1f} s"
 
 
@@ -170,8 +171,8 @@ def row_of(rgb: Rgb, shown: Shown, scores: Changed) -> list[Panel]:
     before, after = (f"{v:.2f} dB" if finite(v) is not None else "equal" for v in scores[1:])
     height, width = rgb.shape[:2]
     factor = max(1, _SHOWN // shown.original.height)
-    side = shown.original.height * factor
-    whole = ImageOps.pad(Image.fromarray(rgb), (side, side), Image.Resampling.LANCZOS, color="white")
+    size = shown.original.width * factor, shown.original.height * factor
+    whole = ImageOps.pad(Image.fromarray(rgb), size, Image.Resampling.LANCZOS, color="white")
     given = Panel(Picture.of(np.asarray(whole)), f"given  {width}x{height}", 1)
     captions = (f"corrupted  {before}", f"restored  {after}", "original")
     return [given, *(Panel(picture, words, factor) for picture, words in zip(shown, captions, strict=True))]

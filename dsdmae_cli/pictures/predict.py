@@ -25,6 +25,7 @@ from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.pictures.paths import Failure, Source
 from dsdmae_cli.runtime import autocast, choose_device, choose_precision
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
+from dsdmae_cli.settings.size import Size
 
 _RGB = 3
 
@@ -53,7 +54,7 @@ class Predicted:
         subject: the network, as it was named.
         sha256: of its weights.
         classes: all that it knows.
-        image_size: side in pixels of what it sees.
+        image_size: of what it sees.
         predictions: of the pictures that could be read, in the order in which they were named.
         failures: of the others.
     """
@@ -61,7 +62,7 @@ class Predicted:
     subject: str
     sha256: str
     classes: tuple[str, ...]
-    image_size: int
+    image_size: Size
     predictions: tuple[Prediction, ...]
     failures: tuple[Failure, ...]
 

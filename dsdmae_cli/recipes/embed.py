@@ -25,6 +25,7 @@ from dsdmae_cli.evaluation.features import Cached, Pool, check_pools
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
+from dsdmae_cli.settings.size import Size
 
 Split = Literal["train", "test", "labelled", "all"]
 # Of the data that an encoder learned from: how the values of a picture become those that it sees.
@@ -41,7 +42,7 @@ class Request:
         flags, assignments: settings of data and backbone, as given; without a dataset, a run's own is taken.
         split: "all" = train, then test.
         pool: see evaluation.features.
-        image_size: side of the images the encoder sees; None = that of its training.
+        image_size: of the images the encoder sees; None = that of its training.
         device, precision: as train.device and train.precision.
         cache: keep the features in the user's cache, and look for them there; tokens are never kept.
         attention, thumbnails: add where the encoder looks, and small pictures.
@@ -52,7 +53,7 @@ class Request:
     assignments: Sequence[str] | None = None
     split: Split = "train"
     pool: Pool = "mean"
-    image_size: int | None = None
+    image_size: Size | None = None
     device: str = "auto"
     precision: str = "auto"
     cache: bool = True

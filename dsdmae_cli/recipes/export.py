@@ -29,6 +29,7 @@ from dsdmae_cli.artifacts.timm_folder import timm_config, write_folder
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.runs.rundir import CLASSIFIER, SETTINGS
 from dsdmae_cli.settings.models import BackboneSettings
+from dsdmae_cli.settings.size import Size, size_words
 
 Form = Literal["timm", "hf", "onnx", "denoiser", "denoiser-onnx"]
 # The forms that are one file, and its ending.
@@ -44,7 +45,7 @@ class Request:
         subject: see artifacts/subject.py; and `head` for a fine-tuned network.
         form: see Form.
         out: the folder (timm, hf) or file (onnx, denoiser, denoiser-onnx) to write.
-        image_size: side of the images it shall take; None = as it is.
+        image_size: of the images it shall take; None = as it is.
         backbone: of weights that do not name theirs.
         force: replace what is there.
         licence: of the weights, a Hugging Face identifier; None = not stated.
@@ -55,7 +56,7 @@ class Request:
     subject: str
     form: Form
     out: Path
-    image_size: int | None = None
+    image_size: Size | None = None
     backbone: BackboneSettings | None = None
     force: bool = False
     licence: str | None = None
@@ -189,7 +190,7 @@ def summary(said: dict[str, Any]) -> str:
     if said["form"] == "denoiser-onnx":
         lines.append(f"takes          {said['input']}")
     else:
-        lines.append(f"images         {said['image_size']}x{said['image_size']} px" + _pixels(said))
+        lines.append(f"images         {size_words(said['image_size'])} px" + _pixels(said))
     if "max_difference" in said:
         lines.append(
             f"checked        differs from torch by at most {said['max_difference']:.1e} on {said['compared_on']}"

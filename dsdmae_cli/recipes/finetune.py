@@ -110,7 +110,7 @@ def _put_together(start: Start) -> Parts:
         classifier.weigh_classes(torch.from_numpy(train.labels))
     unreadable = Unreadable(len(train), settings.data)
     placement = place(train, settings.data, runtime.device)
-    if train.arrays() is None and placement.side:
+    if train.arrays() is None and placement.size:
         start.report.note(f"decoding {len(train)} images")
     source = open_source(
         train, settings.data, placement, start.batching(train, runtime), runtime.device, unreadable, labelled=True,

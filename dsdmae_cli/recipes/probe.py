@@ -37,6 +37,7 @@ from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.segmentation import probing
 from dsdmae_cli.settings.judge import ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
+from dsdmae_cli.settings.size import size_words
 from dsdmae_cli.work import encoder_flops
 
 
@@ -204,7 +205,7 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     text = "\n".join(judged.account(settings.data).lines()) + (
         f"\n{plan['kind']} probe of {plan['subject']} on {plan['dataset']}: {len(judged.train)} training and"
         f" {len(judged.test)} test images of {len(judged.classes)} classes\n"
-        f"{encoder.width} features of {encoder.image_size}x{encoder.image_size} px, {flop / 1e9:.3g} GFLOP an image, on"
+        f"{encoder.width} features of {size_words(encoder.image_size)} px, {flop / 1e9:.3g} GFLOP an image, on"
         f" {subject.device} in {subject.precision}"
     )
     return plan, text

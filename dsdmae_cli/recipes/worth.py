@@ -30,6 +30,7 @@ from dsdmae_cli.runs.rundir import LOCK, RESULT
 from dsdmae_cli.runs.workers import make_slots
 from dsdmae_cli.settings.judge import FinetuneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
+from dsdmae_cli.settings.size import size_words
 from dsdmae_cli.worth import page
 from dsdmae_cli.worth.findings import read
 from dsdmae_cli.worth.record import default_folder, result_of
@@ -109,7 +110,7 @@ def _contender(key: str, settings: FinetuneSettings, num_classes: int) -> tuple[
             " give the run that it came from"
         )
     opened, _ = build_classifier(resolve(settings), num_classes)
-    size = f"{opened.encoder.image_size} px, {opened.encoder.num_tokens} tokens"
+    size = f"{size_words(opened.encoder.image_size)} px, {opened.encoder.num_tokens} tokens"
     contender = Contender(key, subject.name, subject.text, weights=opened.weights_sha256, size=size)
     return contender, [f"{subject.name}: {note}" for note in opened.notes]
 

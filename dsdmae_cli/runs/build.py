@@ -16,9 +16,10 @@ from dsdmae_cli.methods.projection import synchronized
 from dsdmae_cli.runs.prerequisite import required_settings, requirement
 from dsdmae_cli.settings.models import BackboneSettings, Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
+from dsdmae_cli.settings.size import Size
 
 
-def build_backbone(settings: BackboneSettings, image_size: int, seed: int) -> Backbone:
+def build_backbone(settings: BackboneSettings, image_size: Size, seed: int) -> Backbone:
     """A backbone of resolved settings, on the CPU, with first weights drawn from the seed.
 
     Raises:

@@ -22,6 +22,7 @@ from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.prerequisite import has_ended, required_folder, requirement
 from dsdmae_cli.runtime import Runtime, autocast, choose_attention, choose_runtime
 from dsdmae_cli.settings.resolved import ResolvedData, ResolvedSettings
+from dsdmae_cli.settings.size import Size, height_width, size_words
 from dsdmae_cli.work import measure_work
 
 # Beyond this much work a timed micro-batch would keep the person waiting.
@@ -36,7 +37,7 @@ class Plan:
     train_images: int
     test_images: int | None
     placement: str
-    image_size: int
+    image_size: Size
     tokens: int
     encoder_parameters: int
     parameters: int
@@ -65,7 +66,7 @@ class Plan:
         known = self.estimated_seconds is not None
         rows = {
             "dataset": f"{self.dataset}: {self.train_images} images to train{test}, {self.placement}",
-            "image": f"{self.image_size}x{self.image_size} px, {self.tokens} tokens",
+            "image": f"{size_words(self.image_size)} px, {self.tokens} tokens",
             "parameters": f"{self.encoder_parameters / 1e6:.2f} M kept, {self.parameters / 1e6:.2f} M trained",
             "steps": f"{self.steps} ({self.epochs} epochs of {self.steps // self.epochs})",
             "batch": f"{self.effective_batch} in micro-batches of {self.micro_batch}",
@@ -203,9 +204,9 @@ def _seconds_per_image(method: Method, runtime: Runtime, flop: float) -> float |
     """From one timed micro-batch on a CPU; a GPU's first steps say little."""
     if runtime.device.type != "cpu" or flop * runtime.micro_batch / 1e9 > _TIMED_GFLOP:
         return None
-    size = method.encoder().image_size
     choose_attention(method, runtime)
-    images = method.as_views(torch.rand(runtime.micro_batch, method.encoder().in_chans, size, size) * 2 - 1)
+    shape = (runtime.micro_batch, method.encoder().in_chans, *height_width(method.encoder().image_size))
+    images = method.as_views(torch.rand(shape) * 2 - 1)
     seconds = 0.0
     for _ in range(2):  # the first warms up
         began = time.perf_counter()

@@ -27,6 +27,7 @@ from dsdmae_cli.plugins import Requirement
 from dsdmae_cli.runs.rundir import RESULT, RunDir, file_name
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
+from dsdmae_cli.settings.size import size_words
 
 # Steps that "auto" gives it at least.
 _LEAST_STEPS = 1000
@@ -139,7 +140,7 @@ def required_folder(settings: ResolvedSettings, needs: Requirement) -> tuple[Pat
         found[section].pop(key, None)
     text = json.dumps([found, dataset.fingerprint()], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    name = f"{file_name(settings.data.dataset)}-{settings.data.image_size}px-{digest}"
+    name = f"{file_name(settings.data.dataset)}-{size_words(settings.data.image_size)}px-{digest}"
     return user_data_path("dsdmae") / f"{needs.method}s" / name, loaded
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from dsdmae_cli.settings.ranges import as_range
+from dsdmae_cli.settings.size import as_sides
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -46,6 +47,9 @@ ValueRange = tuple[Finite, Finite]
 Ranges = ValueRange | Annotated[tuple[ValueRange, ...], Field(min_length=1)]
 MOST_CHANNELS = 256
 Channels = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
+Side = Annotated[int, Field(ge=4, le=4096)]
+# Of a square, or height and width.
+ImageSize = Annotated[Side | tuple[Side, Side], BeforeValidator(as_sides)]
 
 
 def _is_range(value: object) -> object:
@@ -98,8 +102,9 @@ class DataSettings(Section):
         None, description="folder that holds (or receives) the dataset's files; none = the user cache"
     )
     download: bool = Field(True, description="fetch a missing dataset from its official address")
-    image_size: Annotated[int, Field(ge=4, le=4096)] | Auto = Field(
-        "auto", description="side of the square the network sees, in pixels; auto = the dataset's own"
+    image_size: ImageSize | Auto = Field(
+        "auto",
+        description="what the network sees, in pixels: the side of a square, or HEIGHT,WIDTH; auto = the dataset's own",
     )
     crop_scale: tuple[PositiveFraction, PositiveFraction] | Auto | None = Field(
         "auto",
@@ -107,7 +112,8 @@ class DataSettings(Section):
         " method needs, else the dataset's own",
     )
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = Field(
-        (3 / 4, 4 / 3), description="random resized crop: narrowest and widest width/height"
+        (3 / 4, 4 / 3),
+        description="random resized crop: narrowest and widest width/height, in units of image_size's own",
     )
     crop_from: Annotated[int, Field(ge=4, le=4096)] | None = Field(
         None,

@@ -8,9 +8,9 @@ compilation and micro-batch wait for the hardware and become a runtime.Runtime.
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, SerializeAsAny, create_model
+from pydantic import SerializeAsAny, create_model
 
 from dsdmae_cli.settings.judge import (
     FinetuneOptimSettings,
@@ -23,6 +23,7 @@ from dsdmae_cli.settings.models import (
     Channels,
     CountOrZero,
     DataSettings,
+    ImageSize,
     LoopSettings,
     NonNegativeFloat,
     OptimSettings,
@@ -50,7 +51,7 @@ class ResolvedSection(Section):
 class ResolvedData(ResolvedSection, DataSettings):
     """[data]: side of the images and augmentation are known."""
 
-    image_size: Annotated[int, Field(ge=4, le=4096)]
+    image_size: ImageSize
     crop_scale: tuple[PositiveFraction, PositiveFraction] | None
     flip: bool
     shift: CountOrZero

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dsdmae_cli.errors import SettingsError
+
 Size = int | tuple[int, int]
 
 
@@ -49,11 +51,22 @@ def size_of(text: str) -> Size:
         ValueError: it is none.
     """
     sides = as_sides(int(text) if text.strip().isdecimal() else text)
-    if isinstance(sides, int):
-        return sides
-    if not (isinstance(sides, tuple) and len(sides) == 2 and all(isinstance(side, int) for side in sides)):
+    numbers = sides if isinstance(sides, tuple) else (sides,)
+    if not 1 <= len(numbers) <= 2 or not all(isinstance(side, int) and side > 0 for side in numbers):
         raise ValueError("it takes a number of pixels or HEIGHT,WIDTH, as 224 or 192,256")
-    return sides
+    return as_size(numbers[0], numbers[-1])
+
+
+def size_flag(text: str | None) -> Size | None:
+    """--image-size.
+
+    Raises:
+        SettingsError: it is no size.
+    """
+    try:
+        return None if text is None else size_of(text)
+    except ValueError as error:
+        raise SettingsError(f"--image-size {text} is not allowed: {error}") from error
 
 
 def whole_patches(size: Size, patch: Sequence[int]) -> tuple[int, int] | None:

@@ -30,6 +30,7 @@ def check_backbone(name: str, *assignments: str) -> None:
     spec = check_spec("backbone", name)
     settings = resolve(small(*assignments, backbone=name).settings)
     side = settings.data.image_size
+    assert isinstance(side, int)  # `small` has squares
     net, twin = (build_backbone(settings.backbone.without_weights(), side, seed) for seed in (0, 0))
     other = build_backbone(settings.backbone.without_weights(), side, 1)
     with torch.random.fork_rng():
@@ -43,6 +44,8 @@ def check_backbone(name: str, *assignments: str) -> None:
             _subsets_are_parts(net, side)
         if spec.takes_mask_token:
             _masks_are_seen(net, side)
+        if spec.rectangles:
+            _rectangles_are_seen(net, build_backbone(settings.backbone.without_weights(), (side, 2 * side), 0))
         _every_weight_learns(net, side)
 
 
@@ -83,6 +86,25 @@ def _channels_are_seen(net: Backbone, side: int) -> None:
             changed = images.clone()
             changed[:, channel] = -changed[:, channel]
             assert not torch.equal(net(changed), tokens), f"channel {channel + 1} of 5 is not seen"
+
+
+def _rectangles_are_seen(net: Backbone, wide: Backbone) -> None:
+    """One built for images twice as wide has twice the columns; one built for squares takes them by forward_grid."""
+    import torch
+
+    assert isinstance(net.image_size, int)
+    (rows, columns), patch, own = net.grid, net.patch_shape, net.image_size
+    assert wide.grid == (rows, 2 * columns), (
+        f"the grid of images twice as wide is {wide.grid}, not {(rows, 2 * columns)}"
+    )
+    images = digit_images(2, own).repeat(1, 1, 1, 2)
+    with torch.no_grad():
+        lying = net.eval().forward_grid(images)
+        assert tuple(wide.eval()(images).shape) == (2, 2 * rows * columns, wide.width), "not the tokens that grid says"
+    assert tuple(lying.shape) == (2, rows, 2 * columns, net.width), f"set_image_size gives {tuple(lying.shape)}"
+    assert (net.image_size, net.grid, net.patch_shape) == (own, (rows, columns), patch), (
+        "a copy's size is the original's"
+    )
 
 
 def _blocks_end_in_the_features(net: Backbone, images: Tensor, tokens: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dsdmae_cli import plugins
+from dsdmae_cli.settings.size import height_width
 from dsdmae_cli.testing.material import check_spec
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def check_dataset(name: str, *assignments: str) -> None:
     unknown = set(spec.augment) - {"crop_scale", "flip", "shift"}
     assert not unknown, f"augment says what auto means for {', '.join(unknown)}; it is about crop_scale, flip and shift"
     data = resolve(load(assignments=[f"data.dataset={name}", *assignments], environ={}).settings).data
-    assert data.image_size >= 4, f"image_size is {data.image_size}"
+    assert min(height_width(data.image_size)) >= 4, f"image_size is {data.image_size}"
     splits = {split: open_dataset(data, split) for split in dict.fromkeys(("train", spec.labelled_split, "test"))}
     for split, dataset in splits.items():
         _images_are_rgb(dataset, split)

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsdmae_cli.testing.material import check_spec, digit_images, small
+from dsdmae_cli import plugins
+from dsdmae_cli.testing.material import SIDE, check_spec, digit_images, small
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,8 @@ def check_method(name: str, *assignments: str) -> None:
         shows_pictures,
     ):
         promise(build(name, *assignments))
+    if plugins.find("method", name).spec.rectangles:
+        learns_from_rectangles(name, *assignments)
     with tempfile.TemporaryDirectory(prefix="dsdmae-check-") as folder:
         trains_and_resumes(name, Path(folder), *assignments)
 
@@ -54,8 +57,10 @@ def batch_of(method: Method, count: int = 8) -> tuple[Tensor, Any]:
     import torch
 
     from dsdmae_cli.data.source import seeded
+    from dsdmae_cli.settings.size import height_width
 
-    images = method.as_views(digit_images(count))
+    height, width = height_width(method.encoder().image_size)
+    images = method.as_views(digit_images(count, max(height, width))[..., :height, :width])
     return images, method.corrupt(images, seeded(torch.device("cpu"), 1))
 
 
@@ -179,6 +184,21 @@ def shows_pictures(method: Method) -> None:
     for row, tiles in shown.items():
         assert tiles.shape[:2] == (3, 3), f"row {row!r} of show is {tuple(tiles.shape)}, not [3, 3, h, w]"
         assert tiles.isfinite().all(), f"row {row!r} of show has values that are not finite"
+
+
+def learns_from_rectangles(name: str, *assignments: str) -> None:
+    """Of images half as high again as wide, and the other way round: all weights learn, rows have their shape."""
+    import torch
+
+    for size in ((SIDE + SIDE // 2, SIDE), (SIDE, SIDE + SIDE // 2)):
+        method = build(name, *assignments, f"data.image_size={size[0]},{size[1]}")
+        assert method.encoder().image_size == size, f"the encoder takes {method.encoder().image_size}, not {size}"
+        all_but_teachers_learn(method)
+        with torch.no_grad():
+            shown = method.eval().show(*batch_of(method, 3))
+        for row, tiles in shown.items():
+            height, width = tiles.shape[-2:]
+            assert height * size[1] == width * size[0], f"row {row!r} of show is {height}x{width} for images of {size}"
 
 
 def trains_and_resumes(name: str, folder: Path, *assignments: str) -> None:

@@ -127,6 +127,7 @@ VIT_TINY = BackboneSpec(
     encodes_subset=True,
     takes_mask_token=True,
     any_channels=True,
+    rectangles=True,
     recognize=_RECOGNIZE_VIT,
 )
 VIT_SMALL = BackboneSpec(
@@ -136,6 +137,7 @@ VIT_SMALL = BackboneSpec(
     encodes_subset=True,
     takes_mask_token=True,
     any_channels=True,
+    rectangles=True,
     recognize=_RECOGNIZE_VIT,
 )
 VIT_BASE = BackboneSpec(
@@ -145,6 +147,7 @@ VIT_BASE = BackboneSpec(
     encodes_subset=True,
     takes_mask_token=True,
     any_channels=True,
+    rectangles=True,
     recognize=_RECOGNIZE_VIT,
 )
 _BEIT = "dsdmae_builtin.beit_vit:build"
@@ -155,6 +158,7 @@ BEIT_TINY = BackboneSpec(
     settings=BEiTViTSettings,
     takes_mask_token=True,
     any_channels=True,
+    rectangles=True,
     recognize="dsdmae_builtin.recognition:beit",
 )
 BEIT_SMALL = BackboneSpec(
@@ -163,6 +167,7 @@ BEIT_SMALL = BackboneSpec(
     settings=BEiTViTSmallSettings,
     takes_mask_token=True,
     any_channels=True,
+    rectangles=True,
     recognize="dsdmae_builtin.recognition:beit",
 )
 BEIT_BASE = BackboneSpec(
@@ -171,6 +176,7 @@ BEIT_BASE = BackboneSpec(
     settings=BEiTViTBaseSettings,
     takes_mask_token=True,
     any_channels=True,
+    rectangles=True,
     recognize="dsdmae_builtin.recognition:beit",
 )
 UNET = BackboneSpec(
@@ -179,6 +185,7 @@ UNET = BackboneSpec(
     settings=UNetSettings,
     own_patch_size=True,
     any_channels=True,
+    rectangles=True,
 )
 TIMM = BackboneSpec(
     summary="any timm model that yields a grid of features (Swin, ConvNeXt, ...)",
@@ -187,6 +194,7 @@ TIMM = BackboneSpec(
     settings=TimmSettings,
     own_patch_size=True,
     any_channels=True,
+    rectangles=True,
     image_size="dsdmae_builtin.timm_backbone:own_image_size",
     recognize="dsdmae_builtin.recognition:timm",
 )

@@ -27,6 +27,8 @@ from dsdmae_cli.settings.resolved import ResolvedSettings
 # Every preset alone, and one of each kind together.
 PRESETS = [*preset_names(), "dsdmae,cifar10,vit-tiny", "cae,imagenet,vit-base"]
 
+_SIDES = "a pair [a whole number from 4 to 4096, a whole number from 4 to 4096]"
+
 
 def loaded(*assignments: str, **places: Any) -> Loaded:
     """Settings from --set alone, unless other places are named; never from the tester's environment."""
@@ -304,8 +306,10 @@ CROP = "a pair [a number above 0 to 1, a number above 0 to 1] or 'auto' or 'none
         ("train.keep_checkpoints=1", "1", "a whole number from 2 up"),
         ("train.precision=fp8", "'fp8'", "'auto' or 'bf16' or 'fp16' or 'fp32'"),
         ("train.compile=maybe", "'maybe'", "true or false or 'auto'"),
-        ("data.image_size=3", "3", "a whole number from 4 to 4096 or 'auto'"),
-        ("data.image_size=5000", "5000", "a whole number from 4 to 4096 or 'auto'"),
+        ("data.image_size=3", "3", f"a whole number from 4 to 4096 or {_SIDES} or 'auto'"),
+        ("data.image_size=240,180,3", "(240, 180, 3)", f"a whole number from 4 to 4096 or {_SIDES} or 'auto'"),
+        ("data.image_size=64,2", "(64, 2)", f"a whole number from 4 to 4096 or {_SIDES} or 'auto'"),
+        ("data.image_size=5000", "5000", f"a whole number from 4 to 4096 or {_SIDES} or 'auto'"),
         ("data.holdout=1", "1", "a number above 0 below 1"),
         ("data.holdout=nan", "nan", "a number above 0 below 1"),
         ("data.crop_scale=0.2", "0.2", CROP),

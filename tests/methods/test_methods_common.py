@@ -134,6 +134,10 @@ def test_it_keeps_what_methods_promise(name: str, promise: Callable[[Method], No
     promise(build(name))
 
 
+def test_it_learns_from_rectangles(name: str) -> None:
+    testing.learns_from_rectangles(name)
+
+
 def test_only_one_kind_of_picture_is_enlarged(name: str) -> None:
     with torch.no_grad():
         shown = build(name).eval().show(*batch_of(build(name), 3))

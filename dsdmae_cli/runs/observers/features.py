@@ -40,7 +40,7 @@ class Features(Observer):
         watchers: what is measured; their entries make one record.
     """
 
-    def __init__(self, images: UInt8[Tensor, "n c s s"], every: int, watchers: Sequence[Watcher]) -> None:
+    def __init__(self, images: UInt8[Tensor, "n c h w"], every: int, watchers: Sequence[Watcher]) -> None:
         self.images, self.every, self.watchers = images, every, watchers
 
     def begin(self, run: Run) -> None:
@@ -70,13 +70,13 @@ class Features(Observer):
                 watcher.judge(run, record)
 
 
-def features_of(run: Run, images: UInt8[Tensor, "n c s s"] | Rows) -> Float[Tensor, "n d"]:
+def features_of(run: Run, images: UInt8[Tensor, "n c h w"] | Rows) -> Float[Tensor, "n d"]:
     """Mean tokens of clean images, in the run's precision."""
     return mean_features(run.method.encoder(), images, max(run.runtime.micro_batch, 64), run.runtime.precision)
 
 
 @torch.no_grad()
-def _measured(run: Run, images: UInt8[Tensor, "n c s s"]) -> dict[str, float]:
+def _measured(run: Run, images: UInt8[Tensor, "n c h w"]) -> dict[str, float]:
     """What the method says of itself on held-out images."""
     run.method.eval()
     measured = run.method.measure(prepare(images[:MOST_MEASURED], run.method.encoder().image_size, "bicubic"))

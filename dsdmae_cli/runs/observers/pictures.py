@@ -28,7 +28,7 @@ class Pictures(Observer):
         folder: that receives the files.
     """
 
-    def __init__(self, images: UInt8[Tensor, "n c s s"], folder: Path) -> None:
+    def __init__(self, images: UInt8[Tensor, "n c h w"], folder: Path) -> None:
         self.images = images
         self.moments = Moments(folder)
 

@@ -19,6 +19,7 @@ from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.methods.base import Losses, Method, Pictures
 from dsdmae_cli.methods.projection import GlobalBatchNorm, synchronized
 from dsdmae_cli.methods.spreading import draw_directions, sigreg
+from dsdmae_cli.settings.size import height_width
 from dsdmae_cli.views import NO_BLUR_UP_TO, Strength, strong_view
 
 
@@ -48,7 +49,7 @@ class LeJEPA(Method):
         )  # fmt: skip
         blur = settings.blur_probability
         if blur == "auto":
-            blur = 0.5 if backbone.image_size > NO_BLUR_UP_TO else 0.0
+            blur = 0.5 if min(height_width(backbone.image_size)) > NO_BLUR_UP_TO else 0.0
         self.strength = Strength(
             settings.jitter, settings.jitter_probability, settings.grey_probability, blur, (0.1, 2.0),
             settings.solarize_probability,

@@ -20,6 +20,7 @@ from dsdmae_cli.methods.contrastive import info_nce
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.methods.projection import mlp, synchronized
 from dsdmae_cli.methods.spreading import Spreading
+from dsdmae_cli.settings.size import height_width
 from dsdmae_cli.views import NO_BLUR_UP_TO, Strength, strong_view
 
 
@@ -49,7 +50,7 @@ class MSA(Method):
         self.teacher_projector = EMATeacher(self.projector, settings.ema_momentum)
         blur = settings.blur_probability
         if blur == "auto":
-            blur = 0.5 if backbone.image_size > NO_BLUR_UP_TO else 0.0
+            blur = 0.5 if min(height_width(backbone.image_size)) > NO_BLUR_UP_TO else 0.0
         self.strength = Strength(
             settings.jitter,
             settings.jitter_probability,

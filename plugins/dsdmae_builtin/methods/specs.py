@@ -223,6 +223,7 @@ DSDMAE = MethodSpec(
     # In the words of the paper's Table 3.
     named_sweeps={"heads": NamedSweep(setting="lambda", values={"both": None, "decoder": "1", "regressor": "0"})},
     any_channels=True,
+    rectangles=True,
     paper="Xu & Stirenko 2023, doi:10.5815/ijigsp.2023.05.03",
 )
 MAE = MethodSpec(
@@ -231,6 +232,7 @@ MAE = MethodSpec(
     settings=MAESettings,
     needs_subset=True,
     any_channels=True,
+    rectangles=True,
     paper="He et al. 2022, arXiv:2111.06377",
 )
 MOCOV3 = MethodSpec(
@@ -239,6 +241,7 @@ MOCOV3 = MethodSpec(
     settings=MoCoV3Settings,
     augment={"crop_scale": (0.08, 1.0)},
     any_channels=True,
+    rectangles=True,
     colour={**_COLOUR, "solarize_probability": (0.0, 0.0)},
     paper="Chen et al. 2021, arXiv:2104.02057",
 )
@@ -248,6 +251,7 @@ LEJEPA = MethodSpec(
     settings=LeJEPASettings,
     augment={"crop_scale": (0.08, 1.0)},
     any_channels=True,
+    rectangles=True,
     colour={**_COLOUR, "solarize_probability": 0.0},
     paper="Balestriero & LeCun 2025, arXiv:2511.08544",
 )
@@ -257,6 +261,7 @@ MSA = MethodSpec(
     settings=MSASettings,
     needs_subset=True,
     any_channels=True,
+    rectangles=True,
     colour={**_COLOUR, "solarize_probability": 0.0},
     paper="Zhu et al. 2025, IEEE TNNLS 36(5), 9550-9564 (re-implemented from the abstract)",
 )
@@ -266,6 +271,7 @@ SDAE = MethodSpec(
     settings=SdAESettings,
     needs_subset=True,
     any_channels=True,
+    rectangles=True,
     paper="Chen et al. 2022, arXiv:2208.00449",
 )
 TSCAE = MethodSpec(
@@ -274,6 +280,7 @@ TSCAE = MethodSpec(
     settings=TSCAESettings,
     needs_subset=True,
     any_channels=True,
+    rectangles=True,
     paper="TSCAE, 2023 (re-implemented from the abstract)",
 )
 MASKFEAT = MethodSpec(
@@ -282,6 +289,7 @@ MASKFEAT = MethodSpec(
     settings=MaskFeatSettings,
     needs_mask_token=True,
     any_channels=True,
+    rectangles=True,
     paper="Wei et al. 2022, arXiv:2112.09133",
 )
 _TOKENIZER = Requirement(
@@ -299,6 +307,7 @@ BEIT = MethodSpec(
     needs_mask_token=True,
     requires=_TOKENIZER,
     any_channels=True,
+    rectangles=True,
     paper="Bao et al. 2022, arXiv:2106.08254",
 )
 CAE = MethodSpec(
@@ -308,6 +317,7 @@ CAE = MethodSpec(
     needs_subset=True,
     requires=_TOKENIZER,
     any_channels=True,
+    rectangles=True,
     paper="Chen et al. 2022, arXiv:2202.03026",
 )
 TOKENIZER = MethodSpec(
@@ -315,5 +325,6 @@ TOKENIZER = MethodSpec(
     build="dsdmae_builtin.methods.tokenizer:build",
     settings=TokenizerSettings,
     any_channels=True,
+    rectangles=True,
     paper="Mentzer et al. 2023, arXiv:2309.15505 (the quantiser)",
 )

@@ -128,10 +128,10 @@ class Tokenizer(ImageTokenizer):
     def _patches(self, values: Tensor) -> Tensor:
         return self.decoder(self.widen(values))
 
-    def tokenize(self, images: Float[Tensor, "b c s s"]) -> Int64[Tensor, "b t"]:
+    def tokenize(self, images: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b t"]:
         return self.quantizer.codes(self._values(images))
 
-    def decode(self, codes: Int64[Tensor, "b t"]) -> Float[Tensor, "b c s s"]:
+    def decode(self, codes: Int64[Tensor, "b t"]) -> Float[Tensor, "b c h w"]:
         return self._pixels(self.quantizer.values(codes))
 
     def _pixels(self, values: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class Tokenizer(ImageTokenizer):
         """The images, and what their words give back."""
         return Restoration(images, self._pixels(self._values(images)))
 
-    def measure(self, images: Float[Tensor, "b c s s"]) -> dict[str, float]:
+    def measure(self, images: Float[Tensor, "b c h w"]) -> dict[str, float]:
         """What the words keep of held-out images (peak signal-to-noise ratio in dB), and how many are in use."""
         values = self._values(images)
         error = (self._pixels(values).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
