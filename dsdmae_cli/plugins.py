@@ -196,13 +196,8 @@ class TrackerSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSpec(Spec):
-    """A probe of frozen features; `build` names its function fit(settings, data) -> ProbeResult, whose arguments are
-    explained in dsdmae_cli.evaluation.probes.
-
-    Args:
-        dense: it labels pixels: `build` names a fit(settings, data) -> DenseResult (dsdmae_cli.evaluation.dense), and
-            the settings extend DenseProbeSection.
-    """
+    """A probe of frozen features; `build` names its function fit(settings, data) -> ProbeResult (evaluation/probes.py
+    explains it), or -> DenseResult of one that labels pixels (dense; evaluation/dense.py)."""
 
     settings: type[ProbeSection] = ProbeSection
     dense: bool = False

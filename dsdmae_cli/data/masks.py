@@ -1,4 +1,4 @@
-"""Images with a mask each, for segmentation: what such a dataset is, what a mask's values mean, what is wrong with some.
+"""Images with a mask each, for segmentation: what such a dataset is, what masks' values mean, what is wrong with some.
 
 No torch here. Which file is whose mask is a plugin's to say; evaluation and fine-tuning see classes from 0 up and VOID.
 """
@@ -47,7 +47,7 @@ class Legend:
     origin: str
 
     @cached_property
-    def table(self) -> Int16[np.ndarray, "256"]:
+    def table(self) -> Int16[np.ndarray, 256]:
         """Label, VOID or -1 (unknown) by value in the file."""
         table = np.full(256, _UNKNOWN, dtype=np.int16)
         table[list(self.values)] = np.arange(len(self.values))
@@ -71,9 +71,9 @@ class Legend:
         said = ", ".join(map(str, odd[:_NAMED])) + (f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else "")
         void = ",".join(str(value) for value in sorted({*self.void, *odd}))
         return (
-            f"the value{'s' * (len(odd) > 1)} {said}; {self.origin} names {len(self.classes)} classes ({_span(self.values)})"
-            f" and void is {', '.join(map(str, self.void)) or 'no value'}: name the value there, or declare it void with"
-            f" --set data.void=[{void}]"
+            f"the value{'s' * (len(odd) > 1)} {said}; {self.origin} names {len(self.classes)} classes"
+            f" ({_span(self.values)}) and void is {', '.join(map(str, self.void)) or 'no value'}: name the value there,"
+            f" or declare it void with --set data.void=[{void}]"
         )
 
 
@@ -210,7 +210,7 @@ class MaskedFiles(MaskedImages):
             raise DataError(no_mask(1, self.name(index)))
         try:
             content = self._files.read(int(self._masks[index]))
-            mask = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+            mask = Image.open(io.BytesIO(content if isinstance(content, bytes) else content.read_bytes()))
         except (OSError, UnreadableImage) as error:
             raise DataError(f"the mask {name} cannot be read: {error}; mend it, or remove it and its image") from error
         if mask.mode not in _MODES:

@@ -1,8 +1,8 @@
 """What a probe of patches is to this program, and what its author must read: it labels pixels, not images.
 
-Such a probe is one function too, `fit(settings, data) -> DenseResult`, named by a ProbeSpec with dense = True. It learns
-from the tokens of training images and their masks, and gives back a function from tokens to scores of classes; what
-becomes of the test images is done here alike for all (dsdmae_cli.segmentation). What there is to choose is chosen by
+Such a probe is one function too, `fit(settings, data) -> DenseResult`, named by a ProbeSpec with dense = True. It
+learns from the tokens of training images and their masks, and gives back a function from tokens to scores of classes;
+what becomes of the test images is done alike for all (dsdmae_cli.segmentation). What there is to choose is chosen by
 `DenseData.held_out_iou`. No torch here, as in probes.py.
 """
 

@@ -44,7 +44,8 @@ class Lens:
         return cls(height_width(encoder.image_size), scale, settings.stride)
 
 
-class Cut(NamedTuple):
+@dataclass(frozen=True)
+class Cut:
     """An image in windows.
 
     Attributes:

@@ -21,9 +21,7 @@ _WINDOWS_AT_ONCE = 64
 _QUERIES_AT_ONCE = 1024
 
 
-def label_shares(
-    masks: UInt8[Tensor, "n h w"], grid: tuple[int, int], num_classes: int
-) -> Float[Tensor, "n t c"]:
+def label_shares(masks: UInt8[Tensor, "n h w"], grid: tuple[int, int], num_classes: int) -> Float[Tensor, "n t c"]:
     """Share of each class in the judged pixels of each patch; all zero where none is judged.
 
     Args:

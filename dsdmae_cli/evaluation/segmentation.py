@@ -174,5 +174,3 @@ def segmentation_scores(counts: Counts, all_pixels: int) -> SegmentationScores:
         confusion=counts.confusion,
         num_images=len(counts.images),
     )
-
-

@@ -1,7 +1,7 @@
-"""Pictures of any size under a network's window: scaled, cut into windows that overlap, and what they answer put together.
+"""Pictures of any size under a network's window: scaled, cut into windows that overlap, and their answers put together.
 
-A picture is scaled until it covers the window (`fit`), or by a given factor; windows of the network's size then lie over
-it at even steps, and where they overlap their scores are averaged (the sliding evaluation of DINOv2's segmentation).
+A picture is scaled until it covers the window (`fit`), or by a given factor; windows of the network's size then lie
+over it at even steps, and where they overlap their scores are averaged (DINOv2's segmentation slides so).
 """
 
 from __future__ import annotations
@@ -106,5 +106,3 @@ def put_together(
     if frame.size == size:
         return averaged
     return F.interpolate(averaged[None], size, mode="bilinear", align_corners=False)[0]
-
-

@@ -74,10 +74,8 @@ def _write_numbers(axes: Axes, shares: Float[np.ndarray, "c c"]) -> None:
             axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=8)
 
 
-def per_class(
-    accuracy: Sequence[float | None], classes: Sequence[str], path: Path, what: str = "accuracy"
-) -> None:
-    """Accuracy (or what else it is) of each class as a bar, best first; up to 50 classes, else the 25 best and the 25 worst."""
+def per_class(accuracy: Sequence[float | None], classes: Sequence[str], path: Path, what: str = "accuracy") -> None:
+    """Accuracy (or `what`) of each class as a bar, best first; up to 50 classes, else the 25 best and the 25 worst."""
     known = sorted(((a, name) for a, name in zip(accuracy, classes, strict=True) if a is not None), reverse=True)
     mean = sum(a for a, _ in known) / len(known)
     half = _MOST_NAMED // 2
@@ -100,9 +98,7 @@ def per_class(
     save(figure, path)
 
 
-def selection(
-    held_out: Mapping[float, float], chosen: float, name: str, path: Path, what: str = "accuracy"
-) -> None:
+def selection(held_out: Mapping[float, float], chosen: float, name: str, path: Path, what: str = "accuracy") -> None:
     """Accuracy on held-out training images over the values of a setting, the chosen one marked.
 
     Args:

@@ -1,4 +1,4 @@
-"""What `dsdmae probe` does where a probe labels pixels: open, tokens, the probe, its scores, pictures, and what is left."""
+"""What `dsdmae probe` does where a probe labels pixels: open, tokens, the probe, its scores, pictures, what is left."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> DenseSubjec
     probe = settings.probe
     if probe.few_shot or probe.pool != "mean":
         key, other = ("few_shot", "all images") if probe.few_shot else ("pool", "every patch for itself")
-        raise SettingsError(f"probe.{key} is for kinds that label images; {probe.kind} learns from {other}: leave it out")
+        raise SettingsError(
+            f"probe.{key} is for kinds that label images; {probe.kind} learns from {other}: leave it out"
+        )
     device = choose_device(settings.train.device)
     splits = open_masked(settings.data, report)
     for line in splits.lines(settings.data):
@@ -113,9 +115,7 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> DenseSubjec
     for note in (*splits.train.notes, *opened.notes):
         report.note(note)
     warn_of_twins(splits.twins, report)
-    found = DenseSubject(
-        settings, report, device, choose_precision(settings.train.precision, device), splits, opened
-    )
+    found = DenseSubject(settings, report, device, choose_precision(settings.train.precision, device), splits, opened)
     for encoder in found.candidates().values():
         _check_grid(encoder)
     return found
@@ -271,12 +271,14 @@ def _describe(
 ) -> dict[str, Any]:
     """What result.json holds."""
     settings, splits, found = subject.settings, subject.splits, best.found
+    size = best.encoder.image_size
     return {
         "run": str(run.path),
         "kind": "probe",
         "protocol": f"{found.protocol}; {_looking(subject)}",
         "dataset": settings.data.dataset,
         **subject.opened.described(),
+        "image_size": size if isinstance(size, int) else list(size),
         **scores.as_dict(),
         "classes": list(splits.legend.classes),
         "void": list(splits.legend.void),
@@ -306,8 +308,8 @@ def _looking(subject: DenseSubject) -> str:
     probe, size = subject.probe, size_words(subject.opened.encoder.image_size)
     scaled = "scaled to cover the window" if probe.scale == "fit" else f"scaled by {probe.scale:g}"
     return (
-        f"pictures {scaled}, windows of {size} px at steps of at most {probe.stride:.2g} of a side, their scores averaged"
-        " where they overlap; scored in the masks' own size, void left out"
+        f"pictures {scaled}, windows of {size} px at steps of at most {probe.stride:.2g} of a side, their scores"
+        " averaged where they overlap; scored in the masks' own size, void left out"
     )
 
 
@@ -351,9 +353,9 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     }
     text = "\n".join(splits.lines(settings.data)) + (
         f"\n{plan['kind']} probe of {plan['subject']} on {plan['dataset']}: {plan['train_images']} training and"
-        f" {plan['test_images']} test images with masks of {plan['classes']} classes\n{encoder.width} features of each of"
-        f" {encoder.grid[0]}x{encoder.grid[1]} patches, windows of {size_words(encoder.image_size)} px, {flop / 1e9:.3g}"
-        f" GFLOP each, on {subject.device} in {subject.precision}"
+        f" {plan['test_images']} test images with masks of {plan['classes']} classes\n{encoder.width} features of"
+        f" each of {encoder.grid[0]}x{encoder.grid[1]} patches, windows of {size_words(encoder.image_size)} px,"
+        f" {flop / 1e9:.3g} GFLOP each, on {subject.device} in {subject.precision}"
     )
     return plan, text
 
@@ -364,11 +366,11 @@ def summary(result: dict[str, Any]) -> str:
     named = zip(result["classes"], result["per_class_iou"], result["pixels_per_class"], strict=True)
     judged = max(1, sum(result["pixels_per_class"]))
     widest = max(map(len, result["classes"]))
+    right = f"{result['pixel_accuracy']:.1%} ({low_right:.1%} to {high_right:.1%})"
     lines = [
-        f"{result['subject']} on {result['dataset']}, {result['probe']} {'probe' * ('probe' in result)}",
+        f"{result['subject']} on {result['dataset']}, {result['probe']} probe",
         f"mean IoU       {result['mean_iou']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
-        f"pixels right   {result['pixel_accuracy']:.1%} ({low_right:.1%} to {high_right:.1%}), void"
-        f" {result['void_share']:.1%} left out",
+        f"pixels right   {right}, void {result['void_share']:.1%} left out",
         *(f"  {name:<{widest}}  IoU {'none ' if iou is None else f'{iou:5.1%}'}   {pixels / judged:.1%} of the pixels"
           for name, iou, pixels in named),
     ]  # fmt: skip

@@ -88,7 +88,9 @@ def open_masked(settings: DataSettings, report: Report | None = None) -> MaskedS
 def _with_mask(dataset: MaskedImages) -> Int64[np.ndarray, " n"]:
     found = [index for index in range(len(dataset)) if dataset.mask_name(index) is not None]
     if not found:
-        raise DataError(f"no image has a mask (the first is {dataset.name(0)}); put masks of the same names into masks/")
+        raise DataError(
+            f"no image has a mask (the first is {dataset.name(0)}); put masks of the same names into masks/"
+        )
     return np.array(found, dtype=np.int64)
 
 

@@ -193,7 +193,8 @@ class DenseProbeSection(ProbeSection):
         2 / 3, description="largest step between windows that overlap, as a share of the window's side"
     )
     train_images: PositiveInt = Field(
-        5000, description="most training images that are learned from, a random choice of more; their tokens are in memory"
+        5000,
+        description="most training images that are learned from, a random choice of more; their tokens are in memory",
     )
 
 

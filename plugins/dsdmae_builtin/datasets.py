@@ -12,7 +12,6 @@ from dsdmae_cli.settings.models import DataSettings
 ByteValue = Annotated[int, Field(ge=0, le=255)]
 
 
-
 class Stl10Settings(DataSettings):
     """STL-10 has 100,000 images without labels and 5,000 with; which of them are learned from."""
 
@@ -36,7 +35,6 @@ class FolderSettings(DataSettings):
         None,
         description="columns of data.labels as FILE,LABEL, by heading or number from 1 up; none = guessed, and said",
     )
-
 
     void: Annotated[tuple[ByteValue, ...], BeforeValidator(one_or_more)] = Field(
         (255,),
@@ -125,7 +123,7 @@ PARQUET = DatasetSpec(
 )
 
 VOC = DatasetSpec(
-    summary="Pascal VOC's segmentation: 1,464 + 1,449 photographs with masks of 20 classes and background (you fetch it)",
+    summary="Pascal VOC's segmentation: 1,464 + 1,449 photographs with masks of 20 classes (you fetch it)",
     build="dsdmae_builtin.masks:build_voc",
     argument="PATH",
     image_size=224,

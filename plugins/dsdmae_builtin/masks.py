@@ -140,7 +140,9 @@ def build_coco_stuff(settings: DataSettings, split: str) -> MaskedFiles:
     """
     path, files, names = _opened(settings)
     part = "val2017" if split == "test" else "train2017"
-    root = next((n[: -len(f"annotations/{part}/")] for n in _folders(names) if n.endswith(f"annotations/{part}/")), None)
+    root = next(
+        (n[: -len(f"annotations/{part}/")] for n in _folders(names) if n.endswith(f"annotations/{part}/")), None
+    )
     if root is None or f"{root}images/{part}/" not in _folders(names):
         raise DataError(f"{path} has no images/{part} and annotations/{part}; give the folder that holds both")
     legend = _coco_legend(path, root)

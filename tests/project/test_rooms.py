@@ -38,10 +38,12 @@ EXCEPTIONS = {
 # The plugin interface: docs/plugins.md says so to authors.
 INTERFACE = {
     "backbone", "corruption", "degradation", "data.arrays", "data.archives", "data.augment", "data.base", "data.decode",
+    "data.masks",
     "data.files", "data.label_file", "data.once", "data.open", "data.shards", "data.source", "data.splits",
     "data.square",
     "data.values", "errors",
     "evaluation.attentive",
+    "evaluation.dense", "evaluation.dense_knn", "evaluation.dense_linear",
     "evaluation.efficient",
     "evaluation.knn", "evaluation.linear", "evaluation.logistic", "evaluation.probes", "evaluation.split", "masking",
     "methods", "plugins", "settings.judge", "settings.models",

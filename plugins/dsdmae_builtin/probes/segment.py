@@ -16,7 +16,7 @@ class SegmentSettings(DenseProbeSection):
     """The linear probe of patches."""
 
     learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = Field(
-        (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
         description="AdamW's rates, that are trained at once; the best on held-out images wins",
     )
     points: PositiveInt = Field(256, description="pixels of each window that a step learns from, drawn anew each time")
@@ -24,7 +24,7 @@ class SegmentSettings(DenseProbeSection):
     _one = field_validator("learning_rates", mode="before")(one_or_more)
 
     def without_choice(self) -> SegmentSettings:
-        return self.model_copy(update={"learning_rates": (3e-3,)})
+        return self.model_copy(update={"learning_rates": (1e-2,)})
 
 
 PROBE = ProbeSpec(
@@ -44,8 +44,8 @@ def fit(settings: SegmentSettings, data: DenseData) -> DenseResult:
     words = (
         "BatchNorm without affine terms and a linear layer on patch tokens of clean images, logits upsampled"
         f" bilinearly, backbone frozen in eval mode; AdamW, {epochs} epochs, batch {data.batch_size} windows of"
-        f" {settings.points} random pixels, rate {found.chosen:g}{data.how_chosen(len(settings.learning_rates))}; the last"
-        " epoch is the result"
+        f" {settings.points} random pixels, rate {found.chosen:g}{data.how_chosen(len(settings.learning_rates))}; the"
+        " last epoch is the result"
     )
     return DenseResult(
         found.answer, words, ("learning rate", found.chosen), found.held_out, found.notes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -44,7 +45,7 @@ def fit(settings: SegmentKnnSettings, data: DenseData) -> DenseResult:
     from dsdmae_cli.evaluation.dense_knn import PatchBank, bank_of
     from dsdmae_cli.evaluation.split import require_held_out
 
-    def answer(bank: PatchBank, k: int) -> object:
+    def answer(bank: PatchBank, k: int) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda tokens: bank.votes(tokens, k, _TEMPERATURE, data.device)
 
     held_out: dict[float, float] = {}
