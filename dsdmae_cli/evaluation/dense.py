@@ -70,7 +70,8 @@ class DenseData:
         """
         import torch
 
-        from dsdmae_cli.evaluation.segmentation import Counts, answer_pixels, mean_iou
+        from dsdmae_cli.evaluation.overlap import mean_iou
+        from dsdmae_cli.evaluation.segmentation import Counts, answer_pixels
 
         counts = Counts.none(self.num_classes)
         for rows in self.windows(torch.from_numpy(self.split.held)).split(16):
@@ -85,7 +86,7 @@ class DenseData:
     def batch_size(self) -> int:
         """Images per step: train.batch_size; "auto" is 32, or what gives 16 steps an epoch where images are few."""
         wanted, count = self.schedule.batch_size, len(self.split.fit) + len(self.split.held)
-        return wanted if wanted != "auto" else min(32, max(1, count // 16))
+        return wanted if wanted != "auto" else min(32, max(4, count // 16))
 
     def how_chosen(self, num_values: int, then: str = "trained anew on") -> str:
         """The words of a protocol for a value that was chosen from several; empty for a single one."""

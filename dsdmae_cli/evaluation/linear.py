@@ -232,6 +232,7 @@ class HeadTrainer:
     Args:
         width: of the features.
         batch_size: most rows of a step; `batch` is room for so many.
+        statistics: mean and variance of the features that normalise them; None = each batch's own, as BatchNorm does.
     """
 
     def __init__(
@@ -243,14 +244,16 @@ class HeadTrainer:
         protocol: Protocol,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        statistics: tuple[Float[Tensor, " d"], Float[Tensor, " d"]] | None = None,
     ) -> None:
         num_heads = len(base_lrs)
         generator = seeded(torch.device("cpu"), derive_seed(protocol.seed, "linear weights"))
         first = torch.randn(width, num_classes, generator=generator, dtype=dtype) * _INIT_STD
         self.weight = first.T.to(device).repeat(num_heads, 1, 1)  # [H, c, d]
         self.bias = torch.zeros(num_heads, num_classes, 1, dtype=dtype, device=device)
-        self.mean = torch.zeros(width, dtype=dtype, device=device)
-        self.variance = torch.ones(width, dtype=dtype, device=device)
+        self.fixed = statistics is not None
+        mean, variance = statistics or (torch.zeros(width), torch.ones(width))
+        self.mean, self.variance = (part.to(device, dtype, copy=True) for part in (mean, variance))
         self.lrs = torch.tensor(list(base_lrs), dtype=dtype, device=device)
         self.update = UPDATES[protocol.optimizer]((self.weight,), (self.bias,), protocol.weight_decay)
         # A new allocation of this size in each step costs as much as a product: the system hands out its pages anew.
@@ -287,7 +290,12 @@ class HeadTrainer:
         return loss
 
     def _normalised(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """BatchNorm1d(affine=False) in training: the batch's statistics, and the running ones moved toward them."""
+        """BatchNorm1d(affine=False) in training: the batch's statistics, and the running ones moved toward them.
+
+        With given statistics, normalised by those.
+        """
+        if self.fixed:
+            return x.sub_(self.mean).mul_((self.variance + _EPS).rsqrt())
         mean = x.mean(dim=0)
         x.sub_(mean)
         variance = torch.square(x, out=self.squares[: len(x)]).mean(dim=0)

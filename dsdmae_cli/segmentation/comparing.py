@@ -10,9 +10,8 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Int64
 
-from dsdmae_cli.evaluation.segmentation import paired_gain
+from dsdmae_cli.evaluation.overlap import COUNTS, paired_gain
 from dsdmae_cli.runs.results import Row
-from dsdmae_cli.segmentation.probing import COUNTS
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:

@@ -24,6 +24,7 @@ from dsdmae_cli.evaluation.dense import DenseData, DenseResult
 from dsdmae_cli.evaluation.dense_features import Lens, Patches, cuts, patches, seen
 from dsdmae_cli.evaluation.inner import candidates
 from dsdmae_cli.evaluation.judging import twins_line, warn_of_twins
+from dsdmae_cli.evaluation.overlap import COUNTS
 from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.segmentation import Counts, SegmentationScores, segmentation_scores
 from dsdmae_cli.evaluation.split import require_held_out
@@ -39,7 +40,6 @@ from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.settings.size import height_width, size_words
 from dsdmae_cli.work import encoder_flops
 
-COUNTS = "counts.npz"
 _PICTURES = 6
 
 

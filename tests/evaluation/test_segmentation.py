@@ -8,14 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
+from dsdmae_cli.config.compose import compose
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.config.schema import PROBE
 from dsdmae_cli.data.masks import VOID
+from dsdmae_cli.evaluation.dense import DenseData
 from dsdmae_cli.evaluation.dense_knn import PatchBank, label_shares
-from dsdmae_cli.evaluation.dense_linear import sample
-from dsdmae_cli.evaluation.segmentation import Counts, bootstrap, interval, ious, paired_gain, segmentation_scores
+from dsdmae_cli.evaluation.dense_linear import sample, train_pixels
+from dsdmae_cli.evaluation.overlap import bootstrap, interval, ious, paired_gain
+from dsdmae_cli.evaluation.segmentation import Counts, segmentation_scores
+from dsdmae_cli.evaluation.split import HeldOut
 from dsdmae_cli.evaluation.windows import cut_image, cut_mask, frame, nearest, put_together
+from dsdmae_cli.report import Report
 
 
 def draw(seed: int, classes: int = 5, images: int = 7, size: tuple[int, int] = (6, 9)) -> tuple[torch.Tensor, ...]:
@@ -191,3 +200,24 @@ def test_a_picture_of_answers_is_drawn(tmp_path: Path) -> None:
     colours = class_colours(255)
     assert tuple(colours[VOID]) == (255, 255, 255)
     assert len({tuple(colour) for colour in class_colours(40)[:40].tolist()}) == 40
+
+
+def test_a_head_learns_what_scikit_learn_finds() -> None:
+    """One window a step, windows that differ: a batch's own statistics would teach what no test window has."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(24, 16, 5, generator=generator) + 3 * torch.randn(24, 1, 5, generator=generator)
+    labels = (tokens @ torch.randn(5, 3, generator=generator)).argmax(dim=2)
+    masks = labels.view(24, 4, 4).to(torch.uint8)  # a token a pixel
+    resolved = resolve(
+        compose(PROBE, assignments=["probe.kind=segment", "train.epochs=60", "train.batch_size=1"], environ={}).settings
+    )
+    data = DenseData(
+        tokens, masks, torch.arange(24), (4, 4), HeldOut(np.arange(24), np.arange(0)), 3, resolved.train,
+        torch.device("cpu"), Report(),
+    )  # fmt: skip
+    heads, _ = train_pixels(data, torch.arange(24), [0.1], 64)
+    mine = heads.logits(tokens.flatten(0, 1))[0].argmax(dim=1)
+    x, y = StandardScaler().fit_transform(tokens.flatten(0, 1).numpy()), labels.flatten().numpy()
+    theirs = LogisticRegression(C=100, max_iter=2000).fit(x, y)
+    assert theirs.score(x, y) > 0.98
+    assert float((mine == labels.flatten()).double().mean()) > theirs.score(x, y) - 0.03

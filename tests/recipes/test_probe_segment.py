@@ -18,7 +18,7 @@ from dsdmae_cli.artifacts.subject import taken_over
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.schema import PROBE
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.evaluation.segmentation import mean_iou
+from dsdmae_cli.evaluation.overlap import mean_iou
 from dsdmae_cli.recipes.compare import compare
 from dsdmae_cli.recipes.probe import probe, summary
 

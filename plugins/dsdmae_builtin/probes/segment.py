@@ -1,4 +1,4 @@
-"""The linear probe of patches: BatchNorm and a 1x1 convolution on frozen patch tokens, upsampled to pixels."""
+"""The linear probe of patches: a 1x1 convolution on frozen, normalised patch tokens, upsampled to pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SegmentSettings(DenseProbeSection):
     """The linear probe of patches."""
 
     learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = Field(
-        (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
+        (3e-3, 1e-2, 3e-2, 0.1, 0.3),
         description="AdamW's rates, that are trained at once; the best on held-out images wins",
     )
     points: PositiveInt = Field(256, description="pixels of each window that a step learns from, drawn anew each time")
@@ -24,11 +24,11 @@ class SegmentSettings(DenseProbeSection):
     _one = field_validator("learning_rates", mode="before")(one_or_more)
 
     def without_choice(self) -> SegmentSettings:
-        return self.model_copy(update={"learning_rates": (1e-2,)})
+        return self.model_copy(update={"learning_rates": (0.03,)})
 
 
 PROBE = ProbeSpec(
-    summary="segmentation: BatchNorm and a linear layer on patch tokens, upsampled to the pixels of a mask",
+    summary="segmentation: a linear layer on normalised patch tokens, upsampled to the pixels of a mask",
     build="dsdmae_builtin.probes.segment:fit",
     settings=SegmentSettings,
     dense=True,
@@ -42,7 +42,7 @@ def fit(settings: SegmentSettings, data: DenseData) -> DenseResult:
     found = select_and_fit(data, settings.learning_rates, settings.points)
     epochs = data.schedule.epochs
     words = (
-        "BatchNorm without affine terms and a linear layer on patch tokens of clean images, logits upsampled"
+        "a linear layer on patch tokens of clean images, normalised by their mean and variance, logits upsampled"
         f" bilinearly, backbone frozen in eval mode; AdamW, {epochs} epochs, batch {data.batch_size} windows of"
         f" {settings.points} random pixels, rate {found.chosen:g}{data.how_chosen(len(settings.learning_rates))}; the"
         " last epoch is the result"
