@@ -232,7 +232,7 @@ def main() -> None:
     dataset = FileImages(Directory(root, [str(name) for name in relative(paths)]), np.arange(len(paths)))
     sizes = [dataset.size(index) for index in range(len(paths))]
     generator = torch.Generator().manual_seed(0)
-    boxes = [Box(*(int(n) for n in crop_boxes(1, h, w, SCALE, RATIO, generator))) for w, h in sizes]
+    boxes = [Box(*torch.cat([*crop_boxes(1, h, w, SCALE, RATIO, generator)]).flatten().tolist()) for w, h in sizes]
     mean = np.mean([w * h / 1e6 for w, h in sizes])
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"

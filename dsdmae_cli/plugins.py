@@ -198,11 +198,11 @@ class TrackerSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSpec(Spec):
-    """A probe of frozen features; `build` names its function fit(settings, data) -> ProbeResult, whose arguments are
-    explained in dsdmae_cli.evaluation.probes.
-    """
+    """A probe of frozen features; `build` names its function fit(settings, data) -> ProbeResult (evaluation/probes.py
+    explains it), or -> DenseResult of one that labels pixels (dense; evaluation/dense.py)."""
 
     settings: type[ProbeSection] = ProbeSection
+    dense: bool = False
 
 
 SPECS: dict[Kind, type[Spec]] = {

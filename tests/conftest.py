@@ -202,8 +202,13 @@ def drawn() -> None:
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures, which take most of a small run's time."""
     if "drawn" not in request.fixturenames:
-        for place in ("probe.draw", "probe.draw_choice", "finetune.draw"):
-            monkeypatch.setattr(f"dsdmae_cli.recipes.{place}", lambda *given: None)
+        for place in (
+            "recipes.probe.draw",
+            "recipes.probe.draw_choice",
+            "recipes.finetune.draw",
+            "segmentation.probing._draw",
+        ):
+            monkeypatch.setattr(f"dsdmae_cli.{place}", lambda *given: None)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -213,3 +213,23 @@ def assert_never_waits(work: Callable[[int], object]) -> None:
     assert runs[0] == runs[1]
     waiting = {"_local_scalar_dense", "nonzero", "masked_select", "index", "equal", "unique", "_unique2"}
     assert waiting.isdisjoint(runs[0])
+
+
+def masked_folder(folder: Path, train: int = 12, test: int = 5) -> Path:
+    """images/SPLIT/NNN.png, masks/SPLIT/NNN.png and classes.txt: scikit-learn's digits as 32x24 pictures of ink on
+    paper, shade (half-inked) a class of its own, and a void frame of 255.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits().images
+    for index in range(train + test):
+        part = "train" if index < train else "test"
+        grey = Image.fromarray((digits[index] * (255 / 16)).astype(np.uint8)).resize((32, 24), Image.Resampling.BICUBIC)
+        values = np.asarray(grey)
+        mask = np.digitize(values, [60, 160]).astype(np.uint8)
+        mask[0] = mask[:, 0] = 255
+        for kind, picture in (("images", grey.convert("RGB")), ("masks", Image.fromarray(mask))):
+            (folder / kind / part).mkdir(parents=True, exist_ok=True)
+            picture.save(folder / kind / part / f"{index:03d}.png")
+    (folder / "classes.txt").write_text("paper\nshade\nink\n", encoding="utf-8")
+    return folder

@@ -45,7 +45,7 @@ class Metric:
 
     @property
     def is_share(self) -> bool:
-        """Whether it is an accuracy, shown in percent."""
+        """Whether it is an accuracy or a mean IoU, shown in percent."""
         return self.name != "loss"
 
     def show(self, value: float) -> str:
@@ -83,10 +83,10 @@ def find_metric(name: str, flag: str = "--metric") -> Metric:
     if kind not in names or (colon and (kind in ("loss", "finetune") or not are_blocks(blocks))):
         known = f"{', '.join(names)}; a probe takes blocks too, as linear:all"
         raise SettingsError(f"{flag} {name}{nearest(kind, names)}: it takes {known}")
-    plugins.find("probe", kind)
+    dense = plugins.find("probe", kind).spec.dense
     words = ("probe", "--kind", kind, *(("--blocks", blocks) if colon else ()))
     where = f", {'best block' if blocks == 'all' else f'blocks {blocks}'}" if colon else ""
-    return Metric(name, f"{kind}-probe accuracy{where}", command=words, resumes=False)
+    return Metric(name, f"{kind}-probe {'mean IoU' if dense else 'accuracy'}{where}", command=words, resumes=False)
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ class Job:
         judged = {metric.name: self._judged(metric) for metric in (self.metric, *self.also) if metric.command}
         if judged:
             facts["judged_seconds"] = sum(found.get("seconds") or 0 for found in judged.values())
-        values = {name: found["top1"] for name, found in judged.items()}
+        values = {name: found["mean_iou"] if "mean_iou" in found else found["top1"] for name, found in judged.items()}
         facts["also"] = {other.name: values.get(other.name, facts.get(other.name)) for other in self.also}
         return values.get(self.metric.name, facts.get(self.metric.name)), facts
 

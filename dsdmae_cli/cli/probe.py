@@ -15,6 +15,7 @@ def command(given: Given) -> None:
     dsdmae probe scratch --like RUN            the same network untrained
     dsdmae probe pixels --like RUN             no network at all
     dsdmae probe RUN --few-shot 1,5,10%        with few labels, repeated draws
+    dsdmae probe RUN --kind segment            of images with masks: labels of pixels
 
     What there is to choose (rates, k, C) is chosen on held-out training images, never on the test set.
     """

@@ -115,6 +115,27 @@ class Archive(Files):
         return self._descriptor
 
 
+def read_text(path: Path, name: str) -> str | None:
+    """What a text file in a folder or archive says, by its name below it; None where there is no such file.
+
+    Raises:
+        DataError: it is there and cannot be read.
+    """
+    try:
+        if path.is_dir():
+            return (path / name).read_text(encoding="utf-8-sig") if (path / name).is_file() else None
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as packed:
+                inner = next((info for info in packed.infolist() if _clean(info.filename) == name), None)
+                return None if inner is None else packed.read(inner).decode("utf-8-sig")
+        with tarfile.open(path) as archive:
+            member = next((info for info in archive if _clean(info.name) == name and info.isreg()), None)
+            file = None if member is None else archive.extractfile(member)
+            return None if file is None else file.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read {name} in {path}: {error}; mend it") from error
+
+
 def _open_descriptor(path: Path) -> int:
     with path.open("rb") as file:
         start = file.read(8)

@@ -44,18 +44,28 @@ def knn_probabilities(
         Probabilities by k, on the CPU. A class without a neighbour has zero.
     """
     device = device or queries.device
-    center = _mean(bank).to(device)
-    points = torch.cat([_unit(part.to(device), center) for part in queries.split(_QUERIES_AT_ONCE)])
-    similarity, nearest = _nearest(_blocks(bank, center, device), points, min(max(ks), len(bank)))
+    weights, nearest = neighbours(bank, queries, max(ks), temperature, device)
     labels = bank_labels.to(device)[nearest]
-    # The nearest neighbour's weight is one, which changes no share and leaves no room for overflow.
-    weights = ((similarity - similarity[:, :1]) / temperature).exp()
     probabilities = {}
     for k in ks:
-        votes = torch.zeros(len(points), num_classes, device=device)
+        votes = torch.zeros(len(queries), num_classes, device=device)
         votes.scatter_add_(1, labels[:, :k], weights[:, :k])
         probabilities[k] = (votes / votes.sum(dim=1, keepdim=True)).cpu()
     return probabilities
+
+
+@torch.no_grad()
+def neighbours(
+    bank: Float[Tensor, "n d"], queries: Float[Tensor, "m d"], k: int, temperature: float, device: torch.device
+) -> tuple[Float[Tensor, "m k"], Int64[Tensor, "m k"]]:
+    """Weights of the votes of each query's k nearest (or all of a smaller bank), and which they are, nearest first.
+
+    The nearest one's weight is one, which changes no share and leaves no room for overflow.
+    """
+    center = _mean(bank).to(device)
+    points = torch.cat([_unit(part.to(device), center) for part in queries.split(_QUERIES_AT_ONCE)])
+    similarity, nearest = _nearest(_blocks(bank, center, device), points, min(k, len(bank)))
+    return ((similarity - similarity[:, :1]) / temperature).exp(), nearest
 
 
 def knn_accuracy(

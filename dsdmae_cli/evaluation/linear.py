@@ -200,7 +200,8 @@ def train_heads(
     """
     device = features.device
     batch_size = min(protocol.batch_size, len(features))
-    trainer = _Trainer(features, labels, batch_size, num_classes, base_lrs, protocol, dtype)
+    trainer = HeadTrainer(features.shape[1], batch_size, num_classes, base_lrs, protocol, device, dtype)
+    weights = balanced(labels, num_classes).to(dtype)[labels] if protocol.balanced else None
     steps = len(features) // batch_size
     total, warmup = steps * protocol.epochs, steps * min(protocol.warmup_epochs, protocol.epochs)
     curves = Curves(tuple(base_lrs), [], [])
@@ -211,57 +212,76 @@ def train_heads(
         for step in range(steps):
             rows = order[step * batch_size : (step + 1) * batch_size]
             rate = learning_rate(epoch * steps + step, total, warmup, batch_size / 256, 0.0)
-            loss += trainer.step(rows, rate)
+            if features.dtype == dtype:
+                x = torch.index_select(features, 0, rows, out=trainer.batch)
+            else:
+                x = trainer.batch.copy_(features[rows])
+            loss += trainer.step(x, labels[rows], rate, None if weights is None else weights[rows])
         curves.loss.append([value if math.isfinite(value) else None for value in (loss / steps).tolist()])
         if held_out is not None:
             curves.held_out.append(trainer.heads().accuracy(*held_out).tolist())
     return trainer.heads(), curves
 
 
-class _Trainer:
+class HeadTrainer:
     """Weights of all heads as one matrix, its gradient written out, and the optimiser.
 
     One product of [H c, d] and [d, b] does all heads. An autograd graph would cost more than the arithmetic of
     matrices this small. Outside its two products a step on wide features is bound by memory, so that it works in place.
+
+    Args:
+        width: of the features.
+        batch_size: most rows of a step; `batch` is room for so many.
+        statistics: mean and variance of the features that normalise them; None = each batch's own, as BatchNorm does.
     """
 
     def __init__(
         self,
-        features: Float[Tensor, "n d"],
-        labels: Int64[Tensor, " n"],
+        width: int,
         batch_size: int,
         num_classes: int,
         base_lrs: Sequence[float],
         protocol: Protocol,
-        dtype: torch.dtype,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        statistics: tuple[Float[Tensor, " d"], Float[Tensor, " d"]] | None = None,
     ) -> None:
-        self.features, self.labels = features, labels
-        device, width, num_heads = features.device, features.shape[1], len(base_lrs)
+        num_heads = len(base_lrs)
         generator = seeded(torch.device("cpu"), derive_seed(protocol.seed, "linear weights"))
         first = torch.randn(width, num_classes, generator=generator, dtype=dtype) * _INIT_STD
         self.weight = first.T.to(device).repeat(num_heads, 1, 1)  # [H, c, d]
         self.bias = torch.zeros(num_heads, num_classes, 1, dtype=dtype, device=device)
-        self.mean = torch.zeros(width, dtype=dtype, device=device)
-        self.variance = torch.ones(width, dtype=dtype, device=device)
+        self.fixed = statistics is not None
+        mean, variance = statistics or (torch.zeros(width), torch.ones(width))
+        self.mean, self.variance = (part.to(device, dtype, copy=True) for part in (mean, variance))
         self.lrs = torch.tensor(list(base_lrs), dtype=dtype, device=device)
-        self.weights = balanced(labels, num_classes).to(dtype)[labels] if protocol.balanced else None
         self.update = UPDATES[protocol.optimizer]((self.weight,), (self.bias,), protocol.weight_decay)
         # A new allocation of this size in each step costs as much as a product: the system hands out its pages anew.
         self.batch, self.squares = (torch.empty(batch_size, width, dtype=dtype, device=device) for _ in range(2))
         self.columns = torch.arange(batch_size, device=device)
 
-    def step(self, rows: Int64[Tensor, " b"], rate: float) -> Float[Tensor, " h"]:
-        """One step of all heads on these images at `rate` times their base rates; their losses before it."""
-        labels = self.labels[rows]
-        x = self._normalised(rows)
+    def step(
+        self,
+        features: Float[Tensor, "b d"],
+        labels: Int64[Tensor, " b"],
+        rate: float,
+        weights: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, " h"]:
+        """One step of all heads at `rate` times their base rates; their losses before it.
+
+        Args:
+            features: overwritten.
+            weights: of the rows in the loss; None = all count alike.
+        """
+        x = self._normalised(features)
+        columns = self.columns[: len(x)]
         # Images lie last, so that sums over a few classes are sums of long rows.
         logits = torch.addmm(self.bias.flatten(0, 1), self.weight.flatten(0, 1), x.T)
         log_p = logits.view(*self.bias.shape[:2], len(x)).log_softmax(dim=1)
-        right = log_p[:, labels, self.columns]
-        weights = None if self.weights is None else self.weights[rows]
+        right = log_p[:, labels, columns]
         loss = -(right if weights is None else right * weights).mean(dim=1)
         residual = log_p.exp_()
-        residual[:, labels, self.columns] -= 1
+        residual[:, labels, columns] -= 1
         residual /= len(x)
         if weights is not None:
             residual *= weights
@@ -269,18 +289,16 @@ class _Trainer:
         self.update((gradient, residual.sum(dim=2, keepdim=True)), rate * self.lrs)
         return loss
 
-    def _normalised(self, rows: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def _normalised(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """BatchNorm1d(affine=False) in training: the batch's statistics, and the running ones moved toward them.
 
-        What is returned is the buffer of all steps.
+        With given statistics, normalised by those.
         """
-        if self.features.dtype == self.batch.dtype:
-            x = torch.index_select(self.features, 0, rows, out=self.batch)
-        else:
-            x = self.batch.copy_(self.features[rows])
+        if self.fixed:
+            return x.sub_(self.mean).mul_((self.variance + _EPS).rsqrt())
         mean = x.mean(dim=0)
         x.sub_(mean)
-        variance = torch.square(x, out=self.squares).mean(dim=0)
+        variance = torch.square(x, out=self.squares[: len(x)]).mean(dim=0)
         self.mean.lerp_(mean, _NORM_MOMENTUM)
         # torch's running variance is the unbiased one. A batch of one image has none.
         self.variance.lerp_(variance * (len(x) / max(1, len(x) - 1)), _NORM_MOMENTUM)

@@ -23,7 +23,7 @@ _MOST_COLOURS = 20
 _LONGEST_NAME = 18
 
 
-def confusion(matrix: Int64[np.ndarray, "c c"], classes: Sequence[str], path: Path) -> None:
+def confusion(matrix: Int64[np.ndarray, "c c"], classes: Sequence[str], path: Path, of: str = "images") -> None:
     """Shares of each true class (row) by predicted class (column), in percent; colours by their square root.
 
     Mistakes are a few percent each, spread over many classes, and would not be seen beside the diagonal otherwise.
@@ -44,7 +44,7 @@ def confusion(matrix: Int64[np.ndarray, "c c"], classes: Sequence[str], path: Pa
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     _class_ticks(axes, classes)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"{np.trace(matrix) / matrix.sum():.1%} of {matrix.sum():,} images right", fontsize=11)
+    axes.set_title(f"{np.trace(matrix) / matrix.sum():.1%} of {matrix.sum():,} {of} right", fontsize=11)
     if num_classes <= _MOST_NUMBERED:
         _write_numbers(axes, shares)
     figure.colorbar(image, ax=axes, shrink=0.75, label="% of the true class")
@@ -74,8 +74,8 @@ def _write_numbers(axes: Axes, shares: Float[np.ndarray, "c c"]) -> None:
             axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=8)
 
 
-def per_class(accuracy: Sequence[float | None], classes: Sequence[str], path: Path) -> None:
-    """Accuracy of each class as a bar, best first; up to 50 classes, else the 25 best and the 25 worst."""
+def per_class(accuracy: Sequence[float | None], classes: Sequence[str], path: Path, what: str = "accuracy") -> None:
+    """Accuracy (or `what`) of each class as a bar, best first; up to 50 classes, else the 25 best and the 25 worst."""
     known = sorted(((a, name) for a, name in zip(accuracy, classes, strict=True) if a is not None), reverse=True)
     mean = sum(a for a, _ in known) / len(known)
     half = _MOST_NAMED // 2
@@ -90,7 +90,7 @@ def per_class(accuracy: Sequence[float | None], classes: Sequence[str], path: Pa
     axes.axvline(100 * mean, color="black", linewidth=1, linestyle=":")
     # The title is where the rule is explained: a legend would lie on bars.
     left_out = f", {half} best and {half} worst of {len(known)} classes" if len(shown) < len(known) else ""
-    axes.set_title(f"accuracy by class, % (dotted: mean {100 * mean:.1f}){left_out}", fontsize=11)
+    axes.set_title(f"{what} by class, % (dotted: mean {100 * mean:.1f}){left_out}", fontsize=11)
     axes.set_xlim(0, 105)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     plain(axes)
@@ -98,7 +98,7 @@ def per_class(accuracy: Sequence[float | None], classes: Sequence[str], path: Pa
     save(figure, path)
 
 
-def selection(held_out: Mapping[float, float], chosen: float, name: str, path: Path) -> None:
+def selection(held_out: Mapping[float, float], chosen: float, name: str, path: Path, what: str = "accuracy") -> None:
     """Accuracy on held-out training images over the values of a setting, the chosen one marked.
 
     Args:
@@ -117,7 +117,7 @@ def selection(held_out: Mapping[float, float], chosen: float, name: str, path: P
     axes.margins(y=0.15)
     axes.set(xlabel=name, xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own are formulas, and save() has texts stand for themselves
-    axes.set_title("accuracy on held-out training images, %", fontsize=11)
+    axes.set_title(f"{what} on held-out training images, %", fontsize=11)
     plain(axes)
     save(figure, path)
 

@@ -17,6 +17,7 @@ from dsdmae_cli.artifacts.subject import nearest_path, parse
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, SettingsError, nearest
 from dsdmae_cli.report import duration
 from dsdmae_cli.runs.results import Row, read_result
+from dsdmae_cli.segmentation.comparing import remarks as segmentation_remarks
 
 # Always beside a result of theirs: what the paper proposes, and what it is measured against.
 _ALWAYS = ("scratch", "dsdmae")
@@ -55,7 +56,9 @@ def compare(paths: Sequence[Path], paper: str | None = None) -> Comparison:
     own = [_result(path) for path in paths]
     beside = _paper_rows(own, paper)
     rows = sorted([*own, *beside], key=lambda row: (row.dataset, 1 if row.top1 is None else -row.top1))
-    return Comparison(tuple(rows), tuple(_remarks(own)), _table2()["citation"] if beside else None)
+    return Comparison(
+        tuple(rows), (*_remarks(own), *segmentation_remarks(own)), _table2()["citation"] if beside else None
+    )
 
 
 def _result(path: Path) -> Row:
@@ -181,6 +184,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "method": lambda row: row.method or "",
     "backbone": lambda row: row.backbone or "",
     "top-1": lambda row: "" if row.top1 is None else row.top1_words(),
+    "mean IoU": lambda row: row.mean_iou_words(),
     "top-5": lambda row: _share(row.top5),
     "pre-training epochs": lambda row: _count(row.epochs if row.kind == "pretrain" else row.pretrain_epochs),
     "pre-training FLOP": lambda row: _flop(row.flops if row.kind == "pretrain" else row.pretrain_flops),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dsdmae_cli import plugins
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import parse
@@ -35,6 +36,7 @@ from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, duration, make_report
 from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, RunDir, default_path, environment
 from dsdmae_cli.runtime import choose_device, choose_precision
+from dsdmae_cli.segmentation import probing
 from dsdmae_cli.settings.judge import ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.settings.size import size_words
@@ -71,6 +73,10 @@ def probe(
     run = RunDir(path)
     run.check_free()
     try:
+        if is_dense(settings):
+            dense = probing.open_subject(settings, report)
+            run.create(loaded.settings)
+            return probing.judge(dense, run)
         subject = open_subject(settings, report)  # before a directory is made: most mistakes are found here
         run.create(loaded.settings)
         return judge(subject, run, loaded)
@@ -79,6 +85,11 @@ def probe(
         raise
     finally:
         run.release()
+
+
+def is_dense(settings: ResolvedProbeSettings) -> bool:
+    """Whether the probe labels pixels; its story is segmentation/probing.py."""
+    return bool(plugins.find("probe", settings.probe.kind).spec.dense)
 
 
 def open_subject(settings: ResolvedProbeSettings, report: Report) -> Subject:
@@ -184,6 +195,8 @@ def draw_choice(run: RunDir, found: ProbeResult) -> None:
 
 def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     """--dry-run: what resolved settings amount to, as an object and as lines; nothing is computed or written."""
+    if is_dense(settings):
+        return probing.plan_text(settings)
     subject = open_subject(settings, Report())
     judged = subject.judged
     # Of several blocks to choose from the last, which is most work.
@@ -214,6 +227,8 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
 
 def summary(result: dict[str, Any]) -> str:
     """The lines for people."""
+    if "mean_iou" in result:
+        return probing.summary(result)
     low, high = result["top1_interval"]
     lines = [
         f"{result['subject']} on {result['dataset']}, {result['probe']} probe",

@@ -21,6 +21,7 @@ State = Literal["running", "finished", "stopped", "failed"]
 STATES: tuple[State, ...] = ("running", "finished", "stopped", "failed")
 # What a score is, by the command that left it: what it is called and where result.json has it.
 _SCORES = {"pretrain": ("k-NN", "knn_accuracy"), "probe": ("top-1", "top1"), "finetune": ("top-1", "top1")}
+_DENSE_SCORE = ("mIoU", "mean_iou")  # of the last two, where pixels are labelled
 # Words that SUBJECT gives a meaning of its own; a run of such a name could not be named.
 _TAKEN = frozenset({"scratch", "pixels"})
 _LONGEST_NAME = 100
@@ -117,7 +118,7 @@ def read(path: Path) -> Found:
     metrics = directory.metrics()
     ended = about.get("ended") if isinstance(about.get("ended"), dict) else {}
     state, why = _state(path, result, ended)
-    kind, key = _SCORES.get(command, ("", ""))
+    kind, key = _DENSE_SCORE if _DENSE_SCORE[1] in result else _SCORES.get(command, ("", ""))
     score = result.get(key)
     if score is None and command == "pretrain" and not result:
         score = next((record["knn"] for record in reversed(metrics) if "knn" in record), None)

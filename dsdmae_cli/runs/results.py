@@ -27,6 +27,7 @@ class Row:
         dataset, method, backbone: by the names of their plugins.
         top1, top5: shares of images, from 0 to 1.
         top1_interval: of top1, low and high.
+        mean_iou, mean_iou_low, mean_iou_high: of segmentation, with its interval.
         epochs: of the probe or fine-tuning; of pre-training itself for kind "pretrain".
         flops, seconds: as epochs.
         pretrain_epochs, pretrain_flops: what the judged encoder had cost before.
@@ -45,6 +46,9 @@ class Row:
     top1: float | None = None
     top1_interval: tuple[float, float] | None = None
     top5: float | None = None
+    mean_iou: float | None = None
+    mean_iou_low: float | None = None
+    mean_iou_high: float | None = None
     epochs: float | None = None
     pretrain_epochs: float | None = None
     pretrain_flops: float | None = None
@@ -62,6 +66,14 @@ class Row:
             return "none"
         interval = self.top1_interval
         return f"{self.top1:.1%}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
+
+    def mean_iou_words(self) -> str:
+        """38.2% (37.0 to 39.4)."""
+        if self.mean_iou is None:
+            return ""
+        low, high = self.mean_iou_low, self.mean_iou_high
+        between = f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
+        return f"{self.mean_iou:.1%}{between}"
 
     def overlaps(self, other: Row) -> bool | None:
         """Whether the intervals of two results overlap; None where one has none."""
@@ -101,7 +113,19 @@ def _row(content: Any, file: Path) -> Row:
     if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
         raise CheckpointError(f"{file} is damaged: top1_interval is {interval!r}, not a pair")
     low, high = (_number(file, "top1_interval", end) for end in interval) if interval else (None, None)
-    numbers = ("top5", "epochs", "pretrain_epochs", "pretrain_flops", "flops", "seconds")
+    if isinstance(over := content.get("mean_iou_interval"), list) and len(over) == 2:
+        content = {**content, "mean_iou_low": over[0], "mean_iou_high": over[1]}
+    numbers = (
+        "mean_iou",
+        "mean_iou_low",
+        "mean_iou_high",
+        "top5",
+        "epochs",
+        "pretrain_epochs",
+        "pretrain_flops",
+        "flops",
+        "seconds",
+    )
     further: dict[str, Any] = {key: _number(file, key, content.get(key)) for key in numbers}
     if top5_words(content) is None:
         further["top5"] = None

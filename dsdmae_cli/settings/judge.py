@@ -181,6 +181,23 @@ class ProbeSection(Section):
         return self
 
 
+class DenseProbeSection(ProbeSection):
+    """How frozen features of patches are judged, by labels of pixels."""
+
+    scale: PositiveFloat | Literal["fit"] = Field(
+        "fit",
+        description="factor on pictures before windows of data.image_size pixels are laid over them; fit = what makes a"
+        " picture just cover the window; a picture is never made smaller than that",
+    )
+    stride: PositiveFraction = Field(
+        2 / 3, description="largest step between windows that overlap, as a share of the window's side"
+    )
+    train_images: PositiveInt = Field(
+        5000,
+        description="most training images that are learned from, a random choice of more; their tokens are in memory",
+    )
+
+
 class ProbeTrainSettings(Section):
     """How long and where a probe is trained."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dsdmae_cli.testing.dense_probes import check_dense_probe
+
 
 def check_probe(name: str) -> None:
     """Hold an installed probe against what every probe promises, on scikit-learn's digits.
 
-    It answers for every test image, better than by chance, without having seen a test label; the same again with the
+    One that labels pixels (ProbeSpec.dense) is held to what dense_probes.py says; any other to this. It answers for
+    every test image, better than by chance, without having seen a test label; the same again with the
     same seed; the same whatever other test images there are; with a single image of each class too; and torch's random
     state is afterwards what it was.
 
@@ -34,6 +37,10 @@ def check_probe(name: str) -> None:
     from dsdmae_cli.evaluation.probes import ProbeResult
     from dsdmae_cli.evaluation.split import few_shot
     from dsdmae_cli.report import Report
+
+    if plugins.find("probe", name).spec.dense:
+        check_dense_probe(name)
+        return
 
     class Places(Backbone):
         """The 8x8 values of a digit, each in a token of its own at a place of its own: their mean is all of them."""

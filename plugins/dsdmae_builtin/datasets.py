@@ -1,12 +1,15 @@
 """What the built-in datasets declare about themselves. No torch here; each spec names the module at work."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dsdmae_cli.plugins import DatasetSpec
+from dsdmae_cli.settings.judge import one_or_more
 from dsdmae_cli.settings.models import DataSettings
+
+ByteValue = Annotated[int, Field(ge=0, le=255)]
 
 
 class Stl10Settings(DataSettings):
@@ -31,6 +34,15 @@ class FolderSettings(DataSettings):
     label_columns: str | None = Field(
         None,
         description="columns of data.labels as FILE,LABEL, by heading or number from 1 up; none = guessed, and said",
+    )
+
+    void: Annotated[tuple[ByteValue, ...], BeforeValidator(one_or_more)] = Field(
+        (255,),
+        description="values in the masks of a folder with images/ and masks/ that nobody judges; a line void in"
+        " classes.txt says so too",
+    )
+    without_mask: Literal["refuse", "skip"] = Field(
+        "refuse", description="images without a mask, in segmentation: an error, or left out"
     )
 
 
@@ -82,7 +94,7 @@ DIGITS = DatasetSpec(
 )
 
 FOLDER = DatasetSpec(
-    summary="your own images: a folder, .tar shards, or a .tar, .tar.gz, .tar.xz or .zip",
+    summary="your own images, with masks too: a folder, .tar shards, or a .tar, .tar.gz, .tar.xz or .zip",
     build="dsdmae_builtin.folder:build",
     settings=FolderSettings,
     argument="PATH",
@@ -119,4 +131,18 @@ PACKED = DatasetSpec(
     image_size="dsdmae_builtin.packed:native_size",
     channels="dsdmae_builtin.packed:channels",
     value_range="dsdmae_builtin.packed:value_range",
+)
+
+VOC = DatasetSpec(
+    summary="Pascal VOC's segmentation: 1,464 + 1,449 photographs with masks of 20 classes (you fetch it)",
+    build="dsdmae_builtin.masks:build_voc",
+    argument="PATH",
+    image_size=224,
+)
+
+COCO_STUFF = DatasetSpec(
+    summary="COCO-Stuff: 118,000 + 5,000 photographs with masks of 171 classes (you fetch it)",
+    build="dsdmae_builtin.masks:build_coco_stuff",
+    argument="PATH",
+    image_size=224,
 )

@@ -14,14 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from dsdmae_builtin.datasets import FolderSettings
+from dsdmae_builtin.masks import CLASSES, Layout, layout_of, legend_beside, with_masks
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import AS_STORED, DEEP_SUFFIXES
 from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_words, range_of_some
 from dsdmae_cli.data.label_file import read_labels
+from dsdmae_cli.data.masks import MaskedFiles
 from dsdmae_cli.data.once import shared
-from dsdmae_cli.data.splits import Arrangement, arrange
+from dsdmae_cli.data.splits import Arrangement, Part, arrange
 from dsdmae_cli.data.square import common_side
 from dsdmae_cli.data.values import Ranges, Reading, asked_bands
 from dsdmae_cli.plugins import argument_of
@@ -34,8 +37,10 @@ LARGEST_NATIVE_SIDE = 256
 DEFAULT_SIDE = 224
 
 
-def build(settings: DataSettings, split: str) -> FileImages:
+def build(settings: DataSettings, split: str) -> FileImages | MaskedFiles:
     """The images under `folder:PATH`; split "train" (or "labelled", which is the same here) or "test".
+
+    A folder of images/ and masks/ (masks.py) is a dataset for segmentation.
 
     Raises:
         DataError: the path is missing, unreadable, not an archive, or holds no images; its folders look like splits
@@ -43,18 +48,56 @@ def build(settings: DataSettings, split: str) -> FileImages:
     """
     files, found = _found(settings)
     part = found.test if split == "test" else found.train
-    return FileImages(files, part.indices, part.labels, part.classes, found.notes, _reading(settings))
+    images = FileImages(files, part.indices, part.labels, part.classes, found.notes, _reading(settings))
+    own, layout = _own(settings), _layout(_path(settings))
+    if layout is None:
+        return images
+    legend = legend_beside(_path(settings), layout, own.void)
+    if legend is None:
+        notes = (*found.notes, f"masks/ is passed over: {CLASSES} beside it would name the classes of its values")
+        return FileImages(files, part.indices, notes=notes, reading=_reading(settings))
+    return with_masks(images, files, layout, part.indices, legend, own.without_mask == "skip")
+
+
+def _own(settings: DataSettings) -> FolderSettings:
+    return settings if isinstance(settings, FolderSettings) else FolderSettings.model_validate(settings.model_dump())
+
+
+def _layout(path: Path) -> Layout | None:
+    return shared(_layout_of, path)
+
+
+def _layout_of(path: Path) -> Layout | None:
+    return layout_of(open_files(path).names)
+
+
+def _pictures(path: Path) -> Int64[np.ndarray, " n"]:
+    """Which of the files are pictures to learn from."""
+    layout = _layout(path)
+    return np.arange(len(open_files(path).names), dtype=np.int64) if layout is None else layout.pictures
 
 
 def _found(settings: DataSettings) -> tuple[Files, Arrangement]:
-    own = settings if isinstance(settings, FolderSettings) else FolderSettings.model_validate(settings.model_dump())
+    own = _own(settings)
     return shared(_arranged, _path(own), own.holdout, own.splits, own.labels, own.label_columns)
+
+
+def _masked(path: Path, layout: Layout, holdout: float, splits: str) -> tuple[Files, Arrangement]:
+    """Of images/ and masks/: the splits of the images, whose folders are no classes."""
+    files = open_files(path)
+    found = arrange(layout.below(files.names, layout.pictures), holdout, splits, None, str(path))
+    note = "images/ and masks/ are a dataset for segmentation: its pictures, without classes, and a mask each"
+    train, test = (Part(layout.pictures[part.indices], None, None) for part in (found.train, found.test))
+    about_folders = tuple(words for words in found.notes if not words.startswith("no labels"))
+    return files, Arrangement(train, test, (*files.notes, note, *about_folders))
 
 
 def _arranged(
     path: Path, holdout: float, splits: str, labels: Path | None, columns: str | None
 ) -> tuple[Files, Arrangement]:
-    files = open_files(path)
+    files, layout = open_files(path), _layout(path)
+    if layout is not None and labels is None:
+        return _masked(path, layout, holdout, splits)
     table = read_labels(labels, files.names, columns) if labels is not None else files.labels
     found = arrange(files.names, holdout, splits, table, str(path))
     others = dict(files.passed_over)
@@ -80,7 +123,7 @@ def channels(settings: DataSettings) -> int:
 
 def _channels(path: Path) -> int:
     images, counts = _able(path, MANY_BANDS_SUFFIXES), Counter[int]()
-    others = len(open_files(path).names) - len(images)
+    others = len(_pictures(path)) - len(images)
     if not len(images):
         return RGB
     order = np.random.default_rng(0).permutation(len(images))[:_HEADERS].tolist()
@@ -105,7 +148,7 @@ def _value_range(path: Path, how: Reading) -> Ranges | None:
 def _able(path: Path, suffixes: Collection[str], how: Reading = AS_STORED) -> FileImages:
     """The images whose suffix says that they may be what is looked for."""
     files = open_files(path)
-    able = [i for i, name in enumerate(files.names) if os.path.splitext(name)[1].lower() in suffixes]  # noqa: PTH122
+    able = [i for i in _pictures(path).tolist() if os.path.splitext(files.names[i])[1].lower() in suffixes]  # noqa: PTH122
     return FileImages(files, np.array(able, dtype=np.int64), reading=how)
 
 
@@ -127,7 +170,7 @@ def native_size(settings: DataSettings) -> int:
 
 def _native_size(path: Path) -> int:
     files = open_files(path)
-    side = common_side(FileImages(files, np.arange(len(files.names), dtype=np.int64)))
+    side = common_side(FileImages(files, _pictures(path)))
     return side if side is not None and side <= LARGEST_NATIVE_SIDE else DEFAULT_SIDE
 
 

@@ -66,7 +66,9 @@ def test_specs_name_what_exists() -> None:
     from dsdmae_cli.plugins import DatasetSpec, load
 
     specs = {name: spec for name, spec in vars(datasets).items() if isinstance(spec, DatasetSpec)}
-    assert sorted(specs) == ["CIFAR10", "CIFAR100", "DIGITS", "FOLDER", "IDX", "IMAGENET", "PARQUET", "STL10"]
+    assert sorted(specs) == [
+        "CIFAR10", "CIFAR100", "COCO_STUFF", "DIGITS", "FOLDER", "IDX", "IMAGENET", "PACKED", "PARQUET", "STL10", "VOC",
+    ]  # fmt: skip
     for spec in specs.values():
         assert callable(load(spec.build))
         assert len(spec.summary) < 120

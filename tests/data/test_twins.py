@@ -14,8 +14,7 @@ from test_files import packed
 from dsdmae_builtin import folder
 from dsdmae_cli.data import twins
 from dsdmae_cli.data.arrays import ArrayImages
-from dsdmae_cli.data.base import Subset
-from dsdmae_cli.data.files import FileImages
+from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.twins import Twins, find_twins
 
 IMAGES = crops(8, 12)
@@ -36,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("twins") / "set", files)
 
 
-def splits(path: Path) -> tuple[FileImages, FileImages]:
+def splits(path: Path) -> tuple[ImageDataset, ImageDataset]:
     return folder.build(of(path), "train"), folder.build(of(path), "test")
 
 

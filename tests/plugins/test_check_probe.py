@@ -17,7 +17,7 @@ Fit = Callable[[Any, ProbeData], ProbeResult]
 good: Fit = plugins.load("dsdmae_builtin.probes.knn:fit")
 
 
-@pytest.mark.parametrize("name", ["linear", "knn", "logistic", "attentive", "ep"])
+@pytest.mark.parametrize("name", ["linear", "knn", "logistic", "attentive", "ep", "segment", "segment-knn"])
 def test_ours_keep_what_every_probe_promises(name: str) -> None:
     check_probe(name)
 

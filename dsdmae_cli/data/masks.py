@@ -1,0 +1,323 @@
+"""Images with a mask each, for segmentation: what such a dataset is, what masks' values mean, what is wrong with some.
+
+No torch here. Which file is whose mask is a plugin's to say; evaluation and fine-tuning see classes from 0 up and VOID.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int16, Int64, UInt8
+from PIL import Image
+
+from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
+from dsdmae_cli.data.files import FileImages, Files
+from dsdmae_cli.errors import DataError
+
+# Of a pixel that nobody judges, whatever its value in the file: more classes than 255 have no place in 8 bits.
+VOID = 255
+MOST_CLASSES = 255
+_UNKNOWN = -1
+_MODES = {"L", "P", "1"}
+# Headers that are read, and masks that are decoded, for the opening account; all are checked when they are used.
+_HEADERS, _DECODED = 512, 32
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the values of a mask's file mean.
+
+    Attributes:
+        classes: names, by label.
+        values: the value of each class in the file.
+        void: values that nobody judges.
+        origin: where the names stand, for messages ("classes.txt").
+    """
+
+    classes: tuple[str, ...]
+    values: tuple[int, ...]
+    void: tuple[int, ...]
+    origin: str
+
+    @cached_property
+    def table(self) -> Int16[np.ndarray, 256]:
+        """Label, VOID or -1 (unknown) by value in the file."""
+        table = np.full(256, _UNKNOWN, dtype=np.int16)
+        table[list(self.values)] = np.arange(len(self.values))
+        table[list(self.void)] = VOID
+        return table
+
+    def read(self, values: UInt8[np.ndarray, "h w"], name: str) -> UInt8[np.ndarray, "h w"]:
+        """Labels, and VOID.
+
+        Raises:
+            DataError: a value that is neither a class nor void.
+        """
+        labels = self.table[values]
+        if (labels == _UNKNOWN).any():
+            raise DataError(f"{name} has {self.unknown(values)}")
+        return labels.astype(np.uint8)
+
+    def unknown(self, values: UInt8[np.ndarray, "h w"]) -> str:
+        """What to say of values that mean nothing."""
+        odd = np.unique(values[self.table[values] == _UNKNOWN]).tolist()
+        said = ", ".join(map(str, odd[:_NAMED])) + (f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else "")
+        void = ",".join(str(value) for value in sorted({*self.void, *odd}))
+        return (
+            f"the value{'s' * (len(odd) > 1)} {said}; {self.origin} names {len(self.classes)} classes"
+            f" ({_span(self.values)}) and void is {', '.join(map(str, self.void)) or 'no value'}: name the value there,"
+            f" or declare it void with --set data.void=[{void}]"
+        )
+
+
+def _span(values: Sequence[int]) -> str:
+    whole = list(values) == list(range(values[0], values[-1] + 1))
+    return f"{values[0]} to {values[-1]}" if whole else f"{values[0]}, ..., {values[-1]}"
+
+
+def legend_of(lines: Sequence[str], void: Sequence[int], origin: str) -> Legend:
+    """Names by value, the first line for 0; a line "void" is the name of no class, and its value is void.
+
+    Raises:
+        DataError: fewer than two classes, more than fit into 8 bits, or a name twice.
+    """
+    names = [line.strip() for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    named = {value: name for value, name in enumerate(names) if name.lower() != "void" and value not in void}
+    if len(names) > MOST_CLASSES + 1 or not 2 <= len(named) <= MOST_CLASSES:
+        raise DataError(
+            f"{origin} names {len(named)} classes; it takes 2 to {MOST_CLASSES}, one name a line, the first for value 0"
+        )
+    if "" in named.values():
+        line = next(value for value, name in named.items() if not name) + 1
+        raise DataError(f"{origin}: line {line} is empty; write the class's name there, or void")
+    twice = sorted({name for name in named.values() if list(named.values()).count(name) > 1})
+    if twice:
+        raise DataError(f"{origin} names {twice[0]!r} twice; give each class a name of its own")
+    spare = [value for value, name in enumerate(names) if name.lower() == "void"]
+    return Legend(tuple(named.values()), tuple(named), tuple(sorted({*void, *spare})), origin)
+
+
+class MaskedImages(ImageDataset):
+    """Images of which each has a mask: labels by pixel. To pre-training they are images without labels.
+
+    Attributes:
+        legend: names of the classes.
+        may_lack: images without a mask are left out of segmentation; False = they are a mistake.
+    """
+
+    legend: Legend
+    may_lack: bool = False
+
+    @abstractmethod
+    def load_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
+        """The image's mask, of the image's size: labels from 0 up and VOID.
+
+        Raises:
+            DataError: there is none, or it cannot be used.
+        """
+
+    @abstractmethod
+    def mask_name(self, index: int) -> str | None:
+        """What to call the mask in messages; None = this image has none."""
+
+    def mask_size(self, index: int) -> tuple[int, int]:
+        """Width and height of the mask; whoever can tell without decoding it should.
+
+        Raises:
+            DataError: there is none, or it cannot be used.
+        """
+        height, width = self.load_mask(index).shape
+        return width, height
+
+
+class MaskedFiles(MaskedImages):
+    """Image files with masks in files.
+
+    Args:
+        images: the pictures.
+        files: where the masks are.
+        masks: for each picture the index of its mask in `files`; -1 = it has none.
+        legend: what the masks' values mean.
+        notes: what is to be said of how they were found, beside what `images` says.
+        may_lack: see MaskedImages.
+    """
+
+    def __init__(
+        self,
+        images: FileImages,
+        files: Files,
+        masks: Int64[np.ndarray, " n"],
+        legend: Legend,
+        notes: tuple[str, ...] = (),
+        may_lack: bool = False,
+    ) -> None:
+        self.images, self.legend, self.may_lack = images, legend, may_lack
+        self._files, self._masks = files, masks
+        self.channels, self.notes = images.channels, (*images.notes, *notes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> UInt8[np.ndarray, "height width c"]:
+        return self.images.load(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.images.size(index)
+
+    def form(self, index: int) -> Form:
+        return self.images.form(index)
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def file_size(self, index: int) -> int | None:
+        return self.images.file_size(index)
+
+    def file_bytes(self, index: int) -> bytes | None:
+        return self.images.file_bytes(index)
+
+    def fingerprint(self) -> str:
+        return self.images.fingerprint()
+
+    def mask_name(self, index: int) -> str | None:
+        found = int(self._masks[index])
+        return None if found < 0 else self._files.full_name(found)
+
+    def mask_size(self, index: int) -> tuple[int, int]:
+        return self._open(index).size
+
+    def load_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
+        mask = self._open(index)
+        name = self.mask_name(index) or ""
+        try:
+            values = np.asarray(mask).astype(np.uint8)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"the mask {name} is damaged: {error}; mend it, or remove it and its image") from error
+        return self.legend.read(values, f"the mask {name}")
+
+    def _open(self, index: int) -> Image.Image:
+        name = self.mask_name(index)
+        if name is None:
+            raise DataError(no_mask(1, self.name(index)))
+        try:
+            content = self._files.read(int(self._masks[index]))
+            mask = Image.open(io.BytesIO(content if isinstance(content, bytes) else content.read_bytes()))
+        except (OSError, UnreadableImage) as error:
+            raise DataError(f"the mask {name} cannot be read: {error}; mend it, or remove it and its image") from error
+        if mask.mode not in _MODES:
+            raise DataError(
+                f"the mask {name} is a picture of mode {mask.mode}; a mask is a PNG of one channel of 8 bits, or of a"
+                " palette, whose values are numbers of classes"
+            )
+        return mask
+
+
+def no_mask(count: int, first: str) -> str:
+    """What to say of images without masks."""
+    some = "an image has no mask" if count == 1 else f"{count} images have no mask"
+    return (
+        f"{some} ({first}): a mask lies in masks/ as its image does in images/, under the same name as .png; add it, or"
+        " leave such images out with --set data.without_mask=skip"
+    )
+
+
+@dataclass(frozen=True)
+class MaskAccount:
+    """What was seen of the masks of a dataset.
+
+    Attributes:
+        classes: names.
+        void: values that are void.
+        void_share: of the pixels of the masks that were decoded.
+        decoded: so many masks.
+        measured: masks whose size was held against their image's.
+        missing: images without one.
+        faults: the first of each kind, a line each: what makes the dataset unusable for segmentation.
+    """
+
+    classes: tuple[str, ...]
+    void: tuple[int, ...]
+    void_share: float
+    decoded: int
+    measured: int
+    missing: int
+    faults: tuple[str, ...]
+
+    def line(self) -> str:
+        """As it is printed below the account of the images."""
+        shown = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
+        void = f"void ({', '.join(map(str, self.void))}) is {self.void_share:.1%} of {self.decoded} masks"
+        lacking = f"; {self.missing} images without a mask" if self.missing else ""
+        return f"{'masks':<10}{len(self.classes)} classes: {shown}; {void}{lacking}"
+
+
+def look_at_masks(splits: dict[str, MaskedImages]) -> MaskAccount:
+    """Names of all, sizes of some hundreds and values of some masks, spread evenly over each split."""
+    first = next(iter(splits.values()))
+    missing = [(d, i) for d in splits.values() for i in range(len(d)) if d.mask_name(i) is None]
+    refused = missing and not first.may_lack
+    faults = [no_mask(len(missing), missing[0][0].name(missing[0][1]))] if refused else []
+    odd_sizes: list[str] = []
+    odd_values: list[str] = []
+    void = pixels = decoded = measured = 0
+    for dataset in splits.values():
+        there = [i for i in range(len(dataset)) if dataset.mask_name(i) is not None]
+        values_of = set(_spread(there, _DECODED))
+        for index in _spread(there, _HEADERS):
+            measured += 1
+            try:
+                if wrong := wrong_size(dataset, index):
+                    odd_sizes.append(wrong)
+                if index in values_of:
+                    mask = dataset.load_mask(index)
+                    decoded, void, pixels = decoded + 1, void + int((mask == VOID).sum()), pixels + mask.size
+            except UnreadableImage:
+                continue  # the image is met again, and counted, when it is used
+            except DataError as error:
+                odd_values.append(str(error))
+    faults += [_and_more(lines) for lines in (odd_sizes, odd_values) if lines]
+    legend = first.legend
+    return MaskAccount(
+        legend.classes, legend.void, void / max(1, pixels), decoded, measured, len(missing), tuple(faults)
+    )
+
+
+def wrong_size(dataset: MaskedImages, index: int) -> str | None:
+    """What to say where a mask has another size than its image; None where it has not."""
+    mask, image = dataset.mask_size(index), dataset.size(index)
+    return None if mask == image else size_fault(dataset, index, image, mask)
+
+
+def size_fault(dataset: MaskedImages, index: int, image: tuple[int, int], mask: tuple[int, int]) -> str:
+    """A mask of another size, in a line."""
+    return (
+        f"the mask {dataset.mask_name(index)} has {mask[0]}x{mask[1]} px and its image {image[0]}x{image[1]}; make it"
+        " again in the image's size"
+    )
+
+
+def _and_more(lines: list[str]) -> str:
+    return lines[0] + (f" (and {len(lines) - 1} more masks like it)" if len(lines) > 1 else "")
+
+
+def _spread(indices: list[int], most: int) -> list[int]:
+    return [indices[i] for i in np.linspace(0, len(indices) - 1, min(most, len(indices)), dtype=int).tolist()]
+
+
+def paired(images: Sequence[str], masks: Sequence[str]) -> Int64[np.ndarray, " n"]:
+    """For each image the index of the mask that is called alike but for the suffix; -1 where there is none.
+
+    Args:
+        images, masks: names below their two folders.
+    """
+    by_stem = {str(Path(name).with_suffix("")): index for index, name in enumerate(masks)}
+    return np.array([by_stem.get(str(Path(name).with_suffix("")), -1) for name in images], dtype=np.int64)

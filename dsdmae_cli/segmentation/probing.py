@@ -1,0 +1,386 @@
+"""What `dsdmae probe` does where a probe labels pixels: open, tokens, the probe, its scores, pictures, what is left."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsdmae_cli import plugins
+from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.subject import PIXELS, parse
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.data.open import choose
+from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.evaluation.dense import DenseData, DenseResult
+from dsdmae_cli.evaluation.dense_features import Lens, Patches, cuts, patches, seen
+from dsdmae_cli.evaluation.inner import candidates
+from dsdmae_cli.evaluation.judging import twins_line, warn_of_twins
+from dsdmae_cli.evaluation.overlap import COUNTS
+from dsdmae_cli.evaluation.probes import best_of
+from dsdmae_cli.evaluation.segmentation import Counts, SegmentationScores, segmentation_scores
+from dsdmae_cli.evaluation.split import require_held_out
+from dsdmae_cli.evaluation.windows import put_together
+from dsdmae_cli.figures import scores as figures
+from dsdmae_cli.report import Report, duration
+from dsdmae_cli.runs.rundir import RESULT, RunDir, environment
+from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precision
+from dsdmae_cli.segmentation.drawing import Shown, draw_segmentation
+from dsdmae_cli.segmentation.splits import MaskedSplits, hold_out_images, open_masked
+from dsdmae_cli.settings.judge import DenseProbeSection
+from dsdmae_cli.settings.resolved import ResolvedProbeSettings
+from dsdmae_cli.settings.size import height_width, size_words
+from dsdmae_cli.work import encoder_flops
+
+_PICTURES = 6
+
+
+class PatchPixels(Backbone):
+    """No network: the pixels of each patch are its features, the baseline of bare colours."""
+
+    def __init__(self, image_size: Any, patch_size: int, in_chans: int = 3) -> None:
+        super().__init__()
+        self.set_channels(in_chans)
+        height, width = height_width(image_size)
+        if height % patch_size or width % patch_size:
+            raise SettingsError(
+                f"data.image_size = {size_words(image_size)} is no whole number of patches of {patch_size} px; set"
+                " backbone.patch_size to a divisor of both sides"
+            )
+        self.grid, self.width = (height // patch_size, width // patch_size), in_chans * patch_size**2
+        self.image_size, self.timm_name, self.timm_kwargs = image_size, "", {}
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
+        rows, columns = self.grid
+        b, c, height, width = images.shape
+        patches = images.view(b, c, rows, height // rows, columns, width // columns)
+        return patches.permute(0, 2, 4, 3, 5, 1).reshape(b, rows * columns, -1)
+
+    def timm_state(self) -> dict[str, Tensor]:
+        return {}
+
+
+@dataclass(frozen=True)
+class DenseSubject:
+    """An encoder and the images with masks that it is judged by."""
+
+    settings: ResolvedProbeSettings
+    report: Report
+    device: torch.device
+    precision: str
+    splits: MaskedSplits
+    opened: Opened
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def probe(self) -> DenseProbeSection:
+        """[probe]."""
+        assert isinstance(self.settings.probe, DenseProbeSection)
+        return self.settings.probe
+
+    def candidates(self) -> dict[str, Backbone]:
+        """What is probed, by block."""
+        return candidates(self.opened.encoder, self.probe.blocks, self.probe.input_noise)
+
+
+def open_subject(settings: ResolvedProbeSettings, report: Report) -> DenseSubject:
+    """What is judged and by which images; nothing is computed."""
+    probe = settings.probe
+    if probe.few_shot or probe.pool != "mean":
+        key, other = ("few_shot", "all images") if probe.few_shot else ("pool", "every patch for itself")
+        raise SettingsError(
+            f"probe.{key} is for kinds that label images; {probe.kind} learns from {other}: leave it out"
+        )
+    device = choose_device(settings.train.device)
+    splits = open_masked(settings.data, report)
+    for line in splits.lines(settings.data):
+        report.note(line)
+    subject = parse(probe.start)
+    opened = open_encoder(
+        subject, settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
+        seed=settings.train.seed, teacher=probe.teacher,
+    )  # fmt: skip
+    if subject.kind == PIXELS:
+        patch, size = settings.backbone.patch_size, opened.encoder.image_size
+        assert isinstance(patch, int)
+        opened = replace(opened, encoder=PatchPixels(size, patch, opened.encoder.in_chans))
+    for note in (*splits.train.notes, *opened.notes):
+        report.note(note)
+    warn_of_twins(splits.twins, report)
+    found = DenseSubject(settings, report, device, choose_precision(settings.train.precision, device), splits, opened)
+    for encoder in found.candidates().values():
+        _check_grid(encoder)
+    return found
+
+
+def _check_grid(encoder: Backbone) -> None:
+    """See that tokens lie in the image as cells of one size, from which shares of labels are counted."""
+    height, width = height_width(encoder.image_size)
+    rows, columns = encoder.grid
+    if encoder.num_tokens < 2 or height % rows or width % columns:
+        raise SettingsError(
+            f"this encoder gives {rows}x{columns} tokens for {size_words(encoder.image_size)} px, which are no cells of"
+            " the image; set data.image_size to a multiple of its stride"
+        )
+
+
+def judge(subject: DenseSubject, run: RunDir) -> dict[str, Any]:
+    """Tokens, the probe, its scores, and all that is left in the run's directory."""
+    settings, splits, probe = subject.settings, subject.splits, subject.probe
+    chosen = splits.train_indices[choose(len(splits.train_indices), probe.train_images, settings.train.seed, "images")]
+    subject.report.note(
+        f"{probe.kind} probe of {subject.opened.name} on {settings.data.dataset}: {len(chosen)} training and"
+        f" {len(splits.test_indices)} test images, windows of {size_words(subject.opened.encoder.image_size)} px, on"
+        f" {subject.device} in {subject.precision}"
+    )
+    subject.opened.encoder.to(subject.device).eval().requires_grad_(False)
+    best, learned = _fit(subject, chosen.tolist())
+    answers = _answer(subject, best.encoder, best.found)
+    scores = segmentation_scores(answers.counts, answers.all_pixels)
+    for note in best.found.notes:
+        subject.report.warn(note)
+    result = _describe(subject, run, best, learned, scores)
+    run.write_json("run.json", environment() | {"run": "probe", "device": str(subject.device),
+                   "precision": subject.precision, "resolved_settings": tables(settings)})  # fmt: skip
+    # Of every image, so that two probes can be compared on the same images (docs/segmentation.md).
+    np.savez_compressed(run.path / COUNTS, counts=answers.counts.images, images=np.array(answers.names, dtype=np.str_))
+    run.write_json(RESULT, result)
+    _draw(subject, run, best.found, scores, answers)
+    return result
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The block that was chosen, what the probe found, and held-out mean IoU by block (empty: there was one)."""
+
+    block: str
+    encoder: Backbone
+    found: DenseResult
+    held_out: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """How many images and windows were learned from."""
+
+    images: int
+    windows: int
+
+
+def _fit(subject: DenseSubject, chosen: list[int]) -> tuple[_Best, _Learned]:
+    """What the probe finds in the tokens of one block; of several, in those that are best on held-out images."""
+    settings, tried = subject.settings, subject.candidates()
+    fit = plugins.load(plugins.find("probe", subject.probe.kind).spec.build)
+    found: dict[str, DenseResult] = {}
+    held_out: dict[str, float] = {}
+    learned = _Learned(0, 0)
+    for block, encoder in tried.items():
+        data = _data(subject, encoder, chosen)
+        learned = _Learned(len(data.split.fit) + len(data.split.held), len(data.tokens))
+        if len(tried) > 1:
+            require_held_out(data.split, "block", range(len(tried)))
+        probe = settings.probe if len(data.split.held) else settings.probe.without_choice()
+        found[block] = fit(probe, data)
+        # A probe that has nothing to choose is judged on the held-out images by what it learned from the others.
+        held_out[block] = max(found[block].held_out.values(), default=0.0) or _held_out(fit, probe, data)
+    if len(tried) == 1:
+        [(block, encoder)] = tried.items()
+        return _Best(block, encoder, found[block], {}), learned
+    block = best_of(held_out)
+    words = f"{found[block].protocol}; tokens after block {block}, chosen from {len(tried)} by the same held-out images"
+    return _Best(block, tried[block], replace(found[block], protocol=words), held_out), learned
+
+
+def _held_out(fit: Any, probe: Any, data: DenseData) -> float:
+    if not len(data.split.held):
+        return 0.0
+    rows = data.windows(torch.from_numpy(data.split.fit))
+    part = replace(data, tokens=data.tokens[rows], masks=data.masks[rows], images=data.images[rows])
+    return data.held_out_iou(fit(probe, part).answer)
+
+
+def _data(subject: DenseSubject, encoder: Backbone, chosen: list[int]) -> DenseData:
+    settings, train = subject.settings, subject.splits.train
+    unreadable = Unreadable(len(train), settings.data)
+    coming = cuts(train, chosen, Lens.of(encoder, subject.probe), unreadable)
+    learned: Patches = patches(seen(encoder, coming, subject.device, subject.precision, _batch(subject, encoder)))
+    _say_unreadable(subject, unreadable)
+    return DenseData(
+        tokens=learned.tokens,
+        masks=learned.masks,
+        images=learned.images,
+        grid=encoder.grid,
+        split=hold_out_images(len(learned.indices), settings.probe.validation, settings.train.seed),
+        num_classes=len(subject.splits.legend.classes),
+        schedule=settings.train,
+        device=subject.device,
+        report=subject.report,
+    )
+
+
+def _batch(subject: DenseSubject, encoder: Backbone) -> int:
+    return max(16, choose_micro_batch("auto", 64, encoder.num_tokens, encoder.width, subject.device))
+
+
+def _say_unreadable(subject: DenseSubject, unreadable: Unreadable) -> None:
+    for line in unreadable.lines():
+        subject.report.warn(f"skipped an unreadable image: {line}")
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Of the test images that could be read."""
+
+    counts: Counts
+    all_pixels: int
+    names: list[str]
+    shown: list[Shown]
+
+
+@torch.no_grad()
+def _answer(subject: DenseSubject, encoder: Backbone, found: DenseResult) -> _Answers:
+    """Labels of every pixel of every test image, in its mask's own size."""
+    test, indices = subject.splits.test, subject.splits.test_indices.tolist()
+    unreadable = Unreadable(len(test), subject.settings.data)
+    to_show = {indices[i] for i in choose(len(indices), _PICTURES, 0, "pictures")}
+    counts, all_pixels, names, shown = Counts.none(len(subject.splits.legend.classes)), 0, [], []
+    coming = cuts(test, indices, Lens.of(encoder, subject.probe), unreadable)
+    for cut, tokens in seen(encoder, coming, subject.device, subject.precision, _batch(subject, encoder)):
+        grids = found.answer(tokens).unflatten(1, encoder.grid)
+        size = (cut.mask.shape[0], cut.mask.shape[1])
+        predicted = put_together(grids, cut.frame, size).argmax(dim=0).to(torch.uint8)[None]
+        mask = torch.from_numpy(cut.mask)[None].to(predicted.device)
+        counts, all_pixels = counts.with_images(predicted, mask), all_pixels + cut.mask.size
+        names.append(test.name(cut.index))
+        if cut.index in to_show:
+            shown.append(Shown(test.load(cut.index), cut.mask, predicted[0].cpu().numpy()))
+    _say_unreadable(subject, unreadable)
+    return _Answers(counts, all_pixels, names, shown)
+
+
+def _describe(
+    subject: DenseSubject, run: RunDir, best: _Best, learned: _Learned, scores: SegmentationScores
+) -> dict[str, Any]:
+    """What result.json holds."""
+    settings, splits, found = subject.settings, subject.splits, best.found
+    size = best.encoder.image_size
+    return {
+        "run": str(run.path),
+        "kind": "probe",
+        "protocol": f"{found.protocol}; {_looking(subject)}",
+        "dataset": settings.data.dataset,
+        **subject.opened.described(),
+        "image_size": size if isinstance(size, int) else list(size),
+        **scores.as_dict(),
+        "classes": list(splits.legend.classes),
+        "void": list(splits.legend.void),
+        "train_images": learned.images,
+        "train_windows": learned.windows,
+        "data_notes": list(splits.train.notes),
+        "test_images_trained_on": None if splits.twins is None else splits.twins.as_dict(),
+        "seed": settings.train.seed,
+        "probe": settings.probe.kind,
+        "block": best.block,
+        "held_out_by_block": best.held_out,
+        "input_noise": settings.probe.input_noise,
+        "epochs": found.epochs,
+        "chosen": dict([found.chosen]) if found.chosen else None,
+        "held_out": {f"{value:g}": iou for value, iou in found.held_out.items()},
+        "features_width": best.encoder.width,
+        "grid": list(best.encoder.grid),
+        "flops": encoder_flops(best.encoder) * learned.windows,
+        "seconds": round(time.monotonic() - subject.began, 1),
+        "notes": list(found.notes),
+        "figures": str(run.figures),
+    }
+
+
+def _looking(subject: DenseSubject) -> str:
+    """The words of a protocol for how pictures come under the window."""
+    probe, size = subject.probe, size_words(subject.opened.encoder.image_size)
+    scaled = "scaled to cover the window" if probe.scale == "fit" else f"scaled by {probe.scale:g}"
+    return (
+        f"pictures {scaled}, windows of {size} px at steps of at most {probe.stride:.2g} of a side, their scores"
+        " averaged where they overlap; scored in the masks' own size, void left out"
+    )
+
+
+def _draw(
+    subject: DenseSubject, run: RunDir, found: DenseResult, scores: SegmentationScores, answers: _Answers
+) -> None:
+    """Figures; one that cannot be drawn is a warning."""
+    classes, report = subject.splits.legend.classes, subject.report
+    with report.spared("the picture of the test images"):
+        draw_segmentation(answers.shown, classes, run.figures / "segmentation.png")
+    with report.spared("the picture of the confusion matrix"):
+        figures.confusion(scores.confusion, classes, run.figures / "confusion.png", of="pixels")
+    with report.spared("the picture of the classes"):
+        figures.per_class(scores.per_class_iou, classes, run.figures / "classes.png", what="IoU")
+    if found.chosen is not None and len(found.held_out) > 1:
+        with report.spared("the picture of what was chosen"):
+            name, value = found.chosen
+            figures.selection(found.held_out, value, name, run.figures / "choice.png", what="mean IoU")
+
+
+def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
+    """--dry-run: what resolved settings amount to, as an object and as lines; nothing is computed or written."""
+    subject = open_subject(settings, Report())
+    *_, encoder = subject.candidates().values()
+    flop, splits = encoder_flops(encoder), subject.splits
+    account = splits.account(settings.data)
+    plan = {
+        "subject": subject.opened.name,
+        "kind": settings.probe.kind,
+        "dataset": settings.data.dataset,
+        "train_images": min(len(splits.train_indices), subject.probe.train_images),
+        "test_images": len(splits.test_indices),
+        "classes": len(splits.legend.classes),
+        "void_share": splits.masks.void_share,
+        "image_size": encoder.image_size,
+        "width": encoder.width,
+        "gflop_per_window": flop / 1e9,
+        "device": str(subject.device),
+        "precision": subject.precision,
+        "account": account.rows() | {"masks": splits.masks.line().removeprefix("masks").strip()},
+    }
+    text = "\n".join(splits.lines(settings.data)) + (
+        f"\n{plan['kind']} probe of {plan['subject']} on {plan['dataset']}: {plan['train_images']} training and"
+        f" {plan['test_images']} test images with masks of {plan['classes']} classes\n{encoder.width} features of"
+        f" each of {encoder.grid[0]}x{encoder.grid[1]} patches, windows of {size_words(encoder.image_size)} px,"
+        f" {flop / 1e9:.3g} GFLOP each, on {subject.device} in {subject.precision}"
+    )
+    return plan, text
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The lines for people: the figures, and IoU class by class."""
+    (low, high), (low_right, high_right) = result["mean_iou_interval"], result["pixel_accuracy_interval"]
+    named = zip(result["classes"], result["per_class_iou"], result["pixels_per_class"], strict=True)
+    judged = max(1, sum(result["pixels_per_class"]))
+    widest = max(map(len, result["classes"]))
+    right = f"{result['pixel_accuracy']:.1%} ({low_right:.1%} to {high_right:.1%})"
+    lines = [
+        f"{result['subject']} on {result['dataset']}, {result['probe']} probe",
+        f"mean IoU       {result['mean_iou']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
+        f"pixels right   {right}, void {result['void_share']:.1%} left out",
+        *(f"  {name:<{widest}}  IoU {'none ' if iou is None else f'{iou:5.1%}'}   {pixels / judged:.1%} of the pixels"
+          for name, iou, pixels in named),
+    ]  # fmt: skip
+    if result["held_out_by_block"]:
+        shares = (f"{block}: {iou:.1%}" for block, iou in result["held_out_by_block"].items())
+        lines.append(f"block          {result['block']} (held out: {', '.join(shares)})")
+    lines += [
+        *twins_line(result),
+        f"protocol       {result['protocol']}",
+        f"figures        {result['figures']}",
+        f"time           {duration(result['seconds'])}",
+    ]
+    return "\n".join(lines)

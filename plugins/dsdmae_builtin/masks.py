@@ -1,0 +1,197 @@
+"""Segmentation datasets of files: a folder with images/ and masks/, and the official layouts of VOC and COCO-Stuff.
+
+What a mask is and how it is read is dsdmae_cli.data.masks. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from dsdmae_cli.data.archives import read_text
+from dsdmae_cli.data.files import FileImages, Files, open_files
+from dsdmae_cli.data.masks import Legend, MaskedFiles, legend_of, paired
+from dsdmae_cli.data.once import shared
+from dsdmae_cli.data.values import asked_bands
+from dsdmae_cli.errors import DataError
+from dsdmae_cli.plugins import argument_of
+from dsdmae_cli.settings.models import DataSettings
+
+CLASSES = "classes.txt"
+_IMAGES, _MASKS = "images", "masks"
+_RGB = 3
+
+
+# ------------------------------------------------------------------------------------------ images/ and masks/
+
+
+class Layout(NamedTuple):
+    """A folder of images/ and masks/.
+
+    Attributes:
+        wrapper: the folder around both, with a slash; "" = there is none.
+        pictures, masks: which of the files they are, ascending.
+    """
+
+    wrapper: str
+    pictures: Int64[np.ndarray, " n"]
+    masks: Int64[np.ndarray, " m"]
+
+    def below(self, names: Sequence[str], which: Int64[np.ndarray, " k"]) -> list[str]:
+        """Names of some of the files below images/ or masks/."""
+        start = len(self.wrapper)
+        return [names[i][start:].partition("/")[2] for i in which.tolist()]
+
+
+def layout_of(names: Sequence[str]) -> Layout | None:
+    """The layout, where images/ and masks/ are all that lies there and every mask is a PNG; else None.
+
+    Two folders of those names would otherwise be two classes to tell apart.
+    """
+    every = list(names)
+    tops = {name.partition("/")[0] for name in every}
+    wrapper = ""
+    if len(tops) == 1 and all(name.count("/") >= 2 for name in every):
+        wrapper = f"{tops.pop()}/"
+        tops = {name[len(wrapper) :].partition("/")[0] for name in every}
+    if tops != {_IMAGES, _MASKS}:
+        return None
+    is_mask = np.array([name.startswith(f"{wrapper}{_MASKS}/") for name in every])
+    if not all(name.lower().endswith(".png") for name, mask in zip(every, is_mask, strict=True) if mask):
+        return None
+    return Layout(wrapper, np.flatnonzero(~is_mask), np.flatnonzero(is_mask))
+
+
+def legend_beside(path: Path, layout: Layout, void: Sequence[int]) -> Legend | None:
+    """What classes.txt beside images/ and masks/ says; None where there is none.
+
+    Raises:
+        DataError: it names no classes.
+    """
+    text = read_text(path, layout.wrapper + CLASSES)
+    return None if text is None else legend_of(text.splitlines(), void, CLASSES)
+
+
+def with_masks(
+    pictures: FileImages,
+    files: Files,
+    layout: Layout,
+    chosen: Int64[np.ndarray, " n"],
+    legend: Legend,
+    may_lack: bool,
+) -> MaskedFiles:
+    """Some of the pictures with their masks.
+
+    Args:
+        chosen: which of the files they are.
+    """
+    mine = paired(layout.below(files.names, chosen), layout.below(files.names, layout.masks))
+    masks = np.where(mine < 0, -1, layout.masks[mine])
+    return MaskedFiles(pictures, files, masks, legend, may_lack=may_lack)
+
+
+# -------------------------------------------------------------------------------------------- official layouts
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+def build_voc(settings: DataSettings, split: str) -> MaskedFiles:
+    """`voc:PATH`: VOCdevkit, a year's folder in it, or the archive of it; lists train and val of its segmentation.
+
+    Masks are PNGs of a palette, 0 the background, 1 to 20 the classes, 255 the void around objects (Everingham et al.,
+    the development kit of 2012).
+
+    Raises:
+        DataError: the folder is not VOC's, or lacks what its lists name.
+    """
+    path, files, names = _opened(settings)
+    root = next((name[: -len("SegmentationClass/")] for name in _folders(names) if name.endswith("SegmentationClass/")
+                 and f"{name[: -len('SegmentationClass/')]}JPEGImages/" in _folders(names)), None)  # fmt: skip
+    if root is None:
+        raise DataError(
+            f"{path} has no JPEGImages and SegmentationClass side by side; give VOCdevkit, or VOC2012 in it"
+        )
+    listing = f"{root}ImageSets/Segmentation/{'val' if split == 'test' else 'train'}.txt"
+    text = read_text(path, listing)
+    if text is None:
+        raise DataError(f"{path} has no {listing}; fetch VOC's development kit again")
+    stems = text.split()
+    legend = Legend(VOC_CLASSES, tuple(range(len(VOC_CLASSES))), (255,), "VOC")
+    wanted = [(f"{root}JPEGImages/{stem}.jpg", f"{root}SegmentationClass/{stem}.png") for stem in stems]
+    return _listed(settings, path, files, names, wanted, legend)
+
+
+def build_coco_stuff(settings: DataSettings, split: str) -> MaskedFiles:
+    """`coco-stuff:PATH`: the folder `dataset` of its official repository: images/train2017 and val2017 (JPEG), beside
+    annotations/train2017 and val2017 as stuffthingmaps_trainval2017.zip holds them (PNG, values 0 to 181, 255 void).
+
+    Names of the classes come from labels.txt there or one folder up ("1: person"); a value is one less than its number
+    there. The eleven that no picture shows keep their place.
+
+    Raises:
+        DataError: the folder is not COCO-Stuff's.
+    """
+    path, files, names = _opened(settings)
+    part = "val2017" if split == "test" else "train2017"
+    root = next(
+        (n[: -len(f"annotations/{part}/")] for n in _folders(names) if n.endswith(f"annotations/{part}/")), None
+    )
+    if root is None or f"{root}images/{part}/" not in _folders(names):
+        raise DataError(f"{path} has no images/{part} and annotations/{part}; give the folder that holds both")
+    legend = _coco_legend(path, root)
+    images = sorted(name for name in names if name.startswith(f"{root}images/{part}/"))
+    wanted = [(name, f"{root}annotations/{part}/{Path(name).stem}.png") for name in images]
+    return _listed(settings, path, files, names, wanted, legend)
+
+
+def _coco_legend(path: Path, root: str) -> Legend:
+    text = read_text(path, f"{root}labels.txt")
+    if text is None and path.is_dir():
+        text = read_text(path.parent, "labels.txt")
+    if text is None:
+        raise DataError(f"{path} has no labels.txt; fetch it from COCO-Stuff's repository and put it beside images/")
+    pairs = [line.partition(":")[::2] for line in text.splitlines() if ":" in line]
+    try:
+        named = {int(number) - 1: name.strip() for number, name in pairs if int(number) > 0}
+    except ValueError as error:
+        raise DataError(f"labels.txt in {path} is not COCO-Stuff's, of lines as '1: person': {error}") from error
+    return Legend(tuple(named.values()), tuple(named), (255,), "labels.txt")
+
+
+def _opened(settings: DataSettings) -> tuple[Path, Files, dict[str, int]]:
+    path = Path(argument_of(settings.dataset)).expanduser().absolute()
+    files = open_files(path)
+    return path, files, shared(_places, path)
+
+
+def _places(path: Path) -> dict[str, int]:
+    return {name: index for index, name in enumerate(open_files(path).names)}
+
+
+def _folders(names: dict[str, int]) -> set[str]:
+    return {f"{name.rpartition('/')[0]}/" for name in names}
+
+
+def _listed(
+    settings: DataSettings,
+    path: Path,
+    files: Files,
+    names: dict[str, int],
+    wanted: list[tuple[str, str]],
+    legend: Legend,
+) -> MaskedFiles:
+    lacking = [image for image, _ in wanted if image not in names]
+    if lacking or not wanted:
+        what = f"{lacking[0]}, which its list names" if lacking else "images in that split"
+        raise DataError(f"{path} has no {what}; fetch the dataset again")
+    reading = asked_bands(settings.bands, settings.channels, lambda: _RGB)
+    images = FileImages(files, np.array([names[image] for image, _ in wanted], dtype=np.int64), reading=reading)
+    masks = np.array([names.get(mask, -1) for _, mask in wanted], dtype=np.int64)
+    return MaskedFiles(images, files, masks, legend)
