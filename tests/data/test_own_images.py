@@ -56,7 +56,7 @@ def test_a_preset_for_small_images_says_that_it_shrinks_photographs(few: Path) -
     loaded = pretraining(Given(flags={"data.dataset": str(few)}, preset=("quick",)))
     said = remarks(loaded, PRETRAIN)
     assert loaded.settings.train.batch_size == 8
-    assert "brought to 16 px, which preset quick has for digits; their own size is 224" in said[1]
+    assert "brought to 16x16 px, which preset quick has for digits; their own size is 224" in said[1]
     assert remarks(pretraining(Given(preset=("quick",))), PRETRAIN) == []
     own = pretraining(Given(flags={"data.dataset": str(few), "data.image_size": "16"}, preset=("quick",)))
     assert len(remarks(own, PRETRAIN)) == 1
