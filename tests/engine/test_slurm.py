@@ -136,8 +136,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     finally:
         subprocess.run(["scancel", "--user=root", "--signal=KILL"], capture_output=True, check=False)
         for daemon in daemons:
-            daemon.terminate()
-            daemon.wait(timeout=60)
+            daemon.kill()  # slurmd waits for its steps, which are being killed
+            daemon.wait()
 
 
 def documented_job(run: Path, arguments: list[str]) -> str:
@@ -174,7 +174,7 @@ def test_a_job_that_slurm_stops_is_queued_again_and_ends_the_same(cluster: None,
     until(lambda: "stopped by signal 15" in out.read_text(), out)
     assert not (run / "result.json").exists()
     until((run / "result.json").exists, out)
-    assert "resuming" in out.read_text()
+    assert "resumed at step" in out.read_text()
     two = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsdmae_cli")
     subprocess.run([*two, "pretrain", *chosen, "--out", tmp_path / "whole"], check=True, capture_output=True)
     ours, expected = (load_file(tmp_path / name / "encoder.safetensors") for name in ("run", "whole"))
