@@ -63,6 +63,7 @@ def new(
 ) -> None:
     """Write the package dsdmae-NAME: a small plugin that works, to be installed, tested and changed."""
     from dsdmae_cli import scaffold
+    from dsdmae_cli.doctor.program import install_beside
     from dsdmae_cli.plugins import KINDS
 
     known = next((known for known in KINDS if known == kind), None)
@@ -71,7 +72,7 @@ def new(
         raise SettingsError(f"dsdmae plugins new {kind!r}{nearest(kind, list(KINDS))}: the kind is one of {there}")
     folder, *written = scaffold.create(known, name, into)
     typer.echo(folder)
-    then = f"pip install -e '{folder}[test]' && pytest {folder} && dsdmae plugins"
+    then = f"{install_beside(folder)} && {Path(sys.executable).with_name('pytest')} {folder} && dsdmae plugins"
     typer.echo(f"wrote {len(written)} files; next: {then}", err=True)
 
 

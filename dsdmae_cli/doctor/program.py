@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -28,6 +29,16 @@ def install(extra: str = "") -> str:
         what = f"'.[{extra}]'" if extra else "."
         return f"pip install -e {what}  (in {root})"
     return f"pip install {what}" if extra else f"pip install --force-reinstall {what}"
+
+
+def install_beside(folder: Path) -> str:
+    """The command that installs a plugin's package, to be changed where it lies, into the program's own environment."""
+    what = f"-e '{folder}[test]'"
+    if "pipx" in Path(sys.prefix).parts:
+        return f"pipx runpip dsdmae install {what}"
+    if find_spec("pip") is None:  # an environment of uv's
+        return f"uv pip install --python '{sys.prefix}' {what}"
+    return f"pip install {what}"
 
 
 def _clone() -> Path | None:

@@ -173,6 +173,23 @@ def test_the_command_fits_how_it_was_installed(prefix: str, command: str, monkey
     assert program.install("tiff") == command
 
 
+@pytest.mark.parametrize(
+    ("prefix", "pip", "command"),
+    [
+        ("/home/me/.local/pipx/venvs/dsdmae", True, "pipx runpip dsdmae install -e 'mine[test]'"),
+        ("/home/me/.local/share/uv/tools/dsdmae", False,
+         "uv pip install --python '/home/me/.local/share/uv/tools/dsdmae' -e 'mine[test]'"),
+        ("/home/me/venv", True, "pip install -e 'mine[test]'"),
+    ],
+)  # fmt: skip
+def test_a_plugin_goes_where_the_program_is(
+    prefix: str, pip: bool, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", prefix)
+    monkeypatch.setattr(program, "find_spec", lambda name: object() if pip else None)
+    assert program.install_beside(Path("mine")) == command
+
+
 # cache
 
 
