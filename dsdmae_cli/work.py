@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.methods.recomputing import blocks_of
+from dsdmae_cli.methods.recomputing import blocks_of, keep_all
 from dsdmae_cli.settings.size import height_width
 
 # Of a GPU's free memory: the rest is libraries' work space, and what lies in pieces too small to use.
@@ -86,7 +86,19 @@ def _ghost(module: M) -> M:
                 made = torch.empty_like(tensor, device="meta")
                 is_parameter = isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
-    return copy.deepcopy(module, memo).to("meta")
+    ghost = copy.deepcopy(module, memo).to("meta")
+    keep_all(ghost)
+    for part in ghost.modules():
+        if isinstance(part, nn.SyncBatchNorm):  # which looks for the other processes' GPUs
+            part.__class__ = _BatchNorm  # type: ignore[assignment]
+    return ghost
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Of any number of dimensions."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 class _FusedAttention(TorchFunctionMode):

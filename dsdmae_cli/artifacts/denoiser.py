@@ -148,7 +148,8 @@ def _ready(method: Method, settings: ResolvedSettings, state: Mapping[str, Tenso
     size = method.encoder().image_size
     if method.denoise_multiple is None and not isinstance(size, int):
         raise SettingsError(
-            f"{origin} was trained on images of {size_words(size)} px, and pictures are denoised in squares; {_OTHERS}"
+            f"{origin} was trained on images of {size_words(size)} px, and pictures are denoised in squares; train"
+            " on squares, or a unet, which takes any size"
         )
     check_values(dict(state), method.state_dict(), Path(origin))
     method.eval().requires_grad_(False)

@@ -167,7 +167,7 @@ def _patch_of(
     """
     name, x, y = _named(point)
     found = [i for i, of in enumerate(names) if of == name] or [
-        i for i, of in enumerate(names) if of.endswith(f"/{name}")
+        i for i, of in enumerate(names) if of.endswith((f"/{name}", f"!{name}"))
     ]
     if len(found) != 1:
         what = f"{len(found)} of the pictures" if found else "none of the pictures"

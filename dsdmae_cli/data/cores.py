@@ -24,6 +24,7 @@ def own_cores(processes: int) -> int:
         processes: that train on this machine. Where srun says what a task of it has, that is its own already.
     """
     usable, given = usable_cores(), os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if "SLURM_PROCID" in os.environ and given.isdigit() and int(given):
+    of_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # within srun: what its task has is for all that torchrun starts
+    if "SLURM_PROCID" in os.environ and not of_torchrun and given.isdigit() and int(given):
         return min(usable, int(given))
     return max(1, usable // processes)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int16, Int64, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files
@@ -185,8 +185,14 @@ class MaskedFiles(MaskedImages):
     def file_bytes(self, index: int) -> bytes | None:
         return self.images.file_bytes(index)
 
+    def encoded(self, index: int) -> bytes | memoryview | None:
+        return self.images.encoded(index)
+
     def fingerprint(self) -> str:
         return self.images.fingerprint()
+
+    def _identity(self, index: int) -> bytes:
+        return self.images._identity(index)
 
     def mask_name(self, index: int) -> str | None:
         found = int(self._masks[index])
@@ -211,8 +217,10 @@ class MaskedFiles(MaskedImages):
         try:
             content = self._files.read(int(self._masks[index]))
             mask = Image.open(io.BytesIO(content if isinstance(content, bytes) else content.read_bytes()))
-        except (OSError, UnreadableImage) as error:
-            raise DataError(f"the mask {name} cannot be read: {error}; mend it, or remove it and its image") from error
+        except (OSError, UnreadableImage, Image.DecompressionBombError) as error:
+            unknown = isinstance(error, UnidentifiedImageError)  # whose own words hold an address
+            why = "it is no PNG, or only part of one" if unknown else str(error)
+            raise DataError(f"the mask {name} cannot be read: {why}; mend it, or remove it and its image") from error
         if mask.mode not in _MODES:
             raise DataError(
                 f"the mask {name} is a picture of mode {mask.mode}; a mask is a PNG of one channel of 8 bits, or of a"

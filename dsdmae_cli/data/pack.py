@@ -13,12 +13,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -101,9 +103,36 @@ def pack(
         advance: told how many images are done, of how many.
 
     Raises:
-        DataError: the folder holds something else; an image can be held by no form; a shard of before is damaged.
+        DataError: the folder holds something else; an image can be held by no form; a shard of before is damaged;
+            another process packs into the folder.
         RunFailed: it cannot be written.
     """
+    with _alone(out):
+        return _packed(splits, out, options, manifest, rewritten, unreadable, advance, shard_bytes)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    lock = out.absolute().parent / f".{out.name}.packing"
+    held = FileLock(lock, timeout=0)
+    with explained(lock, "choose another --out"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire()
+        except Timeout as error:  # an OSError, too
+            taken = f"{out} is being packed by another process; wait for it, or choose another --out"
+            raise DataError(taken) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # before it is let go: nobody can have taken it yet
+        held.release()
+
+
+def _packed(
+    splits: Mapping[str, ImageDataset], out: Path, options: Options, manifest: Manifest, rewritten: bool,
+    unreadable: Callable[[str, str], None], advance: Callable[[int, int], None], shard_bytes: int,
+) -> Manifest:  # fmt: skip
     journal = _begin(splits, out, options, manifest)
     places = [(number, index) for number, name in enumerate(SPLITS) for index in range(len(splits[name]))]
     parts = list(_parts_of_before(out))
@@ -282,6 +311,8 @@ def _begin(splits: Mapping[str, ImageDataset], out: Path, options: Options, mani
     """Take the folder, or take it up again."""
     if (out / MANIFEST).exists():
         raise DataError(f"{out} holds a packed dataset already; delete it, or choose another --out")
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; --out takes a folder, new or empty")
     journal = out / JOURNAL
     said = {
         "format": FORMAT,

@@ -7,6 +7,7 @@ from typing import Any
 
 from dsdmae_cli import __version__, plugins
 from dsdmae_cli.data.account import take_account
+from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.pack import Options, pack
 from dsdmae_cli.data.packed import INDEX, Manifest, Shard
@@ -16,6 +17,7 @@ from dsdmae_cli.plugins import DatasetSpec
 from dsdmae_cli.report import say
 from dsdmae_cli.report.counted import Counted
 from dsdmae_cli.settings.models import DataSettings
+from dsdmae_cli.settings.size import height_width, size_words
 
 _RGB = 3
 
@@ -35,6 +37,11 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
     _require_plain(spec, settings.dataset)
     splits = {split: open_dataset(settings, split) for split in ("train", "test")}
     train = splits["train"]
+    if isinstance(train, MaskedImages):
+        raise SettingsError(
+            f"{settings.dataset} has masks, which a packed folder does not hold; pack its images/ alone for"
+            " pre-training, and keep the folder for what needs masks"
+        )
     limits = settings.range
     if limits == "auto":
         limits = None if spec.value_range is None else plugins.load(spec.value_range)(settings)
@@ -45,8 +52,9 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
     size = plugins.load(spec.image_size)(settings) if isinstance(spec.image_size, str) else spec.image_size
     if settings.image_size != "auto":
         size = settings.image_size
-    if size > options.size and not quiet:
-        say(f"dsdmae: warning: networks see these images at {size} px, and they are packed at {options.size}")
+    if min(height_width(size)) > options.size and not quiet:
+        seen = size_words(size)
+        say(f"dsdmae: warning: networks see these images at {seen} px, and they are packed at {options.size}")
     bands = None if settings.bands == "auto" else settings.bands
     source = {"dataset": settings.dataset, "account": account.rows(), "notes": list(train.notes)}
     manifest = Manifest(

@@ -14,17 +14,19 @@ import mmap
 import threading
 import zipfile
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+from pydantic import TypeAdapter, ValidationError
 
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some
 from dsdmae_cli.data.values import Ranges, Reading
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.settings.size import Size, as_size, height_width
 
 MANIFEST, INDEX, JOURNAL = "packed.json", "index.npz", "unfinished.json"
 FORMAT = 1
@@ -52,7 +54,7 @@ class Manifest:
         made_by: program and version.
         source: the dataset's name and what was found there: account, notes, unreadable images.
         options: of the packing: size, format, quality.
-        image_size: side that the source's images have for a network, in pixels.
+        image_size: that the source's images have for a network, in pixels.
         channels, bands: that the network sees, and data.bands, unless somebody asks for others.
         range: data.range = auto for these.
         classes: names by label, or None.
@@ -64,7 +66,7 @@ class Manifest:
     made_by: str
     source: dict[str, Any]
     options: dict[str, Any]
-    image_size: int
+    image_size: Size
     channels: int
     bands: tuple[int, ...] | None
     range: Ranges | None
@@ -89,14 +91,10 @@ def read_manifest(root: Path) -> Manifest:
         said = json.loads(path.read_bytes())
         if said.pop("format") != FORMAT:
             raise DataError(f"{path} is of a form that another version of dsdmae writes; {_AGAIN}")
-        limits = said["range"]
-        if limits is not None:
-            said["range"] = tuple(tuple(pair) if isinstance(pair, list) else float(pair) for pair in limits)
-        for name in ("bands", "classes"):
-            said[name] = None if said[name] is None else tuple(said[name])
-        return Manifest(
-            **{**said, "index": Shard(**said["index"]), "shards": tuple(Shard(**s) for s in said["shards"])}
-        )
+        manifest: Manifest = TypeAdapter(Manifest).validate_python(said)
+        if not isinstance(manifest.source.get("notes"), list):
+            raise ValueError("its source has no notes")
+        return replace(manifest, image_size=as_size(*height_width(manifest.image_size)))
     except FileNotFoundError as error:
         if (root / JOURNAL).exists():
             raise DataError(
@@ -106,7 +104,11 @@ def read_manifest(root: Path) -> Manifest:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
+        why = error
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"  # type: ignore[assignment]
+        raise DataError(f"{path} is damaged ({why}); {_AGAIN}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,11 @@ def bootstrap(images: Int64[np.ndarray, "n 3 c"], seed: int = 0) -> Float[np.nda
     n, _, c = images.shape
     sums = (_resampled(n, seed) @ images.reshape(n, 3 * c)).reshape(-1, 3, c)
     right, true = sums[:, 0].sum(axis=1), sums[:, 1].sum(axis=1)
-    return np.stack([np.nanmean(ious(sums), axis=1), right / np.maximum(1, true)], axis=1)
+    found = ious(sums)
+    judged = np.isfinite(found)
+    # 0 where all pixels are void, as mean_iou has it.
+    means = np.where(judged, found, 0.0).sum(axis=1) / np.maximum(1, judged.sum(axis=1))
+    return np.stack([means, right / np.maximum(1, true)], axis=1)
 
 
 def interval(values: Float[np.ndarray, " b"]) -> tuple[float, float]:

@@ -39,6 +39,13 @@ def recompute(module: nn.Module) -> None:
         block.forward = partial(_recomputed, block.forward)
 
 
+def keep_all(module: nn.Module) -> None:
+    """Undo `recompute`."""
+    for block in blocks_of(module):
+        if isinstance(given := vars(block).get("forward"), partial) and given.func is _recomputed:
+            del block.forward
+
+
 def _recomputed(forward: Callable[..., Any], *given: Any, **more: Any) -> Any:
     if not torch.is_grad_enabled():  # a teacher's
         return forward(*given, **more)

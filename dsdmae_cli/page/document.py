@@ -41,7 +41,8 @@ class Places:
 
 def places(folder: Path, word: str, others: Iterable[str] = ()) -> Places:
     """Those of a page in `folder`, which is called `word` in it; others keep their last part, blanks and all."""
-    own = {str(path): word for path in (folder, folder.absolute(), folder.resolve())}
+    # A relative one may be a word of the text, or a part of one: it says nothing of the machine and stays.
+    own = {str(path): word for path in (folder.absolute(), folder.resolve())}
     home = {str(Path.home()): "~"}
     return Places({path: f"…/{Path(path).name}" for path in others if Path(path).is_absolute()} | home | own)
 

@@ -22,7 +22,7 @@ class Asking:
     def __init__(self, log_every: int) -> None:
         self.log_every = log_every
         self.next = 0
-        self.last = 0, time.monotonic()
+        self.last: tuple[int, float] | None = None
 
     def due(self, step: int) -> bool:
         """Whether to ask after this step; a process alone may always look."""
@@ -30,8 +30,8 @@ class Asking:
             return True
         if step < self.next and step % self.log_every:
             return False
-        before, then = self.last
         now = time.monotonic()
+        before, then = self.last or (step, now)  # the first step of a process that goes on is not its thousandth
         self.last = step, now
         rate = int(_SECONDS * max(0, step - before) / max(now - then, 1e-3))
         self.next = step + distributed.highest(max(1, rate))

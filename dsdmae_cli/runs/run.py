@@ -256,6 +256,7 @@ class Run:
                 f"micro-batches of {before} images do not fit into the memory of {self.runtime.device}; going on with"
                 f" {micro_batch} (the effective batch stays the same)"
             )
+            self.about["micro_batch"] = micro_batch
             self.directory.write_json(RUN, self.directory.read_json(RUN) | {"micro_batch": micro_batch})
 
     def should_stop(self) -> bool:

@@ -206,8 +206,8 @@ class RunDir:
                 self.path.rmdir()
 
     def abandon(self) -> None:
-        """Take back all that a run left that could not begin; what is not a run's stays."""
-        if self.checkpoints.exists():
+        """Take back all that a run left that could not begin; what is not a run's stays, and so does a whole result."""
+        if self.checkpoints.exists() or (self.path / RESULT).exists():
             return
         self._close_metrics()
         with suppress(OSError):  # a directory that cannot be emptied is no reason to hide why the run failed

@@ -30,6 +30,7 @@ from dsdmae_cli.evaluation.segmentation import Counts, SegmentationScores, segme
 from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.evaluation.windows import put_together
 from dsdmae_cli.figures import scores as figures
+from dsdmae_cli.files import aside
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.rundir import RESULT, RunDir, environment
 from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precision
@@ -151,8 +152,10 @@ def judge(subject: DenseSubject, run: RunDir) -> dict[str, Any]:
     run.write_json("run.json", environment() | {"run": "probe", "device": str(subject.device),
                    "precision": subject.precision, "resolved_settings": tables(settings)})  # fmt: skip
     # Of every image, so that two probes can be compared on the same images (docs/segmentation.md).
-    np.savez_compressed(run.path / COUNTS, counts=answers.counts.images, images=np.array(answers.names, dtype=np.str_))
     run.write_json(RESULT, result)
+    advice = "the result is whole; give the command again with another --out"
+    with aside(run.path / COUNTS, advice) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, counts=answers.counts.images, images=np.array(answers.names, dtype=np.str_))
     _draw(subject, run, best.found, scores, answers)
     return result
 
@@ -190,7 +193,8 @@ def _fit(subject: DenseSubject, chosen: list[int]) -> tuple[_Best, _Learned]:
         probe = settings.probe if len(data.split.held) else settings.probe.without_choice()
         found[block] = fit(probe, data)
         # A probe that has nothing to choose is judged on the held-out images by what it learned from the others.
-        held_out[block] = max(found[block].held_out.values(), default=0.0) or _held_out(fit, probe, data)
+        if len(tried) > 1:
+            held_out[block] = max(found[block].held_out.values(), default=0.0) or _held_out(fit, probe, data)
     if len(tried) == 1:
         [(block, encoder)] = tried.items()
         return _Best(block, encoder, found[block], {}), learned

@@ -79,6 +79,11 @@ def open_masked(settings: DataSettings, report: Report | None = None) -> MaskedS
             if report is not None:
                 report.warn(line)
         raise DataError(masks.faults[0])
+    if masks.void_share == 1:
+        raise DataError(
+            f"every pixel of the masks of {settings.dataset} that were looked at is void: nothing could be learned or"
+            " judged; say by data.void which values are"
+        )
     train, test = splits["training"], splits["test"]
     if train.legend.classes != test.legend.classes:
         raise DataError(f"training and test masks of {settings.dataset} have other classes; give both the same names")

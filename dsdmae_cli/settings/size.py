@@ -14,6 +14,9 @@ from dsdmae_cli.errors import SettingsError
 Size = int | tuple[int, int]
 
 
+LARGEST = 4096  # of a side, in pixels
+
+
 def height_width(size: Size) -> tuple[int, int]:
     """Both sides in pixels."""
     return (size, size) if isinstance(size, int) else size
@@ -64,7 +67,10 @@ def size_flag(text: str | None) -> Size | None:
         SettingsError: it is no size.
     """
     try:
-        return None if text is None else size_of(text)
+        size = None if text is None else size_of(text)
+        if size is not None and max(height_width(size)) > LARGEST:
+            raise ValueError(f"a side has at most {LARGEST} pixels")
+        return size
     except ValueError as error:
         raise SettingsError(f"--image-size {text} is not allowed: {error}") from error
 

@@ -185,6 +185,7 @@ VIT_LARGE = BackboneSpec(
     encodes_subset=True,
     takes_mask_token=True,
     any_channels=True,
+    rectangles=True,
     recognize=_RECOGNIZE_VIT,
 )
 VIT_HUGE = BackboneSpec(
@@ -194,6 +195,7 @@ VIT_HUGE = BackboneSpec(
     encodes_subset=True,
     takes_mask_token=True,
     any_channels=True,
+    rectangles=True,
     recognize=_RECOGNIZE_VIT,
 )
 VIT_GIANT = BackboneSpec(
@@ -203,6 +205,7 @@ VIT_GIANT = BackboneSpec(
     encodes_subset=True,
     takes_mask_token=True,
     any_channels=True,
+    rectangles=True,
     recognize=_RECOGNIZE_VIT,
 )
 _BEIT = "dsdmae_builtin.beit_vit:build"

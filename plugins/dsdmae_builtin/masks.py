@@ -5,7 +5,7 @@ What a mask is and how it is read is dsdmae_cli.data.masks. No torch here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,6 +102,25 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
+def _only_root(path: Path, folders: Collection[str], masks: str, images: str, advice: str) -> str:
+    """The one folder that holds both of these, "" or with a slash at its end.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    roots = sorted(
+        name.removesuffix(masks)
+        for name in folders
+        if name.endswith(f"/{masks}") or name == masks
+        if f"{name.removesuffix(masks)}{images}" in folders
+    )
+    if not roots:
+        raise DataError(f"{path} has no {images.rstrip('/')} and {masks.rstrip('/')} side by side; {advice}")
+    if len(roots) > 1:
+        raise DataError(f"{path} has them more than once, in {', '.join(map(repr, roots))}; name one of these folders")
+    return roots[0]
+
+
 def build_voc(settings: DataSettings, split: str) -> MaskedFiles:
     """`voc:PATH`: VOCdevkit, a year's folder in it, or the archive of it; lists train and val of its segmentation.
 
@@ -112,12 +131,7 @@ def build_voc(settings: DataSettings, split: str) -> MaskedFiles:
         DataError: the folder is not VOC's, or lacks what its lists name.
     """
     path, files, names = _opened(settings)
-    root = next((name[: -len("SegmentationClass/")] for name in _folders(names) if name.endswith("SegmentationClass/")
-                 and f"{name[: -len('SegmentationClass/')]}JPEGImages/" in _folders(names)), None)  # fmt: skip
-    if root is None:
-        raise DataError(
-            f"{path} has no JPEGImages and SegmentationClass side by side; give VOCdevkit, or VOC2012 in it"
-        )
+    root = _only_root(path, _folders(names), "SegmentationClass/", "JPEGImages/", "give VOCdevkit, or VOC2012 in it")
     listing = f"{root}ImageSets/Segmentation/{'val' if split == 'test' else 'train'}.txt"
     text = read_text(path, listing)
     if text is None:
@@ -140,11 +154,9 @@ def build_coco_stuff(settings: DataSettings, split: str) -> MaskedFiles:
     """
     path, files, names = _opened(settings)
     part = "val2017" if split == "test" else "train2017"
-    root = next(
-        (n[: -len(f"annotations/{part}/")] for n in _folders(names) if n.endswith(f"annotations/{part}/")), None
+    root = _only_root(
+        path, _folders(names), f"annotations/{part}/", f"images/{part}/", "give the folder that holds both"
     )
-    if root is None or f"{root}images/{part}/" not in _folders(names):
-        raise DataError(f"{path} has no images/{part} and annotations/{part}; give the folder that holds both")
     legend = _coco_legend(path, root)
     images = sorted(name for name in names if name.startswith(f"{root}images/{part}/"))
     wanted = [(name, f"{root}annotations/{part}/{Path(name).stem}.png") for name in images]

@@ -13,6 +13,7 @@ from dsdmae_cli.data.packed import PackedFiles, images, range_of
 from dsdmae_cli.data.values import Ranges, Reading, asked_bands
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
+from dsdmae_cli.settings.size import Size
 
 
 def build(settings: DataSettings, split: str) -> FileImages:
@@ -35,7 +36,7 @@ def channels(settings: DataSettings) -> int:
     return _files(settings).manifest.channels
 
 
-def native_size(settings: DataSettings) -> int:
+def native_size(settings: DataSettings) -> Size:
     """The source's own."""
     return _files(settings).manifest.image_size
 

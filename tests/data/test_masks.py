@@ -233,6 +233,28 @@ def test_voc_in_its_official_layout(given: str, tmp_path: Path) -> None:
     assert splits.masks.void_share == pytest.approx(1 / 12)
 
 
+def test_of_two_years_one_has_to_be_named(tmp_path: Path) -> None:
+    root = voc(tmp_path)
+    shutil.copytree(root / "VOCdevkit/VOC2012", root / "VOCdevkit/VOC2007")
+    with pytest.raises(DataError, match=r"more than once, in '.*VOC2007/', '.*VOC2012/'; name one of these folders"):
+        open_masked(data(f"voc:{root / 'VOCdevkit'}"))
+    assert len(open_masked(data(f"voc:{root / 'VOCdevkit/VOC2007'}")).train) == 2
+
+
+def test_a_copy_has_the_identity_of_what_it_was_made_from(folder: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    mine, theirs = (open_masked(data(path)).train for path in (folder, copied))
+    assert mine.identity() == theirs.identity()
+    assert mine.encoded(0) == Path(mine.name(0)).read_bytes()
+
+
+def test_masks_that_are_void_all_over_are_refused(folder: Path) -> None:
+    for mask in (folder / "masks").rglob("*.png"):
+        Image.new("L", (32, 24), 255).save(mask)
+    with pytest.raises(DataError, match=r"every pixel of the masks of .* is void"):
+        open_masked(data(folder))
+
+
 def test_a_folder_that_is_not_vocs(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no JPEGImages and SegmentationClass side by side"):
         open_masked(data(f"voc:{folder}"))

@@ -292,3 +292,13 @@ def test_resident_images_are_counted_for_every_process_of_the_machine(monkeypatc
     assert opening._room(cuda) == (1 << 30, "in the machine's memory for 8 processes, which decode them")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
     assert opening._room(cuda) == (35 << 30, "on cuda:0")
+
+
+def test_work_is_that_of_the_plain_network() -> None:
+    """Computing activations again, and norms of several GPUs, are no part of what a method is."""
+    _, method = small()
+    plain = work.measure_work(method)
+    recompute(method)
+    assert work.measure_work(method) == plain
+    norms = torch.nn.SyncBatchNorm.convert_sync_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
+    assert work._ghost(norms)(torch.zeros(2, 3, 4, 4, device="meta")).shape == (2, 3, 4, 4)

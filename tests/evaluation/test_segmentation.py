@@ -221,3 +221,11 @@ def test_a_head_learns_what_scikit_learn_finds() -> None:
     theirs = LogisticRegression(C=100, max_iter=2000).fit(x, y)
     assert theirs.score(x, y) > 0.98
     assert float((mine == labels.flatten()).double().mean()) > theirs.score(x, y) - 0.03
+
+
+def test_images_that_are_void_all_over_leave_an_interval() -> None:
+    counts = np.zeros((3, 3, 2), np.int64)
+    counts[0] = [[5, 0], [8, 2], [6, 4]]
+    drawn = bootstrap(counts)
+    assert np.isfinite(drawn).all()
+    assert set(np.unique(drawn[:, 0]).round(9)) == {0.0, round((5 / 9 + 0) / 2, 9)}

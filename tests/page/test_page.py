@@ -234,6 +234,12 @@ def test_known_paths_may_have_blanks(tmp_path: Path) -> None:
     assert said == "RUN/encoder.safetensors and …/a running and …/My Pictures/x"
 
 
+def test_a_relative_folder_is_no_place_in_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = places(Path("mae"), "RUN")(f"mae on digits: dsdmae pretrain --resume --out mae, in {tmp_path}/mae")
+    assert said == "mae on digits: dsdmae pretrain --resume --out mae, in RUN"
+
+
 # -- the page of a run
 
 

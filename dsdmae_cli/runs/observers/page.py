@@ -38,6 +38,7 @@ class PageWriter(Observer):
         self.before: list[str] = []
         self.kept = 0
         self.flops: float | None = None
+        self.of_image: float | None = None
         self.longest = self.cost = 0.0
         self.began = self.wrote = time.monotonic()
         self.first_step = 0
@@ -47,6 +48,9 @@ class PageWriter(Observer):
         """Before all observers begin, which may take a while: there is a page from here on."""
         self.began = self.wrote = time.monotonic()
         self.first_step = run.trainer.step
+        # In every process: what a method draws for all of them is exchanged.
+        with run.report.spared("the count of its work"):
+            self.of_image = measure_work(run.method)[0]
         if run.main:
             self.curves = Curves(run.directory.metrics())
             self._write(run, "running")
@@ -63,8 +67,8 @@ class PageWriter(Observer):
         self._write_if_due(run)
 
     def end(self, run: Run) -> None:
-        with run.report.spared("the count of its work"):
-            self.flops = measure_work(run.method)[0] * run.images_seen
+        if self.of_image is not None:
+            self.flops = self.of_image * run.images_seen
         self._write(run, "done")
         with run.report.spared("the figures of the curves"):
             story = self._story(run, "done", "")

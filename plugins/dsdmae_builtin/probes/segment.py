@@ -24,7 +24,7 @@ class SegmentSettings(DenseProbeSection):
     _one = field_validator("learning_rates", mode="before")(one_or_more)
 
     def without_choice(self) -> SegmentSettings:
-        return self.model_copy(update={"learning_rates": (0.03,)})
+        return self if len(self.learning_rates) == 1 else self.model_copy(update={"learning_rates": (0.03,)})
 
 
 PROBE = ProbeSpec(

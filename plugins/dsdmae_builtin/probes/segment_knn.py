@@ -27,7 +27,7 @@ class SegmentKnnSettings(DenseProbeSection):
     _one = field_validator("k", mode="before")(one_or_more)
 
     def without_choice(self) -> SegmentKnnSettings:
-        return self.model_copy(update={"k": (10,)})
+        return self if len(self.k) == 1 else self.model_copy(update={"k": (10,)})
 
 
 PROBE = ProbeSpec(
@@ -45,8 +45,10 @@ def fit(settings: SegmentKnnSettings, data: DenseData) -> DenseResult:
     from dsdmae_cli.evaluation.dense_knn import PatchBank, bank_of
     from dsdmae_cli.evaluation.split import require_held_out
 
+    device = data.device  # an answer outlives the tokens, which it must not hold
+
     def answer(bank: PatchBank, k: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda tokens: bank.votes(tokens, k, _TEMPERATURE, data.device)
+        return lambda tokens: bank.votes(tokens, k, _TEMPERATURE, device)
 
     held_out: dict[float, float] = {}
     if len(settings.k) > 1:
