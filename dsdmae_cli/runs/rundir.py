@@ -263,7 +263,7 @@ class RunDir:
     def _records(self) -> tuple[list[dict[str, Any]], bool]:
         """Whole lines, and whether there are others than a torn last one."""
         path, records, damaged = self.path / METRICS, [], False
-        text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+        text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
         lines = text.split("\n")
         for number, line in enumerate(lines):
             try:

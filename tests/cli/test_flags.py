@@ -124,7 +124,10 @@ def complete(line: str, environ: dict[str, str] | None = None) -> list[str]:
         ("dsdmae config show --for f", ["finetune"]),
         ("dsdmae config describe op", ["optim"]),
         ("dsdmae pretrain --set fi", ["finetune."]),
-        ("dsdmae pretrain --set train.c", ["train.compile=", "train.checkpoint_every="]),
+        (
+            "dsdmae pretrain --set train.c",
+            ["train.compile=", "train.checkpoint_activations=", "train.checkpoint_every="],
+        ),
         ("dsdmae plugins new ba", ["backbone"]),
         ("dsdmae ablate --equal c", ["compute"]),
     ],

@@ -52,7 +52,7 @@ def test_the_test_folder_goes_before_the_validation_folder_and_what_is_left_out_
         (("train_images", "test-set"), ("--splits train_images,test-set",)),
         (("Train", "training", "test"), ("Train, training, test may be splits",)),
         (("train", "Test", "test"), ("Test, test may be splits",)),
-        (("images/train", "images/val", "masks/train", "masks/val"), ("images/train, images/val", "such as images")),
+        (("images/train", "images/val", "other/train", "other/val"), ("images/train, images/val", "such as images")),
     ],
 )
 @pytest.mark.parametrize("archive", [False, True])

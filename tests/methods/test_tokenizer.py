@@ -222,7 +222,7 @@ def test_wrong_tokenizers_are_one_line(
     given = words(assignments(digits, f"method.tokenizer={named}", "backbone.patch_size=8", method="beit"))
     code, _, err = cli(capfd, "pretrain", *given, "--out", tmp_path / "run")
     assert code == 2
-    assert "the tokenizer makes 4x4 tokens of 16 px, and the backbone 2x2 tokens of 16 px" in one_line(err)
+    assert "the tokenizer makes 4x4 tokens of 16x16 px, and the backbone 2x2 tokens of 16x16 px" in one_line(err)
     assert not (tmp_path / "run").exists()
 
 

@@ -29,7 +29,7 @@ EXCEPTIONS = {
     ),
     "the names of weights in anybody's checkpoints": ("artifacts/elsewhere.py",),
     "the command `dsdmae tokenizer` and its presets": (
-        "cli/__init__.py", "cli/tokenizer.py", "config/flags.py", "config/schema.py",
+        "__main__.py", "cli/__init__.py", "cli/tokenizer.py", "config/flags.py", "config/schema.py",
     ),
     "help names one as an example, and the command `dsdmae tokenizer`": ("cli/options.py",),
     "the paper's Table 3, as a command line": ("ablation/paper.py",),
