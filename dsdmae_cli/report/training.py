@@ -98,22 +98,27 @@ class PlainReport(_Telling):
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         super().__init__(_PLAIN_SECONDS, clock)
         self.began = self.said = self.clock()
+        self.said_step = 0
         self._over: threading.Event | None = None
 
     def start(self, total_steps: int, step: int, steps_per_epoch: int, directions: int | None = None) -> None:
         super().start(total_steps, step, steps_per_epoch, directions)
         self.stop()
         self.began = self.said = self.clock()
+        self.said_step = step
         self._over = threading.Event()
         threading.Thread(target=self._watch, args=(self._over,), name="dsdmae-report", daemon=True).start()
 
     def _watch(self, over: threading.Event) -> None:
-        """A line where nothing has been said for a minute, then for two, four, ...: all is well, it only takes long."""
+        """A line where nothing has been said for a minute: how far it is, or, where no step has ended for one minute,
+        for two, four, ..., that all is well and only takes long."""
         patience = _SILENT_SECONDS
         while not over.wait(min(patience, _SILENT_SECONDS) / 4):
             silent = self.clock() - self.said
             if silent < _SILENT_SECONDS:
                 patience = _SILENT_SECONDS
+            elif self.step != self.said_step:  # of what has steps and no figures, as a probe's
+                self._tell()
             elif silent >= patience:
                 patience *= 2
                 say(f"{self._where()}{GAP}still at work: no step has ended for {duration(silent)}")
@@ -143,7 +148,7 @@ class PlainReport(_Telling):
         self.note(GAP.join(filter(None, parts)))
 
     def note(self, text: str) -> None:
-        self.said = self.clock()
+        self.said, self.said_step = self.clock(), self.step
         say(text)
 
     def stop(self) -> None:

@@ -254,6 +254,21 @@ def test_a_step_that_takes_long_is_not_silent(
     assert capsys.readouterr().err == ""
 
 
+def test_steps_without_figures_are_told_as_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_SILENT_SECONDS", 0.1)
+    report = PlainReport()
+    report.start(100, 0, 10)
+    for step in range(1, 7):
+        threading.Event().wait(0.1)
+        report.stepped(step)
+    report.stop()
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("epoch 1/10  step ") and "%" in line for line in lines)
+    assert not any("no step has ended" in line for line in lines)
+
+
 def test_epochs_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     report = PlainReport(clock)
