@@ -20,7 +20,6 @@ from dsdmae_cli.data.open import place
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.settings.models import LoopSettings
-from dsdmae_cli.work import most_images
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Tokens x width of a micro-batch whose activations stay in a CPU's caches (docs/design/performance.md).
@@ -230,6 +229,8 @@ def _micro_batch(
         free = torch.cuda.mem_get_info(device)[0]
         # A batch that cannot be cut is refused where it is hopeless; any other may be halved later, and need not be.
         spare = 0.0 if method.whole_batch else 0.25
+        from dsdmae_cli.work import most_images  # its counter of FLOP brings torch's compiler
+
         most = most_images(method, precision, free - held, train.checkpoint_activations, spare)
         if method.whole_batch and most < local_batch:
             raise SettingsError(_too_large(local_batch, most, free, train))
