@@ -39,7 +39,7 @@ jaxtyping.install_import_hook(
 collect_ignore = ["plugins/example_plugin"]
 
 TEST_DATA = "DSDMAE_TEST_DATA"
-ARCHIVES = ("cifar10.tar.xz", "photos.tar", "kodak24.tar", "real-noise.tar")
+ARCHIVES = ("cifar10.tar.xz", "photos.tar", "kodak24.tar", "real-noise.tar", "camvid.tar")
 
 
 def _isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

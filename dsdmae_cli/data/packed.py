@@ -11,9 +11,7 @@ import hashlib
 import io
 import json
 import mmap
-import threading
 import zipfile
-from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some
+from dsdmae_cli.data.kept_open import KeptOpen
 from dsdmae_cli.data.values import Ranges, Reading
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.size import Size, as_size, height_width
@@ -177,18 +176,7 @@ class PackedFiles(Files):
             _check_size(root, shard)
         self.index = read_index(root, self.manifest.index)
         self.names = Names.of(self.index.letters.tobytes(), self.index.starts)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, mmap.mmap] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()
+        self._open: KeptOpen[mmap.mmap] = KeptOpen(_MOST_OPEN)
 
     def full_name(self, index: int) -> str:
         return f"{self.root}!{self.names[index]}"
@@ -211,16 +199,13 @@ class PackedFiles(Files):
         return int(np.searchsorted(self.index.firsts, index, side="right")) - 1
 
     def _mapped(self, shard: int) -> mmap.mmap:
-        with self._lock:
-            if shard not in self._open:
-                about = self.manifest.shards[shard]
-                _check_size(self.root, about)  # what is mapped beyond its end would end the process
-                with (self.root / about.file).open("rb") as file:
-                    self._open[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                if len(self._open) > _MOST_OPEN:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(shard)
-            return self._open[shard]
+        return self._open.get(shard, self._map)
+
+    def _map(self, shard: int) -> mmap.mmap:
+        about = self.manifest.shards[shard]
+        _check_size(self.root, about)  # what is mapped beyond its end would end the process
+        with (self.root / about.file).open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _check_size(root: Path, shard: Shard) -> None:

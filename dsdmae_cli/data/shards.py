@@ -10,17 +10,16 @@ import glob
 import itertools
 import os
 import re
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dsdmae_cli.data.archives import MAX_FILE_BYTES
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import Files, Names, require_images, stamp_of
+from dsdmae_cli.data.kept_open import KeptOpen
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.shard_index import Index, index_of
 from dsdmae_cli.errors import DataError
@@ -111,18 +110,7 @@ class Shards(Files):
         self.names = _placed(index, self._shards)
         self.labels = _labels(index)
         self.notes = (*notes, *_notes(index, self._shards))
-        self._prepare()
-
-    def _prepare(self) -> None:
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, _Descriptor] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()
+        self._open: KeptOpen[_Descriptor] = KeptOpen(_MOST_OPEN)
 
     def full_name(self, index: int) -> str:
         return f"{self._shards[self._shard(index)]}!{self.members[index]}"
@@ -144,20 +132,16 @@ class Shards(Files):
         return int(np.searchsorted(self._firsts, index, side="right")) - 1
 
     def _descriptor(self, shard: int) -> _Descriptor:
-        """An open shard. Whoever reads holds it, so that another thread may let go of it meanwhile."""
-        with self._lock:
-            if shard not in self._open:
-                path = self._shards[shard]
-                try:
-                    if stamp_of(path) != self._stamps[shard]:
-                        raise DataError(f"shard {path} changed while it was in use; start again")
-                    self._open[shard] = _Descriptor(path)
-                except OSError as error:
-                    raise DataError(f"shard {path} cannot be read: {error.strerror or error}") from error
-                if len(self._open) > _MOST_OPEN:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(shard)
-            return self._open[shard]
+        return self._open.get(shard, self._opened)
+
+    def _opened(self, shard: int) -> _Descriptor:
+        path = self._shards[shard]
+        try:
+            if stamp_of(path) != self._stamps[shard]:
+                raise DataError(f"shard {path} changed while it was in use; start again")
+            return _Descriptor(path)
+        except OSError as error:
+            raise DataError(f"shard {path} cannot be read: {error.strerror or error}") from error
 
 
 class _Descriptor:

@@ -25,7 +25,7 @@ from dsdmae_cli.evaluation.metrics import Scores
 from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.figures.moments import visible
-from dsdmae_cli.report import Report
+from dsdmae_cli.report import Report, duration
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.resolved import ResolvedData
 from dsdmae_cli.settings.size import as_size, height_width
@@ -103,6 +103,21 @@ def warn_of_twins(twins: Twins | None, report: Report) -> None:
     """Say which test images are training images too."""
     if twins is not None and twins.count:
         report.warn(f"{twins.words()}; what is measured on those says nothing of new images")
+
+
+def closing_lines(result: dict[str, Any]) -> list[str]:
+    """The last lines of a probe's summary: the block where one was chosen, twins, protocol, figures, time."""
+    lines = []
+    if result["held_out_by_block"]:
+        shares = (f"{block}: {share:.1%}" for block, share in result["held_out_by_block"].items())
+        lines.append(f"block          {result['block']} (held out: {', '.join(shares)})")
+    return [
+        *lines,
+        *twins_line(result),
+        f"protocol       {result['protocol']}",
+        f"figures        {result['figures']}",
+        f"time           {duration(result['seconds'])}",
+    ]
 
 
 def twins_line(result: dict[str, Any]) -> list[str]:

@@ -26,14 +26,14 @@ from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.evaluation.features import check_pools
 from dsdmae_cli.evaluation.fitting import Best, few_labels, fit_best, plus_minus
 from dsdmae_cli.evaluation.inner import candidates
-from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled, twins_line, warn_of_twins
+from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, closing_lines, draw, open_labelled, warn_of_twins
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.probe_data import gather
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.page.run import Story, write_page
 from dsdmae_cli.page.words import more_lines
-from dsdmae_cli.report import Report, duration, make_report
+from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, RunDir, default_path, environment
 from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.segmentation import probing
@@ -241,13 +241,4 @@ def summary(result: dict[str, Any]) -> str:
             f" {row['images']} images"
             for row in result["few_shot"]
         ]
-    if result["held_out_by_block"]:
-        shares = (f"{block}: {share:.1%}" for block, share in result["held_out_by_block"].items())
-        lines.append(f"block          {result['block']} (held out: {', '.join(shares)})")
-    lines += [
-        *twins_line(result),
-        f"protocol       {result['protocol']}",
-        f"figures        {result['figures']}",
-        f"time           {duration(result['seconds'])}",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *closing_lines(result)])

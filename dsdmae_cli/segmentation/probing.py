@@ -23,7 +23,7 @@ from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.dense import DenseData, DenseResult
 from dsdmae_cli.evaluation.dense_features import Lens, Patches, cuts, patches, seen
 from dsdmae_cli.evaluation.inner import candidates
-from dsdmae_cli.evaluation.judging import twins_line, warn_of_twins
+from dsdmae_cli.evaluation.judging import closing_lines, warn_of_twins
 from dsdmae_cli.evaluation.overlap import COUNTS
 from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.segmentation import Counts, SegmentationScores, segmentation_scores
@@ -31,7 +31,7 @@ from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.evaluation.windows import put_together
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.files import aside
-from dsdmae_cli.report import Report, duration
+from dsdmae_cli.report import Report
 from dsdmae_cli.runs.rundir import RESULT, RunDir, environment
 from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precision
 from dsdmae_cli.segmentation.drawing import Shown, draw_segmentation
@@ -378,13 +378,4 @@ def summary(result: dict[str, Any]) -> str:
         *(f"  {name:<{widest}}  IoU {'none ' if iou is None else f'{iou:5.1%}'}   {pixels / judged:.1%} of the pixels"
           for name, iou, pixels in named),
     ]  # fmt: skip
-    if result["held_out_by_block"]:
-        shares = (f"{block}: {iou:.1%}" for block, iou in result["held_out_by_block"].items())
-        lines.append(f"block          {result['block']} (held out: {', '.join(shares)})")
-    lines += [
-        *twins_line(result),
-        f"protocol       {result['protocol']}",
-        f"figures        {result['figures']}",
-        f"time           {duration(result['seconds'])}",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *closing_lines(result)])

@@ -86,8 +86,6 @@ def test_faster_rcnn_takes_it() -> None:
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.filterwarnings("ignore:position embeddings resampled")  # which the page says
 def test_the_documented_program_runs(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (test_data / "camvid.tar").is_file():
-        pytest.skip("no camvid.tar among the test data")
     with tarfile.open(test_data / "camvid.tar") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)

@@ -296,14 +296,9 @@ def test_a_share_of_images_is_held_out() -> None:
     assert len(hold_out_images(2, 0.9, 0).held) == 1
 
 
-def test_masks_of_a_camvid_as_it_is_shared(tmp_path: Path) -> None:
+def test_masks_of_a_camvid_as_it_is_shared(test_data: Path) -> None:
     """CamVid's own: 11 = void where classes.txt does not say so."""
-    import os
-
-    archive = Path(os.environ.get("DSDMAE_TEST_DATA", "none")) / "camvid.tar"
-    if not archive.is_file():
-        pytest.skip("DSDMAE_TEST_DATA has no camvid.tar")
-    splits = {"training": masked(open_dataset(data(archive, "data.void=11"), "train"))}
+    splits = {"training": masked(open_dataset(data(test_data / "camvid.tar", "data.void=11"), "train"))}
     found = look_at_masks(splits)
     assert (len(splits["training"]), len(found.classes), found.faults) == (367, 11, ())
     assert 0.01 < found.void_share < 0.1

@@ -254,6 +254,6 @@ def test_data_that_is_named_and_missing_fails(tmp_path: Path) -> None:
     said = outcome(tmp_path, DSDMAE_TEST_DATA=str(tmp_path / "data"))
     assert "1 error" in said
     assert "lacks photos.tar and" in said
-    for name in ("photos.tar", "kodak24.tar", "real-noise.tar"):
+    for name in ("photos.tar", "kodak24.tar", "real-noise.tar", "camvid.tar"):
         (tmp_path / "data" / name).touch()
     assert "1 passed" in outcome(tmp_path, DSDMAE_TEST_DATA=str(tmp_path / "data"))
