@@ -36,9 +36,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import peers  # type: ignore[import-not-found]  # beside this file
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from dsdmae_cli.bench import peers
 
 if TYPE_CHECKING:
     from dsdmae_cli.artifacts.denoiser import Denoiser

@@ -46,6 +46,8 @@ COMMANDS = (
     Entry("restore", _USE, "Show what a run has learned to restore: pictures masked or made noisy, and given back."),
     Entry("data", _USE, "Make images ready for fast training, and check that they still are what they were."),
     Entry("doctor", _LOOK, "Look at the installation and the machine, and say what to do about what is missing."),
+    Entry("bench", _LOOK, "Measure how fast the program is here: a training step, decoding, the denoiser, starting; a"
+          " GPU in one go."),
     Entry("runs", _LOOK, "List runs and what became of them; show, open, compare or delete one."),
     Entry("cache", _LOOK, "List what the program keeps on disk, and clear it."),
     Entry("config", _LOOK, "Show, check and explain settings."),

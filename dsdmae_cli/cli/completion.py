@@ -59,6 +59,11 @@ def plugin_names(kind: Any) -> list[str]:
     return [p.name + (":" if p.spec.argument else "") for p in discover(kind) if isinstance(p, Plugin)]
 
 
+def methods(incomplete: str) -> list[str]:
+    """Names of methods."""
+    return [name for name in plugin_names("method") if name.startswith(incomplete)]
+
+
 def datasets(incomplete: str) -> list[str]:
     """Names of datasets."""
     return [name for name in plugin_names("dataset") if name.startswith(incomplete)]

