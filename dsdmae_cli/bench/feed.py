@@ -14,6 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,17 +113,16 @@ def simplejpegs(paths: list[Path]) -> dict[str, Crop]:
 
 def turbojpegs(paths: list[Path]) -> dict[str, Crop]:
     """PyTurboJPEG's, which needs libturbojpeg of the system."""
-    from turbojpeg import TJPF_RGB, TurboJPEG
-
-    library = TurboJPEG()
+    turbojpeg = import_module("turbojpeg")  # nobody's dependency
+    library, rgb = turbojpeg.TurboJPEG(), turbojpeg.TJPF_RGB
 
     def whole(index: int, box: Box, size: int) -> torch.Tensor:
-        return resampled(part(library.decode(paths[index].read_bytes(), TJPF_RGB), box), size, "bicubic")
+        return resampled(part(library.decode(paths[index].read_bytes(), rgb), box), size, "bicubic")
 
     def scaled(index: int, box: Box, size: int) -> torch.Tensor:
         shrink = shrink_of(box, size)
         factor = None if shrink == 1 else (1, shrink)
-        pixels = library.decode(paths[index].read_bytes(), TJPF_RGB, scaling_factor=factor)
+        pixels = library.decode(paths[index].read_bytes(), rgb, scaling_factor=factor)
         return resampled(part(pixels, box, shrink), size, "bicubic")
 
     return {"PyTurboJPEG": whole, "PyTurboJPEG, scaled": scaled}
