@@ -1,13 +1,15 @@
 """Where a study's books are kept: Optuna's journal in the study's directory, or a database.
 
 Optuna's own journal waits for ever where its lock is a link to nowhere (a study that was copied), and cannot be read
-again once something was appended to a line that a full disk had torn. Its SQLite tables are made twice where two
+again once something was appended to a line that a full disk had torn. Its tables in a database are made twice where two
 processes begin at once.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,11 +19,16 @@ from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.files import explained
+from dsdmae_cli.report import without_password
 
 T = TypeVar("T")
 _PATIENCE = 60.0  # seconds; what is done under a lock takes a moment
+# What databases say where two processes make the same tables: nothing is wrong a moment later.
+_MADE_TWICE = ("already exists", "UniqueViolation", "Duplicate entry", "UNIQUE constraint")
+_WAITS = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds
+_POSTGRESQL = ("postgresql", "postgres")
 _ADVICE = "trials that have ended are kept. Make room, then give the same command again"
 
 
@@ -44,24 +51,30 @@ class Books:
             yield
 
     def open(self, make: Callable[[Any], T]) -> T:
-        """What `make` makes of the storage; once more where another process was making its tables.
+        """What `make` makes of the storage; again where another process was making its tables.
 
         Raises:
             RunFailed: no space.
+            SettingsError: there is no driver for the database.
         """
         with self.alone():
-            try:
-                return make(self._opened())
-            except RunFailed:
-                raise
-            except Exception:  # whatever a database driver raises
-                if isinstance(self.storage, Path):
-                    raise
-                return make(self._opened())
+            for wait in _WAITS:
+                try:
+                    return make(self._opened())
+                except Exception as error:  # whatever a database driver raises
+                    if not any(sign in f"{error} {error.__cause__}" for sign in _MADE_TWICE):
+                        raise
+                    time.sleep(wait * (1 + random.random()))  # or all of them would meet again
+            return make(self._opened())
 
     def _opened(self) -> Any:
         if isinstance(self.storage, str):
-            return RDBStorage(self.storage)
+            try:
+                return RDBStorage(_with_driver(self.storage))
+            except ImportError as error:
+                kind = self.storage.partition(":")[0]
+                how = "pip install 'dsdmae[postgresql]'" if kind in _POSTGRESQL else f"install one for {kind}"
+                raise SettingsError(f"there is no driver for {without_password(self.storage)} here; {how}") from error
         with explained(self.storage, _ADVICE):
             self.storage.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(_Journal(self.storage))
@@ -134,6 +147,12 @@ def _held(lock: FileLock) -> Iterator[None]:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
+
+
+def _with_driver(url: str) -> str:
+    """The URL with the driver that our extra brings, where PostgreSQL's names none."""
+    kind, colon, rest = url.partition(":")
+    return f"postgresql+psycopg{colon}{rest}" if kind in _POSTGRESQL else url
 
 
 def _sqlite_file(url: str) -> Path | None:
