@@ -32,7 +32,7 @@ ClassWeights = Literal["balanced"] | None
 CLASS_WEIGHTS = Field(
     None,
     description="weights of the classes in the loss: balanced = n / (k n_c) for n_c of n images and k classes;"
-    " none = every image counts alike",
+    " none = every image counts alike; where pixels have labels, these are what is counted",
 )
 
 
@@ -44,8 +44,12 @@ class FinetuneSection(Section):
         description="a run's directory, a file of weights or a folder with one, PLUGIN:NAME of published weights, or"
         " scratch",
     )
+    task: Literal["classify", "segment"] = Field(
+        "classify", description="what is learned: the class of each image, or of each pixel of images with masks"
+    )
     pool: Literal["mean", "cls"] = Field(
-        "mean", description="what the head reads: the mean of all tokens, or the class token"
+        "mean",
+        description="what the head reads: the mean of all tokens, or the class token; to segment it reads every token",
     )
     head_std: PositiveFloat = Field(2e-5, description="standard deviation of the head's initial weights")
     mixup: NonNegativeFloat = Field(0.0, description="alpha of mixup; 0 = off")
@@ -61,14 +65,28 @@ class FinetuneSection(Section):
     class_weights: ClassWeights = CLASS_WEIGHTS
     labels: PositiveFraction = Field(
         1.0,
-        description="fraction of each class's training labels that is used, drawn by the seed as in a probe",
+        description="fraction of each class's training labels that is used, drawn by the seed as in a probe; to segment"
+        " it is one of the images with masks",
     )
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="fraction of the training images held out, every class alike, to watch the training"
+        0.0, description="fraction of the training images held out, every class of them alike, to watch the training"
     )
     select: Literal["last", "best"] = Field(
         "last", description="the result: the last epoch, or the one best on the held-out share; never the best on test"
     )
+
+    @model_validator(mode="after")
+    def _only_of_images(self) -> FinetuneSection:
+        """What pairs images, moves them about or pools them has no meaning for labels of pixels here."""
+        if self.task == "segment":
+            off = {"mixup": 0, "cutmix": 0, "rand_augment": None, "pool": "mean"}
+            for key, value in off.items():
+                if (given := getattr(self, key)) != value:
+                    raise ValueError(
+                        f"finetune.{key} = {given!r} is for whole images and finetune.task = 'segment' labels pixels;"
+                        f" set finetune.{key}={'none' if value is None else value}, or leave it out"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _best_of_what(self) -> FinetuneSection:
