@@ -23,7 +23,6 @@ from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.evaluation.judging import Answering, LabelledSplits, Left, draw, open_labelled
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.split import HeldOut, few_shot, hold_out
-from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.runtime import autocast
 from dsdmae_cli.settings.resolved import ResolvedData, ResolvedFinetuneSettings
 from dsdmae_cli.tasks.classifier import Classifier
@@ -113,15 +112,6 @@ class Classification:
 def classifier(num_classes: int, settings: ResolvedFinetuneSettings, backbone: Backbone) -> Classifier:
     """What is trained."""
     return Classifier(settings.finetune, backbone, num_classes, settings.optim.layer_decay)
-
-
-def score_lines(result: dict[str, Any]) -> list[str]:
-    """The lines of a summary."""
-    low, high = result["top1_interval"]
-    return [
-        f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
-        *more_lines(result),
-    ]
 
 
 class _Answers(NamedTuple):

@@ -32,6 +32,7 @@ from dsdmae_cli.evaluation import classifying
 from dsdmae_cli.evaluation.judging import Answering, Figures, Judged, Left, base_result, twins_line, warn_of_twins
 from dsdmae_cli.evaluation.split import HeldOut
 from dsdmae_cli.methods.projection import synchronized
+from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.validation import Validation
@@ -275,10 +276,9 @@ def _protocol(settings: ResolvedFinetuneSettings, task: Task, chosen: dict[str, 
 
 def summary(result: dict[str, Any]) -> str:
     """The lines for people."""
-    scored = answers.score_lines if "mean_iou" in result else classifying.score_lines
     lines = [
         f"{result['subject']} fine-tuned on {result['dataset']}",
-        *scored(result),
+        *(answers.score_lines(result) if "mean_iou" in result else _top1_lines(result)),
         *twins_line(result),
         f"protocol       {result['protocol']}",
         f"figures        {result['figures']}",
@@ -288,3 +288,11 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"load it with   {result['load_with']}")
     lines.append(f"time           {duration(result['seconds'])}")
     return "\n".join(lines)
+
+
+def _top1_lines(result: dict[str, Any]) -> list[str]:
+    low, high = result["top1_interval"]
+    return [
+        f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
+        *more_lines(result),
+    ]

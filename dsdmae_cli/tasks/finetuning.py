@@ -74,4 +74,4 @@ class FineTuning(SupervisedMethod, Generic[N]):
         return {name: scales.get(id(p), 1.0) for name, p in self.named_parameters()}
 
     def _weigh(self, weights: Tensor) -> None:
-        self.class_weights = weights.to(self.network.head.weight)
+        self.class_weights = weights.float().to(self.network.head.weight.device)
