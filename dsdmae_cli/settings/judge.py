@@ -32,7 +32,7 @@ ClassWeights = Literal["balanced"] | None
 CLASS_WEIGHTS = Field(
     None,
     description="weights of the classes in the loss: balanced = n / (k n_c) for n_c of n images and k classes;"
-    " none = every image counts alike; where pixels have labels, these are what is counted",
+    " none = every image counts alike",
 )
 
 
@@ -62,14 +62,18 @@ class FinetuneSection(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="momentum of an average of the weights, which is then what is judged; none = off"
     )
-    class_weights: ClassWeights = CLASS_WEIGHTS
+    class_weights: ClassWeights = Field(
+        None, description=f"{CLASS_WEIGHTS.description}; to segment, pixels are what is counted"
+    )
     labels: PositiveFraction = Field(
         1.0,
-        description="fraction of each class's training labels that is used, drawn by the seed as in a probe; to segment"
-        " it is one of the images with masks",
+        description="fraction of each class's training labels that is used, drawn by the seed as in a probe; to"
+        " segment, of the images",
     )
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="fraction of the training images held out, every class of them alike, to watch the training"
+        0.0,
+        description="fraction of the training images held out, every class alike (to segment, any images), to watch the"
+        " training",
     )
     select: Literal["last", "best"] = Field(
         "last", description="the result: the last epoch, or the one best on the held-out share; never the best on test"

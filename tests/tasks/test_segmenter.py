@@ -64,7 +64,7 @@ def test_the_loss_is_cross_entropy_over_judged_pixels(smoothing: float) -> None:
     own = F.cross_entropy(
         logits, masks[judged].long(), method.class_weights, reduction="sum", label_smoothing=smoothing
     )
-    torch.testing.assert_close(losses["loss"].double(), own / masks.numel(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses["loss"].double(), own.double() / masks.numel(), rtol=1e-5, atol=0)
     right = (logits.argmax(dim=1) == masks[judged]).double().mean()
     assert float(losses["accuracy"]) == pytest.approx(float(right))
 
