@@ -37,6 +37,7 @@ from dsdmae_cli.segmentation.splits import MaskedSplits, hold_out_images, open_m
 from dsdmae_cli.settings.judge import DenseProbeSection
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.settings.size import height_width, size_words
+from dsdmae_cli.tasks.segmenter import check_cells
 from dsdmae_cli.work import encoder_flops
 
 
@@ -114,19 +115,8 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> DenseSubjec
     warn_of_twins(splits.twins, report)
     found = DenseSubject(settings, report, device, choose_precision(settings.train.precision, device), splits, opened)
     for encoder in found.candidates().values():
-        _check_grid(encoder)
+        check_cells(encoder)
     return found
-
-
-def _check_grid(encoder: Backbone) -> None:
-    """See that tokens lie in the image as cells of one size, from which shares of labels are counted."""
-    height, width = height_width(encoder.image_size)
-    rows, columns = encoder.grid
-    if encoder.num_tokens < 2 or height % rows or width % columns:
-        raise SettingsError(
-            f"this encoder gives {rows}x{columns} tokens for {size_words(encoder.image_size)} px, which are no cells of"
-            " the image; set data.image_size to a multiple of its stride"
-        )
 
 
 def judge(subject: DenseSubject, run: RunDir) -> dict[str, Any]:

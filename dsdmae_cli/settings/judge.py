@@ -29,11 +29,11 @@ from dsdmae_cli.settings.models import (
 )
 
 ClassWeights = Literal["balanced"] | None
-CLASS_WEIGHTS = Field(
-    None,
-    description="weights of the classes in the loss: balanced = n / (k n_c) for n_c of n images and k classes;"
-    " none = every image counts alike",
+_CLASS_WEIGHTS = (
+    "weights of the classes in the loss: balanced = n / (k n_c) for n_c of n images and k classes; none = every image"
+    " counts alike"
 )
+CLASS_WEIGHTS = Field(None, description=_CLASS_WEIGHTS)
 
 
 class FinetuneSection(Section):
@@ -62,9 +62,7 @@ class FinetuneSection(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="momentum of an average of the weights, which is then what is judged; none = off"
     )
-    class_weights: ClassWeights = Field(
-        None, description=f"{CLASS_WEIGHTS.description}; to segment, pixels are what is counted"
-    )
+    class_weights: ClassWeights = Field(None, description=f"{_CLASS_WEIGHTS}; to segment, pixels are what is counted")
     labels: PositiveFraction = Field(
         1.0,
         description="fraction of each class's training labels that is used, drawn by the seed as in a probe; to"

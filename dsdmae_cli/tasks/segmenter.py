@@ -33,6 +33,20 @@ class MaskedBatch(NamedTuple):
     masks: UInt8[Tensor, "b h w"]
 
 
+def check_cells(encoder: Backbone) -> None:
+    """See that tokens lie in the image as cells of one size.
+
+    Raises:
+        SettingsError: they do not.
+    """
+    (height, width), (rows, columns) = height_width(encoder.image_size), encoder.grid
+    if encoder.num_tokens < 2 or height % rows or width % columns:
+        raise SettingsError(
+            f"this encoder gives {rows}x{columns} tokens for {size_words(encoder.image_size)} px, which are no cells of"
+            " the image; set data.image_size to a multiple of its stride"
+        )
+
+
 class PixelNetwork(Headed):
     """A backbone and a linear layer on every token: scores of classes at every pixel.
 
@@ -42,12 +56,7 @@ class PixelNetwork(Headed):
 
     def __init__(self, backbone: Backbone, num_classes: int, std: float) -> None:
         super().__init__(backbone, num_classes, std)
-        (height, width), (rows, columns) = height_width(backbone.image_size), backbone.grid
-        if backbone.num_tokens < 2 or height % rows or width % columns:
-            raise SettingsError(
-                f"this encoder gives {rows}x{columns} tokens for {size_words(backbone.image_size)} px, which are no"
-                " cells of the image; set data.image_size to a multiple of its stride"
-            )
+        check_cells(backbone)
 
     @property
     def image_size(self) -> Size:
