@@ -82,12 +82,12 @@ class FinetuneSection(Section):
         """What pairs images, moves them about or pools them has no meaning for labels of pixels here."""
         if self.task == "segment":
             off = {"mixup": 0, "cutmix": 0, "rand_augment": None, "pool": "mean"}
-            for key, value in off.items():
-                if (given := getattr(self, key)) != value:
-                    raise ValueError(
-                        f"finetune.{key} = {given!r} is for whole images and finetune.task = 'segment' labels pixels;"
-                        f" set finetune.{key}={'none' if value is None else value}, or leave it out"
-                    )
+            given = [f"finetune.{key} = {getattr(self, key)!r}" for key in off if getattr(self, key) != off[key]]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} {'are' if len(given) > 1 else 'is'} for whole images, and finetune.task ="
+                    " 'segment' labels pixels; leave that out (--preset segment has nothing of the kind)"
+                )
         return self
 
     @model_validator(mode="after")

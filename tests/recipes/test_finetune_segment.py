@@ -293,7 +293,7 @@ def test_the_task_brings_its_preset(run: Path, capfd: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("finetune.mixup=0.8", "finetune.mixup = 0.8 is for whole images"),
+        ("finetune.mixup=0.8", "finetune.mixup = 0.8 is for whole images, and"),
         ("finetune.cutmix=1", "finetune.cutmix = 1"),
         ("finetune.rand_augment=rand-m9", "finetune.rand_augment = 'rand-m9'"),
         ("finetune.pool=cls", "finetune.pool = 'cls'"),
