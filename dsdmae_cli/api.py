@@ -115,7 +115,7 @@ def finetune(
         out, resume, preset, progress, settings: as in pretrain.
 
     Returns:
-        What result.json holds: top1, top1_interval, classifier, ...
+        What result.json holds: top1, top1_interval, classifier, ...; with task="segment" mean_iou in place of top1.
 
     Raises:
         As pretrain.

@@ -187,9 +187,9 @@ def choose_attention(module: nn.Module, runtime: Runtime) -> None:
                 part.fused_attn = False  # type: ignore[assignment]
 
 
-def resident_bytes(dataset: ImageDataset, settings: Any) -> int:
-    """What the training images will take on the device that the settings name."""
-    return place(dataset, settings.data, choose_device(settings.train.device)).num_bytes
+def resident_bytes(dataset: ImageDataset, settings: Any, *, masked: bool = False) -> int:
+    """What the training images, with their masks if need be, will take on the device that the settings name."""
+    return place(dataset, settings.data, choose_device(settings.train.device), masked=masked).num_bytes
 
 
 def choose_runtime(settings: Any, method: Method, held: int = 0) -> Runtime:

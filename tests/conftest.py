@@ -205,7 +205,8 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         for place in (
             "recipes.probe.draw",
             "recipes.probe.draw_choice",
-            "recipes.finetune.draw",
+            "evaluation.classifying.draw",
+            "segmentation.tuning.draw_scores",
             "segmentation.probing._draw",
         ):
             monkeypatch.setattr(f"dsdmae_cli.{place}", lambda *given: None)

@@ -18,10 +18,12 @@ from torch import Tensor
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.format import architecture
 from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.data.masks import VOID
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.files import RESUME
 from dsdmae_cli.settings.size import height_width
 from dsdmae_cli.tasks.classifier import Network
+from dsdmae_cli.tasks.segmenter import PixelNetwork
 
 # How timm can be told to pool as we do. It is tried in this order, since what an architecture understands is its own.
 _POOLING: dict[str, tuple[dict[str, Any], ...]] = {
@@ -37,20 +39,22 @@ class Tuned:
     """What a fine-tuned network has beyond its backbone.
 
     Attributes:
-        network: backbone, pooling and head, on the CPU.
+        network: backbone and head, on the CPU: of images, or of pixels.
         classes: names, by index of the logits.
         settings: all tables of its fine-tuning, resolved.
         sha256: of its weights before any resampling of positions: `classifier_sha256` of the run's result.
         path: the file.
         result: of the run, where it lies beside the file and judged these weights; else empty.
+        values: of the classes in files of masks, of a network that names pixels; else empty.
     """
 
-    network: Network
+    network: Network | PixelNetwork
     classes: tuple[str, ...]
     settings: dict[str, dict[str, Any]]
     sha256: str
     path: Path
     result: dict[str, Any]
+    values: tuple[int, ...] = ()
 
 
 def read_head(
@@ -73,31 +77,40 @@ def read_head(
     """
     try:
         classes = tuple(str(name) for name in json.loads(metadata["classes"]))
+        values = tuple(int(value) for value in json.loads(metadata.get("values", "[]")))
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"the names of the classes in {path} are damaged: {error!r}") from error
     finetune = settings["finetune"]
-    network = Network(encoder, len(classes), finetune["pool"], finetune["head_std"])
+    network: Network | PixelNetwork
+    if finetune["task"] == "segment":
+        if len(values) != len(classes) or not all(0 <= value < VOID + 1 for value in values):
+            raise CheckpointError(f"the values of the classes in {path} are damaged: {list(values)[:8]}")
+        network = PixelNetwork(encoder, len(classes), finetune["head_std"])
+    else:
+        network = Network(encoder, len(classes), finetune["pool"], finetune["head_std"])
     name = _head_name(encoder)
     own = {f"{name}.{key}": tensor for key, tensor in network.head.state_dict().items()}
     checkpoint.check_fit(own, head, str(path))
     network.head.load_state_dict({key.rpartition(".")[2]: tensor for key, tensor in head.items()})
     sha256 = checkpoint.weights_sha256(network.state_dict())
     result = beside if beside.get("classifier_sha256") == sha256 else {}
-    return Tuned(network, classes, settings, sha256, path, result)
+    return Tuned(network, classes, settings, sha256, path, result, values)
 
 
 def save_classifier(
-    network: Network,
+    network: Network | PixelNetwork,
     settings: dict[str, dict[str, Any]],
     classes: tuple[str, ...],
     path: Path,
     advice: str = RESUME,
+    values: tuple[int, ...] | None = None,
 ) -> None:
     """Write a fine-tuned network under timm's parameter names, with its classes and settings.
 
     Args:
         settings: tables of its fine-tuning, resolved.
         advice: what to do where it cannot be written.
+        values: of the classes in files of masks, of a network that names pixels.
 
     Raises:
         RunFailed: it cannot be written.
@@ -107,6 +120,7 @@ def save_classifier(
         **architecture(encoder),
         "timm_kwargs": json.dumps({**encoder.timm_kwargs, "num_classes": len(classes)}),
         "classes": json.dumps(classes),
+        **({} if values is None else {"values": json.dumps(values)}),
         "settings": json.dumps(settings),
     }
     checkpoint.save_weights(path, _timm_state(network), metadata, advice)
@@ -117,19 +131,20 @@ def _head_name(encoder: Backbone) -> str:
     return config.classifier if config is not None and isinstance(config.classifier, str) else "head"
 
 
-def _timm_state(network: Network) -> dict[str, Tensor]:
+def _timm_state(network: Network | PixelNetwork) -> dict[str, Tensor]:
     name, head = _head_name(network.backbone), network.head
     return {**network.backbone.timm_state(), f"{name}.weight": head.weight, f"{name}.bias": head.bias}
 
 
 @torch.no_grad()
-def timm_arguments(network: Network) -> dict[str, Any] | None:
+def timm_arguments(network: Network | PixelNetwork) -> dict[str, Any] | None:
     """Arguments with which timm's network of this name gives the same answers; None if there are none.
 
-    There are where timm pools as we do: transformers. Most others put a norm between pooling and classifier.
+    There are where timm pools as we do: transformers. Most others put a norm between pooling and classifier, and none
+    names pixels.
     """
     encoder = network.backbone
-    if not encoder.timm_name:
+    if not encoder.timm_name or isinstance(network, PixelNetwork):
         return None
     was_training, device = network.training, network.head.weight.device
     network.eval().cpu()
@@ -154,7 +169,7 @@ def timm_arguments(network: Network) -> dict[str, Any] | None:
     return found
 
 
-def load_with(network: Network, path: Path) -> str | None:
+def load_with(network: Network | PixelNetwork, path: Path) -> str | None:
     """The Python expression by which timm loads a file of save_classifier, if its answers to [-1, 1] are then ours."""
     encoder = network.backbone
     arguments = timm_arguments(network) if set(encoder.mean) == set(encoder.std) == {0.5} else None

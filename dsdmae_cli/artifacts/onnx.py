@@ -44,7 +44,8 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
     seen = channels_in_words(encoder.in_chans)
     shape = (encoder.in_chans, *height_width(encoder.image_size))
     what = (
-        "logits: one a class; their names are in the metadata under `classes`, as JSON."
+        f"logits: one a class{' at every pixel' * bool(tuned.values)}; their names are in the metadata under `classes`,"
+        " as JSON."
         if tuned
         else "features: mean of the patch tokens. tokens: patch tokens, row by row."
     )
@@ -156,7 +157,7 @@ class _Outputs(nn.Module):
 
 
 class _Answers(nn.Module):
-    """The same for a fine-tuned network: one logit a class."""
+    """The same for a fine-tuned network: one logit a class, of the image or of each pixel."""
 
     def __init__(self, tuned: Tuned) -> None:
         super().__init__()

@@ -176,6 +176,12 @@ def parse_classifier(text: str) -> Subject:
     return parsed
 
 
+def names_pixels(subject: Subject) -> bool:
+    """Whether what parse_classifier gave names the pixels of pictures, not the pictures."""
+    settings = subject.settings()
+    return isinstance(settings, ResolvedFinetuneSettings) and settings.finetune.task == "segment"
+
+
 def taken_over(subject: str, like: str | None = None) -> tuple[Values, str]:
     """[data] and [backbone] of what is judged, and where they come from.
 

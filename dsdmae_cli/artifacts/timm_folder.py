@@ -57,6 +57,11 @@ def timm_config(opened: Opened) -> dict[str, Any]:
         raise SettingsError(
             f"timm has no architecture like backbone {opened.backbone.name}, and could not load it; use --to onnx"
         )
+    if tuned and tuned.values:
+        raise SettingsError(
+            f"{opened.name} names pixels, and timm has no such networks; use --to onnx, or export the encoder alone"
+            " with --no-head"
+        )
     arguments = timm_arguments(tuned.network) if tuned else encoder.timm_kwargs
     if arguments is None:
         raise SettingsError(

@@ -13,6 +13,7 @@ def command(given: Given) -> None:
     dsdmae finetune RUN                        what pre-training was worth
     dsdmae finetune scratch --like RUN         the same network without it
     dsdmae finetune RUN --preset strong        with strong augmentation
+    dsdmae finetune RUN --task segment         the class of every pixel, of images with masks
 
     Dataset and backbone are those of RUN unless you name others. The result is the last epoch, or with
     --set finetune.select=best the best on a held-out share of the training images; never the best on the test set.
@@ -26,16 +27,10 @@ def command(given: Given) -> None:
     from dsdmae_cli.report import print_result
 
     if given.dry_run:
-        from dsdmae_cli import plugins
-        from dsdmae_cli.evaluation.judging import open_labelled
-        from dsdmae_cli.recipes.finetune import build_classifier
-        from dsdmae_cli.runs.plan import make_plan
+        from dsdmae_cli.recipes.finetune import plan
 
-        settings = resolve(loaded.settings)
-        split = plugins.find("dataset", settings.data.dataset).spec.labelled_split
-        _, method = build_classifier(settings, len(open_labelled(settings.data).classes))
-        plan = make_plan(settings, method, split)
-        print_result(plan.json(), as_json=given.json, text=plan.text())
+        planned = plan(resolve(loaded.settings))
+        print_result(planned.json(), as_json=given.json, text=planned.text())
         return
 
     from dsdmae_cli.recipes.finetune import finetune, summary

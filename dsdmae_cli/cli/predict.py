@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,10 @@ from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError
+
+if TYPE_CHECKING:
+    from dsdmae_cli.artifacts.subject import Subject as Network
+    from dsdmae_cli.config.use import HardwareSection
 
 _RESULT = "Result"
 
@@ -26,7 +30,8 @@ Pictures = Annotated[
 ]  # fmt: skip
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE", help="The .csv or .json file to write. Default: standard output, as CSV",
+    typer.Option("--out", metavar="FILE|DIR", help="The .csv or .json file to write. Default: standard output, as CSV."
+                 " Of a network that names pixels the folder for a mask of each picture",
                  rich_help_panel=_RESULT, show_default=False),
 ]  # fmt: skip
 Top = Annotated[
@@ -34,7 +39,10 @@ Top = Annotated[
     typer.Option("--top", metavar="K", min=1, help="How many classes of each picture, the most probable first",
                  rich_help_panel=_RESULT),
 ]  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="JSON instead of CSV, no progress", rich_help_panel=_RESULT)]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="JSON instead of CSV, or beside masks, no progress", rich_help_panel=_RESULT),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out", rich_help_panel=_RESULT)]
 
 
@@ -53,16 +61,22 @@ def command(
 
     dsdmae predict RUN photos/ --top 3 --out classes.csv
 
+    Of `dsdmae finetune --task segment` it writes a mask of each picture, of its size, as a PNG:
+
+    dsdmae predict RUN photos/ --out masks
+
     Pictures that cannot be read are named, and the others still done; the exit code is then 2.
     """
-    form = _form(out, as_json, force)
-
-    from dsdmae_cli.artifacts.subject import parse_classifier
+    from dsdmae_cli.artifacts.subject import names_pixels, parse_classifier
     from dsdmae_cli.config.use import hardware
     from dsdmae_cli.pictures.paths import Results, find
 
     where = hardware(given.flags)
     network = parse_classifier(subject)
+    if names_pixels(network):
+        _segment(network, pictures, top, out, as_json, force, where)
+        return
+    form = _form(out, as_json, force)
     sources, failures = find(pictures, Results(kind=""))
     if not sources:
         raise SettingsError(f"cannot read {', '.join(map(str, failures))}; there is no other picture")
@@ -89,6 +103,47 @@ def command(
         say(f"dsdmae: warning: cannot read {failure}")
     if found.failures:
         raise typer.Exit(2)
+
+
+def _segment(
+    network: Network,
+    pictures: list[str],
+    top: int,
+    out: Path | None,
+    as_json: bool,
+    force: bool,
+    where: HardwareSection,
+) -> None:
+    """A mask of each picture.
+
+    Raises:
+        SettingsError: there is no folder for them, or something else was asked for.
+    """
+    if top != 1:
+        raise SettingsError(f"--top {top}: {network.text} names pixels, each by its most probable class; leave it out")
+    if out is None or out.suffix.lower() in (".csv", ".json"):
+        said = "give" if out is None else f"--out {out} is a file; give"
+        raise SettingsError(f"{network.text} names pixels: {said} a folder for the masks with --out DIR")
+
+    from dsdmae_cli.pictures.paths import Results, find
+
+    sources, failed = find(pictures, Results(f"{out}/", kind="", verb="segment"))
+    if not sources:
+        raise SettingsError(f"cannot read {', '.join(map(str, failed))}; there is no other picture")
+
+    from dsdmae_cli.report import print_result, say
+    from dsdmae_cli.segmentation.predicting import segment
+
+    outcome = segment(
+        network, sources, failed, out=out, force=force, device=where.device, precision=where.precision, quiet=as_json
+    )
+    if as_json:
+        print_result(outcome.result(), as_json=True, text="")
+    # Of several pictures each was told when it failed; what was named and is none, or one alone, was not.
+    for failure in outcome.failed if len(sources) == 1 else failed:
+        say(f"dsdmae: warning: cannot segment {failure}")
+    if outcome.failed:
+        raise typer.Exit(2 if all(failure.of_input for failure in outcome.failed) else 1)
 
 
 def _form(out: Path | None, as_json: bool, force: bool) -> Literal["csv", "json"]:

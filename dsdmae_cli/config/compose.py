@@ -107,7 +107,9 @@ def compose(
     )
     chosen = next(((names, origin) for names, origin in named if names is not None), None)
     if chosen is None and use_default_preset:
-        default = schema.default_preset(any("dataset" in layer.values.get("data", {}) for layer in upper))
+        tasks = [layer.values["finetune"]["task"] for layer in upper if "task" in layer.values.get("finetune", {})]
+        of_dataset = any("dataset" in layer.values.get("data", {}) for layer in upper)
+        default = schema.default_preset(of_dataset, str(tasks[-1]) if tasks else None)
         chosen = (default, "default") if default is not None else None
     lower = [checked_layer(*base, schema)] if base else []
     lower += preset_layers(*chosen, schema) if chosen else []

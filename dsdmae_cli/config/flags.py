@@ -21,6 +21,8 @@ DEFAULT_PRESETS: dict[str, tuple[str | None, str | None]] = {
     "finetune": ("paper", "paper"),
     "worth": ("paper", "paper"),
 }
+# What stands there instead for a value of finetune.task.
+TASK_PRESETS = {"segment": "segment"}
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ FLAGS = (
         help="Seed of masks and noise, the same for every picture. Default 0",
     ),
     Flag("--lambda", "method.lambda", "X", METHOD, _TASK, sweep="0.2..0.8"),
+    Flag("--task", "finetune.task", "NAME", METHOD, ("finetune",)),
     Flag("--pool", "finetune.pool", "NAME", METHOD, ("finetune",)),
     Flag("--class-weights", "finetune.class_weights", "balanced|none", METHOD, ("finetune",)),
     Flag("--kind", "probe.kind", "NAME", PROBE, ("probe",)),

@@ -62,6 +62,8 @@ def _num_images(settings: Any) -> int | None:
             return None
     if finetune is None:
         return int(images)
+    if finetune.task == "segment":  # whose labels are masks, and not counted among the labelled
+        labelled = images
     return max(1, int(labelled * finetune.labels * (1 - finetune.validation)))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from dsdmae_cli import plugins
-from dsdmae_cli.config.flags import DEFAULT_PRESETS, flags_of
+from dsdmae_cli.config.flags import DEFAULT_PRESETS, TASK_PRESETS, flags_of
 from dsdmae_cli.errors import PluginError
 from dsdmae_cli.settings.judge import FinetuneSettings, ProbeSection, ProbeSettings
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings, Settings
@@ -43,8 +43,14 @@ class Schema(Generic[S]):
         """What its flags set: {"--epochs": "train.epochs"}."""
         return {flag.name: flag.setting for flag in flags_of(self.command)}
 
-    def default_preset(self, dataset_named: bool) -> str | None:
-        """What stands lowest if no preset is named; a default about one dataset gives way where another is named."""
+    def default_preset(self, dataset_named: bool, task: str | None = None) -> str | None:
+        """What stands lowest if no preset is named; a default about one dataset gives way where another is named.
+
+        Args:
+            task: finetune.task, where somebody says it.
+        """
+        if self.command == "finetune" and task in TASK_PRESETS:
+            return TASK_PRESETS[task]
         return DEFAULT_PRESETS.get(self.command, (None, None))[dataset_named]
 
 

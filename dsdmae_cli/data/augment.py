@@ -86,6 +86,19 @@ class Boxes(NamedTuple):
     sides: Int64[Tensor, "2 b"]
 
 
+class View(NamedTuple):
+    """Where each image of a batch is seen: one draw, the same for its pixels and its mask.
+
+    Attributes:
+        boxes: what is resampled to the plan's size; None = nothing is resampled.
+        rows, columns: which of the resampled pixels (of the images' own where nothing is) each one of the result shows.
+    """
+
+    boxes: Boxes | None
+    rows: Int64[Tensor, "_ s"]
+    columns: Int64[Tensor, "_ t"]
+
+
 def augment(
     images: UInt8[Tensor, "b c h w"], plan: Augmentation, generator: Generator
 ) -> Float[Tensor, "b c {plan.height} {plan.width}"]:
@@ -96,20 +109,51 @@ def augment(
     Args:
         generator: on the images' device; the only source of randomness.
     """
-    b, _, h, w = images.shape
+    return _seen(images, plan, _view(images.shape, plan, generator))
+
+
+def augment_with_masks(
+    images: UInt8[Tensor, "b c h w"], masks: UInt8[Tensor, "b h w"], plan: Augmentation, generator: Generator
+) -> tuple[Float[Tensor, "b c {plan.height} {plan.width}"], UInt8[Tensor, "b {plan.height} {plan.width}"]]:
+    """`augment`, with the images' masks under the very same boxes, flips and shifts.
+
+    A mask's values are names and cannot be averaged: each pixel of the result takes the one under its middle.
+    """
+    view = _view(images.shape, plan, generator)
+    rows, columns = view.rows, view.columns
+    if view.boxes is not None:
+        corner, sides = view.boxes
+        rows = _under_middle(corner[0], sides[0], plan.height, rows)
+        columns = _under_middle(corner[1], sides[1], plan.width, columns)
+    return _seen(images, plan, view), _pick(masks.unsqueeze(1), rows, columns).squeeze(1)
+
+
+def _view(shape: torch.Size, plan: Augmentation, generator: Generator) -> View:
+    b, _, h, w = shape
     boxes = None
     if plan.crop_from is not None:
         assert h == w == plan.crop_from
     elif plan.crop_scale is not None:
         boxes = plan.boxes(b, h, w, generator)
     elif (h, w) != (plan.height, plan.width):
-        boxes = _middle(h, w, plan.image_size, images.device)
-    rows, columns = _sources(b, plan, generator)
+        boxes = _middle(h, w, plan.image_size, generator.device)
+    return View(boxes, *_sources(b, plan, generator))
+
+
+def _seen(images: UInt8[Tensor, "b c h w"], plan: Augmentation, view: View) -> Float[Tensor, "b c s t"]:
+    boxes, rows, columns = view
     if boxes is None:
         return _to_unit(_pick(images, rows, columns).float())
     # Bicubic weights are partly negative and overshoot at edges. No image has such pixels, noise levels and
     # the pixel loss are in units of the valid range, and 8-bit pipelines (PIL, torchvision's) cut them too.
     return _to_unit(_resample(images, boxes, plan.image_size, plan.interpolation, rows, columns).clamp_(0, 255))
+
+
+def _under_middle(
+    start: Int64[Tensor, " n"], length: Int64[Tensor, " n"], size: int, outputs: Int64[Tensor, "_ s"]
+) -> Int64[Tensor, "_ s"]:
+    """Of `length` pixels from `start` on that become `size`: those under the middles of the new ones, exactly."""
+    return start[:, None] + (2 * outputs + 1) * length[:, None] // (2 * size)
 
 
 def prepare(

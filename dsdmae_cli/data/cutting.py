@@ -141,14 +141,22 @@ def crops(
     if plan.crop_from is not None:
         # The window is cut in here: a whole square would be many times as much to send.
         square = _tensor(to_square(picture.whole(), plan.crop_from))
-        most = [plan.crop_from - side for side in (plan.height, plan.width)]
-        # Two draws of one number are the draw of two that squares have always had.
-        corners = ([int(torch.randint(0, room + 1, (), generator=g)) for room in most] for g in generators)
+        corners = (window_corner(plan, generator) for generator in generators)
         return [square[top : top + plan.height, left : left + plan.width] for top, left in corners]
     if plan.crop_scale is None:
         return [_tensor(to_square(picture.whole(), plan.image_size))] * len(generators)
     boxes = [crop_box(picture.height, picture.width, plan.crop_scale, plan.ratios, g) for g in generators]
     return picture.crops(boxes, plan.image_size, plan.interpolation)
+
+
+def window_corner(plan: Augmentation, generator: Generator) -> tuple[int, int]:
+    """Top and left of a window of the plan's size in a square of crop_from pixels."""
+    assert plan.crop_from is not None
+    # Two draws of one number are the draw of two that squares have always had.
+    top, left = (
+        int(torch.randint(0, plan.crop_from - side + 1, (), generator=generator)) for side in (plan.height, plan.width)
+    )
+    return top, left
 
 
 def crop_box(

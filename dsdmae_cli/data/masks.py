@@ -138,6 +138,10 @@ class MaskedImages(ImageDataset):
         height, width = self.load_mask(index).shape
         return width, height
 
+    def mask_identity(self, index: int) -> bytes:
+        """By which the mask is known, as the image is by base.ImageDataset.identity; here its name."""
+        return f"{self.mask_name(index)}\0".encode(errors="surrogateescape")
+
 
 class MaskedFiles(MaskedImages):
     """Image files with masks in files.
@@ -200,6 +204,11 @@ class MaskedFiles(MaskedImages):
 
     def mask_size(self, index: int) -> tuple[int, int]:
         return self._open(index).size
+
+    def mask_identity(self, index: int) -> bytes:
+        found = int(self._masks[index])
+        name, size = (None, None) if found < 0 else (self._files.names[found], self._files.file_size(found))
+        return f"{name}\0{size}\0".encode(errors="surrogateescape")
 
     def load_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
         mask = self._open(index)

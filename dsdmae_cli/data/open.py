@@ -14,6 +14,8 @@ from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.channels import in_channels
 from dsdmae_cli.data.cores import own_cores
+from dsdmae_cli.data.mask_views import mask_squares
+from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed
 from dsdmae_cli.data.square import Squares, common_size, decode_into
@@ -83,9 +85,12 @@ class Placement:
         return "resident" if self.size else "streaming"
 
 
-def place(dataset: ImageDataset, settings: ResolvedData, device: torch.device) -> Placement:
+def place(dataset: ImageDataset, settings: ResolvedData, device: torch.device, *, masked: bool = False) -> Placement:
     """Decide where the images live: images of one size, and of the shape of
     data.image_size, that fit are resident, all others are streamed.
+
+    Args:
+        masked: their masks live beside them.
 
     Raises:
         DataError: data.placement demands resident images that do not fit.
@@ -98,7 +103,7 @@ def place(dataset: ImageDataset, settings: ResolvedData, device: torch.device) -
     if size is None:
         return Placement(None, 0)
     height, width = height_width(size)
-    num_bytes = len(dataset) * height * width * dataset.channels
+    num_bytes = len(dataset) * height * width * (dataset.channels + masked)
     room, where = _room(device)
     if num_bytes <= room:
         return Placement(size, num_bytes)
@@ -144,6 +149,7 @@ def open_source(
     transform: Transform | None = None,
     num_views: int = 1,
     also: Sequence[Squares] = (),
+    masked: MaskedImages | None = None,
 ) -> Source:
     """Training batches of a dataset.
 
@@ -155,6 +161,7 @@ def open_source(
             resident.
         num_views: how many crops of each image a batch holds; with more than one, images are [b, v, c, height, width].
         also: filled from the same decoding, if there is one.
+        masked: the dataset itself, where its masks are the labels that the batches carry.
 
     Raises:
         DataError: too many images cannot be read, or none of them can.
@@ -162,7 +169,9 @@ def open_source(
     plan = augmentation(settings)
     if placement.size is None or transform is not None:
         workers = num_workers(settings)
-        return StreamingSource(dataset, batching, plan, device, workers, unreadable, labelled, transform, num_views)
+        return StreamingSource(
+            dataset, batching, plan, device, workers, unreadable, labelled, transform, num_views, masked
+        )
     arrays, kept = dataset.arrays(), None
     if arrays is None or arrays.shape[1:3] != height_width(placement.size):
         every = range(len(dataset))
@@ -175,8 +184,11 @@ def open_source(
     if labelled:
         assert dataset.labels is not None
         labels = torch.from_numpy(dataset.labels if kept is None else dataset.labels[kept]).to(device)
+    masks = None
+    if masked is not None:
+        masks = mask_squares(masked, range(len(dataset)) if kept is None else kept.tolist(), placement.size, device)
     batching = replace(batching, num_images=len(arrays))
-    return ResidentSource(to_tensor(arrays, device), batching, plan, labels, num_views, kept)
+    return ResidentSource(to_tensor(arrays, device), batching, plan, labels, num_views, kept, masks)
 
 
 def num_workers(settings: DataSettings) -> int:

@@ -31,6 +31,7 @@ class ResidentSource(Source):
     Args:
         num_views: how many views of each image there are in a batch (Method.num_views).
         kept: which images of the dataset these are, ascending, where some could not be read; None = all of them.
+        masks: labels of pixels in place of `labels`, augmented as their images are; with one view alone.
     """
 
     def __init__(
@@ -41,10 +42,13 @@ class ResidentSource(Source):
         labels: Int64[Tensor, " n"] | None = None,
         num_views: int = 1,
         kept: Int64[np.ndarray, " n"] | None = None,
+        masks: UInt8[Tensor, "n h w"] | None = None,
     ) -> None:
+        assert masks is None or num_views == 1
         self.images = images
         self.kept = kept
         self.labels = labels
+        self.masks = masks
         self.batching = batching
         self.plan = plan
         self.num_views = num_views
@@ -56,7 +60,13 @@ class ResidentSource(Source):
 
     def _step(self, epoch: int, step: int, chunks: list[Int64[Tensor, " m"]]) -> Iterator[MicroBatch]:
         for index, chosen in enumerate(chunks):
+            seed = self.micro_seed("corrupt", epoch, step, index)
+            if self.masks is not None:
+                both = self.images[chosen], self.masks[chosen]
+                images, masks = self.augmented_with_masks(*both, self.plan, epoch, step, index)
+                yield MicroBatch(images, seed, masks)
+                continue
             views = self.images[chosen].unsqueeze(1).expand(-1, self.num_views, -1, -1, -1)
             images = self.augmented(views, self.plan, epoch, step, index)
             labels = None if self.labels is None else self.labels[chosen]
-            yield MicroBatch(images, self.micro_seed("corrupt", epoch, step, index), labels)
+            yield MicroBatch(images, seed, labels)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 
-from dsdmae_cli.data.augment import Augmentation, augment
+from dsdmae_cli.data.augment import Augmentation, augment, augment_with_masks
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.models import DataSettings
 
@@ -96,12 +96,13 @@ class Batching:
 class MicroBatch(NamedTuple):
     """Augmented images in [-1, 1] on the device, and the seed of all that is still to be drawn for them.
 
-    Of several views of each image they are [b, v, 3, s, s]. labels are there where the run learns from them.
+    Of several views of each image they are [b, v, 3, s, s]. labels are there where the run learns from them: one an
+    image, or a mask that was augmented as its image was.
     """
 
     images: Float[Tensor, "b *v c h w"]
     seed: int
-    labels: Int64[Tensor, " b"] | None = None
+    labels: Int64[Tensor, " b"] | UInt8[Tensor, "b h w"] | None = None
 
 
 class Source(ABC):
@@ -131,13 +132,29 @@ class Source(ABC):
         Args:
             index: of this process's micro-batch.
         """
-        views = []
-        if self._generator is None or self._generator.device != pixels.device:
-            self._generator = torch.Generator(device=pixels.device)  # one that is seeded anew each time
-        for view, part in enumerate(pixels.unbind(dim=1)):
-            seed = self.micro_seed(of_view("augment", view), epoch, step_in_epoch, index)
-            views.append(augment(part, plan, self._generator.manual_seed(seed)))
+        seeds = [self.micro_seed(of_view("augment", v), epoch, step_in_epoch, index) for v in range(pixels.shape[1])]
+        parts = zip(pixels.unbind(dim=1), seeds, strict=True)
+        views = [augment(part, plan, self._seeded(pixels.device, seed)) for part, seed in parts]
         return views[0] if len(views) == 1 else torch.stack(views, dim=1)
+
+    def augmented_with_masks(
+        self,
+        pixels: UInt8[Tensor, "b c h w"],
+        masks: UInt8[Tensor, "b h w"],
+        plan: Augmentation,
+        epoch: int,
+        step_in_epoch: int,
+        index: int,
+    ) -> tuple[Float[Tensor, "b c s t"], UInt8[Tensor, "b s t"]]:
+        """`augmented` for a single view, and the masks by the same draws."""
+        seed = self.micro_seed(of_view("augment", 0), epoch, step_in_epoch, index)
+        return augment_with_masks(pixels, masks, plan, self._seeded(pixels.device, seed))
+
+    def _seeded(self, device: torch.device, seed: int) -> Generator:
+        """One generator that is seeded anew each time."""
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device=device)
+        return self._generator.manual_seed(seed)
 
     def recut(self, micro_batch: int) -> None:
         """Have micro-batches of another size from the next call of `steps` on."""

@@ -21,6 +21,8 @@ from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.cutting import Picture, crops
 from dsdmae_cli.data.look_ahead import Ahead, look_ahead, pieces
+from dsdmae_cli.data.mask_views import load_checked, mask_crop
+from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, of_view, seeded
 from dsdmae_cli.errors import DataError, RunFailed
 from dsdmae_cli.signals import end_with, unheard_children
@@ -38,23 +40,35 @@ Key = tuple[int, int]  # (epoch, index of the image)
 
 
 class _Piece(NamedTuple):
-    """Images and labels of a part of a micro-batch; images are None where there were none to be had.
+    """Images and labels (masks, where pixels have them) of a part of a micro-batch; images are None where there were
+    none to be had.
 
     Channels come last, as decoders and the resampling have them; the device turns them about.
+
+    Attributes:
+        refused: why the run cannot go on: a mask that cannot be used.
     """
 
     images: UInt8[Tensor, "b v s t c"] | None
-    labels: Int64[Tensor, " b"]
+    labels: Int64[Tensor, " b"] | UInt8[Tensor, "b s t"]
     faults: Faults
+    refused: str = ""
 
 
 class _Crops(Dataset[_Piece]):
     """uint8 crops of decoded images by (epoch, index). An unreadable image is replaced by its next neighbour."""
 
     def __init__(
-        self, dataset: ImageDataset, plan: Augmentation, seed: int, num_views: int, transform: Transform | None
+        self,
+        dataset: ImageDataset,
+        plan: Augmentation,
+        seed: int,
+        num_views: int,
+        transform: Transform | None,
+        masked: MaskedImages | None,
     ) -> None:
         self.dataset = dataset
+        self.masked = masked
         self.plan = plan
         self.seed = seed
         self.num_views = num_views
@@ -64,15 +78,22 @@ class _Crops(Dataset[_Piece]):
         plan = self.plan
         images = _room((len(keys), self.num_views, plan.height, plan.width, self.dataset.channels))
         labels = torch.full((len(keys),), -1, dtype=torch.int64)
+        masks = _room((len(keys), plan.height, plan.width)) if self.masked is not None else labels
         # Faults travel as data: DataLoader cannot carry an exception of ours out of a worker whole.
         faults: Faults = []
         for place, (epoch, index) in enumerate(keys):
             found = self._fill(images[place], epoch, index, faults)
             if found is None:
                 return _Piece(None, labels, faults)
-            if self.dataset.labels is not None:
+            if self.masked is not None:
+                try:
+                    mask = load_checked(self.masked, found)
+                except DataError as error:
+                    return _Piece(None, labels, faults, str(error))
+                masks[place] = mask_crop(mask, plan, self._generators(epoch, index)[0])
+            elif self.dataset.labels is not None:
                 labels[place] = int(self.dataset.labels[found])
-        return _Piece(images, labels, faults)
+        return _Piece(images, masks, faults)
 
     def __getitem__(self, key: Key) -> _Piece:
         return self.__getitems__([key])
@@ -135,6 +156,7 @@ class StreamingSource(Source):
 
     Args:
         labelled: micro-batches carry the images' labels.
+        masked: they carry masks instead, those of this dataset, which is `dataset` itself; of one view alone.
         transform: what workers do to each crop, beside cutting it.
         num_views: crops of each image (Method.num_views).
 
@@ -153,14 +175,16 @@ class StreamingSource(Source):
         labelled: bool = False,
         transform: Transform | None = None,
         num_views: int = 1,
+        masked: MaskedImages | None = None,
     ) -> None:
+        assert masked is None or (num_views == 1 and transform is None)
         self.batching = batching
         self.device = device
         self.workers = workers
         self.unreadable = unreadable
-        self.labelled = labelled
-        self.crops = _Crops(dataset, plan, batching.seed, num_views, transform)
-        image_bytes = num_views * plan.height * plan.width * dataset.channels
+        self.labelled, self.masked = labelled, masked is not None
+        self.crops = _Crops(dataset, plan, batching.seed, num_views, transform, masked)
+        image_bytes = (num_views * dataset.channels + self.masked) * plan.height * plan.width
         largest = min(batching.micro_batch, batching.local_batch)
         self.ahead = look_ahead(workers, largest, image_bytes) if workers else Ahead(largest, 0)
         self.on_device = replace(plan, crop_scale=None, crop_from=None)
@@ -200,18 +224,25 @@ class StreamingSource(Source):
             # Piece by piece, so that the device may copy one while the next is waited for.
             arrived = [images.to(self.device, non_blocking=True) for images, _ in received]
             crops = (arrived[0] if len(arrived) == 1 else torch.cat(arrived)).permute(0, 1, 4, 2, 3)
-            images = self.augmented(crops, self.on_device, epoch, step, index)
-            there = sent(torch.cat([labels for _, labels in received]), self.device) if self.labelled else None
+            wanted = self.labelled or self.masked
+            there = sent(torch.cat([labels for _, labels in received]), self.device) if wanted else None
+            if self.masked:
+                assert there is not None
+                images, there = self.augmented_with_masks(crops[:, 0], there, self.on_device, epoch, step, index)
+            else:
+                images = self.augmented(crops, self.on_device, epoch, step, index)
             yield MicroBatch(images, self.micro_seed("corrupt", epoch, step, index), there)
 
-    def _receive(self) -> tuple[UInt8[Tensor, "b v s t c"], Int64[Tensor, " b"]]:
+    def _receive(self) -> tuple[UInt8[Tensor, "b v s t c"], Tensor]:
         assert self._stream is not None
         try:
-            images, labels, faults = next(self._stream)
+            images, labels, faults, refused = next(self._stream)
         except (ConnectionError, EOFError) as error:  # a worker died while its tensors were being handed over
             raise RuntimeError(f"DataLoader worker hung up: {error or type(error).__name__}") from error
         for name, reason in faults:
             self.unreadable.add(name, reason)
+        if refused:
+            raise DataError(refused)
         if images is None:
             raise DataError(f"{_SUBSTITUTES} images in a row cannot be read (last: {': '.join(faults[-1])})")
         return images, labels

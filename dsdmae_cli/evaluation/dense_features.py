@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from dsdmae_cli.errors import DataError, RunFailed
 from dsdmae_cli.evaluation.windows import Frame, cut_image, cut_mask, frame
 from dsdmae_cli.runtime import autocast
 from dsdmae_cli.settings.judge import DenseProbeSection
-from dsdmae_cli.settings.size import height_width
+from dsdmae_cli.settings.size import Size, height_width
 
 # Pictures that wait decoded while the network is at work.
 _AHEAD = 32
@@ -36,6 +36,12 @@ class Lens:
     window: tuple[int, int]
     scale: float | None
     stride: float
+
+    @classmethod
+    def fitting(cls, size: Size) -> Lens:
+        """As a probe looks where nothing else is set: pictures scaled to cover a window of this size."""
+        fields = DenseProbeSection.model_fields
+        return cls(height_width(size), None, fields["stride"].default)
 
     @classmethod
     def of(cls, encoder: Backbone, settings: DenseProbeSection) -> Lens:
@@ -93,6 +99,19 @@ def cuts(dataset: MaskedImages, indices: Sequence[int], lens: Lens, unreadable: 
                     yield found
 
 
+class Sees(Protocol):
+    """What gives every patch of a window a vector: an encoder its tokens, a network with a head its scores."""
+
+    @property
+    def image_size(self) -> Size:
+        """Of the windows."""
+
+    def forward_tokens(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]:
+        """See Backbone."""
+
+
 class Seen(NamedTuple):
     """An image and the tokens of its windows, on the device."""
 
@@ -101,9 +120,7 @@ class Seen(NamedTuple):
 
 
 @torch.no_grad()
-def seen(
-    encoder: Backbone, coming: Iterator[Cut], device: torch.device, precision: str, batch_size: int
-) -> Iterator[Seen]:
+def seen(encoder: Sees, coming: Iterator[Cut], device: torch.device, precision: str, batch_size: int) -> Iterator[Seen]:
     """Tokens of each image's windows; several images share a batch.
 
     Args:
@@ -122,9 +139,7 @@ def seen(
         yield from _encoded(encoder, waiting, device, precision, batch_size)
 
 
-def _encoded(
-    encoder: Backbone, some: list[Cut], device: torch.device, precision: str, batch_size: int
-) -> Iterator[Seen]:
+def _encoded(encoder: Sees, some: list[Cut], device: torch.device, precision: str, batch_size: int) -> Iterator[Seen]:
     windows = np.stack([window for cut in some for window in cut.windows])
     parts = []
     for chunk in to_tensor(windows, device).split(batch_size):

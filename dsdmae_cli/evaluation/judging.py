@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,9 +27,11 @@ from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.figures.moments import visible
 from dsdmae_cli.report import Report, duration
+from dsdmae_cli.runtime import Runtime
 from dsdmae_cli.settings.models import DataSettings
-from dsdmae_cli.settings.resolved import ResolvedData
+from dsdmae_cli.settings.resolved import ResolvedData, ResolvedFinetuneSettings
 from dsdmae_cli.settings.size import as_size, height_width
+from dsdmae_cli.tasks.finetuning import FineTuning
 
 _MISTAKES = 32
 
@@ -137,8 +140,61 @@ def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:
     return dataset if len(known) == len(dataset) else Subset(dataset, known)
 
 
+class Judged(Protocol):
+    """Training and test images by which something was judged: LabelledSplits, and those of images with masks."""
+
+    @property
+    def train(self) -> ImageDataset: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    @property
+    def twins(self) -> Twins | None: ...
+
+
+class Figures(Protocol):
+    """Scores, as result.json has them."""
+
+    @property
+    def num_images(self) -> int: ...
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A network that answers while it is fine-tuned and after it, and where.
+
+    Attributes:
+        method: whose network it is.
+    """
+
+    settings: ResolvedFinetuneSettings
+    method: FineTuning[Any]
+    runtime: Runtime
+    report: Report
+
+    def say(self, unreadable: Unreadable) -> None:
+        """Which images could not be read."""
+        for line in unreadable.lines():
+            self.report.warn(f"skipped an unreadable image: {line}")
+
+
+@dataclass(frozen=True)
+class Left:
+    """Where a run leaves what it found.
+
+    Attributes:
+        decorate: has something drawn once the result is written; its failure is a warning.
+    """
+
+    folder: Path
+    figures: Path
+    decorate: Callable[[str, Callable[[], None]], None]
+
+
 def base_result(
-    kind: str, protocol: str, subject: dict[str, Any], settings: Any, judged: LabelledSplits, scores: Scores
+    kind: str, protocol: str, subject: dict[str, Any], settings: Any, judged: Judged, scores: Figures
 ) -> dict[str, Any]:
     """The entries of result.json that probe and finetune have in common.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor, nn
 
 from dsdmae_cli.backbone import Backbone
@@ -143,7 +143,10 @@ class SupervisedMethod(Method):
     """A task that learns from labels; its corruption carries them (mixed labels are one with mixed images)."""
 
     def corrupt_labelled(
-        self, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"], generator: Generator
+        self,
+        images: Float[Tensor, "b c h w"],
+        labels: Int64[Tensor, " b"] | UInt8[Tensor, "b h w"],
+        generator: Generator,
     ) -> Corruption:
-        """As Method.corrupt, with the images' labels."""
+        """As Method.corrupt, with the images' labels: one an image, or of those who learn from masks one a pixel."""
         raise AssertionError("a supervised method overrides corrupt_labelled")

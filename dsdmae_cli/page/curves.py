@@ -11,7 +11,12 @@ from dsdmae_cli.page.chart import MARKS, QUIET, Chart, Mark, Point, Rule, Series
 
 MOST_POINTS = 300
 # Shares of right answers, by what the records call them.
-ACCURACIES = {"knn": f"k-NN (k = {NEIGHBOURS})", "validation": "held-out images", "accuracy": "training images"}
+ACCURACIES = {
+    "knn": f"k-NN (k = {NEIGHBOURS})",
+    "validation": "held-out images",
+    "accuracy": "training images",
+    "mean_iou": "held-out images, mean IoU",
+}
 _AXES = {"step", "epoch"}
 _UNITS = {"lr", "images_per_second", "grad_norm", "skipped", "spread", "rank", *ACCURACIES}
 _MOST_MEASURED = 6
@@ -132,7 +137,8 @@ class Curves:
         first = self.first("knn")
         if first is not None:
             rules.append(Rule(f"{before}: {100 * first:.1f}%", 100 * first, colour=QUIET))
-        return Chart("accuracy", "accuracy, %", "epoch", series, rules, limits=(0, 100), x_from=0)
+        title = "mean IoU, and share of right pixels, %" if self.points("mean_iou") else "accuracy, %"
+        return Chart("accuracy", title, "epoch", series, rules, limits=(0, 100), x_from=0)
 
     def _one(self, key: str, name: str, title: str, *, mark: bool = False, log: bool = False) -> Chart:
         points = self.points(name)

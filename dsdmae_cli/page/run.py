@@ -34,7 +34,7 @@ from dsdmae_cli.page.blocks import (
 from dsdmae_cli.page.curves import Curves
 from dsdmae_cli.page.document import Places, places, write
 from dsdmae_cli.page.thumbs import thumb
-from dsdmae_cli.page.words import per_class_words, top5_words
+from dsdmae_cli.page.words import score_facts, scored_words
 from dsdmae_cli.report import duration
 
 _RUN = "RUN"
@@ -42,7 +42,8 @@ _MOST_MOMENTS = 8
 _MOST_WARNINGS = 50
 _FIGURES = {
     "confusion": "confusion matrix: true classes in rows, predicted ones in columns",
-    "classes": "accuracy of each class",
+    "segmentation": "test images, their masks, and what was answered",
+    "classes": "accuracy, or IoU, of each class",
     "mistakes": "the most confident mistakes: what was said, what it is",
     "choice": "what was chosen on held-out training images",
     "curves": "every head that was tried, by epoch",
@@ -116,7 +117,7 @@ def page_of(story: Story) -> Page:
     sections = [Section(title, blocks) for title, blocks in _sections(story) if blocks]
     return Page(
         title=_title(story),
-        answer=_scored(story) or closing,
+        answer=scored_words(story.result) or closing,
         answers=[story.why] if story.why else [],
         state=story.state,
         status=_status(story, share),
@@ -168,26 +169,9 @@ def _status(story: Story, share: float | None) -> str:
     return ", ".join(parts)
 
 
-def _scored(story: Story) -> str:
-    result = story.result
-    if result.get("top1") is None:
-        return ""
-    low, high = result["top1_interval"]
-    return (
-        f"Top-1 accuracy {result['top1']:.1%} on {result['num_images']:,} test images (95% interval over test images"
-        f" {low:.1%} to {high:.1%})."
-    )
-
-
 def _facts(story: Story) -> Iterator[tuple[str, str, str]]:
     result, curves = story.result, story.curves
-    if result.get("top1") is not None:
-        low, high = result["top1_interval"]
-        yield "top-1", f"{result['top1']:.1%}", f"{low:.1%} to {high:.1%}"
-        if mean := per_class_words(result):
-            yield "mean of the classes", mean, "each class counts the same"
-        if top5 := top5_words(result):
-            yield "top-5", top5, ""
+    yield from score_facts(result)
     if (knn := curves.last("knn")) is not None:
         first = curves.first("knn")
         yield f"k-NN (k = {NEIGHBOURS})", f"{knn:.1%}", f"{story.before} {first:.1%}" if first is not None else ""
@@ -275,6 +259,8 @@ def _going_on(story: Story) -> Iterator[Block]:
         ),
         "finetune": (f"dsdmae predict {_RUN} PICTURES", f"dsdmae export {_RUN} --to timm"),
     }.get(story.command, ())  # fmt: skip
+    if story.result.get("task") == "segment":
+        commands = (f"dsdmae predict {_RUN} PICTURES --out MASKS", f"dsdmae export {_RUN} --to onnx --out NAME.onnx")
     if commands:
         yield Text([folder], quiet=True)
         yield Code("\n".join(commands))

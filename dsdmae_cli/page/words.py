@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -21,6 +21,30 @@ def top5_words(result: Mapping[str, Any]) -> str | None:
     if result.get("top5") is None or result.get("top5_k", 5) < 5 or classes <= 5:
         return None
     return f"{result['top5']:.1%}"
+
+
+def scored_words(result: Mapping[str, Any]) -> str:
+    """The sentence that answers how good a judged network is; empty where there is nothing to say yet."""
+    for key, name in (("top1", "Top-1 accuracy"), ("mean_iou", "Mean IoU")):
+        if result.get(key) is not None:
+            low, high = result[f"{key}_interval"]
+            return (
+                f"{name} {result[key]:.1%} on {result['num_images']:,} test images (95% interval over test images"
+                f" {low:.1%} to {high:.1%})."
+            )
+    return ""
+
+
+def score_facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, value and what else of each score of a judged network."""
+    for key, name in (("top1", "top-1"), ("mean_iou", "mean IoU"), ("pixel_accuracy", "pixels right")):
+        if result.get(key) is not None:
+            low, high = result[f"{key}_interval"]
+            yield name, f"{result[key]:.1%}", f"{low:.1%} to {high:.1%}"
+    if mean := per_class_words(result):
+        yield "mean of the classes", mean, "each class counts the same"
+    if top5 := top5_words(result):
+        yield "top-5", top5, ""
 
 
 def more_lines(result: Mapping[str, Any]) -> list[str]:

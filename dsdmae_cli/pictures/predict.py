@@ -24,7 +24,7 @@ from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.pictures.paths import Failure, Source
 from dsdmae_cli.runtime import autocast, choose_device, choose_precision
-from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
+from dsdmae_cli.settings.resolved import ResolvedData, ResolvedFinetuneSettings
 from dsdmae_cli.settings.size import Size
 
 _RGB = 3
@@ -121,6 +121,12 @@ class _Given(Files):
         return None
 
 
+def as_its_run_read(data: ResolvedData, sources: list[Source]) -> FileImages:
+    """Pictures by the number range, bands and channels that a network's run read its images by."""
+    reading = replace(asked_bands(data.bands, data.channels, lambda: _RGB), range=data.range)
+    return FileImages(_Given(sources), np.arange(len(sources)), reading=reading)
+
+
 @torch.inference_mode()
 def predict(
     subject: Subject,
@@ -155,8 +161,7 @@ def predict(
     assert tuned is not None  # settings of fine-tuning stand in a classifier's file alone
     network, size = tuned.network.to(where).eval(), opened.encoder.image_size
     data = settings.data
-    reading = replace(asked_bands(data.bands, data.channels, lambda: _RGB), range=data.range)
-    images = FileImages(_Given(sources), np.arange(len(sources)), reading=reading)
+    images = as_its_run_read(data, sources)
     # One's own pictures are named, not counted against a limit.
     unreadable = Unreadable(len(images), data.model_copy(update={"strict": False, "max_unreadable": 1.0}))
     found: dict[int, Prediction] = {}

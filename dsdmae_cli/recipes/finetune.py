@@ -1,57 +1,80 @@
-"""`dsdmae finetune`: train a whole network on labels, from a pre-trained encoder or from scratch, and judge it."""
+"""`dsdmae finetune`: train a whole network on labels, from a pre-trained encoder or from scratch, and judge it.
+
+What it learns is a Task: the classes of images (evaluation/classifying.py), or of pixels (segmentation/tuning.py).
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
-from dsdmae_cli import checkpoint, distributed
+from dsdmae_cli import checkpoint, distributed, plugins
 from dsdmae_cli.artifacts.classifier import load_with, save_classifier
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import PIXELS, parse
+from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.schema import Loaded
-from dsdmae_cli.data.augment import prepare
-from dsdmae_cli.data.base import ImageDataset, Subset
+from dsdmae_cli.data.base import ImageDataset
+from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.open import open_source, place
 from dsdmae_cli.data.source import Unreadable, derive_seed
 from dsdmae_cli.data.streaming import Transform
-from dsdmae_cli.errors import RunFailed, SettingsError
-from dsdmae_cli.evaluation.features import square_batches
-from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled, twins_line, warn_of_twins
-from dsdmae_cli.evaluation.metrics import Scores, score
-from dsdmae_cli.evaluation.split import few_shot, hold_out
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.evaluation import classifying
+from dsdmae_cli.evaluation.judging import Answering, Figures, Judged, Left, base_result, twins_line, warn_of_twins
+from dsdmae_cli.evaluation.split import HeldOut
 from dsdmae_cli.methods.projection import synchronized
 from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.validation import Validation
+from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import CLASSIFIER
-from dsdmae_cli.runtime import Runtime, autocast, choose_runtime, resident_bytes
+from dsdmae_cli.runtime import Runtime, choose_runtime, resident_bytes
+from dsdmae_cli.segmentation import answers, tuning
 from dsdmae_cli.settings.judge import FinetuneSettings
-from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
+from dsdmae_cli.settings.resolved import ResolvedData, ResolvedFinetuneSettings
 from dsdmae_cli.tasks.classifier import Classifier
-from dsdmae_cli.transfer import Gathered
+from dsdmae_cli.tasks.finetuning import FineTuning
 from dsdmae_cli.work import encoder_flops, measure_work
 
 _BEST = "best.safetensors"
-_BATCH = 256
+M = TypeVar("M", bound=FineTuning[Any])
 
 
-class Answers(NamedTuple):
-    """Logits and pooled features of the images that could be read, and which those are."""
+class Task(Judged, Protocol):
+    """What a network is fine-tuned to say.
 
-    logits: Float[Tensor, "n c"]
-    features: Float[Tensor, "n d"]
-    indices: Int64[Tensor, " n"]
+    Attributes:
+        metric: what held-out images are scored by, a share from 0 to 1.
+        of_pixels: images have masks, and batches carry them.
+        values: of the classes in the files of masks; None where there are none.
+    """
+
+    metric: str
+    of_pixels: bool
+
+    @property
+    def values(self) -> tuple[int, ...] | None: ...
+
+    def account(self, settings: ResolvedData) -> dict[str, str]: ...
+    def method(self, settings: ResolvedFinetuneSettings, backbone: Backbone) -> FineTuning[Any]: ...
+    def hold_out(self, share: float, seed: int) -> HeldOut: ...
+    def part(self, indices: Int64[np.ndarray, " k"]) -> ImageDataset: ...
+    def weigh(self, method: Any, train: ImageDataset) -> None: ...
+    def score(self, answering: Answering, held_out: ImageDataset) -> float: ...
+    def judge(self, answering: Answering, left: Left) -> Figures: ...
+    def further(self) -> dict[str, Any]: ...
+    def words(self, settings: ResolvedFinetuneSettings) -> str: ...
 
 
 def finetune(
@@ -71,7 +94,20 @@ def finetune(
     )  # fmt: skip
 
 
-def build_classifier(settings: ResolvedFinetuneSettings, num_classes: int) -> tuple[Opened, Classifier]:
+def open_task(settings: ResolvedFinetuneSettings, report: Report) -> Task:
+    """What resolved settings have a network learn, and the images for it.
+
+    Raises:
+        DataError: these have no such labels.
+    """
+    if settings.finetune.task == "segment":
+        return tuning.Segmentation(settings, report)
+    return classifying.Classification(settings)
+
+
+def build(
+    settings: ResolvedFinetuneSettings, method: Callable[[ResolvedFinetuneSettings, Backbone], M]
+) -> tuple[Opened, M]:
     """The network of resolved settings on the CPU, its head's first weights drawn from the seed."""
     seed = settings.train.seed
     subject = parse(settings.finetune.start)
@@ -80,59 +116,66 @@ def build_classifier(settings: ResolvedFinetuneSettings, num_classes: int) -> tu
     size = settings.data.image_size
     opened = open_encoder(subject, settings.data, backbone=settings.backbone, image_size=size, seed=seed)
     torch.manual_seed(derive_seed(seed, "head"))
-    return opened, Classifier(settings.finetune, synchronized(opened.encoder), num_classes, settings.optim.layer_decay)
+    return opened, method(settings, synchronized(opened.encoder))
+
+
+def build_classifier(settings: ResolvedFinetuneSettings, num_classes: int) -> tuple[Opened, Classifier]:
+    """The same of a network that names images."""
+    return build(settings, partial(classifying.classifier, num_classes))
+
+
+def plan(settings: ResolvedFinetuneSettings) -> Plan:
+    """--dry-run: what resolved settings amount to; nothing is written."""
+    _, method = build(settings, open_task(settings, Report()).method)
+    return make_plan(settings, method, plugins.find("dataset", settings.data.dataset).spec.labelled_split)
 
 
 def _put_together(start: Start) -> Parts:
     """The network, its labelled images, and the share of them that watches it."""
     settings: ResolvedFinetuneSettings = start.settings
     with distributed.main_first():
-        judged = open_labelled(settings.data)
-    start.report.account(judged.account(settings.data).rows())
+        task = open_task(settings, start.report)
+    start.report.account(task.account(settings.data))
     if start.main and not start.resumed:
-        warn_of_twins(judged.twins, start.report)
-    if settings.finetune.labels < 1:
-        chosen = few_shot(judged.train_labels, settings.finetune.labels, settings.train.seed)
-        judged = replace(judged, train=Subset(judged.train, chosen))
-    opened, classifier = build_classifier(settings, len(judged.classes))
-    for note in (*judged.notes, *opened.notes):
+        warn_of_twins(task.twins, start.report)
+    opened, method = build(settings, task.method)
+    for note in (*task.notes, *opened.notes):
         start.report.note(note)
-    runtime = choose_runtime(settings, classifier, held=resident_bytes(judged.train, settings))
-    classifier.to(runtime.device)
-    _check_pairs(settings, classifier, runtime)
-    transform = _transform(settings)
-    train: ImageDataset = judged.train
-    held_out: ImageDataset | None = None
+    train, held_out = task.train, None
+    runtime = choose_runtime(settings, method, held=resident_bytes(train, settings, masked=task.of_pixels))
+    method.to(runtime.device)
+    _check_pairs(settings, method, runtime)
     if settings.finetune.validation:
-        split = hold_out(judged.train_labels, settings.finetune.validation, settings.train.seed)
-        train, held_out = Subset(train, split.fit), Subset(train, split.held)
+        split = task.hold_out(settings.finetune.validation, settings.train.seed)
+        train, held_out = task.part(split.fit), task.part(split.held)
     if settings.finetune.class_weights is not None:
-        classifier.weigh_classes(torch.from_numpy(train.labels))
+        task.weigh(method, train)
     unreadable = Unreadable(len(train), settings.data)
-    placement = place(train, settings.data, runtime.device)
+    placement = place(train, settings.data, runtime.device, masked=task.of_pixels)
     if train.arrays() is None and placement.size:
         start.report.note(f"decoding {len(train)} images")
     source = open_source(
-        train, settings.data, placement, start.batching(train, runtime), runtime.device, unreadable, labelled=True,
-        transform=transform,
+        train, settings.data, placement, start.batching(train, runtime), runtime.device, unreadable,
+        labelled=not task.of_pixels, masked=train if isinstance(train, MaskedImages) else None,
+        transform=_transform(settings),
     )  # fmt: skip
-    answering = _Answering(settings, classifier, runtime, start.report)
-    validation = None if held_out is None else _validation(start, settings, classifier, answering, held_out)
+    answering = Answering(settings, method, runtime, start.report)
+    validation = None if held_out is None else _validation(start, task, answering, held_out)
     return Parts(
-        method=classifier,
+        method=method,
         runtime=runtime,
         source=source,
         dataset=train,
         unreadable=unreadable,
         observers=[] if validation is None else [validation],
         sentence=f"fine-tuning {opened.name} ({settings.backbone.name}) on {settings.data.dataset}",
-        result=partial(_result, judged, opened, answering, validation, len(train)),
+        result=partial(_result, task, opened, answering, validation, len(train)),
     )
 
 
-def _check_pairs(settings: ResolvedFinetuneSettings, classifier: Classifier, runtime: Runtime) -> None:
+def _check_pairs(settings: ResolvedFinetuneSettings, method: FineTuning[Any], runtime: Runtime) -> None:
     micro = runtime.micro_batch
-    if classifier.mixup is not None and (micro % 2 or settings.train.batch_size % micro):
+    if isinstance(method, Classifier) and method.mixup is not None and (micro % 2 or settings.train.batch_size % micro):
         raise SettingsError(
             f"mixup and CutMix pair the images of a micro-batch, which holds {micro} here; use an even"
             " --batch-size, or switch both off with --set finetune.mixup=0 --set finetune.cutmix=0"
@@ -147,67 +190,22 @@ def _transform(settings: ResolvedFinetuneSettings) -> Transform | None:
     return RandAugment(settings.finetune.rand_augment, settings.data.image_size, settings.data.channels)
 
 
-def _validation(
-    start: Start,
-    settings: ResolvedFinetuneSettings,
-    classifier: Classifier,
-    answering: _Answering,
-    held_out: ImageDataset,
-) -> Validation:
-    def accuracy() -> float:
-        answers = answering(held_out)
-        assert held_out.labels is not None
-        truth = torch.from_numpy(held_out.labels)[answers.indices]
-        return float((answers.logits.argmax(dim=1) == truth).double().mean())
-
+def _validation(start: Start, task: Task, answering: Answering, held_out: ImageDataset) -> Validation:
     def keep() -> None:
-        checkpoint.save_weights(start.directory.path / _BEST, classifier.judged().state_dict(), {})
+        checkpoint.save_weights(start.directory.path / _BEST, answering.method.judged().state_dict(), {})
 
-    return Validation(accuracy, settings.train.score_every, keep if settings.finetune.select == "best" else None)
-
-
-class _Answering:
-    """The judged network on clean images, in eval mode."""
-
-    def __init__(
-        self, settings: ResolvedFinetuneSettings, classifier: Classifier, runtime: Runtime, report: Report
-    ) -> None:
-        self.settings, self.classifier, self.runtime, self.report = settings, classifier, runtime, report
-
-    @torch.no_grad()
-    def __call__(self, dataset: ImageDataset) -> Answers:
-        network, data = self.classifier.judged(), self.settings.data
-        encoder = network.backbone
-        was_training = network.training
-        network.eval()
-        kept: dict[str, Tensor] = {}
-        hook = network.head.register_forward_pre_hook(lambda _, inputs: kept.update(features=inputs[0]))
-        answered, seen, indices = Gathered(), Gathered(), Gathered()
-        unreadable = Unreadable(len(dataset), data)
-        device = self.runtime.device
-        for batch in square_batches(dataset, range(len(dataset)), encoder.image_size, _BATCH, device, unreadable):
-            with autocast(device, self.runtime.precision):
-                logits = network(prepare(batch.images, encoder.image_size, data.interpolation))
-            for column, found in ((answered, logits), (seen, kept["features"])):
-                column.add(found.float())
-            indices.add(batch.indices)
-        hook.remove()
-        network.train(was_training)
-        for line in unreadable.lines():
-            self.report.warn(f"skipped an unreadable image: {line}")
-        answers = Answers(answered.cat(), seen.cat(), indices.cat())
-        if not answers.logits.isfinite().all():
-            raise RunFailed("the network's answers are not finite; lower --lr or use --precision fp32")
-        return answers
+    settings = answering.settings
+    best = keep if settings.finetune.select == "best" else None
+    return Validation(lambda: task.score(answering, held_out), settings.train.score_every, best, task.metric)
 
 
 # -- the end
 
 
 def _result(
-    judged: LabelledSplits,
+    task: Task,
     opened: Opened,
-    answering: _Answering,
+    answering: Answering,
     validation: Validation | None,
     train_images: int,
     run: Run,
@@ -215,22 +213,19 @@ def _result(
     """Judge the network once on the test images, and write it down."""
     trained = run.seconds()
     settings: ResolvedFinetuneSettings = run.settings
-    network, path = answering.classifier.judged(), run.directory.path / CLASSIFIER
+    network, path = answering.method.judged(), run.directory.path / CLASSIFIER
     if settings.finetune.select == "best":
         best = run.directory.path / _BEST
         checkpoint.load_into(network, checkpoint.load_weights(best), str(best))
-    answers = answering(judged.test)
-    labels = torch.from_numpy(judged.test_labels)[answers.indices]
-    scores = score(answers.logits, labels)
-    figures = run.directory.figures
-    found = (answers.logits, labels, answers.indices, answers.features)
-    run.decorate("the figures", lambda: draw(figures, judged, scores, *found, settings.data, run.report))
-    save_classifier(network, tables(settings), judged.classes, path)
+    scores = task.judge(answering, Left(run.directory.path, run.directory.figures, run.decorate))
+    save_classifier(network, tables(settings), task.classes, path, values=task.values)
     chosen = validation.best if validation is not None else None
-    protocol = _protocol(settings, chosen, train_images)
+    protocol = _protocol(settings, task, chosen, train_images)
     return {
         "run": str(run.directory.path),
-        **base_result("finetune", protocol, opened.described(), settings, judged, scores),
+        **base_result("finetune", protocol, opened.described(), settings, task, scores),
+        **task.further(),
+        "task": settings.finetune.task,
         "epochs": settings.train.epochs,
         "steps": run.trainer.step,
         "images_seen": run.images_seen,
@@ -247,11 +242,11 @@ def _result(
     }
 
 
-def _flops(run: Run, opened: Opened, scores: Scores) -> float:
+def _flops(run: Run, opened: Opened, scores: Figures) -> float:
     return measure_work(run.method)[0] * run.images_seen + encoder_flops(opened.encoder) * scores.num_images
 
 
-def _protocol(settings: ResolvedFinetuneSettings, chosen: dict[str, Any] | None, train_images: int) -> str:
+def _protocol(settings: ResolvedFinetuneSettings, task: Task, chosen: dict[str, Any] | None, train_images: int) -> str:
     """What was done, in words."""
     f, o, t, d = settings.finetune, settings.optim, settings.train, settings.data
     softened = [
@@ -275,17 +270,15 @@ def _protocol(settings: ResolvedFinetuneSettings, chosen: dict[str, Any] | None,
         judged = "the last epoch"
     return (
         f"all weights trained by AdamW for {t.epochs} epochs, batch {t.batch_size}, peak rate {o.lr:.3g}, on"
-        f" {train_images} images with {with_}; {f.pool}-pooled tokens; {judged} is judged, once, on the test images"
+        f" {train_images} images with {with_}; {task.words(settings)}; {judged} is judged, once, on the test images"
     )
 
 
 def summary(result: dict[str, Any]) -> str:
     """The lines for people."""
-    low, high = result["top1_interval"]
     lines = [
         f"{result['subject']} fine-tuned on {result['dataset']}",
-        f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
-        *more_lines(result),
+        *(answers.score_lines(result) if "mean_iou" in result else _top1_lines(result)),
         *twins_line(result),
         f"protocol       {result['protocol']}",
         f"figures        {result['figures']}",
@@ -295,3 +288,11 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"load it with   {result['load_with']}")
     lines.append(f"time           {duration(result['seconds'])}")
     return "\n".join(lines)
+
+
+def _top1_lines(result: dict[str, Any]) -> list[str]:
+    low, high = result["top1_interval"]
+    return [
+        f"top-1          {result['top1']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
+        *more_lines(result),
+    ]

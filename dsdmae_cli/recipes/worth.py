@@ -38,7 +38,9 @@ from dsdmae_cli.worth.running import Runner, check_same
 from dsdmae_cli.worth.tasks import Contender, Question, usable_shares
 
 # What the question itself decides, and so nobody else.
-_OWN = ("train.epochs", "train.score_every", "finetune.labels", "finetune.validation", "finetune.select")
+_OWN = (
+    "train.epochs", "train.score_every", "finetune.task", "finetune.labels", "finetune.validation", "finetune.select",
+)  # fmt: skip
 
 
 def ask(

@@ -15,7 +15,7 @@ _LEAST_BAR, _BAR, _MOST_BAR = 4, 16, 40
 _SAMPLES = 256
 # Entries of a record that are no figures of the training itself, or are told in words of their own.
 _NO_PARTS = {"step", "epoch", "loss", "lr", "images_per_second", "grad_norm", "skipped"}
-_LOOKED_AT = {"step", "epoch", "knn", "spread", "rank", "validation"}
+_LOOKED_AT = {"step", "epoch", "knn", "spread", "rank", "validation", "mean_iou"}
 
 
 def duration(seconds: float) -> str:
@@ -159,7 +159,7 @@ def words_of(record: dict[str, Any], directions: int | None = None, first: dict[
         first: the look before training, for what it had found.
     """
     found = []
-    for key, word in (("knn", "k-NN"), ("validation", "validation accuracy")):
+    for key, word in (("knn", "k-NN"), ("validation", "validation accuracy"), ("mean_iou", "validation mean IoU")):
         if key in record:
             before = f" (before training {first[key]:.1%})" if first and key in first else ""
             found.append(f"{word} {record[key]:.1%}{before}")

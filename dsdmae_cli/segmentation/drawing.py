@@ -11,9 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dsdmae_cli.data.masks import VOID
+from dsdmae_cli.evaluation.segmentation import SegmentationScores
+from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.figures.moments import visible
 from dsdmae_cli.figures.page import blank, save
 from dsdmae_cli.figures.scores import shortened
+from dsdmae_cli.report import Report
 
 # The golden ratio's turn gives neighbours in the list hues far apart.
 _TURN = 0.618034
@@ -66,3 +69,15 @@ def draw_segmentation(shown: Sequence[Shown], classes: Sequence[str], path: Path
         named = [Patch(color=colours[label] / 255, label=shortened(name)) for label, name in enumerate(classes)]
         figure.legend(handles=named, loc="outside right center", frameon=False, fontsize=9)
     save(figure, path)
+
+
+def draw_scores(
+    folder: Path, classes: Sequence[str], shown: Sequence[Shown], scores: SegmentationScores, report: Report
+) -> None:
+    """The figures of a result; one that cannot be drawn is a warning."""
+    with report.spared("the picture of the test images"):
+        draw_segmentation(shown, classes, folder / "segmentation.png")
+    with report.spared("the picture of the confusion matrix"):
+        figures.confusion(scores.confusion, classes, folder / "confusion.png", of="pixels")
+    with report.spared("the picture of the classes"):
+        figures.per_class(scores.per_class_iou, classes, folder / "classes.png", what="IoU")

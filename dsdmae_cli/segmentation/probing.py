@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,22 +25,20 @@ from dsdmae_cli.evaluation.inner import candidates
 from dsdmae_cli.evaluation.judging import closing_lines, warn_of_twins
 from dsdmae_cli.evaluation.overlap import COUNTS
 from dsdmae_cli.evaluation.probes import best_of
-from dsdmae_cli.evaluation.segmentation import Counts, SegmentationScores, segmentation_scores
+from dsdmae_cli.evaluation.segmentation import SegmentationScores, segmentation_scores
 from dsdmae_cli.evaluation.split import require_held_out
-from dsdmae_cli.evaluation.windows import put_together
 from dsdmae_cli.figures import scores as figures
-from dsdmae_cli.files import aside
 from dsdmae_cli.report import Report
 from dsdmae_cli.runs.rundir import RESULT, RunDir, environment
 from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precision
-from dsdmae_cli.segmentation.drawing import Shown, draw_segmentation
+from dsdmae_cli.segmentation.answers import PICTURES, Answers, answer, score_lines
+from dsdmae_cli.segmentation.drawing import draw_scores
 from dsdmae_cli.segmentation.splits import MaskedSplits, hold_out_images, open_masked
 from dsdmae_cli.settings.judge import DenseProbeSection
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.settings.size import height_width, size_words
+from dsdmae_cli.tasks.segmenter import check_cells
 from dsdmae_cli.work import encoder_flops
-
-_PICTURES = 6
 
 
 class PatchPixels(Backbone):
@@ -118,19 +115,8 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> DenseSubjec
     warn_of_twins(splits.twins, report)
     found = DenseSubject(settings, report, device, choose_precision(settings.train.precision, device), splits, opened)
     for encoder in found.candidates().values():
-        _check_grid(encoder)
+        check_cells(encoder)
     return found
-
-
-def _check_grid(encoder: Backbone) -> None:
-    """See that tokens lie in the image as cells of one size, from which shares of labels are counted."""
-    height, width = height_width(encoder.image_size)
-    rows, columns = encoder.grid
-    if encoder.num_tokens < 2 or height % rows or width % columns:
-        raise SettingsError(
-            f"this encoder gives {rows}x{columns} tokens for {size_words(encoder.image_size)} px, which are no cells of"
-            " the image; set data.image_size to a multiple of its stride"
-        )
 
 
 def judge(subject: DenseSubject, run: RunDir) -> dict[str, Any]:
@@ -153,9 +139,7 @@ def judge(subject: DenseSubject, run: RunDir) -> dict[str, Any]:
                    "precision": subject.precision, "resolved_settings": tables(settings)})  # fmt: skip
     # Of every image, so that two probes can be compared on the same images (docs/segmentation.md).
     run.write_json(RESULT, result)
-    advice = "the result is whole; give the command again with another --out"
-    with aside(run.path / COUNTS, advice) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, counts=answers.counts.images, images=np.array(answers.names, dtype=np.str_))
+    answers.save(run.path / COUNTS)
     _draw(subject, run, best.found, scores, answers)
     return result
 
@@ -239,35 +223,17 @@ def _say_unreadable(subject: DenseSubject, unreadable: Unreadable) -> None:
         subject.report.warn(f"skipped an unreadable image: {line}")
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """Of the test images that could be read."""
-
-    counts: Counts
-    all_pixels: int
-    names: list[str]
-    shown: list[Shown]
-
-
-@torch.no_grad()
-def _answer(subject: DenseSubject, encoder: Backbone, found: DenseResult) -> _Answers:
+def _answer(subject: DenseSubject, encoder: Backbone, found: DenseResult) -> Answers:
     """Labels of every pixel of every test image, in its mask's own size."""
     test, indices = subject.splits.test, subject.splits.test_indices.tolist()
     unreadable = Unreadable(len(test), subject.settings.data)
-    to_show = {indices[i] for i in choose(len(indices), _PICTURES, 0, "pictures")}
-    counts, all_pixels, names, shown = Counts.none(len(subject.splits.legend.classes)), 0, [], []
-    coming = cuts(test, indices, Lens.of(encoder, subject.probe), unreadable)
-    for cut, tokens in seen(encoder, coming, subject.device, subject.precision, _batch(subject, encoder)):
-        grids = found.answer(tokens).unflatten(1, encoder.grid)
-        size = (cut.mask.shape[0], cut.mask.shape[1])
-        predicted = put_together(grids, cut.frame, size).argmax(dim=0).to(torch.uint8)[None]
-        mask = torch.from_numpy(cut.mask)[None].to(predicted.device)
-        counts, all_pixels = counts.with_images(predicted, mask), all_pixels + cut.mask.size
-        names.append(test.name(cut.index))
-        if cut.index in to_show:
-            shown.append(Shown(test.load(cut.index), cut.mask, predicted[0].cpu().numpy()))
+    answers = answer(
+        test, indices, encoder, Lens.of(encoder, subject.probe), lambda tokens: found.answer(tokens), unreadable,
+        device=subject.device, precision=subject.precision, batch_size=_batch(subject, encoder), grid=encoder.grid,
+        pictures=PICTURES,
+    )  # fmt: skip
     _say_unreadable(subject, unreadable)
-    return _Answers(counts, all_pixels, names, shown)
+    return answers
 
 
 def _describe(
@@ -317,17 +283,10 @@ def _looking(subject: DenseSubject) -> str:
     )
 
 
-def _draw(
-    subject: DenseSubject, run: RunDir, found: DenseResult, scores: SegmentationScores, answers: _Answers
-) -> None:
+def _draw(subject: DenseSubject, run: RunDir, found: DenseResult, scores: SegmentationScores, answers: Answers) -> None:
     """Figures; one that cannot be drawn is a warning."""
-    classes, report = subject.splits.legend.classes, subject.report
-    with report.spared("the picture of the test images"):
-        draw_segmentation(answers.shown, classes, run.figures / "segmentation.png")
-    with report.spared("the picture of the confusion matrix"):
-        figures.confusion(scores.confusion, classes, run.figures / "confusion.png", of="pixels")
-    with report.spared("the picture of the classes"):
-        figures.per_class(scores.per_class_iou, classes, run.figures / "classes.png", what="IoU")
+    draw_scores(run.figures, subject.splits.classes, answers.shown, scores, subject.report)
+    report = subject.report
     if found.chosen is not None and len(found.held_out) > 1:
         with report.spared("the picture of what was chosen"):
             name, value = found.chosen
@@ -366,16 +325,5 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
 
 def summary(result: dict[str, Any]) -> str:
     """The lines for people: the figures, and IoU class by class."""
-    (low, high), (low_right, high_right) = result["mean_iou_interval"], result["pixel_accuracy_interval"]
-    named = zip(result["classes"], result["per_class_iou"], result["pixels_per_class"], strict=True)
-    judged = max(1, sum(result["pixels_per_class"]))
-    widest = max(map(len, result["classes"]))
-    right = f"{result['pixel_accuracy']:.1%} ({low_right:.1%} to {high_right:.1%})"
-    lines = [
-        f"{result['subject']} on {result['dataset']}, {result['probe']} probe",
-        f"mean IoU       {result['mean_iou']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
-        f"pixels right   {right}, void {result['void_share']:.1%} left out",
-        *(f"  {name:<{widest}}  IoU {'none ' if iou is None else f'{iou:5.1%}'}   {pixels / judged:.1%} of the pixels"
-          for name, iou, pixels in named),
-    ]  # fmt: skip
+    lines = [f"{result['subject']} on {result['dataset']}, {result['probe']} probe", *score_lines(result)]
     return "\n".join([*lines, *closing_lines(result)])

@@ -36,6 +36,16 @@ class MaskedSplits:
     test_indices: Int64[np.ndarray, " m"]
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, by label."""
+        return self.legend.classes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the images were found."""
+        return self.train.notes
+
+    @property
     def legend(self) -> Legend:
         """Names of the classes."""
         return self.train.legend
@@ -104,3 +114,9 @@ def hold_out_images(num_images: int, share: float, seed: int) -> HeldOut:
     order = np.random.default_rng(derive_seed(seed, "hold out")).permutation(num_images)
     taken = min(num_images - 1, max(1, round(share * num_images)))
     return HeldOut(np.sort(order[taken:]), np.sort(order[:taken]))
+
+
+def drawn_share(num_images: int, share: float, seed: int) -> Int64[np.ndarray, " k"]:
+    """A share of the images, at least two, as ascending indices; that of a smaller share is part of it."""
+    order = np.random.default_rng(derive_seed(seed, "few shot", 0)).permutation(num_images)
+    return np.sort(order[: max(2, round(share * num_images))])

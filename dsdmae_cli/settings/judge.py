@@ -29,11 +29,11 @@ from dsdmae_cli.settings.models import (
 )
 
 ClassWeights = Literal["balanced"] | None
-CLASS_WEIGHTS = Field(
-    None,
-    description="weights of the classes in the loss: balanced = n / (k n_c) for n_c of n images and k classes;"
-    " none = every image counts alike",
+_CLASS_WEIGHTS = (
+    "weights of the classes in the loss: balanced = n / (k n_c) for n_c of n images and k classes; none = every image"
+    " counts alike"
 )
+CLASS_WEIGHTS = Field(None, description=_CLASS_WEIGHTS)
 
 
 class FinetuneSection(Section):
@@ -44,8 +44,12 @@ class FinetuneSection(Section):
         description="a run's directory, a file of weights or a folder with one, PLUGIN:NAME of published weights, or"
         " scratch",
     )
+    task: Literal["classify", "segment"] = Field(
+        "classify", description="what is learned: the class of each image, or of each pixel of images with masks"
+    )
     pool: Literal["mean", "cls"] = Field(
-        "mean", description="what the head reads: the mean of all tokens, or the class token"
+        "mean",
+        description="what the head reads: the mean of all tokens, or the class token; to segment it reads every token",
     )
     head_std: PositiveFloat = Field(2e-5, description="standard deviation of the head's initial weights")
     mixup: NonNegativeFloat = Field(0.0, description="alpha of mixup; 0 = off")
@@ -58,17 +62,33 @@ class FinetuneSection(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="momentum of an average of the weights, which is then what is judged; none = off"
     )
-    class_weights: ClassWeights = CLASS_WEIGHTS
+    class_weights: ClassWeights = Field(None, description=f"{_CLASS_WEIGHTS}; to segment, pixels are what is counted")
     labels: PositiveFraction = Field(
         1.0,
-        description="fraction of each class's training labels that is used, drawn by the seed as in a probe",
+        description="fraction of each class's training labels that is used, drawn by the seed as in a probe; to"
+        " segment, of the images",
     )
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="fraction of the training images held out, every class alike, to watch the training"
+        0.0,
+        description="fraction of the training images held out, every class alike (to segment, any images), to watch the"
+        " training",
     )
     select: Literal["last", "best"] = Field(
         "last", description="the result: the last epoch, or the one best on the held-out share; never the best on test"
     )
+
+    @model_validator(mode="after")
+    def _only_of_images(self) -> FinetuneSection:
+        """What pairs images, moves them about or pools them has no meaning for labels of pixels here."""
+        if self.task == "segment":
+            off = {"mixup": 0, "cutmix": 0, "rand_augment": None, "pool": "mean"}
+            given = [f"finetune.{key} = {getattr(self, key)!r}" for key in off if getattr(self, key) != off[key]]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} {'are' if len(given) > 1 else 'is'} for whole images, and finetune.task ="
+                    " 'segment' labels pixels; leave that out (--preset segment has nothing of the kind)"
+                )
+        return self
 
     @model_validator(mode="after")
     def _best_of_what(self) -> FinetuneSection:

@@ -15,17 +15,16 @@ import torch
 from jaxtyping import Float, Int64
 from timm.data.mixup import Mixup
 from timm.layers.attention_pool import AttentionPoolLatent
-from timm.optim._param_groups import param_groups_layer_decay
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.methods.base import Losses, StepInfo, SupervisedMethod
-from dsdmae_cli.methods.ema import EMATeacher
+from dsdmae_cli.methods.base import Losses, SupervisedMethod
 from dsdmae_cli.methods.heads import head_count
 from dsdmae_cli.settings.judge import FinetuneSection
 from dsdmae_cli.tasks.erasing import erased
+from dsdmae_cli.tasks.finetuning import FineTuning, Headed
 from dsdmae_cli.tasks.weights import balanced
 
 
@@ -37,18 +36,14 @@ class MixedBatch(NamedTuple):
     labels: Int64[Tensor, " b"]
 
 
-class Network(nn.Module):
+class Network(Headed):
     """A backbone, a pooling and a linear layer."""
 
     def __init__(self, backbone: Backbone, num_classes: int, pool: str, std: float) -> None:
-        super().__init__()
+        super().__init__(backbone, num_classes, std)
         if pool == "cls" and not backbone.has_class_token:
             raise SettingsError("finetune.pool = 'cls' needs a class token and this backbone has none; use mean")
-        self.backbone = backbone
         self.pool = pool
-        self.head = nn.Linear(backbone.width, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=std)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         if self.pool == "mean":
@@ -57,26 +52,16 @@ class Network(nn.Module):
         return self.head(class_token)
 
 
-class Classifier(SupervisedMethod):
-    """All weights of a network, trained on labels by (soft) cross-entropy.
+class Classifier(FineTuning[Network]):
+    """A network that names images, trained by (soft) cross-entropy.
 
     Args:
         num_classes: that the head tells apart.
-        layer_decay: factor on the learning rate from each block to the one before it (Clark et al. 2020, BEiT, MAE).
+        layer_decay: see FineTuning.
     """
 
-    class_weights: Tensor | None
-
     def __init__(self, settings: FinetuneSection, backbone: Backbone, num_classes: int, layer_decay: float) -> None:
-        super().__init__()
-        self.settings = settings
-        self.num_classes = num_classes
-        self.layer_decay = layer_decay
-        self.network = Network(backbone, num_classes, settings.pool, settings.head_std)
-        momentum = settings.ema
-        self.average = None if momentum is None else EMATeacher(self.network, (momentum, momentum))
-        # Found anew from the labels wherever a run begins, so that no checkpoint has it.
-        self.register_buffer("class_weights", None, persistent=False)
+        super().__init__(settings, Network(backbone, num_classes, settings.pool, settings.head_std), layer_decay)
         mixes = settings.mixup > 0 or settings.cutmix > 0
         self.mixup = (
             Mixup(settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=num_classes)
@@ -87,7 +72,7 @@ class Classifier(SupervisedMethod):
     def weigh_classes(self, labels: Int64[Tensor, " n"]) -> None:
         """Let the classes count alike, by the training labels: each image's loss, target by target, times the weight of
         that class (weights.balanced), and the mean over the images."""
-        self.class_weights = balanced(labels, self.num_classes).float().to(self.network.head.weight.device)
+        self._weigh(balanced(labels, self.num_classes))
 
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> MixedBatch:
         """As images of the first class, unmixed: for a plan, which measures work."""
@@ -118,29 +103,6 @@ class Classifier(SupervisedMethod):
             return {"loss": loss}
         right = (logits.argmax(dim=1) == corruption.labels).float().mean()
         return {"loss": loss, "accuracy": right}
-
-    def after_step(self, info: StepInfo) -> None:
-        if self.average is not None:
-            self.average.follow(self.network, info)
-
-    def encoder(self) -> Backbone:
-        return self.judged().backbone
-
-    def judged(self) -> Network:
-        """The network whose answers count: the average of the weights, where one is kept."""
-        if self.average is None:
-            return self.network
-        assert isinstance(self.average.module, Network)
-        return self.average.module
-
-    def lr_scales(self) -> dict[str, float]:
-        if self.layer_decay == 1:
-            return {}
-        # timm numbers the layers of what it is given, the last 1; here the head is one above. Its last norm counts
-        # to the last block, where BEiT's and MAE's own code counts it to the head.
-        groups = param_groups_layer_decay(self.network.backbone.body, layer_decay=self.layer_decay)
-        scales = {id(p): group["lr_scale"] * self.layer_decay for group in groups for p in group["params"]}
-        return {name: scales.get(id(p), 1.0) for name, p in self.named_parameters()}
 
 
 class AttentiveProbe(SupervisedMethod):

@@ -19,6 +19,11 @@ def balanced(labels: Int64[Tensor, " n"], num_classes: int) -> Float[Tensor, " c
     Returns:
         In float64, where the labels are.
     """
-    counts = torch.bincount(labels, minlength=num_classes).double()
-    weights = len(labels) / ((counts > 0).sum() * counts)
-    return torch.where(counts > 0, weights, 0.0)
+    return balanced_by_counts(torch.bincount(labels, minlength=num_classes))
+
+
+def balanced_by_counts(counts: Int64[Tensor, " c"]) -> Float[Tensor, " c"]:
+    """`balanced` of labels that were counted: n_c by class."""
+    found = counts.double()
+    weights = found.sum() / ((found > 0).sum() * found)
+    return torch.where(found > 0, weights, 0.0)

@@ -123,7 +123,7 @@ def test_what_presets_there_are() -> None:
         "sizes": ["vit-base", "vit-giant", "vit-huge", "vit-large", "vit-small", "vit-tiny"],
         "methods": list(METHODS),
     }
-    assert presets_by_kind(FINETUNE) == {"recipes": ["paper", "strong"], "datasets": ["imagenet", "stl10"]}
+    assert presets_by_kind(FINETUNE) == {"recipes": ["paper", "segment", "strong"], "datasets": ["imagenet", "stl10"]}
 
 
 @pytest.mark.parametrize("schema", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])

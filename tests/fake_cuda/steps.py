@@ -51,6 +51,7 @@ def trained(
     precision: str = "bf16",
     labelled: bool = False,
     micro_batch: int | None = None,
+    masked: bool = False,
 ) -> Trainer:
     """A trainer of the method on resident images."""
     on_fake_cuda(method)
@@ -59,7 +60,8 @@ def trained(
     images = torch.empty(4 * batch, 3, 32, 32, dtype=torch.uint8, device=CUDA)
     labels = torch.zeros(4 * batch, dtype=torch.int64, device=CUDA) if labelled else None
     plan = augmentation(resolved.data)
-    source = ResidentSource(images, Batching(4 * batch, batch, micro, 0), plan, labels, method.num_views)
+    masks = torch.zeros(4 * batch, 32, 32, dtype=torch.uint8, device=CUDA) if masked else None
+    source = ResidentSource(images, Batching(4 * batch, batch, micro, 0), plan, labels, method.num_views, masks=masks)
     return Trainer(method, source, resolved.optim, resolved.train, Runtime(CUDA, precision, False, micro), Quiet())
 
 
@@ -132,6 +134,19 @@ def classifier_step(*more: str) -> Audit:
     classifier = Classifier(FinetuneSection.model_validate(asked), method.encoder(), 10, 0.75)
     with no_cuda() as audit:
         return third_step(trained(classifier, resolved, labelled=True), audit)
+
+
+def segmenter_step(*more: str) -> Audit:
+    """What a step of fine-tuning on masks does, cropped and flipped with their images."""
+    from dsdmae_cli.settings.judge import FinetuneSection
+    from dsdmae_cli.tasks.segmenter import Segmenter
+
+    resolved, method = built("mae", *more)
+    section = FinetuneSection(task="segment", random_erasing=0.25, label_smoothing=0.1, ema=0.99)
+    segmenter = Segmenter(section, method.encoder(), 10, 0.75)
+    segmenter.weigh_pixels(torch.arange(10))
+    with no_cuda() as audit:
+        return third_step(trained(segmenter, resolved, masked=True), audit)
 
 
 def attentive_step() -> Audit:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from harness import CUDA, Audit, no_cuda, on_fake_cuda
-from steps import attentive_step, built, classifier_step, log_line, paper_step, step_of, streamed_step
+from steps import attentive_step, built, classifier_step, log_line, paper_step, segmenter_step, step_of, streamed_step
 from torch import Tensor
 
 from dsdmae_builtin.methods.dsdmae import DSdMAE
@@ -54,7 +54,7 @@ def test_a_step_on_images_that_are_decoded_ahead_never_waits() -> None:
     assert step.copies
 
 
-@pytest.mark.parametrize("step", [classifier_step, attentive_step])
+@pytest.mark.parametrize("step", [classifier_step, segmenter_step, attentive_step])
 def test_learning_from_labels_never_waits(step: Callable[[], Audit]) -> None:
     assert_never_waits(step())
 

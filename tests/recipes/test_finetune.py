@@ -37,10 +37,9 @@ from dsdmae_cli.config.schema import FINETUNE, Loaded
 from dsdmae_cli.data.rand_augment import RandAugment
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.evaluation import judging
+from dsdmae_cli.evaluation import classifying, judging
 from dsdmae_cli.methods.base import StepInfo
 from dsdmae_cli.optim import parameter_groups
-from dsdmae_cli.recipes import finetune as recipe
 from dsdmae_cli.recipes.finetune import finetune
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.runs.run import Run
@@ -222,7 +221,7 @@ def test_the_best_epoch_is_chosen_without_the_test_images(
         return judged
 
     monkeypatch.setattr(Run, "stepped", counted)
-    monkeypatch.setattr(recipe, "open_labelled", watched)
+    monkeypatch.setattr(classifying, "open_labelled", watched)
     result = tune(run, tmp_path / "tuned", "finetune.validation=0.3", "finetune.select=best", "train.epochs=4")
     assert len([r for r in records(tmp_path / "tuned") if "validation" in r]) == 4
     seen.discard(0)  # before training they are compared with the training images, which is no choice

@@ -1,0 +1,358 @@
+"""`dsdmae finetune --task segment`: what it trains, what it leaves and refuses, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from helpers import cli, digit_folder, listing, masked_folder, one_line, records, start, train, untimed, words
+from PIL import Image
+from sklearn.metrics import jaccard_score
+
+from dsdmae_cli.artifacts.subject import taken_over
+from dsdmae_cli.config.compose import compose
+from dsdmae_cli.config.schema import FINETUNE, Loaded
+from dsdmae_cli.errors import CheckpointError, DataError, SettingsError
+from dsdmae_cli.evaluation.overlap import mean_iou
+from dsdmae_cli.recipes.compare import compare
+from dsdmae_cli.recipes.finetune import finetune, summary
+from dsdmae_cli.runs.run import Run
+
+QUICK = (
+    "finetune.task=segment", "train.device=cpu", "train.precision=fp32", "train.epochs=2", "train.batch_size=8",
+    "train.log_every=1", "optim.lr=3e-3", "optim.warmup_epochs=0.5", "data.image_size=24,32",
+)  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return masked_folder(tmp_path_factory.mktemp("masked") / "digits", train=24, test=6)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pre-training run on squares of the pictures, masks left alone."""
+    out = tmp_path_factory.mktemp("pretrained")
+    train(folder, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def tuned(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tuned") / "run"
+    tune(run, out, "train.epochs=8")
+    return out
+
+
+def load(subject: str | Path, *assignments: str, like: Path | None = None) -> Loaded[Any]:
+    values, origin = taken_over(str(subject), str(like) if like else None)
+    values = {**values, "finetune": {"start": str(subject)}}
+    return compose(FINETUNE, assignments=[*QUICK, *assignments], environ={}, base=(values, origin))
+
+
+def tune(
+    subject: str | Path, out: Path, *assignments: str, like: Path | None = None, resume: bool = False
+) -> dict[str, Any]:
+    return finetune(load(subject, *assignments, like=like), out=out, resume=resume, overridden=False, as_json=True)
+
+
+# -- what a run leaves
+
+
+def test_the_files_and_the_result_of_a_run(run: Path, tmp_path: Path, drawn: None) -> None:
+    out = tmp_path / "tuned"
+    result = tune(run, out, "finetune.validation=0.2")
+    left = {name for name in listing(out) if not name.startswith("checkpoints")}
+    assert left == {
+        "settings.toml", "run.json", "metrics.jsonl", "result.json", "classifier.safetensors", "counts.npz", ".lock",
+        "report.html", "figures",
+        *(f"figures/{name}.png" for name in ("segmentation", "confusion", "classes")),
+        *(f"figures/{name}.svg" for name in ("loss", "accuracy", "learning-rate", "gradient")),
+    }  # fmt: skip
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert (result["kind"], result["task"], result["num_images"]) == ("finetune", "segment", 6)
+    assert (list(result["image_size"]), result["train_images"]) == ([24, 32], 24)
+    low, high = result["mean_iou_interval"]
+    assert low <= result["mean_iou"] <= high
+    assert result["void_share"] == pytest.approx(55 / 768)
+    assert result["pretrain_epochs"] == 2
+    assert result["validation"].keys() == {"epoch", "mean_iou"}
+    assert "crops (0.25, 1.0), flips" in result["protocol"]
+    with np.load(out / "counts.npz") as kept:
+        assert mean_iou(kept["counts"].sum(axis=0)) == result["mean_iou"]
+    trained = [record for record in records(out) if "loss" in record]
+    assert {"loss", "accuracy", "lr"} <= trained[-1].keys()
+    scored = [record["mean_iou"] for record in records(out) if "mean_iou" in record]
+    assert max(scored) == result["validation"]["mean_iou"]
+    assert f"mean IoU       {result['mean_iou']:.1%} (95% interval" in summary(result)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"Mean IoU {result['mean_iou']:.1%} on 6 test images" in page
+    assert "test images, their masks, and what was answered" in page
+
+
+def test_its_masks_are_those_that_it_was_judged_by(tuned: Path, folder: Path, tmp_path: Path) -> None:
+    """The way of `dsdmae predict` to a mask, and scikit-learn's to a mean IoU."""
+    masks = tmp_path / "masks"
+    answer = predict(tuned, folder / "images" / "test", "--out", masks, "--precision", "fp32", "--json")
+    told = json.loads(answer.stdout)
+    assert told["classes"] == ["paper", "shade", "ink"]
+    predicted, truth = [], []
+    for picture in told["pictures"]:
+        with Image.open(picture["mask"]) as mask, Image.open(folder / "masks/test" / Path(picture["mask"]).name) as own:
+            assert (mask.mode, mask.size) == ("P", own.size)
+            predicted.append(np.asarray(mask).ravel())
+            truth.append(np.asarray(own).ravel())
+        assert sum(picture["shares"].values()) == pytest.approx(1, abs=1e-5)
+    mine, theirs = np.concatenate(predicted), np.concatenate(truth)
+    judged = theirs != 255
+    result = json.loads((tuned / "result.json").read_text())
+    assert jaccard_score(theirs[judged], mine[judged], average="macro") == pytest.approx(result["mean_iou"])
+    assert np.mean(theirs[judged] == mine[judged]) == pytest.approx(result["pixel_accuracy"])
+    assert result["mean_iou"] > 0.3  # a network that has learned nothing says paper everywhere: 0.2
+
+
+def predict(*given: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dsdmae_cli", "predict", *map(str, given)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_pictures_of_any_size_and_what_cannot_be_read(
+    tuned: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for name, (width, height) in {"wide": (150, 31), "tall": (9, 70), "grey": (32, 24)}.items():
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(pictures / f"{name}.png")
+    (pictures / "broken.png").write_bytes(b"no picture")
+    masks = tmp_path / "masks"
+    code, _, err = cli(capfd, "predict", tuned, pictures, "--out", masks)
+    assert code == 2
+    assert "broken.png" in err
+    shapes = {}
+    for path in masks.iterdir():
+        with Image.open(path) as mask:
+            shapes[path.stem] = mask.size
+    assert shapes == {"wide": (150, 31), "tall": (9, 70), "grey": (32, 24)}
+    code, _, err = cli(capfd, "predict", tuned, pictures / "wide.png", "--out", masks)
+    assert (code, "exists; --force replaces it" in err) == (2, True)
+    assert cli(capfd, "predict", tuned, pictures / "wide.png", "--out", masks, "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((), "give a folder for the masks with --out DIR"),
+        (("--out", "answers.csv"), "answers.csv is a file; give a folder"),
+        (("--top", "3", "--out", "masks"), "--top 3: "),
+    ],
+)
+def test_predict_says_what_it_cannot_do(
+    given: tuple[str, ...], said: str, tuned: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = cli(capfd, "predict", tuned, folder / "images" / "test", *given)
+    assert (code, out) == (2, "")
+    assert said in one_line(err)
+
+
+def test_masks_never_take_the_place_of_pictures(
+    tuned: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pictures = shutil.copytree(folder / "images" / "test", tmp_path / "pictures")
+    code, _, err = cli(capfd, "predict", tuned, pictures / "024.png", "--out", pictures, "--force")
+    assert (code, "would take its place" in one_line(err)) == (2, True)
+
+
+def test_it_is_exported_with_its_head_and_without(
+    tuned: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+    import timm
+
+    file = tmp_path / "network.onnx"
+    code, out, err = cli(capfd, "export", tuned, "--to", "onnx", "--out", file, "--json")
+    assert code == 0, err
+    assert json.loads(out)["outputs"] == {"logits": [3, 24, 32]}  # held against torch before it is written
+    session = onnxruntime.InferenceSession(file)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["paper", "shade", "ink"]
+    code, _, err = cli(capfd, "export", tuned, "--to", "timm", "--out", tmp_path / "timm")
+    assert (code, "names pixels" in one_line(err)) == (2, True)
+    assert cli(capfd, "export", tuned, "--to", "timm", "--no-head", "--out", tmp_path / "timm")[0] == 0
+    encoder = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    mine = safetensors.torch.load_file(tuned / "classifier.safetensors")
+    assert all(torch.equal(weights, mine[name]) for name, weights in encoder.state_dict().items())
+
+
+def test_what_judges_runs_understands_it(tuned: Path, run: Path, tmp_path: Path) -> None:
+    tune("scratch", tmp_path / "scratch", like=run)
+    found = compare([tuned, tmp_path / "scratch"])
+    assert {row.kind for row in found.rows} == {"finetune"}
+    assert all(row.mean_iou is not None for row in found.rows)
+    assert any("points of mean IoU above" in words for words in found.remarks)
+
+
+def test_runs_lists_it(tuned: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = cli(capfd, "runs", "--in", tuned.parent)
+    assert code == 0
+    assert f"mIoU {json.loads((tuned / 'result.json').read_text())['mean_iou']:.1%}" in out
+
+
+# -- resumption
+
+
+@pytest.mark.parametrize("more", [(), ("data.placement=streaming", "data.workers=1")], ids=["resident", "streaming"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    more: tuple[str, ...], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strong = (
+        "finetune.ema=0.9", "finetune.validation=0.3", "finetune.select=best", "finetune.random_erasing=0.5",
+        "finetune.label_smoothing=0.1", "finetune.class_weights=balanced", "backbone.drop_path=0.2", "data.shift=2",
+        "train.epochs=3", "train.micro_batch=4", *more,
+    )  # fmt: skip
+    whole, parted, stop_at = tmp_path / "whole", tmp_path / "parted", 3  # within the second epoch of two steps
+    tune(run, whole, *strong)
+    stepped = Run.stepped
+
+    def and_stop(self: Run, step: int) -> None:
+        stepped(self, step)
+        if step == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "stepped", and_stop)
+        with pytest.raises(Exception, match="dsdmae finetune --resume"):
+            tune(run, parted, *strong)
+    tune(run, parted, *strong, resume=True)
+    assert untimed(parted) == untimed(whole)
+    for name in ("classifier.safetensors", "counts.npz"):
+        assert (parted / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_goes_on_with_the_masks_that_it_began_with(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(folder, tmp_path / "data")
+    stepped = Run.stepped
+
+    def and_stop(self: Run, step: int) -> None:
+        stepped(self, step)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "stepped", and_stop)
+        with pytest.raises(Exception, match="dsdmae finetune --resume"):
+            tune(run, tmp_path / "run", f"data.dataset=folder:{other}")
+    Image.fromarray(np.zeros((24, 32), np.uint8)).save(other / "masks/train/000.png")
+    with pytest.raises(CheckpointError, match="are not those that"):
+        tune(run, tmp_path / "run", f"data.dataset=folder:{other}", resume=True)
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(run: Path, tmp_path: Path) -> None:
+    chosen = (*QUICK, "train.micro_batch=2", "train.epochs=3", "finetune.validation=0.25")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start(
+        *torchrun, "-m", "dsdmae_cli", "finetune", run, *words([*chosen]), "--out", tmp_path / "two", "--json"
+    )
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    expected = tune(run, tmp_path / "one", *chosen[len(QUICK) :])
+    result = json.loads(out)
+    assert result["mean_iou"] == pytest.approx(expected["mean_iou"], abs=0.02)
+    losses = [[r["loss"] for r in records(tmp_path / name) if "loss" in r] for name in ("two", "one")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    mine, theirs = (safetensors.torch.load_file(tmp_path / name / "classifier.safetensors") for name in ("two", "one"))
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+# -- what is refused
+
+
+def test_the_task_brings_its_preset(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert load(run).sources["data.crop_scale"] == "preset segment"
+    assert load(run, "finetune.task=classify").sources["data.crop_scale"] == "preset paper"
+    code, out, err = cli(capfd, "finetune", run, "--task", "segment", "--dry-run", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert (plan["train_images"], plan["effective_batch"], plan["epochs"]) == (24, 16, 100)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("finetune.mixup=0.8", "finetune.mixup = 0.8 is for whole images, and"),
+        ("finetune.cutmix=1", "finetune.cutmix = 1"),
+        ("finetune.rand_augment=rand-m9", "finetune.rand_augment = 'rand-m9'"),
+        ("finetune.pool=cls", "finetune.pool = 'cls'"),
+        ("finetune.task=detect", "finetune.task = 'detect'"),
+    ],
+)
+def test_what_is_for_whole_images_is_refused(assignment: str, said: str, run: Path) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(run, assignment)
+    assert said in str(error.value)
+
+
+@pytest.fixture
+def refuse(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    def refused(*given: str | Path) -> str:
+        out = tmp_path / "refused"
+        code, printed, err = cli(capfd, "finetune", *given, "--task", "segment", "--epochs", "1", "--out", out)
+        assert (code, printed, out.exists()) == (2, "", False)
+        return err
+
+    return refused
+
+
+def test_images_without_masks_are_refused(tmp_path: Path, refuse: Callable[..., str]) -> None:
+    assert "have no masks" in refuse("scratch", "--dataset", digit_folder(tmp_path / "digits", 12, 4))
+
+
+def test_damaged_masks_are_refused(folder: Path, tmp_path: Path, run: Path, refuse: Callable[..., str]) -> None:
+    other = shutil.copytree(folder, tmp_path / "data")
+    for kind, size, said in (("sizes", (9, 9), "has 9x9 px and its image 32x24"), ("values", (32, 24), "the value 77")):
+        Image.new("L", size, 77 if kind == "values" else 0).save(other / "masks/train/003.png")
+        assert said in refuse(run, "--dataset", other)
+
+
+@pytest.mark.parametrize("placement", ["resident", "streaming"])
+def test_a_mask_that_fails_on_the_way_is_one_line(
+    placement: str, folder: Path, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many masks only some are looked at beforehand."""
+    monkeypatch.setattr("dsdmae_cli.data.masks._HEADERS", 1)
+    monkeypatch.setattr("dsdmae_cli.data.masks._DECODED", 1)
+    other = shutil.copytree(folder, tmp_path / "data")
+    Image.new("L", (32, 24), 77).save(other / "masks/train/003.png")
+    with pytest.raises(DataError) as error:
+        tune(run, tmp_path / "run", f"data.dataset=folder:{other}", f"data.placement={placement}", "data.workers=1")
+    assert "003.png has the value 77" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_few_labels_are_a_share_of_the_images(run: Path, tmp_path: Path) -> None:
+    result = tune(run, tmp_path / "tuned", "finetune.labels=0.5")
+    assert (result["train_images"], result["steps"]) == (12, 2)
+
+
+def test_its_encoder_is_judged_like_any_other(tuned: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    chosen = ("probe.learning_rates=[0.03]", "data.image_size=24,32", "train.precision=fp32")
+    code, out, err = cli(
+        capfd, "probe", tuned, "--kind", "segment", "--epochs", "2", "--out", tmp_path / "probed", "--json",
+        *words([*chosen]),
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["subject"] == "run"

@@ -1,0 +1,151 @@
+"""What a network that names pixels computes and learns, held against torch's own and scikit-learn's."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor
+from torch.nn import functional as F
+
+from dsdmae_cli.config.compose import compose
+from dsdmae_cli.config.schema import FINETUNE
+from dsdmae_cli.data.masks import VOID
+from dsdmae_cli.data.source import seeded
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.runs.build import build_backbone
+from dsdmae_cli.settings.judge import FinetuneSection
+from dsdmae_cli.tasks.segmenter import Segmenter, upsampled
+from dsdmae_cli.work import measure_work
+
+CPU = torch.device("cpu")
+SIZE = (16, 24)
+
+
+def backbone(size: Any = SIZE) -> Any:
+    flags = ("backbone.depth=2", "backbone.embed_dim=16", "backbone.num_heads=2", "backbone.patch_size=4")
+    settings = compose(FINETUNE, assignments=["data.dataset=digits", *flags], environ={}).settings
+    return build_backbone(settings.backbone, size, 0)
+
+
+def segmenter(**settings: Any) -> Segmenter:
+    section = FinetuneSection(task="segment", head_std=0.5, **settings)
+    return Segmenter(section, backbone(), 5, 0.75).double()
+
+
+def batch(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draws = seeded(CPU, seed)
+    images = torch.rand(count, 3, *SIZE, generator=draws, dtype=torch.float64) * 2 - 1
+    masks = torch.randint(0, 5, (count, *SIZE), generator=draws).to(torch.uint8)
+    for index in range(count):  # void unevenly, the last all of it
+        masks[index, : SIZE[0] * index // max(1, count - 1)] = VOID
+    return images, masks
+
+
+@pytest.mark.parametrize(("grid", "size"), [((3, 4), (12, 16)), ((4, 6), (16, 25)), ((2, 2), (2, 2)), ((1, 5), (9, 7))])
+def test_upsampling_is_torchs(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    scores = torch.randn(2, *grid, 3, generator=seeded(CPU, 0))
+    expected = F.interpolate(scores.movedim(3, 1), size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(upsampled(scores, size), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_cross_entropy_over_judged_pixels(smoothing: float) -> None:
+    method = segmenter(label_smoothing=smoothing).eval()
+    method.weigh_pixels(torch.tensor([5, 1, 2, 8, 4]))
+    images, masks = batch(4)
+    losses = method(images, method.corrupt_labelled(images, masks, seeded(CPU, 0)))
+    judged = masks != VOID
+    logits = method.network(images).movedim(1, 3)[judged]
+    own = F.cross_entropy(
+        logits, masks[judged].long(), method.class_weights, reduction="sum", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(losses["loss"].double(), own.double() / masks.numel(), rtol=1e-5, atol=0)
+    right = (logits.argmax(dim=1) == masks[judged]).double().mean()
+    assert float(losses["accuracy"]) == pytest.approx(float(right))
+
+
+def test_micro_batches_make_the_gradient_of_the_batch() -> None:
+    """However unevenly pixels are void."""
+    method = segmenter().eval()
+    images, masks = batch(6)
+    found = []
+    for sizes in ((6,), (2, 2, 2), (1, 2, 3)):
+        method.zero_grad()
+        parts = zip(images.split(sizes), masks.split(sizes), strict=True)
+        for some, own in parts:
+            loss = method(some, method.corrupt_labelled(some, own, seeded(CPU, 0)))["loss"]
+            (loss * len(some) / 6).backward()
+        found.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-9)
+
+
+def test_images_do_not_see_each_other() -> None:
+    method = segmenter().train()
+    images, _ = batch(3)
+    torch.testing.assert_close(method.network(images)[:1], method.network(images[:1]))
+
+
+def test_class_weights_are_scikit_learns() -> None:
+    labels = np.repeat([0, 1, 3, 4], [40, 3, 7, 10])
+    method = segmenter()
+    method.weigh_pixels(torch.from_numpy(np.bincount(labels, minlength=5)))
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3, 4]), y=labels)
+    assert method.class_weights is not None
+    assert method.class_weights[[0, 1, 3, 4]].tolist() == pytest.approx(expected.tolist())
+    assert method.class_weights[2] == 0
+
+
+def test_layer_decay_reaches_every_weight() -> None:
+    method = segmenter()
+    scales = method.lr_scales()
+    assert scales.keys() == dict(method.named_parameters()).keys()
+    assert scales["network.head.weight"] == scales["network.head.bias"] == 1
+    by_part = {
+        part: {scale for name, scale in scales.items() if part in name}
+        for part in ("blocks.1.", "blocks.0.", "patch_embed.")
+    }
+    assert by_part == {"blocks.1.": {0.75}, "blocks.0.": {0.75**2}, "patch_embed.": {0.75**3}}
+
+
+def test_erasing_leaves_masks_and_images_alone() -> None:
+    method = segmenter(random_erasing=1.0)
+    images, masks = batch(3)
+    kept = images.clone()
+    seen = method.corrupt_labelled(images, masks, seeded(CPU, 0))
+    assert torch.equal(images, kept)
+    assert not torch.equal(seen.images, kept)
+    assert seen.masks is masks
+
+
+def test_its_work_is_counted_without_masks() -> None:
+    flop, kept = measure_work(segmenter().float())
+    assert flop > 0
+    assert kept > 5 * SIZE[0] * SIZE[1] * 4  # the logits of all pixels are among it
+
+
+def test_it_learns_what_a_pixels_colour_says() -> None:
+    torch.manual_seed(0)
+    method = Segmenter(FinetuneSection(task="segment"), backbone(), 2, 1.0).train()
+    blocks = torch.rand(8, 1, 4, 6, generator=seeded(CPU, 1)).round()
+    images = F.interpolate(blocks, SIZE).expand(-1, 3, -1, -1) * 2 - 1
+    masks = F.interpolate(blocks, SIZE)[:, 0].to(torch.uint8)
+    optimizer = torch.optim.AdamW(method.parameters(), 3e-3)
+    for _ in itertools.repeat(None, 60):
+        losses = method(images, method.corrupt_labelled(images, masks, seeded(CPU, 0)))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+    assert float(losses["accuracy"]) > 0.9
+
+
+def test_tokens_must_be_cells_of_the_image() -> None:
+    odd = backbone()
+    odd.grid = (3, 6)
+    with pytest.raises(SettingsError, match="no cells of the image"):
+        Segmenter(FinetuneSection(task="segment"), odd, 5, 1.0)
