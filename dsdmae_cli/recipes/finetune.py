@@ -78,7 +78,7 @@ def build_classifier(settings: ResolvedFinetuneSettings, num_classes: int) -> tu
     if subject.kind == PIXELS:
         raise SettingsError("pixels have no weights to fine-tune; probe them, or fine-tune scratch")
     size = settings.data.image_size
-    opened = open_encoder(subject, settings.data, backbone=settings.backbone, image_size=size, seed=seed)
+    opened = open_encoder(subject, settings.data, backbone=settings.backbone, image_size=size, seed=seed, adapt=True)
     torch.manual_seed(derive_seed(seed, "head"))
     return opened, Classifier(settings.finetune, synchronized(opened.encoder), num_classes, settings.optim.layer_decay)
 

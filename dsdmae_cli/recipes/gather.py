@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,10 @@ def network_of(start: str) -> tuple[Values, str]:
     The first layer of one for RGB is adapted to the new images' channels (artifacts/beginning.py).
     """
     values, origin = parse(start, trained=True).taken_over()
-    data = {key: values.get("data", {}).get(key, "auto") for key in ("image_size", "range", "bands", "channels")}
+    values = _to_adapt(values, other_images=True)
+    data = {key: values["data"].get(key, "auto") for key in ("image_size", "range", "bands", "channels")}
     data = {key: value for key, value in data.items() if value not in ("auto", "none", None)}
-    if data.get("channels") == RGB:
-        del data["channels"]
-    backbone = {key: value for key, value in values.get("backbone", {}).items() if key != "in_chans"}
-    return {"backbone": backbone, **({"data": data} if data else {})}, origin
+    return {"backbone": values["backbone"], **({"data": data} if data else {})}, origin
 
 
 def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
@@ -82,12 +81,27 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     if given.subject is None:
         raise SettingsError(f"say what to judge: {allowed()}")
     values, origin = taken_over(given.subject, given.like)
-    loaded = compose(
-        schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
+    composed = partial(
+        compose, schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
         assignments=given.assignments,
-        base=({**values, section: {"start": given.subject}}, origin),
     )  # fmt: skip
-    return fitted(loaded) if schema is FINETUNE else loaded
+    start = {section: {"start": given.subject}}
+    if schema is not FINETUNE:
+        return composed(base=({**values, **start}, origin))
+    loaded = composed(base=({**_to_adapt(values, other_images=False), **start}, origin))
+    if loaded.sources["data.dataset"] != origin:
+        loaded = composed(base=({**_to_adapt(values, other_images=True), **start}, origin))
+    return fitted(loaded)
+
+
+def _to_adapt(values: Values, *, other_images: bool) -> Values:
+    """[data] and [backbone] of a network whose first layer is adapted to the images' channels (artifacts/open.py): it
+    does not say how many it takes; nor, where that is RGB, how many other images than its own have."""
+    data, backbone = (dict(values.get(section, {})) for section in ("data", "backbone"))
+    backbone.pop("in_chans", None)
+    if other_images and data.get("channels") == RGB:
+        del data["channels"]
+    return {**values, "data": data, "backbone": backbone}
 
 
 def _judging_on(given: Given, schema: Schema[Any], section: str, run: Path) -> Loaded[Any]:

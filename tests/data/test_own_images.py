@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import train
+from helpers import cli, train
 from image_files import crops, png, write
 
+from dsdmae_cli.ablation.sweep import Base, parse_axes
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import remarks
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded
@@ -50,6 +51,27 @@ def test_fine_tuning_counts_the_images_it_learns_from(few: Path) -> None:
     for more, batch in (({}, 8), ({"finetune.validation": "0.5"}, 4), ({"finetune.labels": "0.3"}, 2)):
         loaded = judging(Given(subject="scratch", flags={**flags, **more}), FINETUNE, "finetune")
         assert loaded.settings.train.batch_size == batch
+
+
+def test_a_study_has_the_batch_that_a_run_has(few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One rule: in the trials' settings, in what is said, and not where a batch is said or swept."""
+    base = Base(flags={"data.dataset": str(few), "backbone.patch_size": "8"})
+    alone = given(few).settings
+    [axis] = parse_axes([("mask-ratio", "0.5,0.75")], base)
+    for point in ({"mask-ratio": "0.5"}, {"mask-ratio": "0.75"}):
+        trial = base.load((axis,), point).settings
+        assert (trial.train.batch_size, trial.optim.lr) == (alone.train.batch_size, alone.optim.lr) == (8, 1.5e-4)
+    [swept] = parse_axes([("train.batch_size", "2,4")], base)
+    trial = base.load((swept,), {"train.batch_size": "4"}).settings
+    assert (trial.train.batch_size, trial.optim.lr) == (4, "auto")
+    assert Base(flags={**(base.flags or {}), "train.batch_size": "64"}).load().settings.train.batch_size == 64
+    code, out, err = cli(
+        capfd, "ablate", "--dataset", few, "--sweep", "mask-ratio", "0.5,0.75", "--epochs", "1", "--dry-run", "--image-size", "16",
+        "--out", tmp_path / "study",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "batches of 8 and a peak rate of 0.00015, for 10 images to learn from; --batch-size and --lr" in out
+    assert "1 epoch, 1 steps" in out
 
 
 def test_a_preset_for_small_images_says_that_it_shrinks_photographs(few: Path) -> None:
