@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.artifacts.subject import allowed, parse, taken_over
+from dsdmae_cli.artifacts.subject import allowed, parse, taken_over, to_adapt
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import fitted
-from dsdmae_cli.config.resolve import RGB
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema, Values
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.rundir import RunDir, refuse_run
@@ -63,7 +62,7 @@ def network_of(start: str) -> tuple[Values, str]:
     The first layer of one for RGB is adapted to the new images' channels (artifacts/beginning.py).
     """
     values, origin = parse(start, trained=True).taken_over()
-    values = _to_adapt(values, other_images=True)
+    values = to_adapt(values, other_images=True)
     data = {key: values["data"].get(key, "auto") for key in ("image_size", "range", "bands", "channels")}
     data = {key: value for key, value in data.items() if value not in ("auto", "none", None)}
     return {"backbone": values["backbone"], **({"data": data} if data else {})}, origin
@@ -88,20 +87,10 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     start = {section: {"start": given.subject}}
     if schema is not FINETUNE:
         return composed(base=({**values, **start}, origin))
-    loaded = composed(base=({**_to_adapt(values, other_images=False), **start}, origin))
+    loaded = composed(base=({**to_adapt(values, other_images=False), **start}, origin))
     if loaded.sources["data.dataset"] != origin:
-        loaded = composed(base=({**_to_adapt(values, other_images=True), **start}, origin))
+        loaded = composed(base=({**to_adapt(values, other_images=True), **start}, origin))
     return fitted(loaded)
-
-
-def _to_adapt(values: Values, *, other_images: bool) -> Values:
-    """[data] and [backbone] of a network whose first layer is adapted to the images' channels (artifacts/open.py): it
-    does not say how many it takes; nor, where that is RGB, how many other images than its own have."""
-    data, backbone = (dict(values.get(section, {})) for section in ("data", "backbone"))
-    backbone.pop("in_chans", None)
-    if other_images and data.get("channels") == RGB:
-        del data["channels"]
-    return {**values, "data": data, "backbone": backbone}
 
 
 def _judging_on(given: Given, schema: Schema[Any], section: str, run: Path) -> Loaded[Any]:

@@ -66,8 +66,8 @@ def test_a_study_has_the_batch_that_a_run_has(few: Path, tmp_path: Path, capfd: 
     assert (trial.train.batch_size, trial.optim.lr) == (4, "auto")
     assert Base(flags={**(base.flags or {}), "train.batch_size": "64"}).load().settings.train.batch_size == 64
     code, out, err = cli(
-        capfd, "ablate", "--dataset", few, "--sweep", "mask-ratio", "0.5,0.75", "--epochs", "1", "--dry-run", "--image-size", "16",
-        "--out", tmp_path / "study",
+        capfd, "ablate", "--dataset", few, "--sweep", "mask-ratio", "0.5,0.75", "--epochs", "1", "--dry-run",
+        "--image-size", "16", "--out", tmp_path / "study",
     )  # fmt: skip
     assert code == 0, err
     assert "batches of 8 and a peak rate of 0.00015, for 10 images to learn from; --batch-size and --lr" in out

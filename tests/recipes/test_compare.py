@@ -242,7 +242,7 @@ def test_a_run_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (default_folder() / "going" / "settings.toml").write_text("[data]\n")
     [row] = compare([Path("mine")], "none").rows
     assert row.name == "mine"
-    with pytest.raises(CheckpointError, match="going has no result.json: the run has not ended"):
+    with pytest.raises(CheckpointError, match=r"going has no result\.json: the run has not ended"):
         compare([Path("going")])
 
 
