@@ -62,6 +62,8 @@ def _num_images(settings: Any) -> int | None:
             return None
     if finetune is None:
         return int(images)
+    if not labelled:  # nothing to learn from, as whoever opens them will say
+        return None
     return max(1, int(labelled * finetune.labels * (1 - finetune.validation)))
 
 

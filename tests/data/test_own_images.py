@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import cli, train
+from helpers import cli, masked_folder, train
 from image_files import crops, png, write
 
 from dsdmae_cli.ablation.sweep import Base, parse_axes
@@ -72,6 +72,13 @@ def test_a_study_has_the_batch_that_a_run_has(few: Path, tmp_path: Path, capfd: 
     assert code == 0, err
     assert "batches of 8 and a peak rate of 0.00015, for 10 images to learn from; --batch-size and --lr" in out
     assert "1 epoch, 1 steps" in out
+
+
+def test_masks_are_no_labels_and_no_batch_is_made_of_them(tmp_path: Path) -> None:
+    root = masked_folder(tmp_path / "masked")
+    flags = {"data.dataset": str(root), "backbone.name": "vit-tiny"}
+    loaded = judging(Given(subject="scratch", flags=flags), FINETUNE, "finetune")
+    assert remarks(loaded, FINETUNE) == []  # it is refused where the labels are looked for
 
 
 def test_a_preset_for_small_images_says_that_it_shrinks_photographs(few: Path) -> None:
