@@ -48,7 +48,7 @@ def _validate_section(
     try:
         return model(**given)
     except ValidationError as error:
-        raise SettingsError(_one_line(section, fields, error, origin, values)) from error
+        raise SettingsError(_one_line(section, fields, error, origin)) from error
 
 
 def _meant(value: Any, field: FieldInfo) -> Any:
@@ -69,13 +69,7 @@ def _not_allowed(dotted: str, got: Any, field: FieldInfo, origin: Mapping[str, s
     return f"{dotted} = {got!r}{where(dotted, origin)} is not allowed; it takes {allowed(field)}"
 
 
-def _one_line(
-    section: str,
-    fields: Mapping[str, FieldInfo],
-    error: ValidationError,
-    origin: Mapping[str, str],
-    values: Mapping[str, Any],
-) -> str:
+def _one_line(section: str, fields: Mapping[str, FieldInfo], error: ValidationError, origin: Mapping[str, str]) -> str:
     """The first fault in words: which key, what was got and from where, what is allowed."""
     first = error.errors()[0]
     if not first["loc"]:  # a rule between several keys; its author wrote the message
@@ -85,6 +79,5 @@ def _one_line(
     if first["type"] == "value_error":
         return f"{dotted} = {first['input']!r}{where(dotted, origin)}: {first['msg'].removeprefix('Value error, ')}"
     got = first["input"]
-    # A pair that was made of a word is shown as the word was typed.
-    got = str(values[key]) if isinstance(got, tuple) and isinstance(values.get(key), Word) else got
-    return _not_allowed(dotted, got, fields[key], origin)
+    # As a file has it; a tuple is what a size becomes on its way.
+    return _not_allowed(dotted, list(got) if isinstance(got, tuple) else got, fields[key], origin)
