@@ -108,7 +108,7 @@ def _open_published(request: Request) -> Opened:
     opened = finished(build_backbone(backbone, size, request.seed), backbone, request)
     if getattr(backbone, "pretrained"):  # noqa: B009  (a setting of the plugin's own class)
         if backbone.in_chans != RGB:
-            note = f"the {adapted_words(RGB, backbone.in_chans)}: {name} learned from RGB images"
+            note = f"the {adapted_words(RGB, opened.encoder.in_chans)}: {name} learned from RGB images"
             return replace(opened, notes=(*opened.notes, note))
         return opened
     return replace(opened, notes=(*opened.notes, f"{name} with random weights: pretrained = false"))
