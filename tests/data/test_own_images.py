@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_a_study_has_the_batch_that_a_run_has(few: Path, tmp_path: Path, capfd: 
     assert code == 0, err
     assert "batches of 8 and a peak rate of 0.00015, for 10 images to learn from; --batch-size and --lr" in out
     assert "1 epoch, 1 steps" in out
+
+
+def test_a_probe_of_one_test_image_says_how_little_that_is(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--dataset", few, "--image-size", "16", "--kind", "knn", "--out", tmp_path / "probe", "--json"]
+    code, out, err = cli(capfd, "probe", "pixels", *given)
+    assert code == 0, err
+    low, high = json.loads(out)["top1_interval"]
+    assert high - low > 0.7
+    assert "could not be made" not in err
 
 
 def test_masks_are_no_labels_and_no_batch_is_made_of_them(tmp_path: Path) -> None:
