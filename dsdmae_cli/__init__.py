@@ -2,9 +2,9 @@
 
     import dsdmae_cli as dsdmae
 
-gives `pretrain`, `finetune`, `probe`, `embed`, `denoise`, `load_encoder` and `feature_pyramid` (dsdmae_cli.api,
-docs/python.md) and the errors that they raise; each is imported when it is first asked for. The rooms are in
-docs/design/architecture.md.
+gives `pretrain`, `finetune`, `probe`, `embed`, `load_encoder` and `feature_pyramid` (dsdmae_cli.api), `denoise`,
+`restore` and `predict` (dsdmae_cli.api_pictures), and the errors that they raise; each is imported when it is first
+asked for. docs/python.md shows them, and the rooms are in docs/design/architecture.md.
 """
 
 from importlib import import_module
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dsdmae_cli.api import DsdmaeWarning, denoise, embed, feature_pyramid, finetune, load_encoder, pretrain, probe
+    from dsdmae_cli.api import DsdmaeWarning, embed, feature_pyramid, finetune, load_encoder, pretrain, probe
+    from dsdmae_cli.api_pictures import denoise, predict, restore
     from dsdmae_cli.errors import (
         CheckpointError,
         DataError,
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 _FROM = {
     **dict.fromkeys(
-        ("DsdmaeWarning", "denoise", "embed", "feature_pyramid", "finetune", "load_encoder", "pretrain", "probe"), "api"
+        ("DsdmaeWarning", "embed", "feature_pyramid", "finetune", "load_encoder", "pretrain", "probe"), "api"
     ),
+    **dict.fromkeys(("denoise", "predict", "restore"), "api_pictures"),
     **dict.fromkeys(
         ("CheckpointError", "DataError", "DsdmaeError", "PluginError", "RunFailed", "RunInterrupted", "SettingsError"),
         "errors",
@@ -47,8 +49,10 @@ __all__ = [
     "feature_pyramid",
     "finetune",
     "load_encoder",
+    "predict",
     "pretrain",
     "probe",
+    "restore",
 ]
 
 

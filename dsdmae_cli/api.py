@@ -1,17 +1,16 @@
 """dsdmae from Python: what the commands do, as functions that return results and raise dsdmae's errors.
 
-`import dsdmae_cli as dsdmae` has all of them; docs/python.md shows them. Nothing heavy is loaded before one is called.
-None of them ends the process, prints (warnings go through `warnings`, progress to stderr where it is asked for), or
-leaves the random states of Python, NumPy and torch other than they were.
+`import dsdmae_cli as dsdmae` has all of them; docs/python.md shows them. What pictures get is in api_pictures.py.
+Nothing heavy is loaded before one is called. None of them ends the process, prints (warnings go through `warnings`,
+progress to stderr where it is asked for), or leaves the random states of Python, NumPy and torch other than they were.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 from dsdmae_cli import plugins
 from dsdmae_cli.config.flags import flags_of
@@ -23,19 +22,12 @@ from dsdmae_cli.report.training import PlainReport
 from dsdmae_cli.settings.size import Size
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL import Image
-
     from dsdmae_cli.artifacts.embedding import Embedding
     from dsdmae_cli.artifacts.pyramid import FeaturePyramid
     from dsdmae_cli.backbone import Backbone
     from dsdmae_cli.config.schema import Schema
 
-    Pixels = TypeVar("Pixels", NDArray[np.uint8], NDArray[np.uint16])
-
 Presets = str | Sequence[str] | None
-Engine = Literal["auto", "torch", "onnx"]
 
 
 class DsdmaeWarning(UserWarning):
@@ -62,6 +54,7 @@ def pretrain(
     method: str | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    accept_changes: bool = False,
     preset: Presets = None,
     progress: bool = False,
     **settings: Any,
@@ -73,6 +66,7 @@ def pretrain(
         method: name of the method, or its table of settings ({"name": "mae", "mask_ratio": 0.6}).
         out: the run's directory, new or empty; None = one of its own under the user's data directory.
         resume: go on with the run in `out`, by its own settings.
+        accept_changes: go on though its settings.toml or the images are not those of its newest checkpoint.
         preset: packaged settings to start from, one or several.
         progress: lines on stderr.
         settings: named as the flags are (epochs, batch_size, lambda_), or a section's table (optim={"min_lr": 1e-6}).
@@ -89,10 +83,12 @@ def pretrain(
     from dsdmae_cli.recipes.pretrain import pretrain as run
 
     with opened_once():
-        given = _given("pretrain", PRETRAIN, {**_named(data), **_but_none(method=method), **settings},
-                       out=_path(out), resume=resume, preset=_presets(preset))  # fmt: skip
+        given = given_from("pretrain", PRETRAIN, {**_named(data), **_but_none(method=method), **settings},
+                           out=path_of(out), resume=resume, accept_changes=accept_changes,
+                           preset=_presets(preset))  # fmt: skip
         loaded = pretraining(given)
-        return run(loaded, out=given.out, resume=resume, overridden=given.any_setting, report=_report(progress))
+        return run(loaded, out=given.out, resume=resume, overridden=given.any_setting, accept_changes=accept_changes,
+                   report=_report(progress))  # fmt: skip
 
 
 def finetune(
@@ -102,6 +98,7 @@ def finetune(
     out: str | Path | None = None,
     like: str | Path | None = None,
     resume: bool = False,
+    accept_changes: bool = False,
     preset: Presets = None,
     progress: bool = False,
     **settings: Any,
@@ -112,7 +109,7 @@ def finetune(
         subject: where its weights start: a run, a weights file, "timm:NAME" or "scratch".
         data: as in pretrain; None = what the subject learned from.
         like: for "scratch": another subject, whose data and backbone are meant.
-        out, resume, preset, progress, settings: as in pretrain.
+        out, resume, accept_changes, preset, progress, settings: as in pretrain.
 
     Returns:
         What result.json holds: top1, top1_interval, classifier, ...; with task="segment" mean_iou in place of top1.
@@ -125,10 +122,12 @@ def finetune(
     from dsdmae_cli.recipes.gather import judging
 
     with opened_once():
-        given = _given("finetune", FINETUNE, {**_named(data), **settings}, subject=str(subject), like=_text(like),
-                       out=_path(out), resume=resume, preset=_presets(preset))  # fmt: skip
+        given = given_from("finetune", FINETUNE, {**_named(data), **settings}, subject=str(subject), like=_text(like),
+                           out=path_of(out), resume=resume, accept_changes=accept_changes,
+                           preset=_presets(preset))  # fmt: skip
         loaded = judging(given, FINETUNE, "finetune")
-        return run(loaded, out=given.out, resume=resume, overridden=given.any_setting, report=_report(progress))
+        return run(loaded, out=given.out, resume=resume, overridden=given.any_setting, accept_changes=accept_changes,
+                   report=_report(progress))  # fmt: skip
 
 
 def probe(
@@ -160,8 +159,8 @@ def probe(
     from dsdmae_cli.runtime import undisturbed
 
     with opened_once(), undisturbed():
-        given = _given("probe", PROBE, {**_named(data), **_but_none(kind=kind), **settings}, subject=str(subject),
-                       like=_text(like), out=_path(out))  # fmt: skip
+        given = given_from("probe", PROBE, {**_named(data), **_but_none(kind=kind), **settings}, subject=str(subject),
+                       like=_text(like), out=path_of(out))  # fmt: skip
         return run(judging(given, PROBE, "probe"), out=given.out, report=_report(progress))
 
 
@@ -202,92 +201,12 @@ def embed(
     from dsdmae_cli.runtime import undisturbed
 
     with opened_once(), undisturbed():
-        given = _given("embed", USE, {**_named(data), **settings})
+        given = given_from("embed", USE, {**_named(data), **settings})
         request = Request(
             subject=str(subject), flags=given.flags, split=split, pool=pool, image_size=image_size,  # type: ignore[arg-type]
             device=device, precision=precision, cache=cache,
         )  # fmt: skip
         return compute(request, _report(progress)).embedding
-
-
-@overload
-def denoise(picture: Pixels, *, strength: float | None = ..., passes: int = ..., run: str | Path | None = ...,
-            weights: str | Path | None = ..., engine: Engine = ..., device: str = ...,
-            precision: str = ...) -> Pixels: ...  # fmt: skip
-@overload
-def denoise(picture: Image.Image | str | Path, *, strength: float | None = ..., passes: int = ...,
-            run: str | Path | None = ..., weights: str | Path | None = ..., engine: Engine = ..., device: str = ...,
-            precision: str = ...) -> Image.Image: ...  # fmt: skip
-def denoise(
-    picture: Any,
-    *,
-    strength: float | None = None,
-    passes: int = 1,
-    run: str | Path | None = None,
-    weights: str | Path | None = None,
-    engine: Engine = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-) -> Any:
-    """A picture without its noise.
-
-    Args:
-        picture: an array, uint8 or uint16, [height, width] or [height, width, channels] with 1 to 4 channels; a PIL
-            image; or a file's path.
-        strength: share of the correction to take, 0 to 1; None = all of it, less where next to no noise is found.
-        passes: shifted, mirrored and turned passes to average: better, in as many times the time.
-        run, weights: denoise with what a run has learned, or with a file of `dsdmae export --to denoiser` or
-            `--to denoiser-onnx`; both None = the weights that ship with dsdmae.
-        engine: "torch", "onnx" (onnxruntime on the CPU, without loading torch) or "auto", as `dsdmae denoise --engine`.
-        device, precision: as train.device and train.precision.
-
-    Returns:
-        An array for an array, of its type and shape; else a PIL image.
-
-    Raises:
-        DataError: the picture cannot be read, or is no picture.
-        SettingsError, CheckpointError: there is no such denoiser or device, or `strength` is no share.
-    """
-    import numpy as np
-
-    from dsdmae_cli.data.base import Refused
-    from dsdmae_cli.errors import DataError
-    from dsdmae_cli.pictures.depths import brought_back, limits_of, seen
-    from dsdmae_cli.pictures.engines import choose_engine, open_restorer
-    from dsdmae_cli.pictures.picture import Picture, read, to_image
-
-    if engine not in ("auto", "torch", "onnx"):
-        raise SettingsError(f"engine = {engine!r} is not allowed; it takes auto, torch or onnx")
-    if strength is not None and not 0 <= strength <= 1:
-        raise SettingsError(f"strength = {strength!r} is not allowed; it takes a number from 0 to 1, or None")
-    if passes < 1:
-        raise SettingsError(f"passes = {passes!r} is not allowed; it takes a whole number from 1 up")
-    if run is not None and weights is not None:
-        raise SettingsError("run and weights both name a network; give one")
-    try:
-        given = read(Path(picture), str(picture)) if isinstance(picture, str | Path) else Picture.of(picture)
-    except Refused as error:
-        raise DataError(str(error)) from error
-    where = (_path(run), _path(weights))
-    with _undisturbed_by(choose_engine(engine, *where, device, precision)):
-        restorer = open_restorer(*where, engine=engine, device=device, precision=precision, passes=passes)
-        limits = limits_of([given])
-        shown = given if limits is None else seen(given, limits)
-        try:
-            restored = restorer(shown, strength).picture
-            restored = restored if limits is None else brought_back(given, shown, restored, limits)
-            return restored.pixels.reshape(picture.shape) if isinstance(picture, np.ndarray) else to_image(restored)
-        except Refused as error:
-            raise DataError(str(error)) from error
-
-
-def _undisturbed_by(engine: str) -> AbstractContextManager[None]:
-    """Random states as they were; only torch, which draws weights before it loads others, would change them."""
-    if engine == "onnx":
-        return nullcontext()
-    from dsdmae_cli.runtime import undisturbed
-
-    return undisturbed()
 
 
 def load_encoder(
@@ -316,7 +235,7 @@ def load_encoder(
     from dsdmae_cli.runtime import undisturbed
 
     with undisturbed():
-        flags = _given("export", USE, _but_none(backbone=backbone)).flags
+        flags = given_from("export", USE, _but_none(backbone=backbone)).flags
         opened = open_encoder(str(subject), None, backbone=given(flags, None)[1], image_size=image_size, seed=seed)
     for note in opened.notes:
         warnings.warn(note, DsdmaeWarning, stacklevel=2)
@@ -336,7 +255,7 @@ def feature_pyramid(
     return FeaturePyramid(load_encoder(subject, **how), out_channels, frozen=frozen)
 
 
-def _given(command: str, schema: Schema[Any], settings: Mapping[str, Any], **places: Any) -> Given:
+def given_from(command: str, schema: Schema[Any], settings: Mapping[str, Any], **places: Any) -> Given:
     """What keyword arguments say of settings, under the settings' names.
 
     Raises:
@@ -384,7 +303,7 @@ def _but_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _path(value: str | Path | None) -> Path | None:
+def path_of(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -166,6 +166,26 @@ class Backbone(nn.Module):
         """Weights under timm's own parameter names, the network's own tensors: what is copied into them is loaded."""
         raise AssertionError("a backbone overrides timm_state")
 
+    def adapted(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the same network for images of another number of channels, brought to this one's, as timm does
+        with published ones (see on_channels). For a network whose first layers are convolutions of pixels; one that
+        reads them otherwise overrides this.
+
+        Args:
+            given: under the names of timm_state, as they are.
+        """
+        own = self.timm_state()
+        return {
+            name: on_channels(weight, self.in_chans) if self._reads_pixels(own.get(name), weight) else weight
+            for name, weight in given.items()
+        }
+
+    def _reads_pixels(self, own: Tensor | None, given: Tensor) -> bool:
+        """Whether a weight is the same convolution of pixels as an own one, but for the number of their channels."""
+        if own is None or own.ndim != 4 or own.shape[1] != self.in_chans or own.shape == given.shape:
+            return False
+        return own.shape[:1] + own.shape[2:] == given.shape[:1] + given.shape[2:]
+
     @property
     def body(self) -> nn.Module:
         """timm's module inside, by whose layers the learning rate can decay; itself where there is none."""
@@ -224,6 +244,20 @@ def at_size(backbone: B, image_size: Size) -> B:
     other = copy.deepcopy(backbone, {id(tensor): tensor for tensor in shared})
     other.set_image_size(image_size)
     return other
+
+
+def on_channels(weight: Float[Tensor, "o c ..."], number: int) -> Float[Tensor, "o n ..."]:
+    """Filters of c channels for images of another number of them.
+
+    They are repeated channel by channel and scaled by c / number, so that answers stay of the size they had (and, where
+    number is a multiple of c, the same for an image whose channels are all alike); for one channel they are summed.
+    As timm.models.adapt_input_conv does for three channels.
+    """
+    if number == 1:
+        return weight.sum(dim=1, keepdim=True)
+    there = weight.shape[1]
+    repeats = [1, -(-number // there), *[1] * (weight.ndim - 2)]
+    return weight.repeat(*repeats)[:, :number] * (there / number)
 
 
 def grid_of(num_tokens: int, image_size: Size) -> tuple[int, int]:

@@ -15,7 +15,8 @@ from dsdmae_cli import plugins
 from dsdmae_cli.ablation.sweep import Axis, Base, Point, describe, grid
 from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.config.own_images import remarks
+from dsdmae_cli.config.schema import ABLATE, Loaded
 from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.runs.rundir import changed_settings, file_name
 from dsdmae_cli.settings.judge import are_blocks
@@ -142,6 +143,10 @@ class Definition:
             f"{twin} is the same computation as {first} (shares of few patches are rounded to whole ones): run once"
             for twin, first in self.twins.items()
         ]
+
+    def remarks(self) -> list[str]:
+        """What a person should know of values that nobody said, a sentence each."""
+        return remarks(self.base.load(), ABLATE)
 
     def common(self) -> Settings:
         """The settings that all trials start from."""

@@ -50,6 +50,7 @@ def dry_run(
         "study": str(folder),
         "equal": definition.equal,
         "trials": rows,
+        "notes": definition.remarks(),
         "same": dict(definition.twins),
         "total": total,
     }
@@ -103,6 +104,7 @@ def _text(definition: Definition, rows: list[dict[str, Any]], total: dict[str, A
     return "\n".join(
         [
             *map(line, names, shown),
+            *definition.remarks(),
             *definition.said_of_twins(),
             f"total: {left} runs to do{at_once}, {flop(total['gflop'])}, {when} of pre-training",
             f"not included: {'; '.join(total['not_included'])}",

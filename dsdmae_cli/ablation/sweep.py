@@ -17,6 +17,7 @@ from dsdmae_cli.ablation.values import MOST_TRIALS, Span, is_number, parse_value
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import admits, key_of, plain
 from dsdmae_cli.config.flags import flags_of
+from dsdmae_cli.config.own_images import fitted
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import ABLATE, NAMED, SECTIONS, Loaded, section_class
 from dsdmae_cli.config.sources import parse_word
@@ -120,6 +121,7 @@ class Base:
 
         Raises:
             SettingsError, PluginError: a value is refused; the message names the --sweep it is from.
+            DataError: the images are not there.
         """
         words = {axis.dotted: word for axis in axes if point and (word := axis.word(point[axis.key])) is not None}
         origins = {axis.dotted: f"--sweep {axis.key}" for axis in axes if axis.dotted in words}
@@ -128,7 +130,7 @@ class Base:
         if seed is not None:
             words["train.seed"] = str(seed)
         left = self._left_out(words)
-        return compose(
+        loaded = compose(
             ABLATE,
             preset=self.preset,
             config=self.config,
@@ -137,6 +139,7 @@ class Base:
             # --set stands above flags, but not above what makes this trial differ from the others.
             assignments=[a for a in self.assignments if _assigned(a) not in {*words, *left}],
         )
+        return fitted(loaded)
 
     def gives(self, dotted: str) -> str | None:
         """The flag that sets this setting for all trials, None if there is none."""

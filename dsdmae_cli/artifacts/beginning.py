@@ -11,7 +11,7 @@ from statistics import fmean
 from torch import Tensor
 
 from dsdmae_cli import checkpoint
-from dsdmae_cli.artifacts.open import open_encoder
+from dsdmae_cli.artifacts.open import adapted_words, open_encoder
 from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import CheckpointError, SettingsError
@@ -55,7 +55,7 @@ class Beginning:
         self.encoder.set_image_size(backbone.image_size)
         own, given = backbone.timm_state(), self.encoder.timm_state()
         if backbone.in_chans != self.encoder.in_chans:
-            given = adapted(given, own)
+            given = backbone.adapted(given)
         checkpoint.check_fit(own, given, f"{self.text} (train.start)")
         for name, tensor in own.items():
             tensor.data.copy_(given[name])
@@ -63,7 +63,7 @@ class Beginning:
     def fill_parts(self, method: Method, name: str) -> str:
         """Give a method's other parts their weights where the method is the same; what was filled, in words."""
         was, now = self.encoder.in_chans, method.encoder().in_chans
-        adapted = f"; its first layer is adapted from {was} to {now} channels" if was != now else ""
+        adapted = f"; its {adapted_words(was, now)}" if was != now else ""
         if name != self.method or not self.parts:
             return f"the encoder begins with the weights of {self.text}{adapted}; everything else is new"
         state = method.state_dict()
@@ -85,30 +85,6 @@ def _alike(one: Backbone, other: Backbone) -> bool:
     if one.in_chans == other.in_chans:
         return (one.mean, one.std) == (other.mean, other.std)
     return all(isclose(fmean(a), fmean(b), abs_tol=1e-6) for a, b in ((one.mean, other.mean), (one.std, other.std)))
-
-
-def adapted(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with convolutions of images brought to another number of channels, as timm does with published ones.
-
-    Filters are repeated channel by channel and scaled, so that an image whose channels are all alike gives what it gave
-    before; for one channel they are summed. What is no such convolution (a U-Net's first layer) stays as it is.
-    """
-    state = dict(given)
-    for name, weight in given.items():
-        wanted = own[name].shape if name in own else weight.shape
-        if (
-            weight.ndim == 4
-            and wanted[0] == weight.shape[0]
-            and wanted[2:] == weight.shape[2:]
-            and wanted != weight.shape
-        ):
-            there, number = weight.shape[1], wanted[1]
-            if number == 1:
-                state[name] = weight.sum(dim=1, keepdim=True)
-            else:
-                repeated = weight.repeat(1, -(-number // there), 1, 1)[:, :number]
-                state[name] = repeated * (there / number)
-    return state
 
 
 def open_beginning(text: str, settings: ResolvedSettings) -> Beginning:

@@ -6,6 +6,7 @@ elsewhere.py reads the file and finds the backbone by the shapes; what a person 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 
 import timm
@@ -21,7 +22,7 @@ from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.plugins import Recognized
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.settings.models import BackboneSettings
-from dsdmae_cli.settings.size import Size
+from dsdmae_cli.settings.size import Size, size_words
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def open_foreign(path: Path, request: Request) -> Opened:
         encoder = build_backbone(wanted.backbone, native, request.seed)
     own = encoder.timm_state()
     beside = left_out(own, state, _classifier(encoder))
+    if wanted.words:  # of another network than the one that was named nothing need fit
+        _check_positions(path, own, state, encoder)
     try:
         fill(encoder, state, str(path))
     except CheckpointError as error:
@@ -86,10 +89,16 @@ def _wanted(found: Elsewhere, state: dict[str, Tensor], request: Request) -> _Wa
             " is one, name it with --backbone NAME (see `dsdmae plugins`)"
         )
     size = request.image_size or native or request.wanted_size() or _size_of_published(backbone)
+    if size is None and recognized is not None and "pos_embed" in state:
+        size = 2 * _patch(backbone)  # any: the table is no square, as is said when there is a network to hold it to
     if size is None:
         raise SettingsError(f"{found.path} does not say which images it is for; give their side with --image-size")
     channels = RGB if backbone.in_chans == "auto" else backbone.in_chans
     return _Wanted(resolve_backbone(backbone.without_weights(), size, channels), native, size, words)
+
+
+def _patch(backbone: BackboneSettings) -> int:
+    return backbone.patch_size if isinstance(backbone.patch_size, int) else 16
 
 
 def _changed(recognized: Recognized, given: BackboneSettings | None) -> tuple[BackboneSettings, str]:
@@ -139,6 +148,28 @@ def _native_size(encoder: Backbone, state: dict[str, Tensor]) -> int | None:
     side = round((other.shape[1] - own.shape[1] + encoder.num_tokens) ** 0.5)
     square = side * side + own.shape[1] - encoder.num_tokens == other.shape[1]
     return side * encoder.patch_shape[0] if square and side > 1 else None
+
+
+def _check_positions(path: Path, own: dict[str, Tensor], state: dict[str, Tensor], encoder: Backbone) -> None:
+    """See that a table of positions that is no square belongs to the images that are meant: only a person can say what
+    rectangle it is.
+
+    Raises:
+        CheckpointError: it is of others.
+    """
+    mine, theirs = own.get("pos_embed"), state.get("pos_embed")
+    if mine is None or theirs is None or mine.ndim != 3 or theirs.ndim != 3 or mine.shape[1] == theirs.shape[1]:
+        return
+    patches, (height, width) = theirs.shape[1] - mine.shape[1] + encoder.num_tokens, encoder.patch_shape
+    if patches < 1 or isqrt(patches) ** 2 == patches:
+        return
+    rows = max(n for n in range(1, isqrt(patches) + 1) if patches % n == 0)
+    columns = patches // rows
+    examples = f"{rows * height},{columns * width} or {columns * height},{rows * width}"
+    raise CheckpointError(
+        f"{path} has positions for {patches} patches of {size_words((height, width))} px, which are no square; say what"
+        f" images it is for with --image-size HEIGHT,WIDTH ({examples}, for example)"
+    )
 
 
 def _classifier(encoder: Backbone) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ _WRAPPERS = (
 _STEMS = (
     ("patch_embed.proj.weight", None),
     ("embeddings.patch_embeddings.projection.weight", None),
-    ("embeddings.patch_embedding.weight", "embeddings.class_embedding"),
+    ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"),
     ("conv_proj.weight", None),
     ("conv1.weight", "class_embedding"),
     ("conv1.weight", "layer1.0.conv1.weight"),

@@ -1,7 +1,7 @@
-"""Weights of other code under timm's names: CLIP (also Hugging Face's), Hugging Face's ViT and BEiT, torchvision's ViT,
-DINOv2, DINOv3.
+"""Weights of other code under timm's names: CLIP (also Hugging Face's), Hugging Face's SigLIP, ViT and BEiT,
+torchvision's ViT, DINOv2, DINOv3.
 
-MAE, DINO, MoCo v3, BEiT and torchvision's ResNets use these names already.
+MAE, DINO, MoCo v3, BEiT, OpenCLIP's SigLIP and torchvision's ResNets use these names already.
 """
 
 from __future__ import annotations
@@ -65,6 +65,12 @@ _HUGGING_FACE_CLIP = _Convention(
         (r"encoder\.layers\.(\d+)\.", r"blocks.\1."),
     ),
     merged=("q_proj", "k_proj", "v_proj"),
+)
+_HUGGING_FACE_SIGLIP = _Convention(
+    "Hugging Face's SigLIP",
+    "embeddings.patch_embedding.bias",  # CLIP's has none
+    _HUGGING_FACE_CLIP.names,
+    merged=_HUGGING_FACE_CLIP.merged,
 )
 _TORCHVISION = _Convention(
     "torchvision's ViT",
@@ -132,7 +138,7 @@ _DINOV2 = _Convention(
 
 def under_timm_names(state: State) -> tuple[State, str]:
     """The weights with the names and shapes that timm gives them, and whose names they had; "" for timm's own."""
-    known = (_CLIP, _TORCHVISION, _HUGGING_FACE_CLIP, _HUGGING_FACE, _DINOV3)
+    known = (_CLIP, _TORCHVISION, _HUGGING_FACE_CLIP, _HUGGING_FACE_SIGLIP, _HUGGING_FACE, _DINOV3)
     convention = next((c for c in known if c.sign in state), None)
     words = convention.words if convention else ""
     named = _renamed(state, convention or _DINOV2)
@@ -140,8 +146,9 @@ def under_timm_names(state: State) -> tuple[State, str]:
         named = _merged(named, convention.merged)
     if convention in (_CLIP, _HUGGING_FACE_CLIP):
         named["cls_token"] = named["cls_token"].reshape(1, 1, -1)
-        if named.get("pos_embed", named["cls_token"]).ndim == 2:
-            named["pos_embed"] = named["pos_embed"].unsqueeze(0)
+    if convention in (_CLIP, _HUGGING_FACE_CLIP, _HUGGING_FACE_SIGLIP) and "pos_embed" in named:
+        positions = named["pos_embed"]
+        named["pos_embed"] = positions.unsqueeze(0) if positions.ndim == 2 else positions
     if convention is _DINOV3:
         _part_biases(named)
     if "register_tokens" in named and named.keys() >= {"cls_token", "pos_embed"}:

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from dsdmae_cli import checkpoint, plugins
 from dsdmae_cli.artifacts.foreign import open_foreign
-from dsdmae_cli.artifacts.opened import Opened, Request, finished
+from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
 from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, Subject, parse, published_backbone, published_size
 from dsdmae_cli.artifacts.trained import open_checkpoint, open_file
 from dsdmae_cli.backbone import Pixels
-from dsdmae_cli.config.resolve import RGB, resolve_backbone
+from dsdmae_cli.config.resolve import RGB, check_taken, resolve_backbone
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
@@ -29,6 +29,7 @@ def open_encoder(
     seed: int,
     head: bool = False,
     teacher: bool = False,
+    adapt: bool = False,
 ) -> Opened:
     """Open what a person named.
 
@@ -42,6 +43,8 @@ def open_encoder(
         seed: of the weights that are drawn.
         teacher: the moving average that a run's method kept, out of its newest checkpoint.
         head: keep the head of a fine-tuned network in `Opened.tuned`; otherwise it is left out, and a note says so.
+        adapt: bring its first layer to the channels of `data` where it was trained with others, and say so in a note,
+            as for a network that will go on learning; otherwise it is refused.
 
     Raises:
         CheckpointError: no such run or file, it is damaged, or the weights do not fit.
@@ -50,7 +53,36 @@ def open_encoder(
     """
     parsed = parse(subject) if isinstance(subject, str) else subject
     request = Request(parsed, data, backbone, image_size, seed, head, teacher)
-    if teacher:
+    if not adapt or parsed.path is None:  # published weights are adapted by those who publish them
+        return _opened(request)
+    channels = request.channels()
+    if backbone is not None and backbone.in_chans == channels:  # resolved for the images; the weights' own may differ
+        backbone = backbone.model_copy(update={"in_chans": "auto"})
+    found = _opened(replace(request, data=None, backbone=backbone, image_size=request.wanted_size()))
+    return found if found.encoder.in_chans == channels else _on_channels(found, channels, request)
+
+
+def adapted_words(was: int, now: int) -> str:
+    """What is said of weights for images of another number of channels."""
+    return f"first layer is adapted from {was} to {now} channel{'' if now == 1 else 's'}"
+
+
+def _on_channels(opened: Opened, channels: int, request: Request) -> Opened:
+    """The same weights in a network for images of another number of channels."""
+    text, was = request.subject.text, opened.encoder.in_chans
+    spec = plugins.find("backbone", opened.backbone.name).spec
+    if not spec.any_channels:
+        check_taken(was, channels, text)
+    backbone = opened.backbone.without_weights().model_copy(update={"in_chans": channels})
+    encoder = build_backbone(backbone, opened.encoder.image_size, request.seed)
+    fill(encoder, encoder.adapted(opened.encoder.timm_state()), text)
+    note = f"the {adapted_words(was, channels)}: {text} learned from images of {was}"
+    return replace(opened, encoder=encoder, backbone=backbone, notes=(*opened.notes, note))
+
+
+def _opened(request: Request) -> Opened:
+    parsed = request.subject
+    if request.teacher:
         if parsed.kind != "run" or parsed.path is None:
             raise SettingsError(f"probe.teacher = true needs a run's directory with its checkpoints, not {parsed.text}")
         return open_checkpoint(parsed.settings(), parsed.path, request)
@@ -76,7 +108,7 @@ def _open_published(request: Request) -> Opened:
     opened = finished(build_backbone(backbone, size, request.seed), backbone, request)
     if getattr(backbone, "pretrained"):  # noqa: B009  (a setting of the plugin's own class)
         if backbone.in_chans != RGB:
-            note = f"the first layer of {name} is adapted from RGB to {backbone.in_chans} channels"
+            note = f"the {adapted_words(RGB, opened.encoder.in_chans)}: {name} learned from RGB images"
             return replace(opened, notes=(*opened.notes, note))
         return opened
     return replace(opened, notes=(*opened.notes, f"{name} with random weights: pretrained = false"))

@@ -24,7 +24,7 @@ from dsdmae_cli import plugins
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
 from dsdmae_cli.config.compose import load, written
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.resolve import resolve, resolve_backbone
+from dsdmae_cli.config.resolve import RGB, resolve, resolve_backbone
 from dsdmae_cli.config.schema import Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError, nearest
@@ -197,6 +197,16 @@ def taken_over(subject: str, like: str | None = None) -> tuple[Values, str]:
     if parsed.kind not in (SCRATCH, PIXELS):
         raise SettingsError(f"--like is for scratch and pixels, which have no data of their own; {subject} has")
     return parse(like).taken_over()
+
+
+def to_adapt(values: Values, *, other_images: bool) -> Values:
+    """[data] and [backbone] of a network whose first layer is adapted to the images' channels (artifacts/open.py): it
+    does not say how many it takes; nor, where that is RGB, how many other images than its own have."""
+    data, backbone = (dict(values.get(section, {})) for section in ("data", "backbone"))
+    backbone.pop("in_chans", None)
+    if other_images and data.get("channels") == RGB:
+        del data["channels"]
+    return {**values, "data": data, "backbone": backbone}
 
 
 def published_spec(name: str) -> BackboneSpec:

@@ -64,6 +64,8 @@ def _num_images(settings: Any) -> int | None:
         return int(images)
     if finetune.task == "segment":  # whose labels are masks, and not counted among the labelled
         labelled = images
+    if not labelled:  # nothing to learn from, as whoever opens them will say
+        return None
     return max(1, int(labelled * finetune.labels * (1 - finetune.validation)))
 
 

@@ -78,4 +78,6 @@ def _one_line(section: str, fields: Mapping[str, FieldInfo], error: ValidationEr
     dotted = f"{section}.{key}"
     if first["type"] == "value_error":
         return f"{dotted} = {first['input']!r}{where(dotted, origin)}: {first['msg'].removeprefix('Value error, ')}"
-    return _not_allowed(dotted, first["input"], fields[key], origin)
+    got = first["input"]
+    # As a file has it; a tuple is what a size becomes on its way.
+    return _not_allowed(dotted, list(got) if isinstance(got, tuple) else got, fields[key], origin)

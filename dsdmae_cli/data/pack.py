@@ -135,7 +135,7 @@ def _packed(
 ) -> Manifest:  # fmt: skip
     journal = _begin(splits, out, options, manifest)
     places = [(number, index) for number, name in enumerate(SPLITS) for index in range(len(splits[name]))]
-    parts = list(_parts_of_before(out))
+    parts = list(parts_of_before(out))
     for part in parts:
         for name, reason in part.unreadable.items():
             unreadable(name, reason)
@@ -344,7 +344,7 @@ def _begin(splits: Mapping[str, ImageDataset], out: Path, options: Options, mani
     return journal
 
 
-def _parts_of_before(out: Path) -> Iterator[_Part]:
+def parts_of_before(out: Path) -> Iterator[_Part]:
     """The parts of whole shards, as far as they follow each other; what lies beyond is written anew."""
     number = 0
     while (path := out / f"{number:05d}.part").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ from dsdmae_cli import __version__, plugins
 from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.open import open_dataset
-from dsdmae_cli.data.pack import Options, pack
+from dsdmae_cli.data.pack import Options, pack, parts_of_before
 from dsdmae_cli.data.packed import INDEX, Manifest, Shard
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import RunInterrupted, SettingsError
 from dsdmae_cli.plugins import DatasetSpec
 from dsdmae_cli.report import say
 from dsdmae_cli.report.counted import Counted
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.size import height_width, size_words
+from dsdmae_cli.signals import Stopped, stopping
 
 _RGB = 3
 
@@ -32,7 +34,9 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
         SettingsError: the dataset has ways of its own that the packed form would forget.
         DataError: it cannot be read, or the folder holds something else.
         RunFailed: the folder cannot be written.
+        RunInterrupted: a signal asked to stop.
     """
+    _require_elsewhere(settings.dataset, out)
     spec: DatasetSpec = plugins.find("dataset", settings.dataset).spec
     _require_plain(spec, settings.dataset)
     splits = {split: open_dataset(settings, split) for split in ("train", "test")}
@@ -62,12 +66,15 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
         Shard(INDEX, 0, 0, ""), (),
     )  # fmt: skip
     unreadable = Unreadable(sum(map(len, splits.values())), settings)
-    with Counted("packing", 1, quiet=quiet) as report:
-        report.begin(settings.dataset)
-        done = pack(
-            splits, out, options, manifest, rewritten=train.channels == _RGB and bands is None,
-            unreadable=unreadable.add, advance=report.advance,
-        )  # fmt: skip
+    try:
+        with stopping(), Counted("packing", 1, quiet=quiet) as report:
+            report.begin(settings.dataset)
+            done = pack(
+                splits, out, options, manifest, rewritten=train.channels == _RGB and bands is None,
+                unreadable=unreadable.add, advance=report.advance,
+            )  # fmt: skip
+    except KeyboardInterrupt as stopped:
+        raise _interrupted(out, sum(map(len, splits.values())), stopped) from stopped
     if len(unreadable) and not quiet:
         for line in unreadable.lines():
             say(f"left out, since it cannot be read: {line}")
@@ -80,6 +87,23 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
         "unreadable": dict(done.source["unreadable"]),
         "next": f"dsdmae pretrain {out}",
     }
+
+
+def _interrupted(out: Path, images: int, stopped: KeyboardInterrupt) -> RunInterrupted:
+    number = Stopped.by if isinstance(stopped, Stopped) else int(signal.SIGINT)
+    parts = list(parts_of_before(out))
+    kept = f"{parts[-1].reached:,} of {images:,} images in whole shards are kept" if parts else "no shard was whole yet"
+    return RunInterrupted(f"stopped by signal {number}: {kept} in {out}; the same command goes on", number)
+
+
+def _require_elsewhere(dataset: str, out: Path) -> None:
+    """See that what is packed does not become a part of what it is packed from."""
+    source = Path(plugins.argument_of(dataset)).expanduser() if ":" in dataset else None
+    if source is not None and source.is_dir() and out.expanduser().resolve().is_relative_to(source.resolve()):
+        raise SettingsError(
+            f"--out {out} lies in {source}, whose images are packed: its shards would be files of that dataset; choose"
+            " a folder outside it"
+        )
 
 
 def _require_plain(spec: DatasetSpec, name: str) -> None:

@@ -22,6 +22,7 @@ from dsdmae_cli.data.files import Files, Names, require_images, stamp_of
 from dsdmae_cli.data.kept_open import KeptOpen
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.shard_index import Index, index_of
+from dsdmae_cli.data.splits import split_word
 from dsdmae_cli.errors import DataError
 
 SUFFIX = ".tar"
@@ -111,6 +112,18 @@ class Shards(Files):
         self.labels = _labels(index)
         self.notes = (*notes, *_notes(index, self._shards))
         self._open: KeptOpen[_Descriptor] = KeptOpen(_MOST_OPEN)
+
+    def names_by_split(self) -> Names | None:
+        """Names below folders that stand for what the shards' own names say: of train-0000.tar and val-0000.tar train/
+        and val/, of others the name without its number. None where shards lie in folders, or are named all alike.
+        """
+        groups = [split_word(path.stem) or path.stem.rstrip("0123456789").strip("-_. ") for path in self._shards]
+        one_folder = len({path.parent for path in self._shards}) == 1
+        if not one_folder or len(set(groups)) < 2 or not any(split_word(path.stem) for path in self._shards):
+            return None
+        counts = np.diff(self._firsts).tolist()
+        group_of = (group or "other" for group, count in zip(groups, counts, strict=True) for _ in range(count))
+        return Names([f"{group}/{name}" for group, name in zip(group_of, self.names, strict=True)])
 
     def full_name(self, index: int) -> str:
         return f"{self._shards[self._shard(index)]}!{self.members[index]}"

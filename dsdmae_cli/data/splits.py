@@ -59,8 +59,19 @@ class Arrangement:
     notes: tuple[str, ...] = ()
 
 
+def split_word(name: str) -> str | None:
+    """The split that a file says in its name, as imagenet-train-0003 does; None where it says none, or several."""
+    found = {word for word in re.findall("[a-z]+", name.lower()) if word in TRAIN_FOLDERS or word in TEST_FOLDERS}
+    return found.pop() if len(found) == 1 else None
+
+
 def arrange(
-    names: Sequence[str], holdout: float, splits: str = "auto", labels: LabelFile | None = None, of: str = "the folder"
+    names: Sequence[str],
+    holdout: float,
+    splits: str = "auto",
+    labels: LabelFile | None = None,
+    of: str = "the folder",
+    what: str = "folders",
 ) -> Arrangement:
     """Splits and classes from the names alone, so that a folder and an archive of it give the same.
 
@@ -74,6 +85,7 @@ def arrange(
         splits: "auto", "none" (no folder is a split), or "TRAIN,TEST", the names of the two.
         labels: in place of those that folders say.
         of: what the names are in, for messages.
+        what: what the first level of the names is, for messages.
 
     Raises:
         DataError: folders look like splits and are not understood, or those of `splits` are not there.
@@ -81,11 +93,12 @@ def arrange(
     names = list(names)
     wrapper = _wrapper(names)
     inner = [name[len(wrapper) :] for name in names]
-    folders = _split_folders(inner, splits, of)
+    folders = _split_folders(inner, splits, of, what)
     notes = []
     if folders is not None:
         members = {split: _below(inner, f"{folder}/") for split, folder in zip(("train", "test"), folders, strict=True)}
-        notes.append(f"{folders[0]}/ is learned from and {folders[1]}/ evaluated on")
+        learned, judged = (f"{folder}/" if what == "folders" else f"{folder} ({what})" for folder in folders)
+        notes.append(f"{learned} is learned from and {judged} evaluated on")
         left_out = len(names) - sum(map(len, members.values()))
         if left_out:
             others = sorted({name.partition("/")[0] for name in inner} - set(folders))
@@ -108,7 +121,7 @@ def arrange(
 # ------------------------------------------------------------------------------------------------------ splits
 
 
-def _split_folders(names: list[str], splits: str, of: str) -> tuple[str, str] | None:
+def _split_folders(names: list[str], splits: str, of: str, what: str) -> tuple[str, str] | None:
     """The folders of the first level that are the training and the test images, or None if there are none."""
     tops = sorted({name.partition("/")[0] for name in names if "/" in name})
     if splits == "none":
@@ -117,8 +130,8 @@ def _split_folders(names: list[str], splits: str, of: str) -> tuple[str, str] | 
         train, _, test = (part.strip(" /") for part in splits.partition(","))
         if train == test or train not in tops or test not in tops:
             raise DataError(
-                f"data.splits = {splits!r}: {of} has no two such folders on its first level; there is"
-                f" {_some(tops, 12) or 'none'}; give the training and the test folder as TRAIN,TEST, or none"
+                f"data.splits = {splits!r}: {of} has no two such {what} on its first level; there is"
+                f" {_some(tops, 12) or 'none'}; give those to learn from and to test on as TRAIN,TEST, or none"
             )
         return train, test
     trains = [top for top in tops if top.lower() in TRAIN_FOLDERS]
@@ -128,7 +141,7 @@ def _split_folders(names: list[str], splits: str, of: str) -> tuple[str, str] | 
         return trains[0], tests[0]
     like = [_like(tops, known) for known in (TRAIN_FOLDERS, TEST_FOLDERS)]
     if trains or tests or all(like):
-        raise DataError(_which(of, tops, *like))
+        raise DataError(_which(of, what, tops, *like))
     for top in tops:
         below = sorted({name.split("/")[1] for name in names if name.startswith(f"{top}/") and name.count("/") > 1})
         like = [_like(below, known) for known in (TRAIN_FOLDERS, TEST_FOLDERS)]
@@ -146,15 +159,16 @@ def _like(folders: Collection[str], known: Sequence[str]) -> list[str]:
     return [folder for folder in folders if pattern.match(folder.lower())]
 
 
-def _which(of: str, tops: list[str], trains: list[str], tests: list[str]) -> str:
+def _which(of: str, what: str, tops: list[str], trains: list[str], tests: list[str]) -> str:
     """What was seen, what is understood, and how to say it."""
     others = [top for top in tops if top not in trains]
     train = trains[0] if len(trains) == 1 else "TRAIN"
     test = tests[0] if len(tests) == 1 else others[0] if len(others) == 1 else "TEST"
+    meant = "every folder is a class" if what == "folders" else "they are one set"
     return (
-        f"{of} holds the folders {_some(tops, 8)}, of which {_some([*trains, *tests])} may be splits; understood is one"
+        f"{of} holds the {what} {_some(tops, 8)}, of which {_some([*trains, *tests])} may be splits; understood is one"
         f" of {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}; say which two they are by --splits"
-        f" {train},{test}, or that every folder is a class by --splits none"
+        f" {train},{test}, or that {meant} by --splits none"
     )
 
 

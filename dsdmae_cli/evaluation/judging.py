@@ -34,6 +34,7 @@ from dsdmae_cli.settings.size import as_size, height_width
 from dsdmae_cli.tasks.finetuning import FineTuning
 
 _MISTAKES = 32
+_FEWEST_ON_A_MAP = 3  # two axes are found by centred features
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def draw(
 
     Args:
         logits, labels, indices: of the test images that could be read; which of the test set they are.
-        features: of the same images; None = no map.
+        features: of the same images; None, or of fewer than three images = no map.
     """
     with report.spared("the picture of the confusion matrix"):
         figures.confusion(scores.confusion, judged.classes, folder / "confusion.png")
@@ -241,7 +242,7 @@ def draw(
         figures.per_class(scores.per_class, judged.classes, folder / "classes.png")
     with report.spared("the picture of the mistakes"):
         _draw_mistakes(folder / "mistakes.png", judged, logits, labels, indices, data)
-    if features is not None:
+    if features is not None and len(features) >= _FEWEST_ON_A_MAP:
         with report.spared("the map of the features"):
             _draw_map(folder, judged, features, labels)
 

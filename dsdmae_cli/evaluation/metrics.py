@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsdmae_cli.evaluation.closing import wilson_interval
+
 # Two-sided 95%.
 _TAILS = (0.025, 0.975)
 _CALIBRATION_BINS = 15
@@ -25,8 +27,9 @@ class Scores:
 
     Attributes:
         top1: share of images whose highest logit is the right one.
-        top1_interval: 95% bootstrap percentile interval of top1 over test images. It covers which images were drawn
-            for the test set; it does not cover another seed, another training set or another hyper-parameter choice.
+        top1_interval: 95% bootstrap percentile interval of top1 over test images (Wilson's at 0 and 1). It covers which
+            images were drawn for the test set; it does not cover another seed, another training set or another
+            hyper-parameter choice.
         top5: share of images whose class is among the `top5_k` highest logits.
         top5_k: 5, or the number of classes where there are fewer.
         per_class: share found of each class's images (recall), None for a class that the test set lacks.
@@ -131,11 +134,12 @@ def bootstrap_interval(num_right: int, num_images: int) -> tuple[float, float]:
     """95% percentile interval of an accuracy when its test images are drawn anew, with replacement.
 
     A resample of n images holds Binomial(n, right/n) right ones, so that the percentiles are that distribution's
-    own: exact, without draws and without a seed. An accuracy of 0 or 1 gets an interval of no width, which is the
-    bootstrap's known weakness.
+    own: exact, without draws and without a seed. An accuracy of 0 or 1 would get an interval of no width, the
+    bootstrap's known weakness, and gets Wilson's: five right of five say little.
     """
     if num_right in (0, num_images):
-        return num_right / num_images, num_right / num_images
+        low, high = wilson_interval(num_right / num_images, num_images)
+        return (low, 1.0) if num_right else (0.0, high)  # but for rounding it is that
     hits = torch.arange(num_images + 1, dtype=torch.float64)
     p, n = num_right / num_images, torch.tensor(float(num_images), dtype=torch.float64)
     log_choose = torch.lgamma(n + 1) - torch.lgamma(hits + 1) - torch.lgamma(n - hits + 1)

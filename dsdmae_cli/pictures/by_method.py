@@ -5,10 +5,9 @@ restore.py takes noise out of pictures of any size; here is what the method lear
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.decode import decode, deep_values
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.data.square import to_square
-from dsdmae_cli.data.values import Reading, sampled_range
+from dsdmae_cli.data.values import Range, Ranges, Reading, sampled_range
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Restoration
 from dsdmae_cli.pictures.contact_sheet import Panel
@@ -29,6 +28,7 @@ from dsdmae_cli.pictures.outcome import Changed, finite
 from dsdmae_cli.pictures.paths import Source
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.runtime import autocast
+from dsdmae_cli.settings.resolved import ResolvedData
 from dsdmae_cli.settings.size import Size, height_width
 
 _RGB = 3
@@ -110,6 +110,15 @@ def _picture(images: Float[Tensor, "1 3 h w"]) -> Picture:
     return Picture.of(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
 
 
+def how_its_data(data: ResolvedData, limits: Range | Ranges | Literal["auto"] | None = "auto") -> Reading:
+    """How the pictures of a run were read.
+
+    Args:
+        limits: in place of its own range.
+    """
+    return Reading(data.range if limits == "auto" else limits, None if data.bands == "auto" else data.bands)
+
+
 def read_as_data(source: Source, how: Reading, *, own: bool) -> Rgb:
     """A picture as a dataset would give it.
 
@@ -121,7 +130,7 @@ def read_as_data(source: Source, how: Reading, *, own: bool) -> Rgb:
         UnreadableImage: it cannot be decoded.
     """
     name = str(source)
-    content = source.path or sys.stdin.buffer.read()
+    content = source.content()
     if how.range is None and own and (values := deep_values(content, name)) is not None:
         how = replace(how, range=sampled_range([values]))
     return decode(content, name, how)

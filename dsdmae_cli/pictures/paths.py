@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,15 +25,21 @@ class Source:
     """A picture to read.
 
     Attributes:
-        path: its file; None = standard input.
+        path: its file; None = standard input, or `held`.
         inside: its place below the folder that was named, which a folder of results repeats.
+        held: what to call it and a file's content, of a picture that is at hand.
     """
 
     path: Path | None
     inside: Path = Path()
+    held: tuple[str, bytes] | None = None
+
+    def content(self) -> Path | bytes:
+        """What to decode; standard input can be read once."""
+        return self.path or (sys.stdin.buffer.read() if self.held is None else self.held[1])
 
     def __str__(self) -> str:
-        return "standard input" if self.path is None else str(self.path)
+        return str(self.path) if self.path else "standard input" if self.held is None else self.held[0]
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ class Picture:
             if isinstance(source, ImageFile) and deep.raw_mode(source):
                 raise Refused("Pillow would halve the 16 bits of this image; name its file instead")
             return _upright(*_as_it_lies(source, *_pixels(source)))
+        if not isinstance(source, np.ndarray):
+            raise Refused(f"a {type(source).__name__} is no picture; it takes an array, a PIL image or a file's path")
         pixels = source[..., None] if source.ndim == 2 else source
         whole = pixels.ndim == 3 and pixels.shape[-1] in _BY_CHANNELS and pixels.size
         if not whole or pixels.dtype not in (np.uint8, np.uint16):

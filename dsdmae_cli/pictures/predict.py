@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +71,11 @@ class Predicted:
 
     def json(self) -> str:
         """One object."""
-        told: dict[str, Any] = {
+        return json.dumps(self.told(), indent=2) + "\n"
+
+    def told(self) -> dict[str, Any]:
+        """The same as a table."""
+        return {
             "network": self.subject,
             "weights_sha256": self.sha256,
             "image_size": self.image_size,
@@ -86,7 +89,6 @@ class Predicted:
             ],
             "unreadable": [{"picture": failure.source, "reason": failure.reason} for failure in self.failures],
         }
-        return json.dumps(told, indent=2) + "\n"
 
     def csv(self) -> str:
         """A row a picture: picture, class, probability, and for further classes class_2, probability_2, ..."""
@@ -105,11 +107,10 @@ class _Given(Files):
 
     def __init__(self, sources: list[Source]) -> None:
         self.names = Names([str(source) for source in sources])
-        self._sources = sources
-        self._content = sys.stdin.buffer.read() if sources and sources[0].path is None else b""
+        self._contents = [source.content() for source in sources]
 
     def read(self, index: int) -> Path | bytes:
-        return self._sources[index].path or self._content
+        return self._contents[index]
 
     def full_name(self, index: int) -> str:
         return self.names[index]

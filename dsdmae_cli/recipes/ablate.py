@@ -61,7 +61,7 @@ def ablate(
         plans.work_out(points)
         definition = plans.once()
         points = definition.points
-        for said in definition.said_of_twins():
+        for said in (*definition.remarks(), *definition.said_of_twins()):
             progress.note(said)
         for warning in plans.warnings():
             progress.warn(warning)

@@ -17,6 +17,7 @@ from dsdmae_cli.artifacts.subject import nearest_path, parse
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, SettingsError, nearest
 from dsdmae_cli.report import duration
 from dsdmae_cli.runs.results import Row, read_result
+from dsdmae_cli.runs.rundir import RESULT
 from dsdmae_cli.segmentation.comparing import remarks as segmentation_remarks
 
 # Always beside a result of theirs: what the paper proposes, and what it is measured against.
@@ -63,16 +64,21 @@ def compare(paths: Sequence[Path], paper: str | None = None) -> Comparison:
 
 def _result(path: Path) -> Row:
     """The result at a path; who names what can be judged (artifacts/subject.py) is told how to get a result of it."""
-    if path.exists() and path.suffix != ".safetensors":
+    if (path / RESULT).is_file():
         return read_result(path)
     try:
-        subject = parse(str(path)).text
+        subject = parse(str(path))
     except DsdmaeError as error:
+        if path.exists():
+            return read_result(path)
         meant = nearest_path(str(path), ".json")
         raise CheckpointError(
             f"there is no {path}{meant}; give the directories or result files of finished runs"
         ) from error
-    raise CheckpointError(f"{subject} is no result; judge it first (`dsdmae probe {subject}`) and compare that run")
+    if subject.kind == "run" and subject.path is not None:  # also one that was called by its name
+        return read_result(subject.path)
+    text = subject.text
+    raise CheckpointError(f"{text} is no result; judge it first (`dsdmae probe {text}`) and compare that run")
 
 
 # -------------------------------------------------------------------------------------------------- the paper

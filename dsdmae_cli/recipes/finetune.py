@@ -114,7 +114,7 @@ def build(
     if subject.kind == PIXELS:
         raise SettingsError("pixels have no weights to fine-tune; probe them, or fine-tune scratch")
     size = settings.data.image_size
-    opened = open_encoder(subject, settings.data, backbone=settings.backbone, image_size=size, seed=seed)
+    opened = open_encoder(subject, settings.data, backbone=settings.backbone, image_size=size, seed=seed, adapt=True)
     torch.manual_seed(derive_seed(seed, "head"))
     return opened, method(settings, synchronized(opened.encoder))
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.artifacts.subject import allowed, parse, taken_over
+from dsdmae_cli.artifacts.subject import allowed, parse, taken_over, to_adapt
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import fitted
-from dsdmae_cli.config.resolve import RGB
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema, Values
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.rundir import RunDir, refuse_run
@@ -62,12 +62,10 @@ def network_of(start: str) -> tuple[Values, str]:
     The first layer of one for RGB is adapted to the new images' channels (artifacts/beginning.py).
     """
     values, origin = parse(start, trained=True).taken_over()
-    data = {key: values.get("data", {}).get(key, "auto") for key in ("image_size", "range", "bands", "channels")}
+    values = to_adapt(values, other_images=True)
+    data = {key: values["data"].get(key, "auto") for key in ("image_size", "range", "bands", "channels")}
     data = {key: value for key, value in data.items() if value not in ("auto", "none", None)}
-    if data.get("channels") == RGB:
-        del data["channels"]
-    backbone = {key: value for key, value in values.get("backbone", {}).items() if key != "in_chans"}
-    return {"backbone": backbone, **({"data": data} if data else {})}, origin
+    return {"backbone": values["backbone"], **({"data": data} if data else {})}, origin
 
 
 def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
@@ -82,12 +80,17 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     if given.subject is None:
         raise SettingsError(f"say what to judge: {allowed()}")
     values, origin = taken_over(given.subject, given.like)
-    loaded = compose(
-        schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
+    composed = partial(
+        compose, schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
         assignments=given.assignments,
-        base=({**values, section: {"start": given.subject}}, origin),
     )  # fmt: skip
-    return fitted(loaded) if schema is FINETUNE else loaded
+    start = {section: {"start": given.subject}}
+    if schema is not FINETUNE:
+        return composed(base=({**values, **start}, origin))
+    loaded = composed(base=({**to_adapt(values, other_images=False), **start}, origin))
+    if loaded.sources["data.dataset"] != origin:
+        loaded = composed(base=({**to_adapt(values, other_images=True), **start}, origin))
+    return fitted(loaded)
 
 
 def _judging_on(given: Given, schema: Schema[Any], section: str, run: Path) -> Loaded[Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli.artifacts.trained_method import open_method
-from dsdmae_cli.data.values import Range, Reading
-from dsdmae_cli.pictures.by_method import MethodAtWork, Restored, read_as_data, row_of
+from dsdmae_cli.data.values import Range
+from dsdmae_cli.pictures.by_method import MethodAtWork, Restored, how_its_data, read_as_data, row_of
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.outcome import Changed, Outcome
 from dsdmae_cli.pictures.paths import Failure, Source, Target
@@ -70,9 +70,7 @@ def restore(
         "seed": options.seed,
     }
     outcome = Outcome(about, "restored", failed=list(failed))
-    data = trained.settings.data
-    limits = data.range if options.limits == "auto" else options.limits
-    how = Reading(limits, None if data.bands == "auto" else data.bands)
+    how = how_its_data(trained.settings.data, options.limits)
 
     def make(number: int) -> Made:
         files = {part: of[number].named(".png") for part, of in targets.items()}

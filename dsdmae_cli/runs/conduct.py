@@ -153,8 +153,15 @@ def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool
     settings = _with_found(loaded.settings, before.data, resolved)  # type: ignore[attr-defined]
     changes = changed_settings(before, settings)
     if changes:
+        longer = any(change.startswith("train.epochs:") for change in changes)
+        able = hasattr(
+            getattr(before, "train", None), "start"
+        )  # a run of pre-training can begin with another's weights
+        more = (
+            f", for more epochs one that begins with its weights (--from {directory.path})" if longer and able else ""
+        )
         raise SettingsError(
             f"--resume goes on with the settings of {directory.path}, but these differ: {'; '.join(changes)};"
-            " leave them out, or start a new run with --out"
+            f" leave them out, or start a new run with --out{more}"
         )
     return settings, resumed

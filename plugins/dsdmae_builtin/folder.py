@@ -24,6 +24,7 @@ from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_wor
 from dsdmae_cli.data.label_file import read_labels
 from dsdmae_cli.data.masks import MaskedFiles
 from dsdmae_cli.data.once import shared
+from dsdmae_cli.data.shards import Shards
 from dsdmae_cli.data.splits import Arrangement, Part, arrange
 from dsdmae_cli.data.square import common_side
 from dsdmae_cli.data.values import Ranges, Reading, asked_bands
@@ -99,7 +100,11 @@ def _arranged(
     if layout is not None and labels is None:
         return _masked(path, layout, holdout, splits)
     table = read_labels(labels, files.names, columns) if labels is not None else files.labels
-    found = arrange(files.names, holdout, splits, table, str(path))
+    by_shards = files.names_by_split() if isinstance(files, Shards) and splits != "none" else None
+    if by_shards is None:
+        found = arrange(files.names, holdout, splits, table, str(path))
+    else:
+        found = arrange(by_shards, holdout, splits, table, str(path), "shards")
     others = dict(files.passed_over)
     if labels is not None and labels.expanduser().absolute().is_relative_to(path):
         suffix = labels.suffix.lower()  # it is no stray file, it was read

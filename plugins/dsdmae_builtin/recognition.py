@@ -30,14 +30,17 @@ from dsdmae_cli.plugins import Recognized
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# (features, blocks) of published ViTs whose heads are not 64 wide: ViT-H, ViT-g, ViT-G, SigLIP's shape-optimised one.
-_HEADS = {(1280, 32): 16, (1408, 40): 16, (1664, 48): 16, (1152, 27): 16}
+# (features, blocks) of published ViTs whose heads are not 64 wide: ViT-H, ViT-g, ViT-G, SigLIP's shape-optimised one
+# and its giant.
+_SIGLIP_ALONE = {(1152, 27): 16, (1536, 40): 16}
+_HEADS = {(1280, 32): 16, (1408, 40): 16, (1664, 48): 16, **_SIGLIP_ALONE}
 _VITS = {
     192: ViTSettings, 384: ViTSmallSettings, 768: ViTBaseSettings, 1024: ViTLargeSettings, 1280: ViTHugeSettings,
     1408: ViTGiantSettings,
 }  # fmt: skip
 _BEITS = {192: BEiTViTSettings, 384: BEiTViTSmallSettings, 768: BEiTViTBaseSettings}
 _HUGGING_FACE = "Hugging Face"
+_SIGLIP_OF_HUGGING_FACE = "Hugging Face's SigLIP"
 # timm's ResNets: (bottleneck, blocks of each stage, output and input channels of the first block's second layer).
 _RESNETS: dict[tuple[bool, tuple[int, ...], int, int], str] = {
     (False, (2, 2, 2, 2), 64, 64): "resnet18",
@@ -77,18 +80,28 @@ class _Transformer:
 
     @property
     def embeds_class_token(self) -> bool:
-        """Whether the table of positions has one for the class token."""
-        tokens = self.shapes["pos_embed"][-2] - 1
-        return self.class_token and isqrt(tokens) ** 2 == tokens
+        """Whether the table of positions has one for the class token: unless it is a square without one."""
+        tokens = self.shapes["pos_embed"][-2]
+        return self.class_token and (_is_square(tokens - 1) or not _is_square(tokens))
 
     @property
     def image_size(self) -> int | None:
         """Of square images, by the table of positions; None where there is none, or it is of other images."""
         if not self.has("pos_embed"):
             return None
-        tokens = self.shapes["pos_embed"][-2] - self.embeds_class_token
-        side = isqrt(tokens)
-        return side * self.patch if side * side == tokens and side > 1 else None
+        side = isqrt(self.positions)
+        return side * self.patch if _is_square(self.positions) and side > 1 else None
+
+    @property
+    def positions(self) -> int:
+        """Patches that the table of positions is for."""
+        return self.shapes["pos_embed"][-2] - self.embeds_class_token
+
+    def is_siglip(self, origin: str) -> bool:
+        """Attention pooling behind the blocks, or a size that nobody else has; its pixels are in [-1, 1]."""
+        named = self.has("attn_pool.latent") or origin == _SIGLIP_OF_HUGGING_FACE
+        alone = (self.width, self.depth) in _SIGLIP_ALONE
+        return self.has("pos_embed") and not self.class_token and (named or alone)
 
     def heads(self) -> tuple[int, str]:
         """The number of attention heads, and how it was found."""
@@ -108,6 +121,7 @@ class _Transformer:
             f"MLP ratio {self.mlp_ratio:.3g}",
             "a class token" if self.class_token else "no class token",
             f"images of {self.image_size} px" if self.image_size else "",
+            f"positions for {self.positions} patches" if self.has("pos_embed") and not self.image_size else "",
             "layer scale" if self.has("blocks.0.ls1.gamma") else "",
             *more,
         ]
@@ -136,7 +150,7 @@ def vit(shapes: Shapes, origin: str) -> Recognized | None:
         return None
     if found.shapes["blocks.0.mlp.fc1.weight"][0] != shapes.get("blocks.0.mlp.fc2.weight", (0, 0))[1]:
         return None  # a gated MLP
-    if found.width % 4 or found.image_size is None or found.embeds_class_token != found.class_token:
+    if found.width % 4 or found.is_siglip(origin) or found.embeds_class_token != found.class_token:
         return None
     # Google's ViTs, which Hugging Face has most of, see pixels in [-1, 1]; MAE's and DINOv2's there do not.
     plain = origin.startswith(_HUGGING_FACE) and not found.has("blocks.0.ls1.gamma") and not _has_decoder(shapes)
@@ -179,7 +193,7 @@ def timm(shapes: Shapes, origin: str) -> Recognized | None:
     """What timm has and our own backbones have not."""
     if vit(shapes, origin) or beit(shapes, origin):
         return None
-    return _resnet(shapes) or _timm_beit(shapes) or _dinov3(shapes) or _timm_vit(shapes)
+    return _resnet(shapes) or _timm_beit(shapes) or _dinov3(shapes) or _timm_vit(shapes, origin)
 
 
 def _resnet(shapes: Shapes) -> Recognized | None:
@@ -237,12 +251,13 @@ def _dinov3(shapes: Shapes) -> Recognized | None:
     return _as_timm("vit_base_patch16_dinov3", found, options, None, words, {})
 
 
-def _timm_vit(shapes: Shapes) -> Recognized | None:
-    """ViTs with registers (DINOv2), with a norm before the blocks (CLIP), or without biases of query, key and value."""
+def _timm_vit(shapes: Shapes, origin: str) -> Recognized | None:
+    """ViTs with registers (DINOv2), a norm before the blocks (CLIP), attention pooling behind them (SigLIP), or without
+    biases of query, key and value."""
     found = _transformer(shapes)
     if found is None or not found.has("blocks.0.attn.qkv.weight"):
         return None
-    if not found.has("pos_embed") or found.image_size is None:
+    if not found.has("pos_embed"):
         return None
     if found.has("blocks.0.gamma_1") or found.has("dist_token"):
         return None
@@ -267,6 +282,12 @@ def _timm_vit(shapes: Shapes) -> Recognized | None:
         name = "vit_base_patch32_clip_quickgelu_224"
         plain = "vit_base_patch32_clip_224"
         more.append(f"QuickGELU as OpenAI's (open_clip's own without it: backbone.name=timm:{plain})")
+    elif found.is_siglip(origin):
+        name = "vit_base_patch16_siglip_gap_224"
+        tanh = origin == _SIGLIP_OF_HUGGING_FACE or not _exact_in_timm(found)
+        more.append("GELU by tanh" if tanh else "GELU as timm has it for this size (others have it by tanh)")
+        if tanh:
+            options["act_layer"] = "gelu_tanh"
     elif gated:
         name = "vit_giant_patch14_dinov2"
         more.append("a gated MLP (SwiGLU)")
@@ -299,6 +320,17 @@ def _as_timm(
         in_chans=found.channels,
     )
     return Recognized(settings=settings, image_size=size, words=f"timm's {name} with {words}", renamed=renamed)
+
+
+def _exact_in_timm(found: _Transformer) -> bool:
+    """Whether timm's SigLIP of these shapes has the exact GELU; that of its authors and of Hugging Face is tanh's."""
+    if found.patch == 14:
+        return found.width == 1152
+    return found.patch == 16 and (found.width == 768 or (found.width == 1024 and found.image_size != 512))
+
+
+def _is_square(number: int) -> bool:
+    return isqrt(number) ** 2 == number
 
 
 def _of(channels: int) -> str:

@@ -7,7 +7,7 @@ the resolution as FFDNet's does (Zhang et al. 2018, arXiv:1710.04026).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dsdmae_builtin.backbones import UNetSettings
 from dsdmae_builtin.convolutions import ResidualConv, to_map, to_tokens
-from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.backbone import Backbone, on_channels
 from dsdmae_cli.corruption import patchify
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.settings.size import Size, height_width, size_word, whole_patches
@@ -87,6 +87,14 @@ class UNet(Backbone):
 
     def timm_state(self) -> dict[str, Tensor]:
         return self.state_dict()
+
+    def adapted(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        pixels, weight = self.patch_size**2, given.get("embed.weight")
+        if weight is None or weight.ndim != 4 or weight.shape[1] % pixels:
+            return dict(given)  # of another network, which whoever loads it will say
+        # The first layer reads the values of a patch as patchify lays them: pixel by pixel, channels innermost.
+        by_channel = weight.unflatten(1, (pixels, -1)).transpose(1, 2)
+        return {**given, "embed.weight": on_channels(by_channel, self.in_chans).transpose(1, 2).flatten(1, 2)}
 
     def set_image_size(self, image_size: Size) -> None:
         # No weight depends on the size.

@@ -162,6 +162,21 @@ def test_ctrl_c_saves_and_raises(digits: Path, tmp_path: Path, monkeypatch: pyte
     assert dsdmae.pretrain(out=tmp_path / "run", resume=True)["steps"] == 5
 
 
+def test_changes_are_accepted_where_that_is_said(run: Path, tmp_path: Path) -> None:
+    """A person changed settings.toml by hand, and goes on by it."""
+    out = shutil.copytree(run, tmp_path / "run")
+    settings = out / "settings.toml"
+    assert "log_every = 1\n" in settings.read_text()
+    settings.write_text(settings.read_text().replace("weight_decay = 0.05", "weight_decay = 0.01"))
+    (out / "result.json").unlink()
+    with pytest.raises(dsdmae.CheckpointError, match=r"is not what the run was trained by: optim\.weight_decay"):
+        dsdmae.pretrain(out=out, resume=True)
+    with pytest.warns(dsdmae.DsdmaeWarning, match="it goes on by the file"):
+        assert dsdmae.pretrain(out=out, resume=True, accept_changes=True)["steps"] == 5
+    with pytest.raises(dsdmae.SettingsError, match="about a run that goes on"):
+        dsdmae.pretrain("digits", accept_changes=True)
+
+
 def test_what_fails_before_the_first_step_leaves_no_directory(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,38 @@ def as_clip(seed: int) -> State:
     return {**state, **more}
 
 
+def siglip(seed: int) -> State:
+    """The visual half of SigLIP as OpenCLIP has it, in timm's names, without its prefix: no class token, and behind the
+    blocks attention pooling, which is no part of the tokens."""
+    state = plain_vit(seed)
+    del state["cls_token"]
+    state["pos_embed"] = state["pos_embed"][:, 1:].contiguous()
+    pooling = {"attn_pool.latent": (1, 1, WIDTH), "attn_pool.q.weight": (WIDTH, WIDTH), "attn_pool.q.bias": (WIDTH,),
+               "attn_pool.kv.weight": (2 * WIDTH, WIDTH), "attn_pool.kv.bias": (2 * WIDTH,)}  # fmt: skip
+    return {**state, **drawn(seed + 1, pooling)}  # type: ignore[arg-type]
+
+
+def as_hugging_face_siglip(state: State) -> State:
+    """The same with the names of Hugging Face's SiglipVisionModel, without their prefix."""
+    parts = (
+        ("patch_embed.proj.", "embeddings.patch_embedding."), ("blocks.", "encoder.layers."), (".norm", ".layer_norm"),
+        (".attn.proj.", ".self_attn.out_proj."),
+    )  # fmt: skip
+    named: State = {"head.probe": state["attn_pool.latent"], "head.layernorm.weight": torch.ones(WIDTH)}
+    for name, tensor in state.items():
+        new = name.replace("norm.", "post_layernorm.") if name.startswith("norm.") else name
+        for ours, theirs in parts:
+            new = new.replace(ours, theirs)
+        if ".attn.qkv." in name:
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                named[new.replace(".attn.qkv.", f".self_attn.{part}_proj.")] = piece.contiguous()
+        elif name == "pos_embed":
+            named["embeddings.position_embedding.weight"] = tensor[0]
+        elif not name.startswith("attn_pool"):
+            named[new] = tensor
+    return named
+
+
 def as_hugging_face(state: State) -> State:
     """A plain ViT with the names of Hugging Face's ViTModel."""
     parts = (
@@ -171,10 +203,13 @@ def normalised(images: Tensor) -> Tensor:
     return ((images + 1) / 2 - mean) / std
 
 
-def vit_tokens(w: State, images: Tensor) -> Tensor:
-    """Dosovitskiy et al. 2021, eq. 1 to 4, before the first token is singled out; Darcet et al. 2024 for registers."""
+def vit_tokens(w: State, images: Tensor, approximate: str = "none") -> Tensor:
+    """Dosovitskiy et al. 2021, eq. 1 to 4, before the first token is singled out; Darcet et al. 2024 for registers; the
+    GELU of Hendrycks and Gimpel 2016, or its approximation by tanh there."""
     x = _patches(w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], images)
-    x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], 1) + w["pos_embed"]
+    if "cls_token" in w:
+        x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], 1)
+    x = x + w["pos_embed"]
     if "register_tokens" in w:
         x = torch.cat([x[:, :1], w["register_tokens"].expand(len(x), -1, -1), x[:, 1:]], 1)
     for n in range(DEPTH):
@@ -184,7 +219,7 @@ def vit_tokens(w: State, images: Tensor) -> Tensor:
         y = _attention(y @ p["attn.qkv.weight"].T + p["attn.qkv.bias"])
         x = x + one * (y @ p["attn.proj.weight"].T + p["attn.proj.bias"])
         y = _norm(x, p["norm2.weight"], p["norm2.bias"]) @ p["mlp.fc1.weight"].T + p["mlp.fc1.bias"]
-        x = x + two * (F.gelu(y) @ p["mlp.fc2.weight"].T + p["mlp.fc2.bias"])
+        x = x + two * (F.gelu(y, approximate=approximate) @ p["mlp.fc2.weight"].T + p["mlp.fc2.bias"])
     return _norm(x, w["norm.weight"], w["norm.bias"])
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import train
+from helpers import cli, masked_folder, train
 from image_files import crops, png, write
 
+from dsdmae_cli.ablation.sweep import Base, parse_axes
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import remarks
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded
@@ -50,6 +52,45 @@ def test_fine_tuning_counts_the_images_it_learns_from(few: Path) -> None:
     for more, batch in (({}, 8), ({"finetune.validation": "0.5"}, 4), ({"finetune.labels": "0.3"}, 2)):
         loaded = judging(Given(subject="scratch", flags={**flags, **more}), FINETUNE, "finetune")
         assert loaded.settings.train.batch_size == batch
+
+
+def test_a_study_has_the_batch_that_a_run_has(few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One rule: in the trials' settings, in what is said, and not where a batch is said or swept."""
+    base = Base(flags={"data.dataset": str(few), "backbone.patch_size": "8"})
+    alone = given(few).settings
+    [axis] = parse_axes([("mask-ratio", "0.5,0.75")], base)
+    for point in ({"mask-ratio": "0.5"}, {"mask-ratio": "0.75"}):
+        trial = base.load((axis,), point).settings
+        assert (trial.train.batch_size, trial.optim.lr) == (alone.train.batch_size, alone.optim.lr) == (8, 1.5e-4)
+    [swept] = parse_axes([("train.batch_size", "2,4")], base)
+    trial = base.load((swept,), {"train.batch_size": "4"}).settings
+    assert (trial.train.batch_size, trial.optim.lr) == (4, "auto")
+    assert Base(flags={**(base.flags or {}), "train.batch_size": "64"}).load().settings.train.batch_size == 64
+    code, out, err = cli(
+        capfd, "ablate", "--dataset", few, "--sweep", "mask-ratio", "0.5,0.75", "--epochs", "1", "--dry-run",
+        "--image-size", "16", "--out", tmp_path / "study",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "batches of 8 and a peak rate of 0.00015, for 10 images to learn from; --batch-size and --lr" in out
+    assert "1 epoch, 1 steps" in out
+
+
+def test_a_probe_of_one_test_image_says_how_little_that_is(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--dataset", few, "--image-size", "16", "--kind", "knn", "--out", tmp_path / "probe", "--json"]
+    code, out, err = cli(capfd, "probe", "pixels", *given)
+    assert code == 0, err
+    low, high = json.loads(out)["top1_interval"]
+    assert high - low > 0.7
+    assert "could not be made" not in err
+
+
+def test_masks_are_no_labels_and_no_batch_is_made_of_them(tmp_path: Path) -> None:
+    root = masked_folder(tmp_path / "masked")
+    flags = {"data.dataset": str(root), "backbone.name": "vit-tiny"}
+    loaded = judging(Given(subject="scratch", flags=flags), FINETUNE, "finetune")
+    assert remarks(loaded, FINETUNE) == []  # it is refused where the labels are looked for
 
 
 def test_a_preset_for_small_images_says_that_it_shrinks_photographs(few: Path) -> None:

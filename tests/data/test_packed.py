@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from dsdmae_cli.data.cutting import Picture
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.pack import Options, smaller
 from dsdmae_cli.data.pack_dataset import pack_dataset
-from dsdmae_cli.errors import DataError, RunFailed, SettingsError
+from dsdmae_cli.errors import DataError, RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.plugins import find, spelled_out
 from dsdmae_cli.plugins import load as load_object
 from dsdmae_cli.settings.models import DataSettings
@@ -179,8 +180,11 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
     out = tmp_path / "torn"
     with monkeypatch.context() as patch:
         patch.setattr(packing, "record", stops)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RunInterrupted) as stopped:
             packed(source, out)
+    assert stopped.value.exit_code == 130
+    said = r"stopped by signal 2: \d+ of 41 images in whole shards are kept in .*torn; the same command goes on"
+    assert re.fullmatch(said, str(stopped.value))
     there = listing(out)
     assert "unfinished.json" in there
     assert "packed.json" not in there
@@ -207,6 +211,15 @@ def test_a_folder_that_holds_anything_is_not_written_to(source: Path, tmp_path: 
     packed(source, out)
     with pytest.raises(DataError, match="holds a packed dataset already"):
         packed(source, out)
+
+
+def test_a_folder_within_its_source_is_refused(source: Path, tmp_path: Path) -> None:
+    """Its shards would be files of the dataset that they were made of."""
+    (tmp_path / "link").symlink_to(source)
+    for out in (source, source / "train" / "packed", tmp_path / "link" / "packed"):
+        with pytest.raises(SettingsError, match="whose images are packed: its shards would be files of that dataset"):
+            packed(source, out)
+    assert not list(source.rglob("*packed*"))
 
 
 def test_a_full_disk_says_so_and_keeps_what_is_whole(

@@ -83,6 +83,50 @@ def test_a_folder_of_shards_is_one_dataset(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"train", "val"}  # read in place
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train-{:04d}", "val-{:04d}"), ("imagenet_Training_{}", "imagenet_valid_{}"), ("0{}.train", "0{}.dev")],
+)  # fmt: skip
+def test_splits_in_the_names_of_shards(train: str, test: str, tmp_path: Path) -> None:
+    for number in range(2):
+        labelled(tmp_path / f"{train.format(number)}.tar", 6 * number)
+        labelled(tmp_path / f"{test.format(number)}.tar", 100 + 6 * number)
+    assert sorted(greys(dataset(tmp_path))) == list(range(12))
+    found = dataset(tmp_path / "*.tar", "test")
+    assert sorted(greys(found)) == list(range(100, 112))
+    assert found.classes == ("0", "1", "2")
+    words = [note for note in found.notes if "is learned from" in note]
+    assert len(words) == 1
+    assert words[0].startswith("train" if "T" not in train else "training")
+    both = load(assignments=[f"data.dataset=folder:{tmp_path}", "data.splits=none"], environ={}).settings.data
+    assert len(open_dataset(both, "train")) == 23
+
+
+def test_names_of_shards_that_are_not_understood_are_asked_about(tmp_path: Path) -> None:
+    for name, first in (("train-0", 0), ("train-1", 6), ("holdout-0", 12), ("extra-0", 18)):
+        labelled(tmp_path / f"{name}.tar", first)
+    with pytest.raises(
+        DataError, match=r"holds the shards extra, holdout, train, of which train may be splits"
+    ) as error:
+        dataset(tmp_path)
+    assert str(error.value).endswith("by --splits train,TEST, or that they are one set by --splits none")
+    said = load(assignments=[f"data.dataset=folder:{tmp_path}", "data.splits=train,holdout"], environ={}).settings.data
+    assert greys(open_dataset(said, "test")) == list(range(12, 18))
+    train = open_dataset(said, "train")
+    assert greys(train) == list(range(12))
+    assert "6 images beside them left out (extra)" in train.notes
+    for name in ("holdout-0", "extra-0"):
+        (tmp_path / f"{name}.tar").unlink()
+    assert len(dataset(tmp_path)) + len(dataset(tmp_path, "test")) == 12  # all of them are for training
+
+
+def test_class_folders_below_splits_in_names(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.tar", {f"{kind}/{n}.png": png(n) for kind in ("cat", "dog") for n in range(3)})
+    assert dataset(tmp_path).classes == ("cat", "dog")
+    assert len(dataset(tmp_path)) == len(dataset(tmp_path, "test")) == 6
+
+
 @pytest.mark.parametrize("pattern", ["s-*.tar", "s-{0000..0002}.tar", "s-{0000,0001,0002}.tar", "{s,t}-*.tar"])
 def test_globs_and_braces(pattern: str, tmp_path: Path) -> None:
     for number in range(3):

@@ -98,6 +98,23 @@ def test_pictures_that_cannot_be_read_are_named(tuned_run: Path, images: Path, d
     assert (code, rows(out)) == (2, [])
 
 
+def test_a_palette_is_its_colours(tuned_run: Path, images: Path, do: Do, tmp_path: Path) -> None:
+    """With transparency too, which is laid over white as in a dataset."""
+    reduced = Image.open(next(images.rglob("*.png"))).convert("RGB").quantize(8)
+    reduced.save(tmp_path / "a.png")
+    reduced.convert("RGB").save(tmp_path / "b.png")
+    reduced.save(tmp_path / "c.png", transparency=0)
+    clear = np.asarray(reduced) == 0
+    Image.fromarray(np.where(clear[..., None], np.uint8(255), np.asarray(reduced.convert("RGB")))).save(
+        tmp_path / "d.png"
+    )
+    code, out, err = do(tuned_run, *(tmp_path / f"{name}.png" for name in "abcd"), "--precision", "fp32")
+    assert code == 0, err
+    a, b, c, d = ((row["class"], row["probability"]) for row in rows(out))
+    assert a == b
+    assert c == d != a
+
+
 def test_standard_input(tuned_run: Path, images: Path, do: Do) -> None:
     picture = next(images.rglob("*.png"))
     expected = rows(do(tuned_run, picture, "--device", "cpu")[1])[0]

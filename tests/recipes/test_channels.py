@@ -14,6 +14,7 @@ import timm
 import torch
 from helpers import assignments, cli, one_line
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 SIDE = 16
@@ -245,6 +246,83 @@ def test_finetuning_on_four_bands(runs: dict[str, Path], tmp_path: Path, capfd: 
     code, _, err = cli(capfd, "finetune", runs["four"], *given, "--out", tmp_path / "other")
     assert code == 2
     assert "finetune.rand_augment varies the colours of RGB images" in one_line(err)
+
+
+@pytest.fixture(scope="module")
+def rgb(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(folders["four"], tmp_path_factory.mktemp("rgb") / "run", "data.channels=3", "data.bands=[1,2,3]")
+
+
+STILL = ["--epochs", "1", "--batch-size", "8", "--lr", "1e-30", "--set", "optim.weight_decay=0",
+         "--set", "optim.warmup_epochs=0"]  # fmt: skip
+
+
+def test_finetuning_adapts_the_first_layer(
+    rgb: Path, folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run on RGB, and the same weights as a stranger's file, meet four and one bands; at no rate nothing moves."""
+    model = eval(json.loads((rgb / "result.json").read_text())["load_with"], {"timm": timm}).eval()
+    torch.save(model.state_dict(), tmp_path / "theirs.pth")
+    before = model.patch_embed.proj.weight.detach()
+    expected = {
+        "auto": torch.cat([before, before[:, :1]], dim=1) * 0.75,
+        "1": before.sum(dim=1, keepdim=True),
+    }
+    for start, channels, folder in (
+        (rgb, "auto", "four"),
+        (tmp_path / "theirs.pth", "auto", "four"),
+        (rgb, "1", "grey"),
+    ):
+        out = tmp_path / f"{Path(start).stem}-{channels}"
+        more = ["--set", f"data.channels={channels}", "--set", "data.bands=auto", "--out", out]
+        code, _, err = cli(capfd, "finetune", start, "--dataset", folders[folder], *STILL, *more)
+        assert code == 0, err
+        number = "4 channels" if channels == "auto" else "1 channel"
+        assert f"the first layer is adapted from 3 to {number}: {start} learned from images of 3" in err
+        tuned = load_file(out / "classifier.safetensors")
+        torch.testing.assert_close(tuned["patch_embed.proj.weight"], expected[channels])
+    code, _, err = cli(capfd, "finetune", "--resume", "--out", tmp_path / f"{rgb.stem}-auto")
+    assert code == 0, err
+
+
+def test_finetuning_on_its_own_images_keeps_their_number(
+    rgb: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody chose three of their bands: the same images are seen so again."""
+    code, _, err = cli(capfd, "finetune", rgb, *STILL, "--out", tmp_path / "tuned")
+    assert code == 0, err
+    assert "adapted" not in err
+    assert tomllib.loads((tmp_path / "tuned" / "settings.toml").read_text())["data"]["channels"] == 3
+
+
+def test_a_u_net_is_adapted_where_its_patches_are_laid_flat(
+    folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Filters go by channels, not by the order of a patch's values; six equal bands give what three gave."""
+    unet = ["backbone.name=unet", "backbone.patch_size=2", "backbone.widths=[8, 12]", "backbone.depths=[1, 1]",
+            f"data.image_size={SIDE}", "method.decoder_depth=1", "method.regressor_depth=1", "train.epochs=1",
+            "train.batch_size=8", "optim.warmup_epochs=0", "train.knn_every=none", "data.holdout=0.3"]  # fmt: skip
+    sets = [word for a in unet for word in ("--set", a)]
+    chosen = ["--set", "data.channels=3", "--set", "data.bands=[1,2,3]", "--lr", "1e-2"]
+    code, _, err = cli(capfd, "pretrain", folders["four"], *sets, *chosen, "--out", tmp_path / "rgb")
+    assert code == 0, err
+    still = ["--lr", "1e-30", "--set", "optim.weight_decay=0", "--set", "data.bands=auto", *sets]
+    code, _, err = cli(capfd, "pretrain", folders["four"], "--from", tmp_path / "rgb", *still, "--out", tmp_path / "b")
+    assert code == 0, err
+    assert "first layer is adapted from 3 to 4 channels" in err
+    import dsdmae_cli
+    from dsdmae_builtin.backbones import UNetSettings
+    from dsdmae_cli.runs.build import build_backbone
+
+    one, four = (dsdmae_cli.load_encoder(tmp_path / name) for name in ("rgb", "b"))
+    first, now = (net.state_dict()["embed.weight"].unflatten(1, (4, -1)) for net in (one, four))
+    torch.testing.assert_close(now, first[:, :, [0, 1, 2, 0]] * 0.75)
+    settings = UNetSettings(patch_size=2, widths=(8, 12), depths=(1, 1), in_chans=6)
+    six = build_backbone(settings, SIDE, seed=0)
+    six.load_state_dict(six.adapted(one.timm_state()))
+    grey = torch.rand(2, 1, SIDE, SIDE) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(six(grey.expand(-1, 6, -1, -1)), one(grey.expand(-1, 3, -1, -1)))
 
 
 def test_resuming_needs_no_pictures_to_know_the_number(

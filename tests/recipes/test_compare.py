@@ -217,12 +217,33 @@ def test_missing_results(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
         compare([tmp_path / "cifar-liner"])
     with pytest.raises(CheckpointError, match="timm:resnet18 is no result; judge it first"):
         compare([Path("timm:resnet18")])
+    for name in ("theirs.pth", "theirs.safetensors", "folder/model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"weights")
+        named = tmp_path / name.removesuffix("/model.safetensors")
+        with pytest.raises(CheckpointError, match=rf"{named.name} is no result; judge it first \(`dsdmae probe "):
+            compare([named])
     code, _, err = cli(capfd, "compare")
     assert code == 2
     assert "nothing to compare" in one_line(err)
     code, _, err = cli(capfd, "compare", tmp_path, "--csv", "--json")
     assert code == 2
     assert "exclude each other" in one_line(err)
+
+
+def test_a_run_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `probe` and `embed` take it: where runs go by default."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    from dsdmae_cli.runs.rundir import default_folder
+
+    default_folder().mkdir(parents=True)
+    (result(default_folder(), "mine") / "settings.toml").write_text("[data]\n")
+    (default_folder() / "going").mkdir()
+    (default_folder() / "going" / "settings.toml").write_text("[data]\n")
+    [row] = compare([Path("mine")], "none").rows
+    assert row.name == "mine"
+    with pytest.raises(CheckpointError, match=r"going has no result\.json: the run has not ended"):
+        compare([Path("going")])
 
 
 def test_comparing_does_not_wait_for_torch(tmp_path: Path) -> None:

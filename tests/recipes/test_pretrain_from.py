@@ -132,6 +132,17 @@ def test_resuming_needs_the_weights_no_more(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_more_epochs_of_a_finished_run_are_asked_for_with_its_weights(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = cli(capfd, "pretrain", "--resume", "--out", run, "--epochs", "7")
+    assert code == 2
+    assert f"for more epochs one that begins with its weights (--from {run})" in one_line(err)
+    code, _, err = cli(capfd, "pretrain", "--resume", "--out", run, "--lr", "7")
+    assert code == 2
+    assert "--from" not in one_line(err)
+
+
 @pytest.mark.parametrize(
     ("start", "words"),
     [

@@ -200,11 +200,18 @@ class Rows(Files):
         return content
 
 
+def _is_bytes(kind: Any) -> bool:
+    return getattr(kind, "dtype", "") in ("binary", "large_binary")
+
+
 def _image_column(features: Any, wanted: str | None, name: str) -> str:
     import datasets
 
     able = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-    able = able or [key for key, kind in features.items() if getattr(kind, "dtype", "") in ("binary", "large_binary")]
+    # Files whose writer did not know the library have its structs without its types.
+    able = able or [
+        key for key, kind in features.items() if _is_bytes(kind.get("bytes") if isinstance(kind, dict) else kind)
+    ]
     if wanted in able:
         return str(wanted)
     if wanted is not None or len(able) != 1:

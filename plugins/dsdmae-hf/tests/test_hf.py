@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from dsdmae_hf import rows
 from dsdmae_hf.spec import HFSettings
+from hub import hub
 from PIL import Image
 
 from dsdmae_cli.data.base import ImageDataset
@@ -75,10 +79,52 @@ def test_columns(tmp_path: Path) -> None:
         built(tmp_path / "saved", image_column="n")
 
 
+def test_structs_of_bytes_are_images_too(tmp_path: Path) -> None:
+    """As Parquet files that another library wrote are read."""
+    rows_ = table(0, 6).cast_column("image", datasets.Image(decode=False))
+    plain = {"picture": [{"bytes": row["image"]["bytes"], "path": "a.png"} for row in rows_], "n": list(range(6))}
+    datasets.Dataset.from_dict(plain).save_to_disk(tmp_path / "saved")
+    assert sorted(greys(built(tmp_path / "saved")) + greys(built(tmp_path / "saved", "test"))) == list(range(6))
+
+
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be opened: .*save_to_disk wrote") as caught:
         built(tmp_path / "none")
     assert "\n" not in str(caught.value)
+
+
+# What a process of its own finds; the library reads the Hub's address when it is imported.
+PROGRAM = """
+import sys
+from dsdmae_cli.errors import DataError
+from dsdmae_hf import rows
+from dsdmae_hf.spec import HFSettings
+for name in sys.argv[1:]:
+    try:
+        train, test = (rows.build(HFSettings(dataset=name), split) for split in ("train", "test"))
+        print([int(images.load(index)[0, 0, 0]) for images in (train, test) for index in range(len(images))])
+        print(train.classes, train.labels.tolist(), test.name(1))
+    except DataError as error:
+        print(error)
+"""
+
+
+def test_a_name_on_the_hub(tmp_path: Path) -> None:
+    """As the Hub has most image datasets: Parquet files of each split, and nothing else."""
+    files = {}
+    for split, first, count in (("train", 0, 20), ("test", 100, 6)):
+        table(first, count).to_parquet(tmp_path / "part")
+        files[f"data/{split}-00000-of-00001.parquet"] = (tmp_path / "part").read_bytes()
+    with hub("me/things", files) as address:
+        environ = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", PROGRAM, "hf:me/things", "hf:me/nothing"]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    grey, about, absent = done.stdout.splitlines()
+    assert grey == str([*range(20), *range(100, 106)])
+    assert about == f"('zebra', 'ant') {[0, 1] * 10} hf:me/things test row 1"
+    assert absent.startswith("hf:me/nothing cannot be opened: ")
+    assert absent.endswith("give a name on the Hub, or a folder that save_to_disk wrote")
 
 
 def test_its_promises(tmp_path: Path) -> None:
