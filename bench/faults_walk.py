@@ -1,7 +1,7 @@
 """A seeded random walk over the faults that a run must outlive: kill -9, SIGTERM, SIGHUP, a full disk, a damaged newest
-checkpoint (where there are two). Each walk has each of them once, in an order and at moments that its seed draws; then the run is resumed to
-its end, which must be bitwise that of a run that nothing happened to: encoder, weights, moments and metrics (all but
-what a clock measured).
+checkpoint (where there are two). Each walk has each of them once, in an order and at moments that its seed draws; then
+the run is resumed to its end, which must be bitwise that of a run that nothing happened to: encoder, weights, moments
+and metrics (all but what a clock measured).
 
     python -m bench.faults_walk --walks 50 --rows /tmp/walks.jsonl --log docs/results/faults-walk.md
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +16,19 @@ from dsdmae_cli.report import Report
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")]
 
 
-@pytest.mark.parametrize("extra", [3, 6])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch's half made loader
+@pytest.mark.parametrize("extra", [2])
 def test_files_that_cannot_be_opened_are_one_line(
     extra: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import resource
 
     digits = digit_folder(tmp_path / "digits")
-    chosen = words(assignments(digits, "train.epochs=1", "data.placement=streaming", "data.workers=2"))
+    chosen = words(assignments(digits, "train.epochs=1", "data.placement=streaming", "data.workers=1"))
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (taken + extra, before[1]))
+    free = os.open("/dev/null", os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + extra, before[1]))
     try:
         code, _, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "run")
     finally:
