@@ -54,10 +54,9 @@ def _run(arguments: list[str]) -> int:
         if done == 130:  # what Typer makes of a Ctrl-C, and of whatever ends like one
             return _interrupted()
         return done if isinstance(done, int) else 0
-    except RunInterrupted as error:
-        print(
-            f"dsdmae: {shown(str(error), one_line=True)}", file=sys.stderr
-        )  # no error: it was asked for, and nothing is lost
+    except RunInterrupted as error:  # no error: it was asked for, and nothing is lost
+        if not error.said_elsewhere:
+            print(f"dsdmae: {shown(str(error), one_line=True)}", file=sys.stderr)
         return error.exit_code
     except DsdmaeError as error:
         if error.said_elsewhere:
@@ -86,7 +85,8 @@ def _run(arguments: list[str]) -> int:
 
 def _interrupted() -> int:
     number = Stopped.by
-    print(f"dsdmae: {f'stopped by signal {number}' if number else 'interrupted'}", file=sys.stderr)
+    if os.environ.get("RANK", "0") in ("", "0"):  # of a group that is told to stop, the first process says so
+        print(f"dsdmae: {f'stopped by signal {number}' if number else 'interrupted'}", file=sys.stderr)
     return 128 + (number or 2)
 
 

@@ -4,6 +4,10 @@ A message is one line: which key or file, what was got, what is allowed, what to
 it on stderr and exits with `exit_code`; `--debug` shows the traceback.
 """
 
+# What the words of a file that cannot be written end with.
+RESUME = "what was saved before is intact. Make room, then go on with --resume"
+AGAIN = "nothing was left behind. Make room, then start again"
+
 
 class DsdmaeError(Exception):
     """Something the person who runs the program can mend.

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dsdmae_cli.errors import AGAIN as AGAIN
+from dsdmae_cli.errors import RESUME as RESUME
 from dsdmae_cli.errors import RunFailed, nearest
 
 _PATTERN = re.compile(r"[*?]|\[[^\]]+\]|\{[^{}]+\}")
-
-RESUME = "what was saved before is intact. Make room, then go on with --resume"
-AGAIN = "nothing was left behind. Make room, then start again"
 
 
 @contextmanager

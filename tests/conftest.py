@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import jaxtyping
 import pytest
+from hypothesis import HealthCheck, settings
 
 jaxtyping.install_import_hook(
     [
@@ -34,6 +35,10 @@ jaxtyping.install_import_hook(
     # An int is welcome where a float is asked for, as in mypy.
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+# How fast inputs are drawn says how busy the machine is, and nothing of the program; the other checks stay.
+settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("busy")
 
 # A distribution of its own with tests of its own; test_third_party.py installs it and runs them.
 collect_ignore = ["plugins/example_plugin"]

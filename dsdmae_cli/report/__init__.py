@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dsdmae_cli.errors import RESUME
 from dsdmae_cli.report.lines import duration as duration
 
 
@@ -127,7 +128,8 @@ class Report:
         try:
             yield
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
+            # What is drawn anew by another command at most is nothing to go on with.
+            reason = (str(error).splitlines() or [""])[0].removesuffix(f"; {RESUME}")
             self.warn(f"{what} could not be made ({type(error).__name__}: {reason})")
 
 

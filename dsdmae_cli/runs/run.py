@@ -354,11 +354,13 @@ class Run:
     def _interrupted(self) -> None:
         number, trainer = self.requests.stop_signal, self.trainer
         by = "Ctrl-C" if number == signal.SIGINT else f"signal {number}"
-        raise RunInterrupted(
+        stopped = RunInterrupted(
             f"stopped by {by} and saved at step {trainer.step} of {trainer.total_steps};"
             f" go on with: dsdmae {self.command} --resume --out {self.directory.path}",
             number,
         )
+        stopped.said_elsewhere = not self.main
+        raise stopped
 
     # -- the end
 

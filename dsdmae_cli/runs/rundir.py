@@ -140,8 +140,7 @@ class RunDir:
             raise SettingsError(f"cannot make --out {self.path}: {error.strerror or error}") from error
         self._acquire()
         self.check_free()  # another process may have been quicker
-        for partial in filter(_left_over, list(self.path.iterdir())):
-            partial.unlink(missing_ok=True)
+        self._sweep()
         self._write(SETTINGS, to_toml(tables(settings)))
 
     def settings(self) -> Loaded[Any]:
@@ -164,7 +163,14 @@ class RunDir:
         """
         self.settings()  # before the lock, so that a wrong --out gets no lock file
         self._acquire()
+        self._sweep()
         return self.settings()
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left half written; nobody else writes here, the lock is ours."""
+        for folder in filter(Path.is_dir, (self.path, self.figures)):
+            for partial in filter(_left_over, list(folder.iterdir())):
+                partial.unlink(missing_ok=True)
 
     def _acquire(self) -> None:
         try:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dsdmae_builtin.datasets import FolderSettings
-from dsdmae_builtin.masks import CLASSES, Layout, layout_of, legend_beside, with_masks
+from dsdmae_builtin.masks import CLASSES, Layout, layout_of, legend_beside, no_png, with_masks
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import AS_STORED, DEEP_SUFFIXES
 from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_words, range_of_some
@@ -28,6 +28,7 @@ from dsdmae_cli.data.shards import Shards
 from dsdmae_cli.data.splits import Arrangement, Part, arrange
 from dsdmae_cli.data.square import common_side
 from dsdmae_cli.data.values import Ranges, Reading, asked_bands
+from dsdmae_cli.errors import DataError
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
@@ -99,6 +100,8 @@ def _arranged(
     files, layout = open_files(path), _layout(path)
     if layout is not None and labels is None:
         return _masked(path, layout, holdout, splits)
+    if labels is None and splits == "auto" and (wrong := no_png(files.names)):
+        raise DataError(f"{path}: {wrong}")
     table = read_labels(labels, files.names, columns) if labels is not None else files.labels
     by_shards = files.names_by_split() if isinstance(files, Shards) and splits != "none" else None
     if by_shards is None:

@@ -6,7 +6,7 @@ What a mask is and how it is read is dsdmae_cli.data.masks. No torch here.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,28 @@ def layout_of(names: Sequence[str]) -> Layout | None:
     if not all(name.lower().endswith(".png") for name, mask in zip(every, is_mask, strict=True) if mask):
         return None
     return Layout(wrapper, np.flatnonzero(~is_mask), np.flatnonzero(is_mask))
+
+
+def no_png(names: Sequence[str]) -> str | None:
+    """What to say of images/ and masks/ with a mask of each image's name, of which some are no PNGs; None otherwise.
+
+    A JPEG's pixels are near the numbers of classes, and no longer these numbers.
+    """
+    every = [PurePosixPath(name) for name in names]
+    if len({name.parts[0] for name in every}) == 1 and all(len(name.parts) > 2 for name in every):
+        every = [PurePosixPath(*name.parts[1:]) for name in every]
+    pictures = {PurePosixPath(*name.parts[1:]).with_suffix("") for name in every if name.parts[0] == _IMAGES}
+    masks = [name for name in every if name.parts[0] == _MASKS]
+    if not masks or len({name.parts[0] for name in every}) > 2:
+        return None
+    other = [name for name in masks if name.suffix.lower() != ".png"]
+    if not other or any(PurePosixPath(*name.parts[1:]).with_suffix("") not in pictures for name in masks):
+        return None
+    return (
+        f"{len(other)} of {len(masks)} masks are no PNGs ({other[0]}); a mask is a PNG, whose values are numbers of"
+        " classes, which JPEG and its like change: write them anew from their source under the same names as .png, or"
+        " take all files for pictures by --splits none"
+    )
 
 
 def legend_beside(path: Path, layout: Layout, void: Sequence[int]) -> Legend | None:

@@ -167,6 +167,16 @@ def test_what_cannot_be_used_is_said_in_a_line(spoil: object, folder: Path) -> N
     assert "\n" not in str(error.value)
 
 
+def test_masks_that_are_no_pngs_are_named_and_no_split_is_asked_for(folder: Path) -> None:
+    for mask in sorted((folder / "masks").rglob("*.png")):
+        Image.fromarray(stored_in(mask)).save(mask.with_suffix(".jpg"))
+        mask.unlink()
+    with pytest.raises(DataError, match=r"17 of 17 masks are no PNGs \(masks/.*\.jpg\); a mask is a PNG"):
+        open_dataset(data(folder), "train")
+    plain = open_dataset(data(folder, "data.splits=none"), "train")
+    assert plain.classes == ("images", "masks")
+
+
 def test_a_dataset_without_masks_is_refused() -> None:
     with pytest.raises(DataError, match="the images of digits have no masks; segmentation takes a folder with images/"):
         open_masked(data("digits"))

@@ -364,7 +364,11 @@ def test_what_a_killed_process_was_writing_is_in_nobodys_way(digits: Path, tmp_p
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".settings.toml.20349.partial").write_text("[data")
     assert train(digits, tmp_path / "run", "train.epochs=1")["steps"] == 5
-    assert not list((tmp_path / "run").glob("*.partial"))
+    left = [tmp_path / "run" / ".report.html.20349.partial", tmp_path / "run" / "figures" / ".curves.png.2.partial"]
+    for path in left:
+        path.write_text("half")
+    assert train(digits, tmp_path / "run", resume=True)["steps"] == 5
+    assert not list((tmp_path / "run").rglob("*.partial"))
 
 
 def test_weights_that_are_not_finite_make_no_export_and_no_picture(
