@@ -15,8 +15,9 @@ _CARD = "Model card"
 
 Subject = Annotated[
     str,
-    typer.Argument(metavar="RUN|FILE|timm:NAME", help="A run's directory (of pre-training also one that has not"
-                   " ended), a file of weights (.safetensors, .pth, ...), or timm's published ones; for denoiser-onnx"
+    typer.Argument(metavar="RUN|FILE|timm:NAME|hf:OWNER/NAME", help="A run's directory (of pre-training also one that has not"
+                   " ended), a file of weights (.safetensors, .pth, ...), timm's published ones, or those of a"
+                   " repository on the Hugging Face hub; for denoiser-onnx"
                    " also a denoiser's file, or the word packaged for the one that ships", show_default=False,
                    autocompletion=completion.runs),
 ]  # fmt: skip
@@ -50,6 +51,15 @@ Results = Annotated[
                  " below the run that judged the same weights are found by themselves", rich_help_panel=_CARD,
                  show_default=False),
 ]  # fmt: skip
+Push = Annotated[
+    str | None,
+    typer.Option("--push", metavar="OWNER/NAME", help="With --to hf: upload the folder to this repository of the Hugging"
+                 " Face hub, which is made where there is none; `hf auth login` or HF_TOKEN says who you are",
+                 rich_help_panel=_CARD, show_default=False),
+]  # fmt: skip
+Private = Annotated[
+    bool, typer.Option("--private", help="With --push: a repository that is made is private", rich_help_panel=_CARD)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]
 
 
@@ -64,6 +74,8 @@ def command(
     force: Force = False,
     licence: Licence = None,
     results: Results = None,
+    push: Push = None,
+    private: Private = False,
     as_json: Json = False,
     given: Given,
 ) -> None:
@@ -83,7 +95,17 @@ def command(
     from dsdmae_cli.settings.size import size_flag
 
     request = Request(
-        subject, to, out, size_flag(image_size), chosen, force, licence, tuple(results or ()), not no_head
+        subject,
+        to,
+        out,
+        size_flag(image_size),
+        chosen,
+        force,
+        licence,
+        tuple(results or ()),
+        not no_head,
+        push,
+        private,
     )
     with not_resumable():
         said = export(request)

@@ -33,6 +33,7 @@ class Flag:
         metavar: what help writes for its value; None = a switch.
         panel: its box in help.
         commands: that take it.
+        several: it may be given several times, for a setting that is a list.
         values: what completion offers where the setting's type does not say.
         sweep: an example of VALUES for `dsdmae ablate --sweep`.
         help: in place of the setting's own words.
@@ -43,6 +44,7 @@ class Flag:
     metavar: str | None
     panel: str
     commands: tuple[str, ...]
+    several: bool = False
     values: tuple[str, ...] = ()
     sweep: str = ""
     help: str = ""
@@ -137,6 +139,16 @@ FLAGS = (
     Flag("--device", "train.device", "NAME", NETWORK, ("embed", "denoise", "predict", "restore"), values=_DEVICES),
     Flag("--precision", "train.precision", "NAME", TRAINING, _LEARN),
     Flag("--precision", "train.precision", "NAME", NETWORK, ("embed", "denoise", "predict", "restore")),
+    Flag(
+        "--track",
+        "train.trackers",
+        "NAME",
+        RUN,
+        (*_TRAIN, "probe"),
+        several=True,
+        help="Tell this tracker of settings, figures, pictures and the result as they come, repeatable;"
+        " `dsdmae plugins` lists them (train.trackers)",
+    ),
     Flag("--compile/--no-compile", "train.compile", None, TRAINING, _TRAIN),
 )
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dsdmae_cli.evaluation.closing import NEIGHBOURS
 from dsdmae_cli.figures.sheet import strips
-from dsdmae_cli.page import PAGE
+from dsdmae_cli.page import PAGE, segments
 from dsdmae_cli.page.blocks import (
     Block,
     Charts,
@@ -34,21 +34,12 @@ from dsdmae_cli.page.blocks import (
 from dsdmae_cli.page.curves import Curves
 from dsdmae_cli.page.document import Places, places, write
 from dsdmae_cli.page.thumbs import thumb
-from dsdmae_cli.page.words import per_class_words, top5_words
+from dsdmae_cli.page.words import FIGURES, per_class_words, top5_words
 from dsdmae_cli.report import duration
 
 _RUN = "RUN"
 _MOST_MOMENTS = 8
 _MOST_WARNINGS = 50
-_FIGURES = {
-    "confusion": "confusion matrix: true classes in rows, predicted ones in columns",
-    "classes": "accuracy of each class",
-    "mistakes": "the most confident mistakes: what was said, what it is",
-    "choice": "what was chosen on held-out training images",
-    "curves": "every head that was tried, by epoch",
-    "pca": "features of test images, first two principal components",
-    "tsne": "features of test images, t-SNE",
-}
 
 
 @dataclass(frozen=True)
@@ -171,7 +162,7 @@ def _status(story: Story, share: float | None) -> str:
 def _scored(story: Story) -> str:
     result = story.result
     if result.get("top1") is None:
-        return ""
+        return segments.answer(result)
     low, high = result["top1_interval"]
     return (
         f"Top-1 accuracy {result['top1']:.1%} on {result['num_images']:,} test images (95% interval over test images"
@@ -181,6 +172,7 @@ def _scored(story: Story) -> str:
 
 def _facts(story: Story) -> Iterator[tuple[str, str, str]]:
     result, curves = story.result, story.curves
+    yield from segments.facts(result)
     if result.get("top1") is not None:
         low, high = result["top1_interval"]
         yield "top-1", f"{result['top1']:.1%}", f"{low:.1%} to {high:.1%}"
@@ -212,6 +204,7 @@ def _sections(story: Story) -> Iterator[tuple[str, Sequence[Block]]]:
         yield "Pictures", [Text([_seen(story)], quiet=True), moments]
     if figures := _figures(story.folder / "figures"):
         yield "Figures", [figures]
+    yield from segments.sections(story.result)
     if rows := story.result.get("few_shot"):
         yield "With few labels", [_few(rows)]
     if account := story.about.get("account"):
@@ -327,7 +320,7 @@ def _machine(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _figures(folder: Path) -> Gallery | None:
     """What probe and finetune draw."""
-    found = [(words, folder / f"{name}.png") for name, words in _FIGURES.items()]
+    found = [(words, folder / f"{name}.png") for name, words in FIGURES.items()]
     pictures = [
         (words, _file(path, path.stat().st_mtime_ns, words), f"{folder.name}/{path.name}")
         for words, path in found

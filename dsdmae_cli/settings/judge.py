@@ -13,12 +13,14 @@ from dsdmae_cli.settings.models import (
     DEVICE,
     PRECISION,
     SEED,
+    TRACKERS,
     Auto,
     BackboneSettings,
     CountOrZero,
     DataSettings,
     Fraction,
     LoopSettings,
+    Names,
     NonNegativeFloat,
     OptimSettings,
     PositiveFloat,
@@ -209,6 +211,7 @@ class ProbeTrainSettings(Section):
     seed: CountOrZero = SEED
     device: str = DEVICE
     precision: Precision = PRECISION
+    trackers: Names = TRACKERS
 
 
 class ProbeSettings(BaseModel):
