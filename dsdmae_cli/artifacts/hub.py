@@ -14,6 +14,7 @@ from pathlib import Path
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunFailed, SettingsError
 
 PREFIX = "hf:"
+_PATIENCE = 20  # seconds
 _LOGIN = "log in by `hf auth login`, or set HF_TOKEN"
 
 
@@ -44,11 +45,13 @@ def fetched(text: str, names: tuple[str, ...]) -> Path:
     _check_name(repo, text, CheckpointError)
     with _told(text, CheckpointError):
         try:
-            there = HfApi().list_repo_files(repo, revision=revision)
+            # Unlike the list of files alone this is asked once: who is offline need not wait for five tries.
+            found = HfApi().model_info(repo, revision=revision, timeout=_PATIENCE)
         except Exception as error:
             if _answered(error):
                 raise
             return _kept(repo, revision, names, error)
+        there = {file.rfilename for file in found.siblings or ()}
         wanted = next((name for name in names if name in there), None)
         if wanted is None:
             raise CheckpointError(f"{text} has no weights: it has neither {' nor '.join(names)}")
@@ -133,29 +136,23 @@ def _told(what: str, kind: Callable[[str], DsdmaeError], more: str = "") -> Iter
         yield
     except DsdmaeError:
         raise
-    except GatedRepoError as error:
-        raise kind(
-            f"{what}: its owner asks for an agreement, which is given on its page on the hub; then {_LOGIN}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise kind(f"{what}: there is no such revision; name a branch, a tag or a commit after the @") from error
-    except RepositoryNotFoundError as error:
-        raise kind(
-            f"{what}: no such repository on {constants.ENDPOINT}, or a private one; check its name, or {_LOGIN}"
-        ) from error
     except Exception as error:  # it is a library of several generations, over HTTP libraries of two
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None)
-        if status in (401, 403):
-            raise kind(
-                f"{what}: {constants.ENDPOINT} refuses this token ({status}); {_LOGIN} with one that may write"
-            ) from error
-        if status is not None:
-            raise kind(f"{what}: {constants.ENDPOINT} answered {status}{more}") from error
-        raise kind(
-            f"{what}: {constants.ENDPOINT} cannot be reached ({type(error).__name__}); check the network, HF_ENDPOINT and"
-            f" HF_HUB_OFFLINE{more}"
-        ) from error
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        at = constants.ENDPOINT
+        if isinstance(error, GatedRepoError):
+            why = f"its owner asks for an agreement, which is given on its page; then {_LOGIN}"
+        elif isinstance(error, RevisionNotFoundError):
+            why = "there is no such revision; name a branch, a tag or a commit after the @"
+        elif isinstance(error, RepositoryNotFoundError):
+            why = f"no such repository on {at}, or a private one; check its name, or {_LOGIN}"
+        elif status in (401, 403):
+            why = f"{at} refuses this token ({status}); {_LOGIN} with one that may write"
+        elif status is not None:
+            why = f"{at} answered {status}{more}"
+        else:
+            name = type(error).__name__
+            why = f"{at} cannot be reached ({name}); check the network, HF_ENDPOINT and HF_HUB_OFFLINE{more}"
+        raise kind(f"{what}: {why}") from error
 
 
 @contextmanager

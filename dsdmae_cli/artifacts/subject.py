@@ -72,10 +72,8 @@ class Subject:
         if self.kind == "run":
             assert self.path is not None
             return self.path.resolve().name
-        if self.weights is None:
+        if self.weights is None or hub.is_hub(self.text):
             return self.text
-        if hub.is_hub(self.text):  # what lies in its cache is called by its content
-            return hub.repository(self.text).rpartition("/")[2]
         if self.weights.name in _IN_FOLDERS:
             return self.weights.resolve().parent.name
         return self.weights.stem.removesuffix(".pth")

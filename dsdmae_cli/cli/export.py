@@ -15,10 +15,10 @@ _CARD = "Model card"
 
 Subject = Annotated[
     str,
-    typer.Argument(metavar="RUN|FILE|timm:NAME|hf:OWNER/NAME", help="A run's directory (of pre-training also one that has not"
-                   " ended), a file of weights (.safetensors, .pth, ...), timm's published ones, or those of a"
-                   " repository on the Hugging Face hub; for denoiser-onnx"
-                   " also a denoiser's file, or the word packaged for the one that ships", show_default=False,
+    typer.Argument(metavar="RUN|FILE|timm:NAME|hf:OWNER/NAME", help="A run's directory (of pre-training also one that"
+                   " has not ended), a file of weights (.safetensors, .pth, ...), timm's published ones, or those of a"
+                   " repository on the Hugging Face hub; for denoiser-onnx also a denoiser's file, or the word packaged"
+                   " for the one that ships", show_default=False,
                    autocompletion=completion.runs),
 ]  # fmt: skip
 To = Annotated[
@@ -53,8 +53,8 @@ Results = Annotated[
 ]  # fmt: skip
 Push = Annotated[
     str | None,
-    typer.Option("--push", metavar="OWNER/NAME", help="With --to hf: upload the folder to this repository of the Hugging"
-                 " Face hub, which is made where there is none; `hf auth login` or HF_TOKEN says who you are",
+    typer.Option("--push", metavar="OWNER/NAME", help="With --to hf: upload the folder to this repository of the"
+                 " Hugging Face hub, which is made where there is none; `hf auth login` or HF_TOKEN says who you are",
                  rich_help_panel=_CARD, show_default=False),
 ]  # fmt: skip
 Private = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -162,10 +163,13 @@ def _next(run: Found) -> str:
 @app.command("open", cls=Command)
 def open_page(run: Named, folder: In = None, debug: Debug = False) -> None:
     """Open the page of a run, a study or an answer of `dsdmae worth`; its path goes to stdout."""
+    from dsdmae_cli.runs.killed import mend
     from dsdmae_cli.runs.listing import resolve
     from dsdmae_cli.runs.rundir import PAGE, default_folder
 
     folder = folder or default_folder()
+    with suppress(SettingsError):  # what is no run may have a page
+        mend(resolve(run, folder))
     page = next((p for p in (Path(run) / PAGE, folder / run / PAGE) if p.is_file()), None)
     if page is None:
         path = resolve(run, folder)

@@ -109,9 +109,7 @@ def export(request: Request) -> dict[str, Any]:
 def _check_free(request: Request) -> None:
     out = request.out
     if request.push is not None and request.form != "hf":
-        raise SettingsError(
-            f"--push {request.push} is for --to hf, a folder with a model card; got --to {request.form}"
-        )
+        raise SettingsError(f"--push {request.push} is for --to hf, a folder with a card; got --to {request.form}")
     if request.private and request.push is None:
         raise SettingsError("--private is about the repository of --push OWNER/NAME; add that, or leave it out")
     if ending := _FILES.get(request.form):

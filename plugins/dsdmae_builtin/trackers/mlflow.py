@@ -17,7 +17,7 @@ _LONGEST = 500  # characters of a parameter, by the stores' own limit at its low
 
 
 class MLflow(Tracker):
-    """A run in the store of MLFLOW_TRACKING_URI; where none is named, in mlflow/ of the run's directory (SQLite, files).
+    """A run in the store of MLFLOW_TRACKING_URI; where none is named, in mlflow/ of its directory (SQLite, files).
 
     The experiment is MLFLOW_EXPERIMENT_NAME or "dsdmae"; settings are parameters, the result's numbers metrics.
     """

@@ -104,9 +104,8 @@ class Trackio(Logging):
     )
 
     def begun(self, run: TrackedRun, identity: str) -> Any:
-        return self.package.init(
-            project=self.project, name=identity, resume="allow", config={**_plain(run.settings), "command": run.command},
-        )  # fmt: skip
+        config = {**_plain(run.settings), "command": run.command}
+        return self.package.init(project=self.project, name=identity, resume="allow", config=config)
 
     def put(self, values: dict[str, Any], step: int) -> None:
         self.run.log(values, step=step)
