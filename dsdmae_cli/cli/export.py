@@ -15,16 +15,16 @@ _CARD = "Model card"
 
 Subject = Annotated[
     str,
-    typer.Argument(metavar="RUN|FILE|timm:NAME|hf:OWNER/NAME", help="A run's directory (of pre-training also one that"
-                   " has not ended), a file of weights (.safetensors, .pth, ...), timm's published ones, or those of a"
-                   " repository on the Hugging Face hub; for denoiser-onnx also a denoiser's file, or the word packaged"
-                   " for the one that ships", show_default=False,
-                   autocompletion=completion.runs),
+    typer.Argument(metavar="RUN|FILE|NAME", help="A run's directory (of pre-training also one that"
+                   " has not ended), a file of weights (.safetensors, .pth, ...), timm's published ones (timm:NAME), or"
+                   " those of a repository on the Hugging Face hub (hf:OWNER/NAME); for denoiser-onnx also a denoiser's"
+                   " file, or the word packaged for the one that ships", show_default=False,
+                   autocompletion=completion.subjects),
 ]  # fmt: skip
 To = Annotated[
     Literal["timm", "hf", "onnx", "denoiser", "denoiser-onnx"],
-    typer.Option("--to", help="timm: a folder for timm.create_model; hf: the same with a model card, for the Hugging"
-                 " Face hub; onnx: the encoder as one file, checked against torch; denoiser: what restores pixels, for"
+    typer.Option("--to", metavar="FORM", help="timm: a folder for timm.create_model; hf: the same with a model card,"
+                 " for the Hugging Face hub; onnx: the encoder as one file, checked against torch; denoiser: what restores pixels, for"
                  " `dsdmae denoise`; denoiser-onnx: the same as one ONNX file, checked against torch",
                  show_default=False),
 ]  # fmt: skip

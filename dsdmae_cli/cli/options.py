@@ -67,9 +67,9 @@ def _set(command: str) -> Any:
 
 def _subject(command: str) -> Any:
     return typer.Argument(
-        metavar="RUN|ENCODER|timm:NAME|scratch", show_default=False, autocompletion=completion.runs,
+        metavar="RUN|ENCODER|timm:NAME|scratch", show_default=False, autocompletion=completion.subjects,
         help="What to start from: a run's directory, a file of weights (.safetensors, .pth, ...), timm's published"
-        " weights, or random ones",
+        " weights, those of a repository on the Hugging Face hub (hf:OWNER/NAME), or random ones",
     )  # fmt: skip
 
 

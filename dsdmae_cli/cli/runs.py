@@ -38,7 +38,9 @@ def list_runs(
     folder: In = None,
     state: Annotated[
         Literal["running", "finished", "stopped", "failed"] | None,
-        typer.Option("--state", help="Only those of a state", show_default=False),
+        typer.Option(
+            "--state", metavar="STATE", help="Only running, finished, stopped or failed ones", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -84,14 +84,30 @@ FLAGS = (
         (*_LEARN, "embed"),
         help="The folders of your own images to learn from and to test on, where their names do not say (data.splits)",
     ),
-    Flag("--image-size", "data.image_size", "N|H,W", DATA, _LEARN),
+    Flag(
+        "--image-size",
+        "data.image_size",
+        "N|H,W",
+        DATA,
+        _LEARN,
+        help="What the network sees, in pixels from 4 to 4096: the side of a square, or HEIGHT,WIDTH. Default: the"
+        " dataset's own (data.image_size)",
+    ),
     Flag("--data-dir", "data.data_dir", "DIR", DATA, (*_LEARN, "embed")),
     Flag("--strict-data", "data.strict", None, DATA, (*_LEARN, "embed")),
     Flag("--validation", "finetune.validation", "FRACTION", DATA, ("finetune",)),
     Flag("--method", "method.name", "NAME", METHOD, _TASK),
     Flag("--backbone", "backbone.name", "NAME", METHOD, (*_TRAIN, "probe")),
     Flag("--backbone", "backbone.name", "NAME", NETWORK, _USE, help=_OF_WEIGHTS),
-    Flag("--from", "train.start", "RUN|FILE|timm:NAME", METHOD, ("pretrain",)),
+    Flag(
+        "--from",
+        "train.start",
+        "RUN|FILE|NAME",
+        METHOD,
+        ("pretrain",),
+        help="Weights to begin with: a run, a file, or published ones such as timm:NAME and hf:OWNER/NAME. Default: new"
+        " ones, drawn from the seed (train.start)",
+    ),
     Flag("--mask-ratio", "method.mask_ratio", "R[,R]", METHOD, _TASK, sweep="0.75..0.95"),
     Flag("--noise-std", "method.noise_std", "SIGMA[,SIGMA]", METHOD, _TASK, sweep="0.5,1.0"),
     Flag(

@@ -43,8 +43,8 @@ class FinetuneSection(Section):
 
     start: str = Field(
         "scratch",
-        description="a run's directory, a file of weights or a folder with one, PLUGIN:NAME of published weights, or"
-        " scratch",
+        description="a run's directory, a file of weights or a folder with one, published weights such as timm:NAME"
+        " and hf:OWNER/NAME, or scratch",
     )
     pool: Literal["mean", "cls"] = Field(
         "mean", description="what the head reads: the mean of all tokens, or the class token"
@@ -142,8 +142,8 @@ class ProbeSection(Section):
 
     start: str = Field(
         "scratch",
-        description="a run's directory, a file of weights or a folder with one, PLUGIN:NAME of published weights,"
-        " scratch or pixels",
+        description="a run's directory, a file of weights or a folder with one, published weights such as timm:NAME"
+        " and hf:OWNER/NAME, scratch or pixels",
     )
     kind: str = Field("linear", description="probe plugin; linear is MAE's protocol")
     pool: Literal["mean", "cls", "max", "mean+cls"] = Field(
