@@ -268,8 +268,8 @@ class TrainSettings(LoopSettings):
 
     start: str | None = Field(
         None,
-        description="weights to begin with: a run, a file, or published ones such as timm:NAME and hf:OWNER/NAME; none ="
-        " new ones, drawn from the seed",
+        description="weights to begin with: a run, a file, or published ones such as timm:NAME and hf:OWNER/NAME; none"
+        " = new ones, drawn from the seed",
     )
     knn_every: PositiveInt | Auto | None = Field(
         "auto", description="epochs between k-NN scores where labels exist; auto = ten times a run"
