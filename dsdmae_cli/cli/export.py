@@ -24,8 +24,9 @@ Subject = Annotated[
 To = Annotated[
     Literal["timm", "hf", "onnx", "denoiser", "denoiser-onnx"],
     typer.Option("--to", metavar="FORM", help="timm: a folder for timm.create_model; hf: the same with a model card,"
-                 " for the Hugging Face hub; onnx: the encoder as one file, checked against torch; denoiser: what restores"
-                 " pixels, for `dsdmae denoise`; denoiser-onnx: the same as one ONNX file, checked against torch",
+                 " for the Hugging Face hub; onnx: the encoder as one file, checked against torch; denoiser: what"
+                 " restores pixels, for `dsdmae denoise`; denoiser-onnx: the same as one ONNX file, checked against"
+                 " torch",
                  show_default=False),
 ]  # fmt: skip
 Out = Annotated[
