@@ -4,6 +4,7 @@ RUN          a run's directory, also of a pre-training run that has not ended; o
 FILE         weights: what pretrain, finetune and export write, or anybody's, as .safetensors or by torch.save
 FOLDER       a folder with encoder.safetensors, classifier.safetensors, model.safetensors or pytorch_model.bin
 NAME[:ARG]   published weights, of any backbone plugin that has them
+hf:OWNER/NAME[@REVISION]  a repository of the Hugging Face hub with one of these files
 scratch      no pre-training: weights drawn from a seed
 pixels       no network at all: the baseline of a probe
 
@@ -15,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli import plugins
+from dsdmae_cli.artifacts import hub
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
 from dsdmae_cli.config.compose import load, written
 from dsdmae_cli.config.describe import tables
@@ -70,7 +72,7 @@ class Subject:
         if self.kind == "run":
             assert self.path is not None
             return self.path.resolve().name
-        if self.weights is None:
+        if self.weights is None or hub.is_hub(self.text):
             return self.text
         if self.weights.name in _IN_FOLDERS:
             return self.weights.resolve().parent.name
@@ -143,6 +145,8 @@ def parse(text: str, *, trained: bool = False) -> Subject:
             return _of_file(text, path)
     except OSError as error:
         raise CheckpointError(f"cannot read {text}: {error.strerror or error}") from error
+    if hub.is_hub(text):
+        return replace(_in_folder(text, hub.fetched(text, _IN_FOLDERS)), kind="weights")
     if text in (SCRATCH, PIXELS) and trained:
         raise CheckpointError(f"{text} has learned nothing; give {allowed(trained=True)}")
     if text == SCRATCH:
@@ -262,6 +266,7 @@ def allowed(trained: bool = False) -> str:
         "a run's directory",
         f"a file of weights ({_SAFE}, {', '.join(_PICKLED)}) or a folder with one",
         *([f"published weights ({published})"] if published else []),
+        "hf:OWNER/NAME",
         *(() if trained else (SCRATCH, PIXELS)),
     ]
     return f"{', '.join(forms[:-1])} or {forms[-1]}"
@@ -273,7 +278,7 @@ def completions(incomplete: str) -> list[str]:
     None for a path elsewhere, which the shell itself completes.
     """
     published = [text.partition(":")[0] + ":" if ":" in text else text for text in _published()]
-    words = [SCRATCH, PIXELS, *published, *run_completions(incomplete)]
+    words = [SCRATCH, PIXELS, *published, hub.PREFIX, *run_completions(incomplete)]
     return [word for word in words if word.startswith(incomplete)]
 
 

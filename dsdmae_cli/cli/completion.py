@@ -31,6 +31,8 @@ def values_of(flag: Flag, command: str) -> Complete:
     """The values of a flag, where they are few words."""
 
     def complete(incomplete: str) -> list[str]:
+        if flag.setting == "train.start":
+            return [word for word in subjects(incomplete) if word not in ("scratch", "pixels")]
         found = flag.values or setting_values(flag.setting, command)
         return [value for value in found if value.startswith(incomplete)]
 
@@ -101,6 +103,13 @@ def runs(incomplete: str) -> list[str]:
         return []
     found = sorted((path for path in folder.iterdir() if path.is_dir()), key=_age, reverse=True)
     return [text for path in found if (text := str(path)).startswith(incomplete)][:_MOST_RUNS]
+
+
+def subjects(incomplete: str) -> list[str]:
+    """What a command judges or starts from: runs, published weights up to their colon, scratch and pixels."""
+    from dsdmae_cli.artifacts.subject import completions
+
+    return list(dict.fromkeys([*runs(incomplete), *completions(incomplete)]))
 
 
 def _age(path: Path) -> float:

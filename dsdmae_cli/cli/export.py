@@ -15,16 +15,18 @@ _CARD = "Model card"
 
 Subject = Annotated[
     str,
-    typer.Argument(metavar="RUN|FILE|timm:NAME", help="A run's directory (of pre-training also one that has not"
-                   " ended), a file of weights (.safetensors, .pth, ...), or timm's published ones; for denoiser-onnx"
-                   " also a denoiser's file, or the word packaged for the one that ships", show_default=False,
-                   autocompletion=completion.runs),
+    typer.Argument(metavar="RUN|FILE|NAME", help="A run's directory (of pre-training also one that"
+                   " has not ended), a file of weights (.safetensors, .pth, ...), timm's published ones (timm:NAME), or"
+                   " those of a repository on the Hugging Face hub (hf:OWNER/NAME); for denoiser-onnx also a denoiser's"
+                   " file, or the word packaged for the one that ships", show_default=False,
+                   autocompletion=completion.subjects),
 ]  # fmt: skip
 To = Annotated[
     Literal["timm", "hf", "onnx", "denoiser", "denoiser-onnx"],
-    typer.Option("--to", help="timm: a folder for timm.create_model; hf: the same with a model card, for the Hugging"
-                 " Face hub; onnx: the encoder as one file, checked against torch; denoiser: what restores pixels, for"
-                 " `dsdmae denoise`; denoiser-onnx: the same as one ONNX file, checked against torch",
+    typer.Option("--to", metavar="FORM", help="timm: a folder for timm.create_model; hf: the same with a model card,"
+                 " for the Hugging Face hub; onnx: the encoder as one file, checked against torch; denoiser: what"
+                 " restores pixels, for `dsdmae denoise`; denoiser-onnx: the same as one ONNX file, checked against"
+                 " torch",
                  show_default=False),
 ]  # fmt: skip
 Out = Annotated[
@@ -50,6 +52,15 @@ Results = Annotated[
                  " below the run that judged the same weights are found by themselves", rich_help_panel=_CARD,
                  show_default=False),
 ]  # fmt: skip
+Push = Annotated[
+    str | None,
+    typer.Option("--push", metavar="OWNER/NAME", help="With --to hf: upload the folder to this repository of the"
+                 " Hugging Face hub, which is made where there is none; `hf auth login` or HF_TOKEN says who you are",
+                 rich_help_panel=_CARD, show_default=False),
+]  # fmt: skip
+Private = Annotated[
+    bool, typer.Option("--private", help="With --push: a repository that is made is private", rich_help_panel=_CARD)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]
 
 
@@ -64,6 +75,8 @@ def command(
     force: Force = False,
     licence: Licence = None,
     results: Results = None,
+    push: Push = None,
+    private: Private = False,
     as_json: Json = False,
     given: Given,
 ) -> None:
@@ -83,7 +96,17 @@ def command(
     from dsdmae_cli.settings.size import size_flag
 
     request = Request(
-        subject, to, out, size_flag(image_size), chosen, force, licence, tuple(results or ()), not no_head
+        subject,
+        to,
+        out,
+        size_flag(image_size),
+        chosen,
+        force,
+        licence,
+        tuple(results or ()),
+        not no_head,
+        push,
+        private,
     )
     with not_resumable():
         said = export(request)

@@ -67,9 +67,9 @@ def _set(command: str) -> Any:
 
 def _subject(command: str) -> Any:
     return typer.Argument(
-        metavar="RUN|ENCODER|timm:NAME|scratch", show_default=False, autocompletion=completion.runs,
+        metavar="RUN|ENCODER|timm:NAME|scratch", show_default=False, autocompletion=completion.subjects,
         help="What to start from: a run's directory, a file of weights (.safetensors, .pth, ...), timm's published"
-        " weights, or random ones",
+        " weights, those of a repository on the Hugging Face hub (hf:OWNER/NAME), or random ones",
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def given(**values: Any) -> Given:
-            said = {flag.setting: values.pop(_identifier(flag)) for flag in flags_of(command)}
+            said = {flag.setting: _said(values.pop(_identifier(flag))) for flag in flags_of(command)}
             several = {name: tuple(values.pop(name)) for name in ("preset", "assignments") if values.get(name)}
             values = _placed(command, values)
             images, origins = values.pop("images", None), {}
@@ -193,6 +193,11 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return run
 
     return decorate
+
+
+def _said(value: Any) -> Any:
+    """What a flag says; one that was given several times a list, as people type one."""
+    return (",".join(value) or None) if isinstance(value, list) else value
 
 
 def _placed(command: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +244,8 @@ def _setting(flag: Flag, command: str) -> inspect.Parameter:
         flag.name, metavar=flag.metavar, panel=flag.panel, help=help_of(flag, command),
         complete=completion.values_of(flag, command) if flag.metavar else None,
     )  # fmt: skip
-    return _parameter(_identifier(flag), (str if flag.metavar else bool) | None, info)
+    type_: Any = list[str] if flag.several else str if flag.metavar else bool
+    return _parameter(_identifier(flag), type_ | None, info)
 
 
 def _parameter(name: str, type_: Any, info: Any) -> inspect.Parameter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -37,7 +38,9 @@ def list_runs(
     folder: In = None,
     state: Annotated[
         Literal["running", "finished", "stopped", "failed"] | None,
-        typer.Option("--state", help="Only those of a state", show_default=False),
+        typer.Option(
+            "--state", metavar="STATE", help="Only running, finished, stopped or failed ones", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -162,10 +165,13 @@ def _next(run: Found) -> str:
 @app.command("open", cls=Command)
 def open_page(run: Named, folder: In = None, debug: Debug = False) -> None:
     """Open the page of a run, a study or an answer of `dsdmae worth`; its path goes to stdout."""
+    from dsdmae_cli.runs.killed import mend
     from dsdmae_cli.runs.listing import resolve
     from dsdmae_cli.runs.rundir import PAGE, default_folder
 
     folder = folder or default_folder()
+    with suppress(SettingsError):  # what is no run may have a page
+        mend(resolve(run, folder))
     page = next((p for p in (Path(run) / PAGE, folder / run / PAGE) if p.is_file()), None)
     if page is None:
         path = resolve(run, folder)

@@ -35,6 +35,7 @@ class Flag:
         metavar: what help writes for its value; None = a switch.
         panel: its box in help.
         commands: that take it.
+        several: it may be given several times, for a setting that is a list.
         values: what completion offers where the setting's type does not say.
         sweep: an example of VALUES for `dsdmae ablate --sweep`.
         help: in place of the setting's own words.
@@ -45,6 +46,7 @@ class Flag:
     metavar: str | None
     panel: str
     commands: tuple[str, ...]
+    several: bool = False
     values: tuple[str, ...] = ()
     sweep: str = ""
     help: str = ""
@@ -84,14 +86,30 @@ FLAGS = (
         (*_LEARN, "embed"),
         help="The folders of your own images to learn from and to test on, where their names do not say (data.splits)",
     ),
-    Flag("--image-size", "data.image_size", "N|H,W", DATA, _LEARN),
+    Flag(
+        "--image-size",
+        "data.image_size",
+        "N|H,W",
+        DATA,
+        _LEARN,
+        help="What the network sees, in pixels from 4 to 4096: the side of a square, or HEIGHT,WIDTH. Default: the"
+        " dataset's own (data.image_size)",
+    ),
     Flag("--data-dir", "data.data_dir", "DIR", DATA, (*_LEARN, "embed")),
     Flag("--strict-data", "data.strict", None, DATA, (*_LEARN, "embed")),
     Flag("--validation", "finetune.validation", "FRACTION", DATA, ("finetune",)),
     Flag("--method", "method.name", "NAME", METHOD, _TASK),
     Flag("--backbone", "backbone.name", "NAME", METHOD, (*_TRAIN, "probe")),
     Flag("--backbone", "backbone.name", "NAME", NETWORK, _USE, help=_OF_WEIGHTS),
-    Flag("--from", "train.start", "RUN|FILE|timm:NAME", METHOD, ("pretrain",)),
+    Flag(
+        "--from",
+        "train.start",
+        "RUN|FILE|NAME",
+        METHOD,
+        ("pretrain",),
+        help="Weights to begin with: a run, a file, or published ones such as timm:NAME and hf:OWNER/NAME. Default: new"
+        " ones, drawn from the seed (train.start)",
+    ),
     Flag("--mask-ratio", "method.mask_ratio", "R[,R]", METHOD, _TASK, sweep="0.75..0.95"),
     Flag("--noise-std", "method.noise_std", "SIGMA[,SIGMA]", METHOD, _TASK, sweep="0.5,1.0"),
     Flag(
@@ -140,6 +158,16 @@ FLAGS = (
     Flag("--device", "train.device", "NAME", NETWORK, ("embed", "denoise", "predict", "restore"), values=_DEVICES),
     Flag("--precision", "train.precision", "NAME", TRAINING, _LEARN),
     Flag("--precision", "train.precision", "NAME", NETWORK, ("embed", "denoise", "predict", "restore")),
+    Flag(
+        "--track",
+        "train.trackers",
+        "NAME",
+        RUN,
+        (*_TRAIN, "probe"),
+        several=True,
+        help="Tell this tracker of settings, figures, pictures and the result as they come, repeatable;"
+        " `dsdmae plugins` lists them (train.trackers)",
+    ),
     Flag("--compile/--no-compile", "train.compile", None, TRAINING, _TRAIN),
 )
 

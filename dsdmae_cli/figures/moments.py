@@ -30,8 +30,8 @@ class Moments:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, step: int, shown: Mapping[str, Float[Tensor, "b c h w"]], images: Float[Tensor, "b d h w"]) -> None:
-        """Write a moment's picture, and the overview of all moments so far.
+    def add(self, step: int, shown: Mapping[str, Float[Tensor, "b c h w"]], images: Float[Tensor, "b d h w"]) -> Path:
+        """Write a moment's picture, and the overview of all moments so far; the file of the moment.
 
         Args:
             shown: rows by name, as Method.show gives them, in [-1, 1].
@@ -42,8 +42,10 @@ class Moments:
         original = [_tile(image) for image in images]
         rows = [(row, [_fitted(_tile(i), original[0].size) for i in batch]) for row, batch in shown.items()]
         rows.append((_original(images.shape[1]), original))
-        save(sheet(rows), self.folder / f"{name}-step-{step:08d}.png", [row for row, _ in rows])
+        file = self.folder / f"{name}-step-{step:08d}.png"
+        save(sheet(rows), file, [row for row, _ in rows])
         self._overview(name, [row for row, _ in rows], original[0].size, len(images))
+        return file
 
     def _overview(self, name: str, names: list[str], tile: tuple[int, int], columns: int) -> None:
         moments: dict[int, list[list[Image.Image]]] = {}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dsdmae_cli.evaluation.closing import NEIGHBOURS
 from dsdmae_cli.figures.sheet import strips
-from dsdmae_cli.page import PAGE
+from dsdmae_cli.page import PAGE, segments
 from dsdmae_cli.page.blocks import (
     Block,
     Charts,
@@ -34,22 +34,12 @@ from dsdmae_cli.page.blocks import (
 from dsdmae_cli.page.curves import Curves
 from dsdmae_cli.page.document import Places, places, write
 from dsdmae_cli.page.thumbs import thumb
-from dsdmae_cli.page.words import score_facts, scored_words
+from dsdmae_cli.page.words import FIGURES, score_facts, scored_words
 from dsdmae_cli.report import duration
 
 _RUN = "RUN"
 _MOST_MOMENTS = 8
 _MOST_WARNINGS = 50
-_FIGURES = {
-    "confusion": "confusion matrix: true classes in rows, predicted ones in columns",
-    "segmentation": "test images, their masks, and what was answered",
-    "classes": "accuracy, or IoU, of each class",
-    "mistakes": "the most confident mistakes: what was said, what it is",
-    "choice": "what was chosen on held-out training images",
-    "curves": "every head that was tried, by epoch",
-    "pca": "features of test images, first two principal components",
-    "tsne": "features of test images, t-SNE",
-}
 
 
 @dataclass(frozen=True)
@@ -196,6 +186,7 @@ def _sections(story: Story) -> Iterator[tuple[str, Sequence[Block]]]:
         yield "Pictures", [Text([_seen(story)], quiet=True), moments]
     if figures := _figures(story.folder / "figures"):
         yield "Figures", [figures]
+    yield from segments.sections(story.result)
     if rows := story.result.get("few_shot"):
         yield "With few labels", [_few(rows)]
     if account := story.about.get("account"):
@@ -313,7 +304,7 @@ def _machine(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _figures(folder: Path) -> Gallery | None:
     """What probe and finetune draw."""
-    found = [(words, folder / f"{name}.png") for name, words in _FIGURES.items()]
+    found = [(words, folder / f"{name}.png") for name, words in FIGURES.items()]
     pictures = [
         (words, _file(path, path.stat().st_mtime_ns, words), f"{folder.name}/{path.name}")
         for words, path in found

@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# What each picture of a run's figures/ shows, in the order of its page.
+FIGURES = {
+    "segmentation": "test images: the picture, its mask, what was answered",
+    "confusion": "confusion matrix: true classes in rows, predicted ones in columns",
+    "classes": "each class: accuracy, or overlap (IoU) of labelled pixels",
+    "mistakes": "the most confident mistakes: what was said, what it is",
+    "choice": "what was chosen on held-out training images",
+    "curves": "every head that was tried, by epoch",
+    "pca": "features of test images, first two principal components",
+    "tsne": "features of test images, t-SNE",
+}
+
 
 def per_class_words(result: Mapping[str, Any]) -> str | None:
     """Mean accuracy of the classes, where it is another than top-1 to the digit shown; None where it is not."""

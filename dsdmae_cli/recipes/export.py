@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli import files
-from dsdmae_cli.artifacts import packaged
+from dsdmae_cli.artifacts import hub, packaged
 from dsdmae_cli.artifacts.card import found_results, model_card, short_list
 from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser, save_denoiser
 from dsdmae_cli.artifacts.elsewhere import check_values
@@ -51,6 +51,8 @@ class Request:
         licence: of the weights, a Hugging Face identifier; None = not stated.
         results: result.json files of probes and fine-tuning for the model card.
         head: keep the head of a fine-tuned network.
+        push: OWNER/NAME on the Hugging Face hub, where the folder goes too.
+        private: whether a repository that is made for it is.
     """
 
     subject: str
@@ -62,6 +64,8 @@ class Request:
     licence: str | None = None
     results: tuple[Path, ...] = ()
     head: bool = True
+    push: str | None = None
+    private: bool = False
 
 
 def export(request: Request) -> dict[str, Any]:
@@ -73,6 +77,8 @@ def export(request: Request) -> dict[str, Any]:
         RunFailed: it cannot be written, or ONNX computes something else than torch.
     """
     _check_free(request)
+    if request.push is not None:
+        hub.check_pushable(request.push)
     if request.form in {"denoiser", "denoiser-onnx"}:
         return _export_denoiser(request)
     subject = parse(request.subject)
@@ -102,6 +108,10 @@ def export(request: Request) -> dict[str, Any]:
 
 def _check_free(request: Request) -> None:
     out = request.out
+    if request.push is not None and request.form != "hf":
+        raise SettingsError(f"--push {request.push} is for --to hf, a folder with a card; got --to {request.form}")
+    if request.private and request.push is None:
+        raise SettingsError("--private is about the repository of --push OWNER/NAME; add that, or leave it out")
     if ending := _FILES.get(request.form):
         if out.suffix != ending:
             raise SettingsError(f"--out {out} must end in {ending} for --to {request.form}")
@@ -123,6 +133,8 @@ def _export_folder(opened: Opened, subject: Subject, request: Request) -> dict[s
     results, notes = found_results(opened, subject, request.results)
     with_card = request.form == "hf"
     card = model_card(opened, results, request.licence, out.resolve().name) if with_card else None
+    if card is not None and request.push is not None:
+        card = card.replace("YOUR-NAME/THIS-MODEL", request.push)
     written = write_folder(opened, config, card, out, _ADVICE)
     if with_card and request.licence is None:
         notes.append("no --license was given: the card says that none is stated")
@@ -133,6 +145,8 @@ def _export_folder(opened: Opened, subject: Subject, request: Request) -> dict[s
         "std": opened.std,
         "notes": notes,
     }
+    if request.push is not None:
+        return {**said, "pushed_to": hub.push(out, written, request.push, request.private)}
     return {**said, "upload_with": f"hf upload YOUR-NAME/{out.resolve().name} {out}"} if with_card else said
 
 
@@ -198,6 +212,8 @@ def summary(said: dict[str, Any]) -> str:
         shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in said["outputs"].items())
         lines.append(f"outputs        {shapes}, per image")
     lines.append(f"load it with   {said['load_with']}")
+    if "pushed_to" in said:
+        lines.append(f"pushed to      {said['pushed_to']}")
     if "upload_with" in said:
         lines.append(f"upload it with {said['upload_with']}")
     return "\n".join(lines)

@@ -31,10 +31,11 @@ from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.probe_data import gather
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.figures import scores as figures
-from dsdmae_cli.page.run import Story, write_page
 from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, make_report
-from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, RunDir, default_path, environment
+from dsdmae_cli.runs.judged import describe_probe, write_probe_page
+from dsdmae_cli.runs.observers.trackers import Told, check_usable
+from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path
 from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.segmentation import probing
 from dsdmae_cli.settings.judge import ProbeSettings
@@ -72,18 +73,23 @@ def probe(
     path = out or default_path(datetime.now(), f"probe-{settings.probe.kind}", settings.backbone.name, settings.data)
     run = RunDir(path)
     run.check_free()
+    told, result = Told(settings.train.trackers, report), None
     try:
-        if is_dense(settings):
-            dense = probing.open_subject(settings, report)
-            run.create(loaded.settings)
-            return probing.judge(dense, run)
-        subject = open_subject(settings, report)  # before a directory is made: most mistakes are found here
+        check_usable(settings.train.trackers)
+        dense = probing.open_subject(settings, report) if is_dense(settings) else None
+        # Before a directory is made: most mistakes are found here.
+        subject = open_subject(settings, report) if dense is None else None
         run.create(loaded.settings)
-        return judge(subject, run, loaded)
+        told.begin(path, "probe", tables(settings))
+        result = probing.judge(dense, run, loaded) if dense else judge(subject, run, loaded)
+        for file in sorted(run.figures.glob("*.png")):
+            told.picture(file, 0)
+        return result
     except BaseException:  # Ctrl-C too: nothing was found, so nothing should be in the way of another try
         run.take_back(made=out is None)
         raise
     finally:
+        told.close(result)
         run.release()
 
 
@@ -130,15 +136,7 @@ def judge(subject: Subject, run: RunDir, loaded: Loaded[ProbeSettings]) -> dict[
     for note in found.notes:
         subject.report.warn(note)
     result = describe(subject, run, best, data.encoder, scores) | ({"few_shot": rows} if rows else {})
-    about = environment() | {
-        "run": "probe",
-        "device": str(subject.device),
-        "precision": subject.precision,
-        "resolved_settings": tables(settings),
-        "sources": loaded.sources,
-        "account": dict(subject.report.accounted),
-    }
-    run.write_json(RUN, about)
+    about = describe_probe(run, loaded, settings, subject.report, device=subject.device, precision=subject.precision)
     run.write_json(RESULT, result)
     draw(
         run.figures, judged, scores, found.logits, truth.labels, truth.indices, data.test_features, settings.data,
@@ -146,12 +144,7 @@ def judge(subject: Subject, run: RunDir, loaded: Loaded[ProbeSettings]) -> dict[
     )  # fmt: skip
     with subject.report.spared("the picture of what was chosen"):
         draw_choice(run, found)
-    with subject.report.spared(f"the page {PAGE}"):
-        told = Story(
-            run.path, "probe", "done", seconds=result["seconds"], settings=tables(settings),
-            asked=tables(loaded.settings), about=about, result=result, warnings=subject.report.warnings,
-        )  # fmt: skip
-        write_page(told)
+    write_probe_page(run, loaded, about, result, subject.report)
     return result
 
 

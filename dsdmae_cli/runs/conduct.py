@@ -17,6 +17,7 @@ from dsdmae_cli.config.schema import SCHEMAS, Loaded, schema_of
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.files import AGAIN, RESUME
 from dsdmae_cli.report import Report, make_report
+from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import SETTINGS, RunDir, changed_settings, default_path
 from dsdmae_cli.runtime import choose_device, undisturbed
@@ -75,6 +76,7 @@ def conduct(
             if resumed:
                 distributed.main_says(lambda: _unchanged(directory, settings, accept_changes, report))
             with distributed.one_fate():
+                check_usable(settings.train.trackers)
                 resolved = resolve(settings)
                 for note in () if resume else colour_notes(resolved):
                     report.note(note)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -181,6 +182,10 @@ class Run:
         """Figures of one moment, to all observers; the first process's count."""
         if self.main:
             self._tell(lambda observer: observer.recorded(self, record))
+
+    def pictured(self, file: Path, step: int) -> None:
+        """A picture of a moment, to all observers; the first process's."""
+        self._tell(lambda observer: observer.pictured(self, file, step))
 
     def seconds(self) -> float:
         """What the run took so far, earlier parts of a resumed one included."""

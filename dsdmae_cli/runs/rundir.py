@@ -28,6 +28,7 @@ from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.report import without_password
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
+from dsdmae_cli.tracking import KEPT
 
 SETTINGS = "settings.toml"
 METRICS = "metrics.jsonl"
@@ -218,7 +219,7 @@ class RunDir:
         self._close_metrics()
         with suppress(OSError):  # a directory that cannot be emptied is no reason to hide why the run failed
             shutil.rmtree(self.figures, ignore_errors=True)
-            for name in (SETTINGS, RUN, REQUIRED, METRICS, PAGE, LOCK):
+            for name in (SETTINGS, RUN, REQUIRED, METRICS, PAGE, KEPT, LOCK):
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 

@@ -15,7 +15,7 @@ from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import PIXELS, parse
 from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.open import choose
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import SettingsError
@@ -29,12 +29,13 @@ from dsdmae_cli.evaluation.segmentation import SegmentationScores, segmentation_
 from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.report import Report
-from dsdmae_cli.runs.rundir import RESULT, RunDir, environment
+from dsdmae_cli.runs.judged import describe_probe, write_probe_page
+from dsdmae_cli.runs.rundir import RESULT, RunDir
 from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precision
 from dsdmae_cli.segmentation.answers import PICTURES, Answers, answer, score_lines
 from dsdmae_cli.segmentation.drawing import draw_scores
 from dsdmae_cli.segmentation.splits import MaskedSplits, hold_out_images, open_masked
-from dsdmae_cli.settings.judge import DenseProbeSection
+from dsdmae_cli.settings.judge import DenseProbeSection, ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.settings.size import height_width, size_words
 from dsdmae_cli.tasks.segmenter import check_cells
@@ -99,8 +100,7 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> DenseSubjec
         )
     device = choose_device(settings.train.device)
     splits = open_masked(settings.data, report)
-    for line in splits.lines(settings.data):
-        report.note(line)
+    report.account(splits.rows(settings.data))
     subject = parse(probe.start)
     opened = open_encoder(
         subject, settings.data, backbone=settings.backbone, image_size=settings.data.image_size,
@@ -119,7 +119,7 @@ def open_subject(settings: ResolvedProbeSettings, report: Report) -> DenseSubjec
     return found
 
 
-def judge(subject: DenseSubject, run: RunDir) -> dict[str, Any]:
+def judge(subject: DenseSubject, run: RunDir, loaded: Loaded[ProbeSettings]) -> dict[str, Any]:
     """Tokens, the probe, its scores, and all that is left in the run's directory."""
     settings, splits, probe = subject.settings, subject.splits, subject.probe
     chosen = splits.train_indices[choose(len(splits.train_indices), probe.train_images, settings.train.seed, "images")]
@@ -135,12 +135,13 @@ def judge(subject: DenseSubject, run: RunDir) -> dict[str, Any]:
     for note in best.found.notes:
         subject.report.warn(note)
     result = _describe(subject, run, best, learned, scores)
-    run.write_json("run.json", environment() | {"run": "probe", "device": str(subject.device),
-                   "precision": subject.precision, "resolved_settings": tables(settings)})  # fmt: skip
+    report = subject.report
+    about = describe_probe(run, loaded, settings, report, device=subject.device, precision=subject.precision)
     # Of every image, so that two probes can be compared on the same images (docs/segmentation.md).
     run.write_json(RESULT, result)
     answers.save(run.path / COUNTS)
     _draw(subject, run, best.found, scores, answers)
+    write_probe_page(run, loaded, about, result, report)
     return result
 
 
@@ -298,7 +299,6 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     subject = open_subject(settings, Report())
     *_, encoder = subject.candidates().values()
     flop, splits = encoder_flops(encoder), subject.splits
-    account = splits.account(settings.data)
     plan = {
         "subject": subject.opened.name,
         "kind": settings.probe.kind,
@@ -312,7 +312,7 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
         "gflop_per_window": flop / 1e9,
         "device": str(subject.device),
         "precision": subject.precision,
-        "account": account.rows() | {"masks": splits.masks.line().removeprefix("masks").strip()},
+        "account": splits.rows(settings.data),
     }
     text = "\n".join(splits.lines(settings.data)) + (
         f"\n{plan['kind']} probe of {plan['subject']} on {plan['dataset']}: {plan['train_images']} training and"

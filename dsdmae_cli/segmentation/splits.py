@@ -59,6 +59,10 @@ class MaskedSplits:
         """What images these are."""
         return take_account({"training": self.train, "test": self.test}, settings.range)
 
+    def rows(self, settings: ResolvedData) -> dict[str, str]:
+        """The account by its words, of the images and of the masks."""
+        return self.account(settings).rows() | {"masks": self.masks.line().removeprefix("masks").strip()}
+
     def lines(self, settings: ResolvedData) -> list[str]:
         """The opening account: of the images, and of the masks."""
         return [*self.account(settings).lines(), self.masks.line()]

@@ -13,12 +13,14 @@ from dsdmae_cli.settings.models import (
     DEVICE,
     PRECISION,
     SEED,
+    TRACKERS,
     Auto,
     BackboneSettings,
     CountOrZero,
     DataSettings,
     Fraction,
     LoopSettings,
+    Names,
     NonNegativeFloat,
     OptimSettings,
     PositiveFloat,
@@ -41,8 +43,8 @@ class FinetuneSection(Section):
 
     start: str = Field(
         "scratch",
-        description="a run's directory, a file of weights or a folder with one, PLUGIN:NAME of published weights, or"
-        " scratch",
+        description="a run's directory, a file of weights or a folder with one, published weights such as timm:NAME"
+        " and hf:OWNER/NAME, or scratch",
     )
     task: Literal["classify", "segment"] = Field(
         "classify", description="what is learned: the class of each image, or of each pixel of images with masks"
@@ -160,8 +162,8 @@ class ProbeSection(Section):
 
     start: str = Field(
         "scratch",
-        description="a run's directory, a file of weights or a folder with one, PLUGIN:NAME of published weights,"
-        " scratch or pixels",
+        description="a run's directory, a file of weights or a folder with one, published weights such as timm:NAME"
+        " and hf:OWNER/NAME, scratch or pixels",
     )
     kind: str = Field("linear", description="probe plugin; linear is MAE's protocol")
     pool: Literal["mean", "cls", "max", "mean+cls"] = Field(
@@ -229,6 +231,7 @@ class ProbeTrainSettings(Section):
     seed: CountOrZero = SEED
     device: str = DEVICE
     precision: Precision = PRECISION
+    trackers: Names = TRACKERS
 
 
 class ProbeSettings(BaseModel):

@@ -226,6 +226,17 @@ PRECISION: Any = Field("auto", description="auto = bf16 where the hardware has i
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
+def _as_names(value: object) -> object:
+    """As people type a list of words: tensorboard, or [tensorboard, other:project]."""
+    if isinstance(value, str):
+        return [name.strip(" \"'") for name in value.strip("[] ").split(",") if name.strip()]
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
+TRACKERS: Any = Field((), description="tracker plugins that are told the run's figures, for example [tensorboard]")
+
+
 class LoopSettings(Section):
     """How long, how fast and where."""
 
@@ -249,17 +260,7 @@ class LoopSettings(Section):
     max_nonfinite: PositiveInt = Field(
         20, description="steps in a row with a non-finite loss or gradient before the run stops"
     )
-    trackers: tuple[str, ...] = Field(
-        (), description="tracker plugins that are told the run's figures, for example [tensorboard]"
-    )
-
-    @field_validator("trackers", mode="before")
-    @classmethod
-    def _names(cls, value: object) -> object:
-        """As people type a list of words: tensorboard, or [tensorboard, other:project]."""
-        if isinstance(value, str):
-            return [name.strip(" \"'") for name in value.strip("[] ").split(",") if name.strip()]
-        return value
+    trackers: Names = TRACKERS
 
 
 class TrainSettings(LoopSettings):
@@ -267,8 +268,8 @@ class TrainSettings(LoopSettings):
 
     start: str | None = Field(
         None,
-        description="weights to begin with: a run, a file, or published ones such as timm:NAME; none = new ones, drawn"
-        " from the seed",
+        description="weights to begin with: a run, a file, or published ones such as timm:NAME and hf:OWNER/NAME; none"
+        " = new ones, drawn from the seed",
     )
     knn_every: PositiveInt | Auto | None = Field(
         "auto", description="epochs between k-NN scores where labels exist; auto = ten times a run"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dsdmae_cli.evaluation.statistics import Summary
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.page import document
-from dsdmae_cli.page.blocks import Charts, Code, Listing, Page, Section, Table, Text
+from dsdmae_cli.page.blocks import Cell, Charts, Code, Listing, Page, Section, Table, Text
 from dsdmae_cli.page.chart import Chart, Mark, Series
 from dsdmae_cli.report import duration, markdown, shown
 from dsdmae_cli.runs.rundir import PAGE
@@ -58,11 +59,22 @@ def write(findings: Findings, folder: Path, command: str, epochs: int, wall: flo
         "image": f"figures/{drawn.key}.svg",
     }
     write_bytes(folder / "report.md", templates.get_template("report.md").render(**content).encode())
-    document.write(_page(content, drawn), folder / PAGE, where)
+    document.write(_page(content, drawn, list(_pages(findings, folder))), folder / PAGE, where)
     return str(content["said"][0])
 
 
-def _page(content: dict[str, Any], drawn: Chart) -> Page:
+def _pages(findings: Findings, folder: Path) -> Iterator[tuple[Cell, str, str]]:
+    """Of each judging that left a page: network and seed, which lead to it, how it was judged, and the labels."""
+    question = findings.question
+    counts, seeds = dict(zip(question.shares, question.labels, strict=True)), question.seed_numbers
+    for task in [*question.probes("linear", seeds), *question.probes("ep", seeds), *question.finetunings()]:
+        if (folder / "judged" / task.name / PAGE).is_file():
+            labels = "every number" if task.way == "linear" else f"{counts[task.share]:,}"
+            link = f"judged/{quote(task.name)}/{PAGE}"
+            yield Cell(f"{task.contender.name}, seed {task.seed}", link), WAYS[task.way], labels
+
+
+def _page(content: dict[str, Any], drawn: Chart, pages: Sequence[tuple[Cell, str, str]]) -> Page:
     first, *others = content["said"]
     best = [[row["labels"], *row["cells"], row["gain"]] for row in content["best"]]
     signs = [{1: "gain", -1: "loss"}.get(row["sign"], "") for row in content["best"]]
@@ -89,6 +101,9 @@ def _page(content: dict[str, Any], drawn: Chart) -> Page:
                       frozenset({0})),
                 Text([f"All of it in {content['wall']}."], quiet=True),
             ]),
+            *([Section("Pages of their own", [
+                Table(["page", "judged by", "labels"], pages, frozenset({0, 1})),
+            ], folded=True)] if pages else []),
             Section("How", [Listing(content["notes"], quiet=True), Code(content["command"])]),
         ],
     )  # fmt: skip

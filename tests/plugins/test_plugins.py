@@ -24,7 +24,7 @@ OURS: dict[Kind, set[str]] = {
     "backbone": {"vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge", "vit-giant", "timm"},
     "dataset": {"cifar10", "cifar100", "stl10", "imagenet", "digits", "folder", "idx"},
     "method": {"dsdmae", "mae"},
-    "tracker": {"tensorboard"},
+    "tracker": {"mlflow", "tensorboard", "trackio", "wandb"},
     "probe": {"linear", "knn", "logistic", "attentive", "ep"},
 }
 GOOD_METHOD = """

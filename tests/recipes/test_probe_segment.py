@@ -54,7 +54,7 @@ def test_each_kind_leaves_its_result_and_pictures(kind: str, run: Path, tmp_path
     result = judge(run, tmp_path / "probed", f"probe.kind={kind}")
     figures = (f"figures/{name}.png" for name in ("segmentation", "confusion", "classes", "choice"))
     assert listing(tmp_path / "probed") == {
-        "settings.toml", "run.json", "result.json", "counts.npz", ".lock", "figures", *figures
+        "settings.toml", "run.json", "result.json", "counts.npz", ".lock", "report.html", "figures", *figures
     }  # fmt: skip
     assert json.loads((tmp_path / "probed" / "result.json").read_text()) == result
     assert (result["kind"], result["probe"], result["num_images"]) == ("probe", kind, 6)

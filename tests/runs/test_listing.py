@@ -162,6 +162,22 @@ def test_open_says_where_the_page_is(runs: Path, do: Do) -> None:
     assert do("runs", "open", "finished")[:2] == (0, f"{runs / 'finished' / 'report.html'}\n")
 
 
+def test_open_of_a_killed_run_says_that_it_was_killed(runs: Path, do: Do) -> None:
+    page = runs / "killed" / "report.html"
+    page.unlink(missing_ok=True)
+    code, out, err = do("runs", "open", "killed")
+    assert (code, out.strip(), err) == (0, str(page), "")
+    text = page.read_text(encoding="utf-8")
+    assert "it ended without a word: killed, or the machine went down" in text
+    assert "dsdmae pretrain --resume --out RUN" in text
+    assert "data-patience" not in text.partition("<body")[2].partition(">")[0]  # it waits for nothing
+    # Of a run that said how it ended the page is its own, and so is a finished one's.
+    for name in ("stopped", "failed", "finished"):
+        before = (runs / name / "report.html").read_bytes()
+        assert do("runs", "open", name)[0] == 0
+        assert (runs / name / "report.html").read_bytes() == before
+
+
 def test_best(runs: Path, do: Do, digits: Path) -> None:
     better = runs / "better"
     shutil.copytree(runs / "finished", better)

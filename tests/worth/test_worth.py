@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -407,6 +408,11 @@ def test_from_a_run_to_its_page(pretrained: Path, tmp_path: Path, capfd: pytest.
     result = json.loads(out)
     assert result["finetune_epochs"] == 1
     assert {row["way"] for row in result["scores"]} == {"linear", "ep", "finetune"}
+    text = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="(judged/[^"]+)"', text)
+    pages = {f"judged/{path.parent.name}" for path in (tmp_path / "page" / "judged").glob("*/result.json")}
+    assert {unquote(link).removesuffix("/report.html") for link in links} == pages - {"judged/pace"}
+    assert all((tmp_path / "page" / unquote(link)).is_file() for link in links)
     assert (tmp_path / "page" / "report.html").exists()
     capfd.readouterr()
     before = (tmp_path / "page" / "report.html").read_bytes()

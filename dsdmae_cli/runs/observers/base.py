@@ -6,6 +6,7 @@ Run.log passes a record on in the first process alone, and the first one alone w
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ class Observer:
 
     def recorded(self, run: Run, record: dict[str, Any]) -> None:
         """Figures were logged; in the first process alone. "step" and "epoch" are among them."""
+
+    def pictured(self, run: Run, file: Path, step: int) -> None:
+        """A picture of this step was drawn, a PNG in the run's figures/; in the first process alone."""
 
     def epoch_ended(self, run: Run, epoch: int, last: bool) -> None:
         """After an epoch (counted from 1), before a checkpoint is written."""

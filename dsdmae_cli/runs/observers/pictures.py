@@ -51,4 +51,4 @@ class Pictures(Observer):
         run.method.train()
         if shown and run.main:
             with run.report.spared(f"the picture of step {run.trainer.step}"):
-                self.moments.add(run.trainer.step, shown, images)
+                run.pictured(self.moments.add(run.trainer.step, shown, images), run.trainer.step)
