@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,15 @@ def probe(
     told, result = Told(settings.train.trackers, report), None
     try:
         check_usable(settings.train.trackers)
-        dense = probing.open_subject(settings, report) if is_dense(settings) else None
-        # Before a directory is made: most mistakes are found here.
-        subject = open_subject(settings, report) if dense is None else None
+        # Opened before a directory is made: most mistakes are found there.
+        judging = (
+            partial(probing.judge, probing.open_subject(settings, report), run, loaded)
+            if is_dense(settings)
+            else partial(judge, open_subject(settings, report), run, loaded)
+        )
         run.create(loaded.settings)
         told.begin(path, "probe", tables(settings))
-        result = probing.judge(dense, run, loaded) if dense else judge(subject, run, loaded)
+        result = judging()
         for file in sorted(run.figures.glob("*.png")):
             told.picture(file, 0)
         return result

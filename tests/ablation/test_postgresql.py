@@ -35,7 +35,7 @@ def test_tables_that_another_process_is_making_are_waited_for(monkeypatch: pytes
         return "opened"
 
     monkeypatch.setattr(module, "RDBStorage", storage)
-    monkeypatch.setattr(module.time, "sleep", waited.append)
+    monkeypatch.setattr("time.sleep", waited.append)
     assert Books(URL).open(lambda opened: opened) == "opened"
     assert len(waited) == 2
     assert waited[0] < waited[1]
@@ -46,7 +46,7 @@ def test_what_no_waiting_mends_is_said_at_once(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("connection refused")
 
     monkeypatch.setattr(module, "RDBStorage", storage)
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
     with pytest.raises(RuntimeError, match="refused"):
         Books(URL).open(lambda opened: opened)
 

@@ -70,8 +70,12 @@ def test_inodes_that_run_out_are_one_line_and_the_run_goes_on_with_more(
 def test_a_picture_that_cannot_be_written_advises_nothing() -> None:
     """--resume does not draw it anew, and a probe has none."""
     report = Report()
-    with report.spared("the picture of the mistakes"):
+
+    def written() -> None:
         raise RunFailed(f"cannot write a.png: No space left on device; {RESUME}")
+
+    with report.spared("the picture of the mistakes"):
+        written()
     [said] = report.warnings
     assert said.endswith("(RunFailed: cannot write a.png: No space left on device)")
 
