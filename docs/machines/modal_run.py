@@ -1,7 +1,7 @@
 """From a clone: modal run docs/machines/modal_run.py --words "pretrain /photos --out /runs/mine"
 
-The images lie in the volume dsdmae-photos (`modal volume put dsdmae-photos ./photos /`), runs go to dsdmae-runs. A call that ran out of
-its time goes on with --words "pretrain --resume --out /runs/mine".
+The images lie in the volume dsdmae-photos (`modal volume put dsdmae-photos ./photos /`), runs go to dsdmae-runs. A call
+that ran out of its time goes on with --words "pretrain --resume --out /runs/mine".
 """
 
 import shlex
