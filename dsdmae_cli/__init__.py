@@ -10,7 +10,7 @@ asked for. docs/python.md shows them, and the rooms are in docs/design/architect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from dsdmae_cli.api import DsdmaeWarning, embed, feature_pyramid, finetune, load_encoder, pretrain, probe

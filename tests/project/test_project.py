@@ -61,8 +61,8 @@ def test_the_page_without_an_address_has_no_link_that_leads_nowhere(tmp_path: Pa
     assert found["readme"]["content-type"] == "text/markdown"
     assert [target for target in _TARGET.findall(text) if not target.startswith("https://")] == []
     assert "![" not in text
-    assert "is in docs/datasets.md." in text, "a link becomes its text"
-    assert "held-out digits with noise" not in text, "a caption goes with its picture"
+    assert "(docs/datasets.md)." in text, "a link becomes its text"
+    assert "noise of another level" not in text, "a caption goes with its picture"
     # All that is neither picture nor caption is still there.
     headings = re.findall(r"(?m)^#+ .*$", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert re.findall(r"(?m)^#+ .*$", text) == headings
