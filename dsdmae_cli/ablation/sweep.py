@@ -21,7 +21,7 @@ from dsdmae_cli.config.own_images import fitted
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import ABLATE, NAMED, SECTIONS, Loaded, section_class
 from dsdmae_cli.config.sources import parse_word
-from dsdmae_cli.errors import DsdmaeError, PluginError, SettingsError, nearest
+from dsdmae_cli.errors import DataError, DsdmaeError, PluginError, SettingsError, nearest
 from dsdmae_cli.settings.models import Settings
 
 Point = dict[str, str]
@@ -121,7 +121,6 @@ class Base:
 
         Raises:
             SettingsError, PluginError: a value is refused; the message names the --sweep it is from.
-            DataError: the images are not there.
         """
         words = {axis.dotted: word for axis in axes if point and (word := axis.word(point[axis.key])) is not None}
         origins = {axis.dotted: f"--sweep {axis.key}" for axis in axes if axis.dotted in words}
@@ -139,7 +138,10 @@ class Base:
             # --set stands above flags, but not above what makes this trial differ from the others.
             assignments=[a for a in self.assignments if _assigned(a) not in {*words, *left}],
         )
-        return fitted(loaded)
+        try:
+            return fitted(loaded)
+        except DataError:  # of images that cannot be had: said by whoever opens them, and a report needs none
+            return loaded
 
     def gives(self, dotted: str) -> str | None:
         """The flag that sets this setting for all trials, None if there is none."""

@@ -64,15 +64,15 @@ def run(command: list[str], environ: dict[str, str]) -> Took:
         RunFailed: it failed.
     """
     began = time.perf_counter()
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read().decode(errors="replace")
-    if hasattr(os, "wait4"):
-        _, status, usage = os.wait4(process.pid, 0)
-        used = usage.ru_utime + usage.ru_stime
-        process.returncode = status
-    else:  # Windows says nothing of a process that has ended
-        status, used = process.wait(), float("nan")
+    with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = process.stderr.read().decode(errors="replace")
+        if hasattr(os, "wait4"):
+            _, status, usage = os.wait4(process.pid, 0)
+            used = usage.ru_utime + usage.ru_stime
+            process.returncode = status
+        else:  # Windows says nothing of a process that has ended
+            status, used = process.wait(), float("nan")
     took = Took(time.perf_counter() - began, used)
     if status:
         raise RunFailed(f"{' '.join(command[2:])} failed: {said.strip().splitlines()[-1] if said.strip() else status}")

@@ -7,7 +7,7 @@ from typing import Any
 
 # What each picture of a run's figures/ shows, in the order of its page.
 FIGURES = {
-    "segmentation": "test images: the picture, its mask, what was answered",
+    "segmentation": "test images, their masks, and what was answered",
     "confusion": "confusion matrix: true classes in rows, predicted ones in columns",
     "classes": "each class: accuracy, or overlap (IoU) of labelled pixels",
     "mistakes": "the most confident mistakes: what was said, what it is",

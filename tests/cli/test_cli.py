@@ -27,6 +27,7 @@ from dsdmae_cli.cli import Entry
 from dsdmae_cli.cli import load as load_command
 from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.describe import allowed, key_of, plain, tables, to_toml
+from dsdmae_cli.config.flags import flags_of
 from dsdmae_cli.config.presets import preset_names
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, SECTIONS, section_class
 from dsdmae_cli.errors import SettingsError
@@ -210,6 +211,11 @@ def test_a_settings_flag_shows_its_meaning_range_and_default(flag: str, run: Run
         return
     [field] = [field for name, field in model.model_fields.items() if key_of(name, field) == key]
     assert field.description
+    [declared] = [one for one in flags_of("pretrain") if one.name == flag]
+    if declared.help:  # what a newcomer reads, in place of the setting's own words
+        assert declared.help in line
+        assert FLAGS[flag] in declared.help
+        return
     assert field.description in line
     assert (f"Takes {allowed(field)}" in line) == (allowed(field) not in ("text", "true or false"))
     default = plain(field.get_default())

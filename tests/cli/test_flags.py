@@ -156,13 +156,16 @@ def test_runs_are_completed_the_newest_first(tmp_path: Path, monkeypatch: pytest
     if tmp_path not in folder.parents:
         pytest.skip("this system keeps users' data elsewhere")
     there = {"XDG_DATA_HOME": str(tmp_path)}
-    assert complete("dsdmae probe ", there) == []
+    words = ["scratch", "pixels", "timm:", "hf:"]
+    assert complete("dsdmae probe ", there) == words
+    assert complete("dsdmae compare ", there) == []
     for age, name in enumerate(("new", "old")):
         (folder / name).mkdir(parents=True)
         os.utime(folder / name, (1e9 - age, 1e9 - age))
     both = [str(folder / "new"), str(folder / "old")]
-    for line in ("dsdmae probe ", "dsdmae finetune ", "dsdmae pretrain --resume --out ", "dsdmae export ",
-                 "dsdmae probe scratch --like ", "dsdmae compare "):  # fmt: skip
+    for line in ("dsdmae pretrain --resume --out ", "dsdmae probe scratch --like ", "dsdmae compare "):
         assert complete(line, there) == both
+    for line in ("dsdmae probe ", "dsdmae finetune ", "dsdmae export "):
+        assert complete(line, there) == [*both, *words]
     assert complete(f"dsdmae embed {folder}/o", there) == both[1:]
     assert complete("dsdmae embed my", there) == []
