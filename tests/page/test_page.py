@@ -23,7 +23,7 @@ from dsdmae_cli.page.blocks import Cell, Charts, Page, Section, Table, Text
 from dsdmae_cli.page.chart import Chart, Rule, Series
 from dsdmae_cli.page.curves import MOST_POINTS, Curves
 from dsdmae_cli.page.document import Places, html, places, write_charts
-from dsdmae_cli.page.palette import DARK, LIGHT, variables
+from dsdmae_cli.page.palette import DARK, LIGHT, style, variables
 from dsdmae_cli.page.run import Story, page_of, where
 from dsdmae_cli.page.thumbs import thumb
 from dsdmae_cli.page.words import more_lines
@@ -405,3 +405,13 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_said_below_top1(result: dict[str, Any], lines: list[str]) -> None:
     assert more_lines(result) == lines
+
+
+def test_a_chart_of_its_own_has_its_colours_in_its_rules() -> None:
+    """Programs that know no variables of CSS, as most image viewers, would paint it black."""
+    assert "var(" in style()
+    alone = style(alone=True)
+    assert "var(" not in alone
+    light, dark = alone.split("@media (prefers-color-scheme:dark)")
+    assert all(colour in light and colour not in dark for colour in LIGHT)
+    assert all(colour in dark and colour not in light for colour in DARK)
