@@ -137,10 +137,15 @@ def parse(text: str, *, trained: bool = False) -> Subject:
         CheckpointError: it is none of these.
         SettingsError, PluginError: it names a plugin that has no published weights, or is broken.
     """
-    path = Path(text)
+    path, called = Path(text), run_called(text)
     try:
         if path.is_dir():
-            return _in_folder(text, path)
+            try:
+                return _in_folder(text, path)
+            except CheckpointError:
+                if called is None:  # a folder of images often lends its name to the run that learns from it
+                    raise
+                return _in_folder(str(called), called)
         if path.exists():
             return _of_file(text, path)
     except OSError as error:
@@ -156,10 +161,15 @@ def parse(text: str, *, trained: bool = False) -> Subject:
     if text.partition(":")[0] in plugins.names("backbone"):
         published_spec(text)
         return Subject(text, "published")
-    called = default_folder() / text
-    if len(Path(text).parts) == 1 and (called / SETTINGS).is_file():
+    if called is not None:
         return _in_folder(str(called), called)
     raise CheckpointError(f"there is no {text}{_nearest(text, trained)}; give {allowed(trained)}")
+
+
+def run_called(text: str) -> Path | None:
+    """The run of that name, where runs go by default; None where there is none."""
+    called = default_folder() / text
+    return called if len(Path(text).parts) == 1 and (called / SETTINGS).is_file() else None
 
 
 def parse_classifier(text: str) -> Subject:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli import checkpoint, plugins
+from dsdmae_cli.artifacts.subject import run_called
 from dsdmae_cli.config.compose import compose, from_tables
 from dsdmae_cli.config.describe import key_of, tables
 from dsdmae_cli.config.flags import flags_of
@@ -43,6 +44,7 @@ def open_method(run: Path, flags: Mapping[str, Any] | None = None, *, command: s
     """The method of a run.
 
     Args:
+        run: its directory, or its name.
         flags: settings of [method] in place of the run's that change no weights: {"method.mask_ratio": "0.5"}.
         command: whose flags these are, for messages.
 
@@ -50,6 +52,8 @@ def open_method(run: Path, flags: Mapping[str, Any] | None = None, *, command: s
         CheckpointError: it is no pre-training run, or has no whole checkpoint.
         SettingsError: the method has no such setting, or refuses the value.
     """
+    if not (run / SETTINGS).is_file():
+        run = run_called(str(run)) or run
     if not (run / SETTINGS).is_file():
         raise CheckpointError(f"{run} is no run's directory: it holds no {SETTINGS}; name one of `dsdmae pretrain`")
     written = RunDir(run).settings().settings

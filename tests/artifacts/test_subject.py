@@ -16,6 +16,7 @@ from dsdmae_cli.artifacts.subject import allowed, completions, parse, run_comple
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, PluginError, SettingsError
+from dsdmae_cli.runs.rundir import default_folder
 
 
 def refusal(subject: object, kind: type[DsdmaeError] = CheckpointError) -> str:
@@ -160,3 +161,21 @@ def test_completions() -> None:
     assert run_completions("") == newest_first
     assert completions(str(runs)) == newest_first
     assert completions("") == ["scratch", "pixels", "timm:", "hf:", *newest_first]
+
+
+def test_a_run_may_be_called_as_the_folder_that_it_learned_from(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dsdmae pretrain pets --name pets`, and then `dsdmae probe pets` beside the folder pets."""
+    from dsdmae_cli.artifacts.trained_method import open_method
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "1.jpg").touch()
+    assert "pets holds no run and no weights" in refusal("pets")
+    run = default_folder() / "pets"
+    shutil.copytree(encoder_run, run)
+    assert parse("pets").path == run
+    assert open_method(Path("pets")).step > 0
+    shutil.copytree(encoder_run, tmp_path / "pets", dirs_exist_ok=True)
+    assert parse("pets").path == Path("pets"), "what lies here comes first"
