@@ -204,10 +204,8 @@ class Trainer:
         try:
             moments = [torch.empty_like(p) for p in self.parameters if p not in self.optimizer.state for _ in range(2)]
             images = self.method.as_views(torch.full(shape, -1.0, device=device))
-            labels = torch.zeros(len(images), dtype=torch.int64, device=device)
-            self._backward(
-                MicroBatch(images, 0, labels if isinstance(self.method, SupervisedMethod) else None), 1, False
-            )
+            labels = self.method.labels_to_try(images) if isinstance(self.method, SupervisedMethod) else None
+            self._backward(MicroBatch(images, 0, labels), 1, False)
             del moments
             fits = True
         except torch.OutOfMemoryError:

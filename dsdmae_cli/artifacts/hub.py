@@ -103,6 +103,12 @@ def push(folder: Path, files: list[str], name: str, private: bool) -> str:
     ):
         api = HfApi()
         address = api.create_repo(name, private=private, exist_ok=True)
+        # One that was there keeps what it is, and what others may read cannot be taken back.
+        if private and api.repo_info(name).private is False:
+            raise RunFailed(
+                f"--private: {name} exists and everybody can read it, so that nothing was uploaded; make it private"
+                f" there, or push to another name; {folder} is whole"
+            )
         api.upload_folder(
             repo_id=name, folder_path=folder, allow_patterns=files, commit_message="Weights exported by dsdmae"
         )

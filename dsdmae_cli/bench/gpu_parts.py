@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dsdmae_cli import plugins
 from dsdmae_cli.bench.machine import timed
-from dsdmae_cli.bench.programme import Programme
+from dsdmae_cli.bench.programme import LeftOutError, Programme
 from dsdmae_cli.bench.step import bench_step
 from dsdmae_cli.bench.subjects import step_settings
 from dsdmae_cli.bench.turns import Finding, Spread, by_turns
@@ -23,7 +23,7 @@ from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Unreadable
 from dsdmae_cli.data.square import decode_square
 from dsdmae_cli.engine import Trainer
-from dsdmae_cli.errors import DsdmaeError
+from dsdmae_cli.errors import DsdmaeError, RunFailed
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runtime import choose_runtime
 from dsdmae_cli.settings.resolved import ResolvedSettings
@@ -197,9 +197,14 @@ class OnDevice:
         for case in cases:
             self.said(f"  {case['network']}, batch {case['batch_size']}")
             settings = self.settings(case["batch_size"], case["network"])
-            finding = bench_step(settings, rounds, compiled=compiled, only=tuple(contenders), said=self.said)
-            finding.title = f"{case['network']}, batch {case['batch_size']}"
-            finding.facts = {name: finding.facts[name] for name in ("method", "work")}
+            title = f"{case['network']}, batch {case['batch_size']}"
+            try:
+                finding = bench_step(settings, rounds, compiled=compiled, only=tuple(contenders), said=self.said)
+                finding.facts = {name: finding.facts[name] for name in ("method", "work")}
+            except RunFailed as error:  # the other networks are worth having
+                finding = Finding(title, [], [], data={"failed": str(error)}, notes=[f"Failed: {error}"])
+                self.said(f"  failed: {error}")
+            finding.title = title
             found.append(finding)
         return found
 
@@ -238,9 +243,8 @@ class OnDevice:
 
     def feed(self, photographs: Path | None, size: int, most: int, rounds: int, workers: str) -> list[Finding]:
         """Decoding on cores and on the device."""
-        note = "Left out: it needs a folder of JPEG photographs (--photographs DIR)."
         if photographs is None:
-            return [Finding("Decoding photographs", [], [], notes=[note])]
+            raise LeftOutError("it needs a folder of JPEG photographs (--photographs DIR)")
         from dsdmae_cli.bench.feed import bench_feed
         from dsdmae_cli.bench.feed import photographs as jpegs
 
@@ -270,7 +274,11 @@ def _endless(trainer: Trainer) -> Any:
 def _profiled(record: Any, title: str, wall: float, steps: int, gpu: bool) -> Finding:
     """The largest kernels, and how much of the time the device was at work."""
     attribute = "self_device_time_total" if gpu else "self_cpu_time_total"
-    kernels = [(one.key, getattr(one, attribute) / 1e6, one.count) for one in record.key_averages()]
+    events = record.key_averages()
+    if gpu:  # an operator has the time of its kernels too, and an annotation that of all within it
+        device = torch.autograd.DeviceType.CUDA
+        events = [one for one in events if one.device_type == device and not getattr(one, "is_user_annotation", False)]
+    kernels = [(one.key, getattr(one, attribute) / 1e6, one.count) for one in events]
     kernels = sorted((k for k in kernels if k[1] > 0), key=lambda k: -k[1])
     busy = sum(seconds for _, seconds, _ in kernels)
     rows = [

@@ -42,7 +42,7 @@ CARDS = {
 
 def card_of(name: str) -> Card | None:
     """The data sheet of a GPU by the name that its driver gives; None of one that is not listed."""
-    fitting = [known for known in CARDS if name.startswith(known)]
+    fitting = [known for known in CARDS if f"{name} ".startswith(f"{known} ") and "NVL" not in name.removeprefix(known)]
     return CARDS[max(fitting, key=len)] if fitting else None
 
 

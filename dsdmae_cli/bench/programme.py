@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 import tomllib
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.bench.turns import Finding
-from dsdmae_cli.errors import DsdmaeError, RunFailed, SettingsError
+from dsdmae_cli.errors import DsdmaeError, SettingsError
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.report import duration
 
 STATE, REPORT = "bench.json", "report.md"
 _FORMAT = 1
 Say = Callable[[str], None]
+
+
+class LeftOutError(Exception):
+    """A part that cannot be done here, or not with what was given; a later call may."""
 
 
 @dataclass(frozen=True)
@@ -164,24 +169,30 @@ def go_through(
         functions: of each part, called with its parameters.
         minutes: for all.
     """
-    began, left = time.monotonic(), []
+    began, left, worked = time.monotonic(), [], False
     for part in parts:
         spent = (time.monotonic() - began) / 60
         if kept.done(part):
             say(f"{part.name}: done before")
             continue
-        if spent and part.minutes > minutes - spent:
+        if worked and part.minutes > minutes - spent:
             say(f"{part.name}: left for the next call, {part.minutes:g} min of {minutes - spent:.1f} that remain")
             left.append(part.name)
             continue
         say(f"{part.name}: {part.what}")
         at, failed, findings = time.monotonic(), "", []
+        worked = True
         try:
             findings = functions[part.name](**part.given)
-        except (DsdmaeError, RuntimeError, MemoryError, OSError, ValueError, AssertionError) as error:
-            failed = f"{type(error).__name__}: {(str(error).strip() or 'no words').splitlines()[0]}"
-            if isinstance(error, RunFailed | SettingsError):
-                failed = str(error)
+        except LeftOutError as why:
+            say(f"{part.name}: left out, {why}")
+            continue
+        except DsdmaeError as error:
+            failed = str(error)
+        except Exception as error:  # whatever it is on hardware that nobody has tried, the rest is worth having
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            words = (str(error).strip() or "no words").splitlines()[0]
+            failed = f"{type(error).__name__}: {words} ({Path(where.filename).name}:{where.lineno})"
         kept.add(part, time.monotonic() - at, findings, failed)
         if failed:
             left.append(part.name)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor, nn
 
@@ -150,3 +151,7 @@ class SupervisedMethod(Method):
     ) -> Corruption:
         """As Method.corrupt, with the images' labels: one an image, or of those who learn from masks one a pixel."""
         raise AssertionError("a supervised method overrides corrupt_labelled")
+
+    def labels_to_try(self, images: Float[Tensor, "b c h w"]) -> Int64[Tensor, " b"] | UInt8[Tensor, "b h w"]:
+        """Labels of the first class, as corrupt_labelled takes them: to see whether a batch fits the memory."""
+        return torch.zeros(len(images), dtype=torch.int64, device=images.device)

@@ -38,6 +38,8 @@ REQUIRED = "required.toml"  # settings of what a method needed trained beforehan
 ENCODER = "encoder.safetensors"
 CLASSIFIER = "classifier.safetensors"
 LOCK = ".lock"
+# What trackers keep in a run's directory.
+_TRACKED = ("tensorboard", "wandb", "mlflow")
 _PACKAGES = (
     "dsdmae",
     "torch",
@@ -218,7 +220,8 @@ class RunDir:
             return
         self._close_metrics()
         with suppress(OSError):  # a directory that cannot be emptied is no reason to hide why the run failed
-            shutil.rmtree(self.figures, ignore_errors=True)
+            for folder in (self.figures, *(self.path / name for name in _TRACKED)):
+                shutil.rmtree(folder, ignore_errors=True)
             for name in (SETTINGS, RUN, REQUIRED, METRICS, PAGE, KEPT, LOCK):
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()

@@ -96,6 +96,9 @@ class Segmenter(FineTuning[PixelNetwork]):
         """As images all of the first class: for a plan, which measures work."""
         return MaskedBatch(images, torch.zeros_like(images[:, 0], dtype=torch.uint8))
 
+    def labels_to_try(self, images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w"]:
+        return torch.zeros_like(images[:, 0], dtype=torch.uint8)
+
     def corrupt_labelled(
         self,
         images: Float[Tensor, "b c h w"],

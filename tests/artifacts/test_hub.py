@@ -35,6 +35,7 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.made: list[dict[str, Any]] = []
         self.tokens: set[str] = set()
+        self.public: set[str] = set()  # repositories that everybody can read
 
     @property
     def address(self) -> str:
@@ -67,7 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
             else:
                 siblings = [{"rfilename": name} for name in files]
-                self.answer({"id": found[1], "sha": COMMIT, "siblings": siblings, "private": False})
+                self.answer(
+                    {"id": found[1], "sha": COMMIT, "siblings": siblings, "private": found[1] not in self.server.public}
+                )
         elif found := re.fullmatch(r"/api/models/([\w-]+/[\w-]+)/tree/.*", path):
             files = self.server.repos[found[1]]
             self.answer(
@@ -132,6 +135,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     train(digit_folder(folder / "digits"), folder / "mine", "train.epochs=1", "backbone.depth=1")
     return folder / "mine"
+
+
+def test_what_is_private_is_not_pushed_where_everybody_reads(
+    server: Hub, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    server.repos["ada/open"] = {}
+    server.public.add("ada/open")
+    words = ("export", run, "--to", "hf", "--out", tmp_path / "out", "--push", "ada/open", "--private")
+    code, _, err = cli(capfd, *words)
+    assert code == 1
+    assert "--private: ada/open exists and everybody can read it" in err
+    assert server.repos["ada/open"] == {}
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_there_and_back(

@@ -149,3 +149,13 @@ def test_tokens_must_be_cells_of_the_image() -> None:
     odd.grid = (3, 6)
     with pytest.raises(SettingsError, match="no cells of the image"):
         Segmenter(FinetuneSection(task="segment"), odd, 5, 1.0)
+
+
+def test_a_batch_that_is_tried_for_memory_has_a_mask() -> None:
+    """On a GPU one micro-batch goes before the first step; the engine asks the task for labels of its own form."""
+    method = segmenter()
+    images, _ = batch(3)
+    labels = method.labels_to_try(images)
+    assert (labels.shape, labels.dtype) == ((3, *SIZE), torch.uint8)
+    losses = method(images, method.corrupt_labelled(images, labels, seeded(CPU, 0)))
+    assert losses["loss"].isfinite()

@@ -28,6 +28,9 @@ class MLflow(Tracker):
 
     def __init__(self, run: TrackedRun) -> None:
         self.usable()
+        # By themselves minutes of tries for each figure, in the midst of training.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         package = import_module("mlflow")
         for name in ("mlflow", "alembic"):  # tables that are made are nobody's news
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -68,7 +68,10 @@ class WeightsAndBiases(Logging):
     install = "pip install 'dsdmae[wandb]'"
 
     def begun(self, run: TrackedRun, identity: str) -> Any:
-        settings = self.package.Settings(silent=True, console="off", init_timeout=_PATIENCE)
+        kind = self.package.Settings
+        # By itself it waits for a network that has gone as long as that takes, with a GPU in its hands.
+        known = {"finish_timeout": _PATIENCE} if "finish_timeout" in getattr(kind, "model_fields", {}) else {}
+        settings = kind(silent=True, console="off", init_timeout=_PATIENCE, **known)
         try:
             begun = self.package.init(
                 project=self.project, id=identity, name=run.path.resolve().name, resume="allow", dir=str(run.path),
