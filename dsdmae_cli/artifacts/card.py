@@ -31,8 +31,9 @@ def found_results(opened: Opened, subject: Subject, given: tuple[Path, ...]) -> 
         CheckpointError: a file that was given is missing or no result of ours.
     """
     rows, notes = [], []
-    if opened.tuned is not None and opened.tuned.result:
-        rows.append(read_result(opened.tuned.path.parent / RESULT))
+    tuned = opened.fine_tuning
+    if tuned is not None and tuned.result:
+        rows.append(read_result(tuned.path.parent / RESULT))
     for path in given:
         row = read_result(path)
         if row.weights_sha256 not in (None, opened.weights_sha256) and row not in rows:
@@ -44,7 +45,7 @@ def found_results(opened: Opened, subject: Subject, given: tuple[Path, ...]) -> 
         row = read_result(path)
         if row.weights_sha256 == opened.weights_sha256 and row not in rows:
             rows.append(row)
-    return [row for row in rows if row.top1 is not None], notes
+    return [row for row in rows if row.top1 is not None or row.mean_iou is not None], notes
 
 
 def model_card(opened: Opened, rows: list[Row], licence: str | None, name: str) -> str:
@@ -66,11 +67,12 @@ def model_card(opened: Opened, rows: list[Row], licence: str | None, name: str) 
         pipeline_tag="image-classification" if opened.tuned else "image-feature-extraction",
         tags=["dsdmae", "timm", *(["self-supervised-learning", method] if (method := _method(opened)) else [])],
     )
+    tuned = opened.fine_tuning
     sections = [
         f"# {markdown(name)}",
         _introduction(opened),
-        *(["## Fine-tuning\n\n" + _table(_finetuning(opened.tuned))] if opened.tuned else []),
-        "## Pre-training\n\n" + _table(_before(opened.tuned) if opened.tuned else _pretraining(opened)),
+        *(["## Fine-tuning\n\n" + _table(_finetuning(tuned))] if tuned else []),
+        "## Pre-training\n\n" + _table(_before(tuned) if tuned else _pretraining(opened)),
         "## Results\n\n" + _results(opened, rows),
         "## How to load it\n\n" + _loading(opened),
         "## Licence\n\n" + (f"{licence}." if licence else "The author of these weights has stated none."),
@@ -90,9 +92,11 @@ def _introduction(opened: Opened) -> str:
             f" to a logit for each of {len(tuned.classes)} classes: {markdown(short_list(tuned.classes))}. Made with"
             f" dsdmae {__version__}."
         )
-    learned = (
-        f", pre-trained without labels by `{_code(opened.method)}` on {_dataset(opened)}" if opened.settings else ""
-    )
+    learned = ""
+    if opened.beheaded is not None:
+        learned = f", fine-tuned on {_named(opened.beheaded.settings['data']['dataset'])} and taken without its head"
+    elif opened.settings:
+        learned = f", pre-trained without labels by `{_code(opened.method)}` on {_dataset(opened)}"
     return (
         f"An image encoder, `{_code(opened.backbone.name)}` with {parameters / 1e6:.2f} M parameters{learned}. It maps"
         f" {size_words(encoder.image_size)} pixels to a grid of {encoder.grid[0]}x{encoder.grid[1]} tokens of"
@@ -112,9 +116,9 @@ def _dataset(opened: Opened) -> str:
 
 def _method(opened: Opened) -> str | None:
     """That of pre-training, where known."""
-    if opened.tuned is None:
+    if opened.fine_tuning is None:
         return opened.method
-    found = opened.tuned.result
+    found = opened.fine_tuning.result
     return found["method"] if found.get("pretrain_dataset") else None
 
 
@@ -200,14 +204,18 @@ def _table(rows: dict[str, str]) -> str:
 
 
 def _results(opened: Opened, rows: list[Row]) -> str:
-    lines = ["| what | dataset | top-1 | protocol |", "|---|---|---|---|"]
+    lines = ["| what | dataset | score | protocol |", "|---|---|---|---|"]
     if opened.knn_accuracy is not None:
         knn = f"{opened.knn_accuracy:.1%} | at the end of pre-training, k = {NEIGHBOURS}"
         lines.append(f"| k-NN | {_dataset(opened)} | {knn} |")
     for row in rows:
         dataset = row.dataset.rpartition("/")[2]
-        lines.append(f"| {' | '.join(map(markdown, (row.kind, dataset, row.top1_words(), row.protocol or '')))} |")
-    return "\n".join(lines) if len(lines) > 2 else "None were measured."
+        score = row.top1_words() if row.mean_iou is None else f"mean IoU {row.mean_iou_words()}"
+        lines.append(f"| {' | '.join(map(markdown, (row.kind, dataset, score, row.protocol or '')))} |")
+    if len(lines) == 2:
+        return "None were measured."
+    headless = opened.beheaded is not None and any(row.kind == "finetune" for row in rows)
+    return "\n".join(lines) + ("\n\nFine-tuning was measured with the head, which is not here." if headless else "")
 
 
 def _loading(opened: Opened) -> str:

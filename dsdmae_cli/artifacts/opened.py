@@ -35,6 +35,7 @@ class Opened:
         device_name: what it was pre-trained on, where known.
         knn_accuracy: at the end of its pre-training, where known.
         tuned: of a fine-tuned network that was opened with its head.
+        beheaded: of one whose head was left out.
         notes: what a person should be told.
     """
 
@@ -51,7 +52,13 @@ class Opened:
     device_name: str | None = None
     knn_accuracy: float | None = None
     tuned: Tuned | None = None
+    beheaded: Tuned | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def fine_tuning(self) -> Tuned | None:
+        """What these weights were fine-tuned to, with their head here or without."""
+        return self.tuned or self.beheaded
 
     @property
     def method(self) -> str | None:

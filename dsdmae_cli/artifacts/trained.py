@@ -68,10 +68,12 @@ def _open_classifier(settings: ResolvedFinetuneSettings, path: Path, request: Re
     head = {name: state.pop(name) for name in list(state) if name not in own}
     fill(encoder, state, str(path))
     beside = _read_json(path.parent / RESULT)
-    tuned = read_head(encoder, head, tables(settings), metadata, path, beside) if request.head else None
+    tuned = read_head(encoder, head, tables(settings), metadata, path, beside)
     opened = finished(encoder, backbone, request)
+    if request.head:
+        return replace(opened, tuned=tuned)
     left_out = f"{path} was fine-tuned on {settings.data.dataset}; its head ({', '.join(head)}) is left out"
-    return replace(opened, tuned=tuned, notes=(*(() if tuned else (left_out,)), *opened.notes))
+    return replace(opened, beheaded=tuned, notes=(left_out, *opened.notes))
 
 
 def open_checkpoint(settings: Resolved | None, folder: Path, request: Request) -> Opened:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
+from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.values import Ranges
 
 # Headers of so many images are read; of a larger dataset so many evenly spread ones.
@@ -45,6 +46,7 @@ class Account:
         channels: that the network sees.
         grey: of the images that were looked at so many are.
         unreadable: reasons by the names of images that cannot be read.
+        masked: images have masks, and no labels of their own.
     """
 
     splits: dict[str, int]
@@ -59,6 +61,7 @@ class Account:
     channels: int = 3
     decoded: bool = False
     unreadable: dict[str, str] = field(default_factory=dict)
+    masked: bool = False
 
     def rows(self) -> dict[str, str]:
         """The three lines, each under its first word."""
@@ -71,7 +74,7 @@ class Account:
     def _data(self) -> str:
         said = " and ".join(f"{count:,} {name}" for name, count in self.splits.items()) + " images"
         if self.classes is None:
-            return f"{said} without labels"
+            return f"{said} with masks" if self.masked else f"{said} without labels"
         shown = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
         missing = next(iter(self.splits.values())) - self.labelled
         some = f", {missing:,} of them without a label" if missing else ""
@@ -138,6 +141,7 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
         labelled,
         Limits(*limits) if limits is not None and isinstance(limits[0], float | int) else limits,
         channels=first.channels,
+        masked=isinstance(first, MaskedImages),
     )
     total = sum(account.splits.values())
     in_memory = all(dataset.arrays() is not None for dataset in splits.values())

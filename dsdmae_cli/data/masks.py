@@ -6,6 +6,7 @@ No torch here. Which file is whose mask is a plugin's to say; evaluation and fin
 from __future__ import annotations
 
 import io
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +26,8 @@ VOID = 255
 MOST_CLASSES = 255
 _UNKNOWN = -1
 _MODES = {"L", "P", "1"}
-# Headers that are read, and masks that are decoded, for the opening account; all are checked when they are used.
-_HEADERS, _DECODED = 512, 32
 _NAMED = 3
+_VALUE_AND_NAME = re.compile(r"(\d{1,3})\s*:\s*(\S.*)")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Legend:
     def unknown(self, values: UInt8[np.ndarray, "h w"]) -> str:
         """What to say of values that mean nothing."""
         odd = np.unique(values[self.table[values] == _UNKNOWN]).tolist()
-        said = ", ".join(map(str, odd[:_NAMED])) + (f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else "")
         void = ",".join(str(value) for value in sorted({*self.void, *odd}))
+        said = listed([str(value) for value in odd])
         return (
             f"the value{'s' * (len(odd) > 1)} {said}; {self.origin} names {len(self.classes)} classes"
             f" ({_span(self.values)}) and void is {', '.join(map(str, self.void)) or 'no value'}: name the value there,"
@@ -82,19 +82,30 @@ def _span(values: Sequence[int]) -> str:
     return f"{values[0]} to {values[-1]}" if whole else f"{values[0]}, ..., {values[-1]}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
 def legend_of(lines: Sequence[str], void: Sequence[int], origin: str) -> Legend:
-    """Names by value, the first line for 0; a line "void" is the name of no class, and its value is void.
+    """Names by value: the first line for 0, or each line with its value before a colon ("255: car"), which is then no
+    void one; a line "void" is the name of no class, and its value is void.
 
     Raises:
-        DataError: fewer than two classes, more than fit into 8 bits, or a name twice.
+        DataError: fewer than two classes, more than fit into 8 bits, or a name or value twice.
     """
     names = [line.strip() for line in lines]
     while names and not names[-1]:
         names.pop()
-    named = {value: name for value, name in enumerate(names) if name.lower() != "void" and value not in void}
-    if len(names) > MOST_CLASSES + 1 or not 2 <= len(named) <= MOST_CLASSES:
+    numbered = _numbered(names, origin)
+    if numbered is not None:
+        void = [value for value in void if value not in numbered or numbered[value].lower() == "void"]
+    by_value = dict(enumerate(names)) if numbered is None else numbered
+    named = {value: name for value, name in by_value.items() if name.lower() != "void" and value not in void}
+    if max(by_value, default=0) > VOID or not 2 <= len(named) <= MOST_CLASSES:
         raise DataError(
-            f"{origin} names {len(named)} classes; it takes 2 to {MOST_CLASSES}, one name a line, the first for value 0"
+            f"{origin} names {len(named)} classes; it takes 2 to {MOST_CLASSES}, one name a line, the first for value"
+            " 0, or each with its value, as 255: car"
         )
     if "" in named.values():
         line = next(value for value, name in named.items() if not name) + 1
@@ -102,8 +113,20 @@ def legend_of(lines: Sequence[str], void: Sequence[int], origin: str) -> Legend:
     twice = sorted({name for name in named.values() if list(named.values()).count(name) > 1})
     if twice:
         raise DataError(f"{origin} names {twice[0]!r} twice; give each class a name of its own")
-    spare = [value for value, name in enumerate(names) if name.lower() == "void"]
+    spare = [value for value, name in by_value.items() if name.lower() == "void"]
     return Legend(tuple(named.values()), tuple(named), tuple(sorted({*void, *spare})), origin)
+
+
+def _numbered(names: Sequence[str], origin: str) -> dict[int, str] | None:
+    """Names by the values that stand before them; None where not every line has one."""
+    found = [_VALUE_AND_NAME.fullmatch(name) for name in names if name]
+    if not found or None in found:
+        return None
+    pairs = [(int(line[1]), line[2]) for line in found if line is not None]
+    values = [value for value, _ in pairs]
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise DataError(f"{origin} names the value {twice[0]} twice; give each value one name")
+    return dict(sorted(pairs))
 
 
 class MaskedImages(ImageDataset):
@@ -247,67 +270,6 @@ def no_mask(count: int, first: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class MaskAccount:
-    """What was seen of the masks of a dataset.
-
-    Attributes:
-        classes: names.
-        void: values that are void.
-        void_share: of the pixels of the masks that were decoded.
-        decoded: so many masks.
-        measured: masks whose size was held against their image's.
-        missing: images without one.
-        faults: the first of each kind, a line each: what makes the dataset unusable for segmentation.
-    """
-
-    classes: tuple[str, ...]
-    void: tuple[int, ...]
-    void_share: float
-    decoded: int
-    measured: int
-    missing: int
-    faults: tuple[str, ...]
-
-    def line(self) -> str:
-        """As it is printed below the account of the images."""
-        shown = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
-        void = f"void ({', '.join(map(str, self.void))}) is {self.void_share:.1%} of {self.decoded} masks"
-        lacking = f"; {self.missing} images without a mask" if self.missing else ""
-        return f"{'masks':<10}{len(self.classes)} classes: {shown}; {void}{lacking}"
-
-
-def look_at_masks(splits: dict[str, MaskedImages]) -> MaskAccount:
-    """Names of all, sizes of some hundreds and values of some masks, spread evenly over each split."""
-    first = next(iter(splits.values()))
-    missing = [(d, i) for d in splits.values() for i in range(len(d)) if d.mask_name(i) is None]
-    refused = missing and not first.may_lack
-    faults = [no_mask(len(missing), missing[0][0].name(missing[0][1]))] if refused else []
-    odd_sizes: list[str] = []
-    odd_values: list[str] = []
-    void = pixels = decoded = measured = 0
-    for dataset in splits.values():
-        there = [i for i in range(len(dataset)) if dataset.mask_name(i) is not None]
-        values_of = set(_spread(there, _DECODED))
-        for index in _spread(there, _HEADERS):
-            measured += 1
-            try:
-                if wrong := wrong_size(dataset, index):
-                    odd_sizes.append(wrong)
-                if index in values_of:
-                    mask = dataset.load_mask(index)
-                    decoded, void, pixels = decoded + 1, void + int((mask == VOID).sum()), pixels + mask.size
-            except UnreadableImage:
-                continue  # the image is met again, and counted, when it is used
-            except DataError as error:
-                odd_values.append(str(error))
-    faults += [_and_more(lines) for lines in (odd_sizes, odd_values) if lines]
-    legend = first.legend
-    return MaskAccount(
-        legend.classes, legend.void, void / max(1, pixels), decoded, measured, len(missing), tuple(faults)
-    )
-
-
 def wrong_size(dataset: MaskedImages, index: int) -> str | None:
     """What to say where a mask has another size than its image; None where it has not."""
     mask, image = dataset.mask_size(index), dataset.size(index)
@@ -320,14 +282,6 @@ def size_fault(dataset: MaskedImages, index: int, image: tuple[int, int], mask: 
         f"the mask {dataset.mask_name(index)} has {mask[0]}x{mask[1]} px and its image {image[0]}x{image[1]}; make it"
         " again in the image's size"
     )
-
-
-def _and_more(lines: list[str]) -> str:
-    return lines[0] + (f" (and {len(lines) - 1} more masks like it)" if len(lines) > 1 else "")
-
-
-def _spread(indices: list[int], most: int) -> list[int]:
-    return [indices[i] for i in np.linspace(0, len(indices) - 1, min(most, len(indices)), dtype=int).tolist()]
 
 
 def paired(images: Sequence[str], masks: Sequence[str]) -> Int64[np.ndarray, " n"]:

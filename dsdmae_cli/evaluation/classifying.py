@@ -68,6 +68,10 @@ class Classification:
         """What images these are."""
         return self.judged.account(settings).rows()
 
+    def further_account(self) -> dict[str, str]:
+        """Nothing that the images do not say."""
+        return {}
+
     def method(self, settings: ResolvedFinetuneSettings, backbone: Backbone) -> Classifier:
         """What is trained, on the CPU."""
         return classifier(len(self.classes), settings, backbone)

@@ -17,6 +17,7 @@ from torch import Tensor
 from dsdmae_cli import plugins
 from dsdmae_cli.data.account import Account, take_account
 from dsdmae_cli.data.base import ImageDataset, Subset
+from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.open import choose, open_dataset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.square import decode_square
@@ -133,10 +134,13 @@ def twins_line(result: dict[str, Any]) -> list[str]:
 def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:
     if dataset.labels is None or dataset.classes is None or not (dataset.labels >= 0).any():
         why = f" ({'; '.join(dataset.notes)})" if dataset.notes else ""
-        raise DataError(
-            f"the {split} images of {name} have no labels{why}; put each class into a folder of its own, give --labels"
-            " FILE.csv, or name a labelled dataset"
-        )
+        advice = "put each class into a folder of its own, give --labels FILE.csv, or name a labelled dataset"
+        if isinstance(dataset, MaskedImages):
+            advice = (
+                "their masks are learned from by `dsdmae finetune --task segment`, and judged by `dsdmae probe --kind"
+                " segment`"
+            )
+        raise DataError(f"the {split} images of {name} have no labels{why}; {advice}")
     known = np.flatnonzero(dataset.labels >= 0)
     return dataset if len(known) == len(dataset) else Subset(dataset, known)
 

@@ -65,8 +65,8 @@ class Task(Judged, Protocol):
 
     @property
     def values(self) -> tuple[int, ...] | None: ...
-
     def account(self, settings: ResolvedData) -> dict[str, str]: ...
+    def further_account(self) -> dict[str, str]: ...
     def method(self, settings: ResolvedFinetuneSettings, backbone: Backbone) -> FineTuning[Any]: ...
     def hold_out(self, share: float, seed: int) -> HeldOut: ...
     def part(self, indices: Int64[np.ndarray, " k"]) -> ImageDataset: ...
@@ -126,8 +126,12 @@ def build_classifier(settings: ResolvedFinetuneSettings, num_classes: int) -> tu
 
 def plan(settings: ResolvedFinetuneSettings) -> Plan:
     """--dry-run: what resolved settings amount to; nothing is written."""
-    _, method = build(settings, open_task(settings, Report()).method)
-    return make_plan(settings, method, plugins.find("dataset", settings.data.dataset).spec.labelled_split)
+    task = open_task(settings, Report())
+    _, method = build(settings, task.method)
+    share = settings.finetune.validation
+    train = task.part(task.hold_out(share, settings.train.seed).fit) if share else task.train
+    split = plugins.find("dataset", settings.data.dataset).spec.labelled_split
+    return make_plan(settings, method, split, train=train, further=task.further_account())
 
 
 def _put_together(start: Start) -> Parts:

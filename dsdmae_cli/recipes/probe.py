@@ -192,6 +192,7 @@ def draw_choice(run: RunDir, found: ProbeResult) -> None:
 
 def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     """--dry-run: what resolved settings amount to, as an object and as lines; nothing is computed or written."""
+    check_usable(settings.train.trackers)
     if is_dense(settings):
         return probing.plan_text(settings)
     subject = open_subject(settings, Report())

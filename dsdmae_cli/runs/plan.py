@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from dsdmae_cli.errors import DataError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import duration
 from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.prerequisite import has_ended, required_folder, requirement
 from dsdmae_cli.runtime import Runtime, autocast, choose_attention, choose_device, choose_runtime
 from dsdmae_cli.settings.resolved import ResolvedData, ResolvedSettings
@@ -91,6 +92,8 @@ def make_plan(
     *,
     timed: bool = True,
     build: Callable[[], Method] | None = None,
+    train: ImageDataset | None = None,
+    further: Mapping[str, str] | None = None,
 ) -> Plan:
     """Work out the plan of resolved settings of a command that trains.
 
@@ -99,16 +102,21 @@ def make_plan(
         split: of the dataset that is trained on.
         timed: run a micro-batch on a CPU to estimate the time, which takes some itself.
         build: makes the pre-training method, where that takes more than settings.
+        train: the images that are trained on, where they are not all of the split.
+        further: rows of the account beside those of the images.
 
     Raises:
-        DataError: the dataset is not here and its official size is not known.
+        DataError: the dataset is not here and its official size is not known, or none of its images can be read.
+        PluginError, SettingsError: a tracker is not there.
     """
+    check_usable(settings.train.trackers)
     beforehand = _beforehand(settings) if method is None else None
     if method is None:
         method = build_method(settings) if build is None else build()
     found = _data(settings.data, choose_device(settings.train.device), split)
     runtime = choose_runtime(settings, method, held=found.num_bytes)
-    train_images, test_images, placement, resident_bytes = found.train, found.test, found.placement, found.num_bytes
+    train_images = found.train if train is None else len(train)
+    test_images, placement, resident_bytes = found.test, found.placement, found.num_bytes
     batching = Batching(train_images, settings.train.batch_size, runtime.micro_batch, settings.train.seed)
     flop, activation_bytes = measure_work(method)
     fused, recomputed = runtime.device.type == "cuda", settings.train.checkpoint_activations
@@ -118,6 +126,7 @@ def make_plan(
     halved = 1 if runtime.precision == "fp32" else 0.5
     memory = state_bytes(method) + resident_bytes + activation_bytes * halved * runtime.micro_batch
     steps = batching.steps_per_epoch * settings.train.epochs
+    account = _account(found, settings.data, further or {}) if timed else None
     per_image = _seconds_per_image(method, runtime, flop) if timed else None
     return Plan(
         dataset=settings.data.dataset,
@@ -140,7 +149,7 @@ def make_plan(
         compile=runtime.compile,
         estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
         beforehand=beforehand,
-        account=_account(found, settings.data) if timed else None,
+        account=account,
         data_notes=(*found.notes, *colour_notes(settings)),
     )
 
@@ -161,8 +170,14 @@ def _beforehand(settings: ResolvedSettings) -> str | None:
     return f"a {needs.method}, trained first, for {epochs} epoch{'s' if epochs > 1 else ''}, not counted above"
 
 
-def _account(found: _Data, settings: ResolvedData) -> dict[str, str] | None:
-    return take_account(found.splits, settings.range, decoded=True).rows() if found.splits else None
+def _account(found: _Data, settings: ResolvedData, further: Mapping[str, str]) -> dict[str, str] | None:
+    if not found.splits:
+        return None
+    account = take_account(found.splits, settings.range, decoded=True)
+    if account.unreadable and not account.kinds:
+        name, reason = next(iter(account.unreadable.items()))
+        raise DataError(f"none of the {account.looked_at:,} images that were looked at can be read ({name}: {reason})")
+    return {**account.rows(), **further}
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,6 @@ def _palette(tuned: Tuned) -> UInt8[np.ndarray, "256 3"]:
     """Colours by value, those of the figures' classes."""
     colours = class_colours(len(tuned.classes))
     palette = np.zeros_like(colours)
-    palette[list(tuned.values)] = colours[: len(tuned.classes)]
     palette[VOID] = colours[VOID]
+    palette[list(tuned.values)] = colours[: len(tuned.classes)]  # one of them may be 255
     return palette

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from dsdmae_cli.data.account import Account, take_account
-from dsdmae_cli.data.masks import Legend, MaskAccount, MaskedImages, look_at_masks
+from dsdmae_cli.data.mask_account import MaskAccount, look_at_masks, present
+from dsdmae_cli.data.masks import Legend, MaskedImages, listed
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.source import derive_seed
 from dsdmae_cli.data.twins import Twins, find_twins
@@ -61,7 +62,11 @@ class MaskedSplits:
 
     def rows(self, settings: ResolvedData) -> dict[str, str]:
         """The account by its words, of the images and of the masks."""
-        return self.account(settings).rows() | {"masks": self.masks.line().removeprefix("masks").strip()}
+        return self.account(settings).rows() | self.mask_row()
+
+    def mask_row(self) -> dict[str, str]:
+        """That of the masks."""
+        return {"masks": self.masks.line().removeprefix("masks").strip()}
 
     def lines(self, settings: ResolvedData) -> list[str]:
         """The opening account: of the images, and of the masks."""
@@ -93,15 +98,37 @@ def open_masked(settings: DataSettings, report: Report | None = None) -> MaskedS
             if report is not None:
                 report.warn(line)
         raise DataError(masks.faults[0])
-    if masks.void_share == 1:
-        raise DataError(
-            f"every pixel of the masks of {settings.dataset} that were looked at is void: nothing could be learned or"
-            " judged; say by data.void which values are"
-        )
     train, test = splits["training"], splits["test"]
     if train.legend.classes != test.legend.classes:
         raise DataError(f"training and test masks of {settings.dataset} have other classes; give both the same names")
-    return MaskedSplits(train, test, masks, _with_mask(train), _with_mask(test))
+    found = MaskedSplits(train, test, masks, _with_mask(train), _with_mask(test))
+    _check_pixels(found, settings, report)
+    return found
+
+
+def _check_pixels(found: MaskedSplits, settings: DataSettings, report: Report | None) -> None:
+    """See that there is something to tell apart, and something to judge.
+
+    Raises:
+        DataError: training masks have pixels of one class or none, or test masks of none.
+    """
+    legend, unseen = found.legend, found.masks.unseen
+    void = ", ".join(map(str, legend.void)) or "no value"
+    advice = (
+        f"void is {void} (data.void): if a class has such a value, name it in {legend.origin} with its value, a line as"
+        " 255: car"
+    )
+    # Of a sample one may be left that has what no other has: all are looked at before it is refused.
+    if len(legend.classes) - len(unseen["training"]) < 2 and len(only := present(found.train, 2)) < 2:
+        one = f"of one class, {legend.classes[only.pop()]}, and void" if only else "void"
+        raise DataError(f"every pixel of the training masks of {settings.dataset} is {one}; {advice}")
+    if len(legend.classes) == len(unseen["test"]) and not present(found.test, 1):
+        raise DataError(
+            f"every pixel of the test masks of {settings.dataset} is void, so nothing can be judged; {advice}"
+        )
+    missing = unseen["training"]
+    if missing and found.masks.all_decoded["training"] and report is not None:
+        report.warn(f"no training mask has a pixel of {listed(missing)}: nothing of that can be learned")
 
 
 def _with_mask(dataset: MaskedImages) -> Int64[np.ndarray, " n"]:

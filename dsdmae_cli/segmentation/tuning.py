@@ -82,7 +82,11 @@ class Segmentation:
 
     def account(self, settings: ResolvedData) -> dict[str, str]:
         """What images these are, and what masks."""
-        return self.splits.account(settings).rows() | {"masks": self.splits.masks.line().removeprefix("masks").strip()}
+        return self.splits.rows(settings)
+
+    def further_account(self) -> dict[str, str]:
+        """What masks these are."""
+        return self.splits.mask_row()
 
     def method(self, settings: ResolvedFinetuneSettings, backbone: Backbone) -> Segmenter:
         """What is trained, on the CPU."""

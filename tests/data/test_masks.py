@@ -16,9 +16,11 @@ from PIL import Image
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.schema import PROBE
 from dsdmae_cli.data.base import ImageDataset
-from dsdmae_cli.data.masks import VOID, MaskedImages, legend_of, look_at_masks
+from dsdmae_cli.data.mask_account import look_at_masks
+from dsdmae_cli.data.masks import VOID, MaskedImages, legend_of
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.report import Report
 from dsdmae_cli.segmentation.splits import hold_out_images, open_masked
 from dsdmae_cli.settings.models import DataSettings
 
@@ -109,7 +111,8 @@ def test_the_account_names_classes_void_and_what_lacks_a_mask(folder: Path) -> N
     share = (24 + 32 - 1) / (24 * 32)
     assert splits.masks.void_share == pytest.approx(share)
     assert splits.masks.line() == (
-        f"masks     3 classes: paper, shade, ink; void (255) is {share:.1%} of 16 masks; 1 images without a mask"
+        f"masks     3 classes: paper, shade, ink; void (255) is {share:.1%} of 16 masks; 1 image without a mask is left"
+        " out"
     )
 
 
@@ -258,11 +261,66 @@ def test_a_copy_has_the_identity_of_what_it_was_made_from(folder: Path, tmp_path
     assert mine.encoded(0) == Path(mine.name(0)).read_bytes()
 
 
-def test_masks_that_are_void_all_over_are_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("split", "value", "said"),
+    [
+        ("train", 255, r"every pixel of the training masks of .* is void; void is 255 \(data.void\)"),
+        ("train", 0, r"every pixel of the training masks of .* is of one class, paper, and void; void is 255"),
+        ("test", 255, r"every pixel of the test masks of .* is void, so nothing can be judged"),
+    ],
+)
+def test_masks_of_which_nothing_can_be_learned_or_judged_are_refused(
+    split: str, value: int, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mask in (folder / "masks" / split).iterdir():
+        Image.new("L", (32, 24), value).save(mask)
+    for decoded in (32, 1):
+        monkeypatch.setattr("dsdmae_cli.data.mask_account._DECODED", decoded)
+        with pytest.raises(DataError, match=said):
+            open_masked(data(folder))
+
+
+def test_one_mask_among_many_that_has_another_class_is_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsdmae_cli.data.mask_account._DECODED", 1)
+    *_, odd, _last = sorted((folder / "masks" / "train").iterdir())
+    for mask in (folder / "masks" / "train").iterdir():
+        Image.new("L", (32, 24), 2 if mask == odd else 0).save(mask)
+    assert len(open_masked(data(folder)).train) == 12
+
+
+def test_masks_of_0_and_255_say_what_to_do_and_then_are_two_classes(folder: Path) -> None:
+    """What most tools write for a foreground, whose 255 is void by itself."""
     for mask in (folder / "masks").rglob("*.png"):
-        Image.new("L", (32, 24), 255).save(mask)
-    with pytest.raises(DataError, match=r"every pixel of the masks of .* is void"):
+        Image.fromarray((stored_in(mask) == 2).astype(np.uint8) * 255).save(mask)
+    (folder / "classes.txt").write_text("background\ncar\n")
+    with pytest.raises(DataError, match=r"of one class, background, and void; .* in classes.txt .* 255: car"):
         open_masked(data(folder))
+    (folder / "classes.txt").write_text("0: background\n255: car\n")
+    found = open_masked(data(folder))
+    assert (found.classes, found.legend.values, found.legend.void) == (("background", "car"), (0, 255), ())
+    assert (found.train.load_mask(0) == (stored_in(Path(found.train.mask_name(0) or "")) == 255)).all()
+    assert "void (no value)" in found.masks.line()
+
+
+def test_a_class_that_no_training_mask_has_is_named(folder: Path) -> None:
+    class Heard(Report):
+        said: tuple[str, ...] = ()
+
+        def warn(self, text: str) -> None:
+            self.said = (*self.said, text)
+
+    for mask in (folder / "masks" / "train").iterdir():
+        Image.fromarray(np.minimum(stored_in(mask), 1)).save(mask)
+    heard = Heard()
+    found = open_masked(data(folder), heard)
+    assert heard.said == ("no training mask has a pixel of ink: nothing of that can be learned",)
+    assert "no pixel of ink in training ones" in found.masks.line()
+
+
+def test_values_before_names_may_not_repeat() -> None:
+    with pytest.raises(DataError, match="names the value 1 twice"):
+        legend_of(["1: a", "1: b"], (255,), "classes.txt")
+    assert legend_of(["1: a", "b"], (255,), "classes.txt").classes == ("1: a", "b"), "not every line has a value"
 
 
 def test_a_folder_that_is_not_vocs(folder: Path, tmp_path: Path) -> None:

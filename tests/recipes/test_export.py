@@ -241,6 +241,18 @@ def test_the_model_card(encoder_run: Path, tmp_path: Path) -> None:
     assert said["upload_with"] == f"hf upload YOUR-NAME/vit-of-digits {tmp_path / 'vit-of-digits'}"
 
 
+def test_the_card_of_a_fine_tuned_network_without_its_head_says_so(tuned_run: Path, tmp_path: Path) -> None:
+    exported(tuned_run, "hf", tmp_path / "out", head=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    result = json.loads((tuned_run / "result.json").read_text())
+    assert "fine-tuned on folder:digits and taken without its head" in card
+    assert "none of dsdmae's" not in card
+    assert f"`{result['classifier_sha256']}`" in card
+    assert f"| schedule | {result['pretrain_epochs']:.4g} epochs |" in card, "what was before fine-tuning"
+    assert f"| finetune | digits | {result['top1']:.1%}" in card
+    assert "Fine-tuning was measured with the head, which is not here." in card
+
+
 def test_results_that_are_named(encoder_run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"kind": "finetune", "dataset": "x", "top1": 0.25, "weights_sha256": "00"}))

@@ -333,8 +333,8 @@ def test_a_mask_that_fails_on_the_way_is_one_line(
     placement: str, folder: Path, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many masks only some are looked at beforehand."""
-    monkeypatch.setattr("dsdmae_cli.data.masks._HEADERS", 1)
-    monkeypatch.setattr("dsdmae_cli.data.masks._DECODED", 1)
+    monkeypatch.setattr("dsdmae_cli.data.mask_account._HEADERS", 1)
+    monkeypatch.setattr("dsdmae_cli.data.mask_account._DECODED", 1)
     other = shutil.copytree(folder, tmp_path / "data")
     Image.new("L", (32, 24), 77).save(other / "masks/train/003.png")
     with pytest.raises(DataError) as error:
