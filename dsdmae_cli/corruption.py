@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -117,6 +117,54 @@ def draw_std(
     return ((low + high) / 2 + (high - low) / 2 * normal).exp()
 
 
+class Grain(NamedTuple):
+    """What makes noise alike within a patch: matrices whose products with their transposes are correlations.
+
+    Attributes:
+        rows: of a patch's rows.
+        columns: of its columns and channels, channels innermost.
+    """
+
+    rows: Float[Tensor, "p p"]
+    columns: Float[Tensor, "qc qc"]
+
+
+def grain(patch: tuple[int, int], channels: int, correlation: float) -> Grain:
+    """Noise whose neighbours within a patch are alike, as pixels of pictures are.
+
+    The correlation of two values d rows and e columns apart is correlation^(d + e), times the correlation once more
+    where their channels differ: a first-order Markov process along rows and along columns, the classical model of
+    pictures (Jain 1989, "Fundamentals of Digital Image Processing", 2.9).
+
+    Args:
+        correlation: of neighbouring pixels and of channels, in [0, 1).
+    """
+    rows, columns = (_markov(side, correlation) for side in patch)
+    # The symmetric root of (1 - ρ) I + ρ 11ᵀ: a I + b 11ᵀ, and the sum of its row is the root of that of the other.
+    own = math.sqrt(1 - correlation)
+    shared = (math.sqrt(1 - correlation + channels * correlation) - own) / channels
+    mixed = own * torch.eye(channels) + shared * torch.ones(channels, channels)
+    return Grain(rows, torch.kron(columns, mixed))
+
+
+def _markov(count: int, correlation: float) -> Float[Tensor, "n n"]:
+    """The Cholesky factor of correlation^|i - j|: each value is its predecessor's share and something of its own."""
+    place = torch.arange(count, dtype=torch.float64)
+    apart = place[:, None] - place
+    factor = torch.tril(correlation ** apart.clamp(min=0))
+    factor[:, 1:] *= math.sqrt(1 - correlation**2)
+    return factor.float()
+
+
+def grained(white: Float[Tensor, "b h w c"], how: Grain) -> Float[Tensor, "b h w c"]:
+    """White noise, channels last, made alike within patches; its variance stays, patches stay independent."""
+    b, h, w, c = white.shape
+    rows, columns = len(how.rows), len(how.columns)
+    with torch.autocast(white.device.type, enabled=False):
+        mixed = how.rows @ white.reshape(b, h // rows, rows, w * c)
+        return (mixed.reshape(b, h, w * c // columns, columns) @ how.columns.T).reshape(b, h, w, c)
+
+
 def add_noise(
     images: Float[Tensor, "b c h w"],
     noisy: Bool[Tensor, "b 1 h w"],
@@ -124,6 +172,7 @@ def add_noise(
     kind: NoiseKind,
     generator: Generator,
     clip: bool = False,
+    how: Grain | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Gaussian noise on the noisy pixels; the others come back bit for bit.
 
@@ -135,8 +184,12 @@ def add_noise(
             of a signal of unit variance, as diffusion models do.
         clip: cut noisy pixels to [-1, 1], as every 8-bit file has been: in deep shadows and highlights such noise
             has neither zero mean nor the σ it was drawn with.
+        how: makes n alike within patches; None leaves it white.
     """
-    noise = std * torch.randn(images.shape, generator=generator, device=generator.device, dtype=images.dtype)
+    b, c, h, w = images.shape
+    shape = (b, c, h, w) if how is None else (b, h, w, c)
+    drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=images.dtype)
+    noise = std * (drawn if how is None else grained(drawn, how).permute(0, 3, 1, 2))
     if kind == "add":
         noise = images + noise
     elif kind == "mix":

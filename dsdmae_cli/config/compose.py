@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from dsdmae_cli import plugins
 from dsdmae_cli.config.describe import key_of, tables
 from dsdmae_cli.config.presets import preset_layers
-from dsdmae_cli.config.schema import NAMED, PRETRAIN, Loaded, S, Schema, Values
+from dsdmae_cli.config.schema import NAMED, PRETRAIN, Loaded, S, Schema, Values, section_class
 from dsdmae_cli.config.sources import (
     Layer,
     checked_layer,
@@ -26,7 +26,7 @@ from dsdmae_cli.config.sources import (
 )
 from dsdmae_cli.config.validate import validate
 from dsdmae_cli.errors import PluginError
-from dsdmae_cli.settings.models import Settings
+from dsdmae_cli.settings.models import Section, Settings
 
 
 def load(
@@ -128,9 +128,12 @@ def from_tables(values: Values, origin: str) -> Loaded[Settings]:
 
 def written(schema: Schema[S], values: Values, origin: str) -> Loaded[S]:
     """Validate a command's settings that were written down whole."""
-    if "data" in schema.sections:  # what was written before there was a choice saw RGB
-        values = {**values, "data": {"channels": 3, **values.get("data", {})}}
-    return validate(*_merge([checked_layer(values, origin, schema)], schema), schema)
+    merged, origins = _merge([checked_layer(values, origin, schema)], schema)
+    for section, table in merged.items():
+        model = section_class(section, table, origins, schema)
+        if issubclass(model, Section):
+            merged[section] = {**model.written_before, **table}
+    return validate(merged, origins, schema)
 
 
 def _merge(layers: list[Layer], schema: Schema[Any]) -> tuple[Values, dict[str, str]]:

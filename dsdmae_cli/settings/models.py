@@ -2,14 +2,15 @@
 
 Help texts, error messages and docs/settings.md are made from the descriptions here. A plugin's own settings subclass
 DataSettings, BackboneSettings or MethodSettings. How values are gathered from presets, files, the environment and
-flags is in load.py.
+flags is in config/compose.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -73,8 +74,14 @@ def _are_bands(value: object) -> object:
 
 
 class Section(BaseModel):
-    """A frozen table of settings that refuses unknown keys; the word "none" switches an optional setting off."""
+    """A frozen table of settings that refuses unknown keys; the word "none" switches an optional setting off.
 
+    Attributes:
+        written_before: what settings that came later amount to where they were written down without them, for those
+            whose default is something else: runs go on, and are judged, as they began.
+    """
+
+    written_before: ClassVar[Mapping[str, Any]] = {}
     model_config = ConfigDict(
         frozen=True, extra="forbid", populate_by_name=True, validate_default=True, coerce_numbers_to_str=True
     )
@@ -96,6 +103,8 @@ class Section(BaseModel):
 
 class DataSettings(Section):
     """What the run learns from and how each image is prepared."""
+
+    written_before: ClassVar = {"channels": 3}
 
     dataset: str = Field("digits", description="dataset plugin, or the path of your own images: a folder or an archive")
     data_dir: Path | None = Field(

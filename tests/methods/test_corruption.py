@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import toeplitz
 from scipy.stats import binomtest, chisquare, kstest
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from dsdmae_cli.corruption import (
     add_noise,
     denormalize_patches,
     draw_std,
+    grain,
     ids_to_mask,
     mask_to_pixels,
     normalize_patches,
@@ -186,6 +188,27 @@ def test_noise_is_gaussian_of_the_given_level(kind: NoiseKind, std: float) -> No
     assert abs(torch.corrcoef(torch.stack([noise, images.flatten()]))[0, 1]) < 0.02
     per_map = noise.reshape(24, -1)
     assert (torch.corrcoef(per_map) - torch.eye(24)).abs().max() < 0.15
+
+
+@pytest.mark.parametrize(("patch", "channels", "correlation"), [((4, 6), 3, 0.9), ((2, 2), 1, 0.5), ((3, 3), 5, 0.0)])
+def test_noise_of_a_patch_is_a_markov_process(patch: tuple[int, int], channels: int, correlation: float) -> None:
+    along_rows, along_columns = (toeplitz(correlation ** np.arange(side)) for side in patch)
+    by_channel = np.full((channels, channels), correlation) + (1 - correlation) * np.eye(channels)
+    how = grain(patch, channels, correlation)
+    wanted = np.kron(along_rows, np.kron(along_columns, by_channel))
+    mixing = torch.kron(how.rows, how.columns).double().numpy()
+    np.testing.assert_allclose(mixing @ mixing.T, wanted, atol=1e-6)
+    images = torch.zeros(4000, channels, 2 * patch[0], patch[1])
+    everywhere = torch.ones(4000, 1, *images.shape[2:], dtype=torch.bool)
+    drawn = add_noise(images, everywhere, 1.0, "add", seeded(3), how=how)
+    values = patchify(drawn, patch)
+    measured = np.corrcoef(values.flatten(0, 1).T.numpy())
+    np.testing.assert_allclose(measured, wanted, atol=5 / math.sqrt(8000))
+    assert values.std().item() == pytest.approx(1, abs=0.02)
+    # Two patches of an image know nothing of each other.
+    between = (values[:, 0, :, None] * values[:, 1, None, :]).mean(dim=0)
+    assert between.abs().max() < 6 / math.sqrt(4000)
+    assert kstest(values[:, 0, 0].numpy(), "norm").pvalue > 1e-3
 
 
 def test_mix_keeps_the_variance_of_a_unit_signal() -> None:

@@ -20,7 +20,7 @@ from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.backbone import gather_tokens
 from dsdmae_cli.config.resolve import resolve
-from dsdmae_cli.corruption import patchify
+from dsdmae_cli.corruption import ids_to_mask, patchify
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method, StepInfo
@@ -379,6 +379,30 @@ def test_a_level_of_its_own_for_each_patch(more: tuple[str, ...]) -> None:
     assert levels.mean().item() == pytest.approx((math.log(0.05) + math.log(5)) / 2, abs=0.1)
     # Drawn for each patch: as far apart within an image as between images.
     assert levels.std(dim=1).mean().item() == pytest.approx(math.log(100) / math.sqrt(12), rel=0.05)
+
+
+@pytest.mark.parametrize("more", [(), ("method.noise_std=0.5",), ("method.noise_std=0.5", "method.noise=mix")], ids=str)
+def test_noise_that_is_alike_within_a_patch(more: tuple[str, ...]) -> None:
+    """As loud as white noise, clean patches untouched, and nothing of it in a checkpoint."""
+    method = tiny("method.noise_correlation=0.9", "method.mask_ratio=0.75", *more)
+    clean = images(200)
+    corruption = method.corrupt(clean, seeded(CPU, 0))
+    where = ids_to_mask(corruption.ids_noisy, 16)
+    given, was = patchify(corruption.images, (4, 4)), patchify(clean, (4, 4))
+    assert torch.equal(given[~where], was[~where])
+    keep = math.sqrt(1 - 0.25) if len(more) > 1 else 1.0
+    level = corruption.std.expand(-1, 12) if corruption.std.shape[1] == 1 else corruption.std
+    noise = (given - keep * was)[where] / level.flatten()[:, None]
+    assert noise.square().mean().sqrt().item() == pytest.approx(1, abs=0.03)
+    by_place = noise.unflatten(1, (4, 4, 3))
+    for one, other, wanted in (
+        (by_place[:, :-1], by_place[:, 1:], 0.9),
+        (by_place[:, :, :-2], by_place[:, :, 2:], 0.81),
+        (by_place[..., 0], by_place[..., 2], 0.9),
+    ):
+        assert (one * other).mean().item() == pytest.approx(wanted, abs=0.04)
+    white = tiny("method.noise_correlation=0", *more)
+    assert method.state_dict().keys() == white.state_dict().keys()
 
 
 def test_pixel_weights_by_patch_against_the_formula() -> None:

@@ -44,6 +44,9 @@ class Noised(NamedTuple):
 class DSdMAE(Method):
     """Decoder and regressor on a student encoder, a teacher beside it; a head that λ switches off is not built."""
 
+    grain_rows: Tensor
+    grain_columns: Tensor
+
     def __init__(self, settings: DSdMAESettings, backbone: Backbone) -> None:
         super().__init__()
         self.settings = settings
@@ -63,6 +66,9 @@ class DSdMAE(Method):
             settings.photograph_jpeg_alone,
         )
         patch = backbone.patch_shape
+        # Of settings alone: no checkpoint needs them.
+        for name, factor in C.grain(patch, backbone.in_chans, settings.correlation)._asdict().items():
+            self.register_buffer(f"grain_{name}", factor, persistent=False)
         head = {"transformer": TokenTransformer, "conv": GridConvolutions}[settings.heads]
         self.decoder: nn.Module | None = None
         if settings.lambda_ > 0:
@@ -93,7 +99,8 @@ class DSdMAE(Method):
         by_pixel: Tensor | float = drawn if not isinstance(drawn, Tensor) else std[:, :, None, None]
         if std.shape[1] > 1:
             by_pixel, std = C.mask_to_pixels(std, net.patch_shape, net.grid), std.gather(1, ids_noisy)
-        return C.add_noise(images, noisy, by_pixel, s.noise, generator, s.noise_clip), std
+        grain = C.Grain(self.grain_rows, self.grain_columns) if s.correlation else None
+        return C.add_noise(images, noisy, by_pixel, s.noise, generator, s.noise_clip, grain), std
 
     def _photographed(
         self, images: Tensor, noisy: Tensor, ids_noisy: Tensor, generator: Generator

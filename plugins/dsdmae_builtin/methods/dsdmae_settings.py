@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,11 +18,14 @@ from dsdmae_cli.settings.models import (
 )
 
 Momentum = Annotated[float, Field(ge=0, le=1)]
+Correlation = Annotated[float, Field(ge=0, lt=1)]
 JpegQuality = Annotated[float, Field(ge=1, le=100)]
 
 
 class DSdMAESettings(SpreadSettings):
     """DSdMAE; defaults are the paper's, or docs/methods/dsdmae.md says why not."""
+
+    written_before: ClassVar = {"noise_correlation": 0.0}
 
     mask_ratio: PositiveFraction | tuple[PositiveFraction, PositiveFraction] = Field(
         0.75, description="fraction of patches that carry noise; a pair is drawn from once a batch"
@@ -44,6 +47,11 @@ class DSdMAESettings(SpreadSettings):
     noise_per: Literal["image", "patch"] | Auto = Field(
         "auto",
         description="what a drawn σ holds for: an image or a patch; auto = patch with noise_std = auto, else image",
+    )
+    noise_correlation: Correlation | Auto = Field(
+        "auto",
+        description="of Gaussian noise at neighbouring pixels of a patch, and of its channels; 0 = white, through which"
+        " the colour of a large patch can be told; auto = 0.95 with noise_std = auto, else 0",
     )
     noise_clip: bool = Field(False, description="cut noisy pixels to the valid range, as every 8-bit file has been")
     photograph_shares: tuple[Fraction, Fraction, Fraction] = Field(
@@ -117,6 +125,13 @@ class DSdMAESettings(SpreadSettings):
         auto = self.noise_std == "auto" and self.noise != "photograph"
         return self.noise_per == "patch" or (self.noise_per == "auto" and auto)
 
+    @property
+    def correlation(self) -> float:
+        """noise_correlation, decided."""
+        if self.noise_correlation != "auto":
+            return self.noise_correlation
+        return 0.95 if self.noise_std == "auto" and self.noise != "photograph" else 0.0
+
     @model_validator(mode="after")
     def _residual_of_pixels(self) -> DSdMAESettings:
         if self.residual and self.norm_pix_loss:
@@ -130,9 +145,10 @@ class DSdMAESettings(SpreadSettings):
         for name, value, allowed in (
             ("noise_law", self.noise_law, "uniform"),
             ("noise_per", self.noise_per, "image"),
+            ("noise_correlation", self.noise_correlation, 0),
         ):
             if value not in ("auto", allowed):
-                raise ValueError(f"{name} = '{value}' does not go with noise = 'photograph', which has '{allowed}'")
+                raise ValueError(f"{name} = {value!r} does not go with noise = 'photograph', which has {allowed!r}")
         total = sum(self.photograph_shares)
         if not math.isclose(total, 1, abs_tol=1e-6):
             raise ValueError(f"photograph_shares sum to {total:g} and must to 1, as [0.4, 0.45, 0.15]")
