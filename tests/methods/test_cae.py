@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from helpers import cli, one_line
+from reference import blocks, embed, images, layer_norm, linear, positions, tiny
 from test_beit import cross_entropy
-from test_methods import blocks, embed, images, layer_norm, linear, positions, tiny
 from torch import Tensor
 
 from dsdmae_builtin.methods.cae import CAE, BlockMask
