@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from dsdmae_cli.artifacts.subject import taken_over
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.schema import FINETUNE, PROBE, Loaded
+from dsdmae_cli.errors import RunInterrupted
 from dsdmae_cli.recipes.export import Form, Request, export
 from dsdmae_cli.recipes.finetune import finetune
 from dsdmae_cli.recipes.probe import probe
@@ -54,6 +57,15 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
     monkeypatch.setattr(Run, "stepped", and_act)
 
 
+@contextmanager
+def stopped_after(step: int, said: str = "") -> Iterator[None]:
+    """In it a run gets SIGTERM as soon as a step is done, saves and ends, and says at least `said` (a pattern)."""
+    with pytest.MonkeyPatch.context() as patched:
+        at_step(patched, step, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(RunInterrupted, match=said):
+            yield
+
+
 # -- fine-tuning, probing, exporting
 
 TUNED_QUICKLY = (
@@ -84,11 +96,17 @@ def tune(
     return finetune(loaded, out=out, resume=resume, overridden=False, as_json=True)
 
 
-def judge(subject: str | Path, out: Path, *assignments: str, like: Path | None = None) -> dict[str, Any]:
+def judge(
+    subject: str | Path,
+    out: Path,
+    *assignments: str,
+    like: Path | None = None,
+    quick: Sequence[str] = PROBED_QUICKLY,
+) -> dict[str, Any]:
     """A short probe in this process; what result.json holds."""
     values, origin = taken_over(str(subject), str(like) if like else None)
     values = {**values, "probe": {"start": str(subject)}}
-    loaded = compose(PROBE, assignments=[*PROBED_QUICKLY, *assignments], environ={}, base=(values, origin))
+    loaded = compose(PROBE, assignments=[*quick, *assignments], environ={}, base=(values, origin))
     return probe(loaded, out=out, as_json=True)
 
 

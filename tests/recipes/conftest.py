@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Run, cli, train
+from helpers import Run, cli, masked_folder, train
 from PIL import Image
 from small_runs import PLACES, RANDOM, UNTAUGHT
 
@@ -21,6 +21,20 @@ def resident(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that was never interrupted; look at it, or copy it."""
     out = tmp_path_factory.mktemp("run")
     train(digits, out, *RANDOM, *PLACES["resident"])
+    return out
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real digits with a mask each, 24 pictures to train and 6 to test; look at it, or copy it."""
+    return masked_folder(tmp_path_factory.mktemp("masked") / "digits", train=24, test=6)
+
+
+@pytest.fixture(scope="session")
+def masked_run(masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pre-training run on squares of those pictures, their masks left alone; look at it, or copy it."""
+    out = tmp_path_factory.mktemp("pretrained")
+    train(masked, out)
     return out
 
 

@@ -29,7 +29,7 @@ from helpers import (
     wait_until,
 )
 from PIL import Image
-from small_runs import TUNED_QUICKLY, tune
+from small_runs import TUNED_QUICKLY, stopped_after, tune
 from torch import Tensor
 
 from dsdmae_cli.config.compose import compose
@@ -137,9 +137,7 @@ def test_training_starts_from_the_pretrained_weights(run: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("more", [(), ("finetune.rand_augment=rand-m9-mstd0.5-inc1", "data.workers=1")], ids=["", "ra"])
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    more: tuple[str, ...], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(more: tuple[str, ...], run: Path, tmp_path: Path) -> None:
     strong = (
         "finetune.mixup=0.8", "finetune.cutmix=1.0", "finetune.random_erasing=0.5", "finetune.ema=0.9",
         "finetune.validation=0.3", "finetune.select=best", "backbone.drop_path=0.2", "data.flip=true",
@@ -148,19 +146,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole = tmp_path / "whole"
     tune(run, whole, *strong)
 
-    stop_at = 7  # within the second epoch
-    stepped = Run.stepped
-
-    def and_stop(self: Run, step: int) -> None:
-        stepped(self, step)
-        if step == stop_at:
-            signal.raise_signal(signal.SIGTERM)
-
     parted = tmp_path / "parted"
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "stepped", and_stop)
-        with pytest.raises(Exception, match="dsdmae finetune --resume"):
-            tune(run, parted, *strong)
+    with stopped_after(7, "dsdmae finetune --resume"):  # within the second epoch
+        tune(run, parted, *strong)
     tune(run, parted, *strong, resume=True)
     assert untimed(parted) == untimed(whole)
     name = "classifier.safetensors"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +17,7 @@ from helpers import (
     train,
     words,
 )
-from small_runs import PLACES, at_step
-
-from dsdmae_cli.errors import RunInterrupted
+from small_runs import PLACES, stopped_after
 
 
 @pytest.fixture
@@ -84,17 +81,13 @@ def test_a_run_that_failed_before_its_first_record_can_still_be_resumed(
     assert json.loads(out)["steps"] == 20
 
 
-def test_a_resumed_run_remembers_unreadable_images(
-    broken: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_remembers_unreadable_images(broken: Callable[[int], Path], tmp_path: Path) -> None:
     folder, run = broken(4), tmp_path / "run"
     chosen = (*PLACES["streaming"], "data.max_unreadable=0.2", "train.epochs=1")
     expected = train(folder, tmp_path / "whole", *chosen)["unreadable_images"]
     assert expected >= 3
-    with monkeypatch.context() as patched:
-        at_step(patched, 4, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(RunInterrupted):
-            train(folder, run, *chosen)
+    with stopped_after(4):
+        train(folder, run, *chosen)
     assert train(folder, run, resume=True)["unreadable_images"] == expected
 
 
