@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from dsdmae_cli.data.source import Batching, MicroBatch, Source
-from dsdmae_cli.engine import Trainer
+from dsdmae_cli.engine import Hooks, Trainer
 from dsdmae_cli.methods.base import Losses, Method, StepInfo
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.runtime import Runtime
@@ -77,7 +77,7 @@ class Fixed(Source):
             yield (MicroBatch(IMAGES[ids], self.micro_seed("corrupt", epoch, step, i)) for i, ids in enumerate(chunks))
 
 
-class Listener:
+class Listener(Hooks):
     """Hooks that remember, and call `look` after every step."""
 
     def __init__(self, look: Callable[[int], None] = lambda step: None, stop_at: int = -1) -> None:
