@@ -29,7 +29,7 @@ from dsdmae_cli.evaluation.segmentation import SegmentationScores, segmentation_
 from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.report import Report
-from dsdmae_cli.runs.judged import describe_probe, write_probe_page
+from dsdmae_cli.runs.judged import choice, describe_probe, write_probe_page
 from dsdmae_cli.runs.rundir import RESULT, RunDir
 from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precision
 from dsdmae_cli.segmentation.answers import PICTURES, Answers, answer, score_lines
@@ -259,12 +259,7 @@ def _describe(
         "test_images_trained_on": None if splits.twins is None else splits.twins.as_dict(),
         "seed": settings.train.seed,
         "probe": settings.probe.kind,
-        "block": best.block,
-        "held_out_by_block": best.held_out,
-        "input_noise": settings.probe.input_noise,
-        "epochs": found.epochs,
-        "chosen": dict([found.chosen]) if found.chosen else None,
-        "held_out": {f"{value:g}": iou for value, iou in found.held_out.items()},
+        **choice(best.block, best.held_out, settings.probe.input_noise, found),
         "features_width": best.encoder.width,
         "grid": list(best.encoder.grid),
         "flops": encoder_flops(best.encoder) * learned.windows,

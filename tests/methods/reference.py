@@ -51,6 +51,16 @@ def linear(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
     return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    size = q.shape[1] // heads
+    mixed = []
+    for h in range(heads):
+        part = slice(h * size, (h + 1) * size)
+        scores = (q[:, part] @ k[:, part].T / math.sqrt(size)).exp()
+        mixed.append(scores / scores.sum(dim=1, keepdim=True) @ v[:, part])
+    return torch.cat(mixed, dim=1)
+
+
 def blocks(x: Tensor, w: dict[str, Tensor], prefix: str, heads: int) -> Tensor:
     """Pre-norm transformer blocks and the last norm over the tokens [T, d] of one image."""
     depth = len({name.split(".")[len(prefix.split("."))] for name in w if name.startswith(f"{prefix}.blocks.")})
@@ -58,13 +68,7 @@ def blocks(x: Tensor, w: dict[str, Tensor], prefix: str, heads: int) -> Tensor:
     for i in range(depth):
         at = f"{prefix}.blocks.{i}"
         q, k, v = linear(layer_norm(x, w, f"{at}.norm1"), w, f"{at}.attn.qkv").chunk(3, dim=-1)
-        size = x.shape[1] // heads
-        mixed = []
-        for h in range(heads):
-            part = slice(h * size, (h + 1) * size)
-            scores = (q[:, part] @ k[:, part].T / math.sqrt(size)).exp()
-            mixed.append(scores / scores.sum(dim=1, keepdim=True) @ v[:, part])
-        x = x + linear(torch.cat(mixed, dim=1), w, f"{at}.attn.proj")
+        x = x + linear(attend(q, k, v, heads), w, f"{at}.attn.proj")
         hidden = linear(layer_norm(x, w, f"{at}.norm2"), w, f"{at}.mlp.fc1")
         hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
         x = x + linear(hidden, w, f"{at}.mlp.fc2")
