@@ -22,7 +22,8 @@ from dsdmae_cli import plugins
 from dsdmae_cli.__main__ import main
 from dsdmae_cli.checkpoint import DIGEST
 from dsdmae_cli.config.compose import load
-from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.config.presets import presets_by_kind
+from dsdmae_cli.config.schema import PRETRAIN, Loaded, Schema
 from dsdmae_cli.recipes.pretrain import pretrain
 
 # One block of width 32 on 16 tokens, on this machine's CPU and in float32 alike everywhere.
@@ -98,6 +99,11 @@ def train(
     """A tiny run in this process; what result.json holds."""
     loaded = settings(dataset, *more, method=method)
     return pretrain(loaded, out=out, resume=resume, overridden=overridden, accept_changes=accept_changes, as_json=True)
+
+
+def preset_names(schema: Schema[Any] = PRETRAIN) -> list[str]:
+    """All of a command's packaged presets."""
+    return [name for names in presets_by_kind(schema).values() for name in names]
 
 
 def words(given: list[str]) -> list[str]:

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import Done, Run, process
+from helpers import Done, Run, preset_names, process
 
 from dsdmae_cli import plugins
 from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.describe import key_of
-from dsdmae_cli.config.presets import preset_names
 from dsdmae_cli.config.schema import FINETUNE, SECTIONS, section_class
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "settings.md"

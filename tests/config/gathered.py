@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from helpers import preset_names
 
 from dsdmae_cli.config.compose import load
-from dsdmae_cli.config.presets import preset_names
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import DsdmaeError
