@@ -22,7 +22,7 @@ from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.dense import DenseData, DenseResult
 from dsdmae_cli.evaluation.dense_features import Lens, Patches, cuts, patches, seen
 from dsdmae_cli.evaluation.inner import candidates
-from dsdmae_cli.evaluation.judging import closing_lines, warn_of_twins
+from dsdmae_cli.evaluation.judging import base_result, closing_lines, warn_of_twins
 from dsdmae_cli.evaluation.overlap import COUNTS
 from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.segmentation import SegmentationScores, segmentation_scores
@@ -242,22 +242,14 @@ def _describe(
 ) -> dict[str, Any]:
     """What result.json holds."""
     settings, splits, found = subject.settings, subject.splits, best.found
-    size = best.encoder.image_size
+    size, protocol = best.encoder.image_size, f"{found.protocol}; {_looking(subject)}"
     return {
         "run": str(run.path),
-        "kind": "probe",
-        "protocol": f"{found.protocol}; {_looking(subject)}",
-        "dataset": settings.data.dataset,
-        **subject.opened.described(),
+        **base_result("probe", protocol, subject.opened.described(), settings, splits, scores),
         "image_size": size if isinstance(size, int) else list(size),
-        **scores.as_dict(),
-        "classes": list(splits.legend.classes),
         "void": list(splits.legend.void),
         "train_images": learned.images,
         "train_windows": learned.windows,
-        "data_notes": list(splits.train.notes),
-        "test_images_trained_on": None if splits.twins is None else splits.twins.as_dict(),
-        "seed": settings.train.seed,
         "probe": settings.probe.kind,
         **choice(best.block, best.held_out, settings.probe.input_noise, found),
         "features_width": best.encoder.width,
