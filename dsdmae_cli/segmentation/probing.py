@@ -177,9 +177,9 @@ def _fit(subject: DenseSubject, chosen: list[int]) -> tuple[_Best, _Learned]:
             require_held_out(data.split, "block", range(len(tried)))
         probe = settings.probe if len(data.split.held) else settings.probe.without_choice()
         found[block] = fit(probe, data)
-        # A probe that has nothing to choose is judged on the held-out images by what it learned from the others.
         if len(tried) > 1:
-            held_out[block] = max(found[block].held_out.values(), default=0.0) or _held_out(fit, probe, data)
+            scores = found[block].held_out
+            held_out[block] = max(scores.values()) if scores else _held_out(fit, probe, data)
     if len(tried) == 1:
         [(block, encoder)] = tried.items()
         return _Best(block, encoder, found[block], {}), learned
@@ -189,8 +189,7 @@ def _fit(subject: DenseSubject, chosen: list[int]) -> tuple[_Best, _Learned]:
 
 
 def _held_out(fit: Any, probe: Any, data: DenseData) -> float:
-    if not len(data.split.held):
-        return 0.0
+    """Mean IoU on the held-out images of a probe that has nothing to choose itself, fitted to the others."""
     rows = data.windows(torch.from_numpy(data.split.fit))
     part = replace(data, tokens=data.tokens[rows], masks=data.masks[rows], images=data.images[rows])
     return data.held_out_iou(fit(probe, part).answer)
