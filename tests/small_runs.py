@@ -58,8 +58,8 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
 
 
 @contextmanager
-def stopped_after(step: int, said: str = "") -> Iterator[None]:
-    """In it a run gets SIGTERM as soon as a step is done, saves and ends, and says at least `said` (a pattern)."""
+def stopped_after(step: int, said: str | None = None) -> Iterator[None]:
+    """In it a run gets SIGTERM as soon as a step is done, saves and ends, in words that match `said` (None = any)."""
     with pytest.MonkeyPatch.context() as patched:
         at_step(patched, step, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(RunInterrupted, match=said):
