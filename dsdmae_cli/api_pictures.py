@@ -80,7 +80,6 @@ def denoise(
     import numpy as np
 
     from dsdmae_cli.data.base import Refused
-    from dsdmae_cli.errors import DataError
     from dsdmae_cli.pictures.depths import brought_back, limits_of, seen
     from dsdmae_cli.pictures.engines import choose_engine, open_restorer
     from dsdmae_cli.pictures.picture import Picture, read, to_image

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,8 +31,8 @@ from dsdmae_cli.settings.size import height_width
 from dsdmae_cli.window import Window
 
 
-class Hooks(Protocol):
-    """What the owner of a run wants to be told, in this order within a step."""
+class Hooks:
+    """What the owner of a run is told, in this order within a step. These do nothing; an owner overrides some."""
 
     def stepped(self, step: int) -> None:
         """After every step; must be cheap."""
@@ -48,6 +48,7 @@ class Hooks(Protocol):
 
     def should_stop(self) -> bool:
         """Whether to leave after this step; the same answer in all processes."""
+        return False
 
 
 # What gloo and NCCL say where a process of the group is gone.

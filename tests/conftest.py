@@ -119,6 +119,20 @@ def real_noise_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory)
     return _unpacked(test_data / "real-noise.tar", tmp_path_factory.mktemp("real"))
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real digits that one test file has to itself: 42 images to train, 10 to test."""
+    from helpers import digit_folder  # which imports the program, and must not do so before the hook above
+
+    return digit_folder(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Where a test's configuration file goes."""
+    return tmp_path / "mine.toml"
+
+
 @pytest.fixture(scope="session")
 def encoder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished pre-training run of two epochs of five steps on real digits; look at it, or copy it."""
@@ -132,7 +146,7 @@ def encoder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tuned_run(encoder_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished fine-tuning run on the same digits, which began with `encoder_run`; look at it, or copy it."""
-    from test_finetune import tune
+    from small_runs import tune
 
     folder = tmp_path_factory.mktemp("tuned") / "run"
     tune(encoder_run, folder, "train.epochs=4")

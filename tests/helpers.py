@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from dsdmae_cli import plugins
 from dsdmae_cli.__main__ import main
 from dsdmae_cli.checkpoint import DIGEST
 from dsdmae_cli.config.compose import load
-from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.config.presets import presets_by_kind
+from dsdmae_cli.config.schema import PRETRAIN, Loaded, Schema
 from dsdmae_cli.recipes.pretrain import pretrain
 
 # One block of width 32 on 16 tokens, on this machine's CPU and in float32 alike everywhere.
@@ -38,6 +41,9 @@ _SMALL = (
 _VIT = ("backbone.patch_size=4", "backbone.embed_dim=32", "backbone.depth=1", "backbone.num_heads=2")
 # For the methods that have them.
 _PARTS = {"decoder_depth": 1, "regressor_depth": 1, "hidden_dim": 24, "out_dim": 12, "tokenizer_epochs": 1}
+
+# What colours, moves the cursor or clears a line on a terminal.
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 # A run whose steps take a twentieth of a second more, so that a signal finds it at work on any machine.
 SLOW_DRIVER = """
@@ -95,6 +101,11 @@ def train(
     return pretrain(loaded, out=out, resume=resume, overridden=overridden, accept_changes=accept_changes, as_json=True)
 
 
+def preset_names(schema: Schema[Any] = PRETRAIN) -> list[str]:
+    """All of a command's packaged presets."""
+    return [name for names in presets_by_kind(schema).values() for name in names]
+
+
 def words(given: list[str]) -> list[str]:
     """Assignments as a command line."""
     return [word for text in given for word in ("--set", text)]
@@ -120,14 +131,30 @@ def undigested(path: Path) -> dict[str, str]:
         return {key: value for key, value in file.metadata().items() if key != DIGEST}
 
 
-def cli(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `dsdmae ARGUMENTS`, run in this process."""
+class Done(NamedTuple):
+    """What a command left: its exit code, and all of what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+def cli(capfd: pytest.CaptureFixture[str], *arguments: object) -> Done:
+    """`dsdmae ARGUMENTS`, run in this process."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     captured = capfd.readouterr()
     assert isinstance(ended.value.code, int)
-    return ended.value.code, captured.out, captured.err
+    return Done(ended.value.code, captured.out, captured.err)
+
+
+def process(*words: str) -> list[str]:
+    """`dsdmae WORDS` as the command line of a process of its own."""
+    return [sys.executable, "-m", "dsdmae_cli", *words]
 
 
 def one_line(err: str) -> str:
@@ -135,6 +162,13 @@ def one_line(err: str) -> str:
     [line] = [line for line in err.splitlines() if line.startswith("dsdmae: error:")]
     assert "Traceback" not in err, err
     return line
+
+
+def look(source: Path | bytes) -> Image.Image:
+    """An image whose file is closed again."""
+    image = Image.open(io.BytesIO(source if isinstance(source, bytes) else source.read_bytes()))
+    image.load()
+    return image
 
 
 def start(*command: str | Path, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

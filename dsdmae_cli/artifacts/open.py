@@ -41,8 +41,8 @@ def open_encoder(
             trained: what else is set must be as it was. None = not given.
         image_size: of the images it should take; None = those it was trained on.
         seed: of the weights that are drawn.
-        teacher: the moving average that a run's method kept, out of its newest checkpoint.
         head: keep the head of a fine-tuned network in `Opened.tuned`; otherwise it is left out, and a note says so.
+        teacher: the moving average that a run's method kept, out of its newest checkpoint.
         adapt: bring its first layer to the channels of `data` where it was trained with others, and say so in a note,
             as for a network that will go on learning; otherwise it is refused.
 

@@ -22,7 +22,7 @@ from dsdmae_cli.data.open import augmentation, open_dataset
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Unreadable
 from dsdmae_cli.data.square import decode_square
-from dsdmae_cli.engine import Trainer
+from dsdmae_cli.engine import Hooks, Trainer
 from dsdmae_cli.errors import DsdmaeError, RunFailed
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runtime import choose_runtime
@@ -30,21 +30,6 @@ from dsdmae_cli.settings.resolved import ResolvedSettings
 from dsdmae_cli.work import measure_work, state_bytes
 
 _GIB = 2**30
-
-
-class _Quiet:
-    """Hooks that do nothing."""
-
-    def stepped(self, step: int) -> None: ...
-
-    def logged(self, record: dict[str, float]) -> None: ...
-
-    def epoch_ended(self, epoch: int) -> None: ...
-
-    def recut(self, micro_batch: int, before: int) -> None: ...
-
-    def should_stop(self) -> bool:
-        return False
 
 
 @dataclass(frozen=True)
@@ -82,7 +67,7 @@ class OnDevice:
             runtime = replace(runtime, micro_batch=micro_batch)
         batching = Batching(4 * batch, batch, runtime.micro_batch, 0)
         source = ResidentSource(images, batching, augmentation(settings.data), None, method.num_views)
-        return Trainer(method, source, settings.optim, settings.train, runtime, _Quiet())
+        return Trainer(method, source, settings.optim, settings.train, runtime, Hooks())
 
     def waits(self, network: str, batch_size: int) -> list[Finding]:
         """One step of every method under torch's debug mode for synchronisation; two steps go before it."""

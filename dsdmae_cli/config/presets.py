@@ -33,11 +33,6 @@ def presets_by_kind(schema: Schema[Any] = PRETRAIN) -> dict[str, list[str]]:
     }
 
 
-def preset_names(schema: Schema[Any] = PRETRAIN) -> list[str]:
-    """All of a command's packaged presets."""
-    return [name for names in presets_by_kind(schema).values() for name in names]
-
-
 def split(presets: str | Sequence[str]) -> list[str]:
     """The names in what a person gave; one text may hold several between commas."""
     texts = [presets] if isinstance(presets, str) else presets

@@ -14,7 +14,7 @@ from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.open import open_source, place
 from dsdmae_cli.data.source import Batching, Unreadable, derive_seed
-from dsdmae_cli.engine import Trainer
+from dsdmae_cli.engine import Hooks, Trainer
 from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.evaluation.probes import ProbeData, best_of
 from dsdmae_cli.evaluation.split import require_held_out
@@ -36,7 +36,7 @@ class Attentive(NamedTuple):
     held_out: dict[float, float]
 
 
-class _Quiet:
+class _Told(Hooks):
     """Hooks of a training that leaves nothing on the way but a line now and then."""
 
     def __init__(self, report: Report) -> None:
@@ -47,15 +47,6 @@ class _Quiet:
 
     def logged(self, record: dict[str, float]) -> None:
         self.report.record(dict(record))
-
-    def epoch_ended(self, epoch: int) -> None:
-        pass
-
-    def recut(self, micro_batch: int, before: int) -> None:
-        pass
-
-    def should_stop(self) -> bool:
-        return False
 
 
 def select_and_fit(data: ProbeData, rates: Sequence[float]) -> Attentive:
@@ -100,7 +91,7 @@ def _train(data: ProbeData, dataset: ImageDataset, rates: list[float]) -> Attent
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(schedule.seed, "attentive"))
         method = AttentiveProbe(data.encoder, data.num_classes, [rate / peak for rate in rates]).to(device)
-        trainer = Trainer(method, source, optim, loop, runtime, _Quiet(data.report))
+        trainer = Trainer(method, source, optim, loop, runtime, _Told(data.report))
         data.report.start(trainer.total_steps, 0, trainer.steps_per_epoch)
         trainer.fit()
     data.report.stop()

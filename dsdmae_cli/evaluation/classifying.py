@@ -20,7 +20,7 @@ from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.twins import Twins
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.features import square_batches
-from dsdmae_cli.evaluation.judging import Answering, LabelledSplits, Left, draw, open_labelled
+from dsdmae_cli.evaluation.judging import Answering, LabelledSplits, Outputs, draw, open_labelled
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.split import HeldOut, few_shot, hold_out
 from dsdmae_cli.runtime import autocast
@@ -94,14 +94,14 @@ class Classification:
         answers = _answered(answering, held_out)
         return float((answers.logits.argmax(dim=1) == _labels(held_out, answers)).double().mean())
 
-    def judge(self, answering: Answering, left: Left) -> Scores:
+    def judge(self, answering: Answering, outputs: Outputs) -> Scores:
         """The test images, answered once."""
         judged, data, report = self.judged, answering.settings.data, answering.report
         answers = _answered(answering, judged.test)
         labels = _labels(judged.test, answers)
         scores = score(answers.logits, labels)
         found = (answers.logits, labels, answers.indices, answers.features)
-        left.decorate("the figures", lambda: draw(left.figures, judged, scores, *found, data, report))
+        outputs.decorate("the figures", lambda: draw(outputs.figures, judged, scores, *found, data, report))
         return scores
 
     def further(self) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Left:
+class Outputs:
     """Where a run leaves what it found.
 
     Attributes:
@@ -204,7 +204,7 @@ def base_result(
     """The entries of result.json that probe and finetune have in common.
 
     Args:
-        subject: what is said of the network that is judged (artifacts.open.Opened.described).
+        subject: what is said of the network that is judged (artifacts.opened.Opened.described).
         settings: of the command, resolved.
     """
     return {

@@ -1,4 +1,4 @@
-"""Parts of the pictures that Method.show makes, for methods that predict no pixels."""
+"""Parts of the pictures that Method.restore and Method.show make."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dsdmae_cli.corruption import ids_to_mask, mask_to_pixels, unpatchify
+from dsdmae_cli.backbone import gather_tokens
+from dsdmae_cli.corruption import denormalize_patches, ids_to_mask, mask_to_pixels, patchify, unpatchify
 
 # RGB in [-1, 1] for a cosine of 0 or below, and of 1.
 _STRANGE = (-0.8, -0.9, -0.3)
@@ -27,6 +28,21 @@ def keep_only(
     """All patches but `ids` grey."""
     kept = mask_to_pixels(ids_to_mask(ids, grid[0] * grid[1]), patch, grid)
     return torch.where(kept, images, torch.zeros_like(images))
+
+
+def put_back(
+    images: Float[Tensor, "b c h w"],
+    predicted: Float[Tensor, "b k p"],
+    ids: Int64[Tensor, "b k"],
+    patch: tuple[int, int],
+    grid: tuple[int, int],
+    normalised: bool,
+) -> Float[Tensor, "b c h w"]:
+    """Images with predicted patches in place of their own; `normalised` ones get the mean and spread of those first."""
+    patches = patchify(images, patch)
+    if normalised:
+        predicted = denormalize_patches(predicted, gather_tokens(patches, ids))
+    return unpatchify(patches.scatter(1, ids.unsqueeze(-1).expand_as(predicted), predicted), patch, grid)
 
 
 def similarity_map(

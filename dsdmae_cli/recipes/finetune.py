@@ -29,7 +29,7 @@ from dsdmae_cli.data.source import Unreadable, derive_seed
 from dsdmae_cli.data.streaming import Transform
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation import classifying
-from dsdmae_cli.evaluation.judging import Answering, Figures, Judged, Left, base_result, twins_line, warn_of_twins
+from dsdmae_cli.evaluation.judging import Answering, Figures, Judged, Outputs, base_result, twins_line, warn_of_twins
 from dsdmae_cli.evaluation.split import HeldOut
 from dsdmae_cli.methods.projection import synchronized
 from dsdmae_cli.page.words import more_lines
@@ -72,7 +72,7 @@ class Task(Judged, Protocol):
     def part(self, indices: Int64[np.ndarray, " k"]) -> ImageDataset: ...
     def weigh(self, method: Any, train: ImageDataset) -> None: ...
     def score(self, answering: Answering, held_out: ImageDataset) -> float: ...
-    def judge(self, answering: Answering, left: Left) -> Figures: ...
+    def judge(self, answering: Answering, outputs: Outputs) -> Figures: ...
     def further(self) -> dict[str, Any]: ...
     def words(self, settings: ResolvedFinetuneSettings) -> str: ...
 
@@ -221,7 +221,7 @@ def _result(
     if settings.finetune.select == "best":
         best = run.directory.path / _BEST
         checkpoint.load_into(network, checkpoint.load_weights(best), str(best))
-    scores = task.judge(answering, Left(run.directory.path, run.directory.figures, run.decorate))
+    scores = task.judge(answering, Outputs(run.directory.path, run.directory.figures, run.decorate))
     save_classifier(network, tables(settings), task.classes, path, values=task.values)
     chosen = validation.best if validation is not None else None
     protocol = _protocol(settings, task, chosen, train_images)

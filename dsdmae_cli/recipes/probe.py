@@ -34,7 +34,7 @@ from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.report import Report, make_report
-from dsdmae_cli.runs.judged import describe_probe, write_probe_page
+from dsdmae_cli.runs.judged import choice, describe_probe, write_probe_page
 from dsdmae_cli.runs.observers.trackers import Told, check_usable
 from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path
 from dsdmae_cli.runtime import choose_device, choose_precision
@@ -164,12 +164,7 @@ def describe(subject: Subject, run: RunDir, best: Best, encoder: Backbone, score
         **base_result("probe", found.protocol, subject.opened.described(), settings, judged, scores),
         "probe": settings.probe.kind,
         "pool": settings.probe.pool,
-        "block": best.block,
-        "held_out_by_block": best.held_out,
-        "input_noise": settings.probe.input_noise,
-        "epochs": found.epochs,
-        "chosen": dict([found.chosen]) if found.chosen else None,
-        "held_out": {f"{value:g}": accuracy for value, accuracy in found.held_out.items()},
+        **choice(best.block, best.held_out, settings.probe.input_noise, found),
         "features_width": encoder.width,
         "flops": encoder_flops(encoder) * (len(judged.train) + len(judged.test)),
         "seconds": round(time.monotonic() - subject.began, 1),

@@ -1,4 +1,4 @@
-"""What a probe leaves beside its result: run.json and its page, whatever it judges."""
+"""What a probe leaves, whatever it judges: what result.json says of its choice, run.json, and its page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.evaluation.dense import DenseResult
+from dsdmae_cli.evaluation.probes import ProbeResult
 from dsdmae_cli.page.run import Story, write_page
 from dsdmae_cli.report import Report
 from dsdmae_cli.runs.rundir import PAGE, RUN, RunDir, environment
@@ -46,3 +48,24 @@ def write_probe_page(
             asked=tables(loaded.settings), about=about, result=result, warnings=report.warnings,
         )  # fmt: skip
         write_page(told)
+
+
+def choice(
+    block: str, held_out_by_block: Mapping[str, float], input_noise: float, found: ProbeResult | DenseResult
+) -> dict[str, Any]:
+    """What result.json says of what was chosen on held-out images.
+
+    Args:
+        block: the one whose features were taken.
+        held_out_by_block: accuracy, or mean IoU, by block; empty where there was no choice among blocks.
+        input_noise: σ of the noise on the images that the encoder saw.
+        found: what the probe found in that block.
+    """
+    return {
+        "block": block,
+        "held_out_by_block": held_out_by_block,
+        "input_noise": input_noise,
+        "epochs": found.epochs,
+        "chosen": dict([found.chosen]) if found.chosen else None,
+        "held_out": {f"{value:g}": score for value, score in found.held_out.items()},
+    }

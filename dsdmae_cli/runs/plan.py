@@ -116,34 +116,27 @@ def make_plan(
     found = _data(settings.data, choose_device(settings.train.device), split)
     runtime = choose_runtime(settings, method, held=found.num_bytes)
     train_images = found.train if train is None else len(train)
-    test_images, placement, resident_bytes = found.test, found.placement, found.num_bytes
     batching = Batching(train_images, settings.train.batch_size, runtime.micro_batch, settings.train.seed)
-    flop, activation_bytes = measure_work(method)
-    fused, recomputed = runtime.device.type == "cuda", settings.train.checkpoint_activations
-    if fused or recomputed:
-        activation_bytes = measure_work(method, fused_attention=fused, recomputed=recomputed)[1]
-    trained = [p for p in method.parameters() if p.requires_grad]
-    halved = 1 if runtime.precision == "fp32" else 0.5
-    memory = state_bytes(method) + resident_bytes + activation_bytes * halved * runtime.micro_batch
+    flop, memory = _work_and_memory(method, runtime, recomputed=settings.train.checkpoint_activations)
     steps = batching.steps_per_epoch * settings.train.epochs
     account = _account(found, settings.data, further or {}) if timed else None
     per_image = _seconds_per_image(method, runtime, flop) if timed else None
     return Plan(
         dataset=settings.data.dataset,
         train_images=train_images,
-        test_images=test_images,
-        placement=placement,
+        test_images=found.test,
+        placement=found.placement,
         image_size=settings.data.image_size,
         tokens=method.encoder().num_tokens,
         encoder_parameters=sum(p.numel() for p in method.encoder().parameters()),
-        parameters=sum(p.numel() for p in trained),
+        parameters=sum(p.numel() for p in method.parameters() if p.requires_grad),
         epochs=settings.train.epochs,
         steps=steps,
         effective_batch=settings.train.batch_size,
         micro_batch=runtime.micro_batch,
         learning_rate=settings.optim.lr,
         gflop_per_image=flop / 1e9,
-        memory_gib=memory / 2**30,
+        memory_gib=(memory + found.num_bytes) / 2**30,
         device=str(runtime.device),
         precision=runtime.precision,
         compile=runtime.compile,
@@ -152,6 +145,16 @@ def make_plan(
         account=account,
         data_notes=(*found.notes, *colour_notes(settings)),
     )
+
+
+def _work_and_memory(method: Method, runtime: Runtime, *, recomputed: bool) -> tuple[float, float]:
+    """(FLOP of a step for each image, bytes that a micro-batch and the training's state take on the device)."""
+    flop, activation_bytes = measure_work(method)
+    fused = runtime.device.type == "cuda"
+    if fused or recomputed:  # which changes the memory alone
+        activation_bytes = measure_work(method, fused_attention=fused, recomputed=recomputed)[1]
+    halved = 1 if runtime.precision == "fp32" else 0.5
+    return flop, state_bytes(method) + activation_bytes * halved * runtime.micro_batch
 
 
 def _beforehand(settings: ResolvedSettings) -> str | None:

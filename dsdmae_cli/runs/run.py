@@ -21,7 +21,7 @@ from dsdmae_cli.checkpoint import Checkpoint
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.source import Batching, Source, Unreadable
-from dsdmae_cli.engine import Trainer
+from dsdmae_cli.engine import Hooks, Trainer
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunInterrupted
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import Report
@@ -108,7 +108,7 @@ class Parts:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-class Run:
+class Run(Hooks):
     """Trains the parts in their directory, and is the Trainer's Hooks."""
 
     def __init__(self, start: Start, parts: Parts) -> None:

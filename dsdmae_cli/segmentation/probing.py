@@ -22,14 +22,14 @@ from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.dense import DenseData, DenseResult
 from dsdmae_cli.evaluation.dense_features import Lens, Patches, cuts, patches, seen
 from dsdmae_cli.evaluation.inner import candidates
-from dsdmae_cli.evaluation.judging import closing_lines, warn_of_twins
+from dsdmae_cli.evaluation.judging import base_result, closing_lines, warn_of_twins
 from dsdmae_cli.evaluation.overlap import COUNTS
 from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.segmentation import SegmentationScores, segmentation_scores
 from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.report import Report
-from dsdmae_cli.runs.judged import describe_probe, write_probe_page
+from dsdmae_cli.runs.judged import choice, describe_probe, write_probe_page
 from dsdmae_cli.runs.rundir import RESULT, RunDir
 from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precision
 from dsdmae_cli.segmentation.answers import PICTURES, Answers, answer, score_lines
@@ -177,9 +177,9 @@ def _fit(subject: DenseSubject, chosen: list[int]) -> tuple[_Best, _Learned]:
             require_held_out(data.split, "block", range(len(tried)))
         probe = settings.probe if len(data.split.held) else settings.probe.without_choice()
         found[block] = fit(probe, data)
-        # A probe that has nothing to choose is judged on the held-out images by what it learned from the others.
         if len(tried) > 1:
-            held_out[block] = max(found[block].held_out.values(), default=0.0) or _held_out(fit, probe, data)
+            scores = found[block].held_out
+            held_out[block] = max(scores.values()) if scores else _held_out(fit, probe, data)
     if len(tried) == 1:
         [(block, encoder)] = tried.items()
         return _Best(block, encoder, found[block], {}), learned
@@ -189,8 +189,7 @@ def _fit(subject: DenseSubject, chosen: list[int]) -> tuple[_Best, _Learned]:
 
 
 def _held_out(fit: Any, probe: Any, data: DenseData) -> float:
-    if not len(data.split.held):
-        return 0.0
+    """Mean IoU on the held-out images of a probe that has nothing to choose itself, fitted to the others."""
     rows = data.windows(torch.from_numpy(data.split.fit))
     part = replace(data, tokens=data.tokens[rows], masks=data.masks[rows], images=data.images[rows])
     return data.held_out_iou(fit(probe, part).answer)
@@ -242,29 +241,16 @@ def _describe(
 ) -> dict[str, Any]:
     """What result.json holds."""
     settings, splits, found = subject.settings, subject.splits, best.found
-    size = best.encoder.image_size
+    size, protocol = best.encoder.image_size, f"{found.protocol}; {_looking(subject)}"
     return {
         "run": str(run.path),
-        "kind": "probe",
-        "protocol": f"{found.protocol}; {_looking(subject)}",
-        "dataset": settings.data.dataset,
-        **subject.opened.described(),
+        **base_result("probe", protocol, subject.opened.described(), settings, splits, scores),
         "image_size": size if isinstance(size, int) else list(size),
-        **scores.as_dict(),
-        "classes": list(splits.legend.classes),
         "void": list(splits.legend.void),
         "train_images": learned.images,
         "train_windows": learned.windows,
-        "data_notes": list(splits.train.notes),
-        "test_images_trained_on": None if splits.twins is None else splits.twins.as_dict(),
-        "seed": settings.train.seed,
         "probe": settings.probe.kind,
-        "block": best.block,
-        "held_out_by_block": best.held_out,
-        "input_noise": settings.probe.input_noise,
-        "epochs": found.epochs,
-        "chosen": dict([found.chosen]) if found.chosen else None,
-        "held_out": {f"{value:g}": iou for value, iou in found.held_out.items()},
+        **choice(best.block, best.held_out, settings.probe.input_noise, found),
         "features_width": best.encoder.width,
         "grid": list(best.encoder.grid),
         "flops": encoder_flops(best.encoder) * learned.windows,

@@ -19,7 +19,7 @@ from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.twins import Twins
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.evaluation.dense_features import Lens
-from dsdmae_cli.evaluation.judging import Answering, Left
+from dsdmae_cli.evaluation.judging import Answering, Outputs
 from dsdmae_cli.evaluation.overlap import COUNTS, mean_iou
 from dsdmae_cli.evaluation.segmentation import SegmentationScores, segmentation_scores
 from dsdmae_cli.evaluation.split import HeldOut
@@ -115,14 +115,14 @@ class Segmentation:
         """Mean IoU on held-out images."""
         return mean_iou(_answered(answering, _masked(held_out)).counts.total())
 
-    def judge(self, answering: Answering, left: Left) -> SegmentationScores:
+    def judge(self, answering: Answering, outputs: Outputs) -> SegmentationScores:
         """The test images, answered once; what is left of them beside result.json."""
         test = MaskedSubset(self.splits.test, self.splits.test_indices)
         answers = _answered(answering, test, PICTURES)
         scores = segmentation_scores(answers.counts, answers.all_pixels)
-        drawn = (left.figures, self.classes, answers.shown, scores, answering.report)
-        left.decorate("the figures", lambda: draw_scores(*drawn))
-        answers.save(left.folder / COUNTS)
+        drawn = (outputs.figures, self.classes, answers.shown, scores, answering.report)
+        outputs.decorate("the figures", lambda: draw_scores(*drawn))
+        answers.save(outputs.folder / COUNTS)
         return scores
 
     def further(self) -> dict[str, Any]:

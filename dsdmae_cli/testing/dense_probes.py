@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dsdmae_cli.evaluation.dense import DenseResult
+    from dsdmae_cli.evaluation.probes import ProbeResult
+
 
 def check_dense_probe(name: str) -> None:
     """Hold an installed probe of patches (ProbeSpec.dense) against what every such probe promises, on scikit-learn's
@@ -28,7 +36,7 @@ def check_dense_probe(name: str) -> None:
     from dsdmae_cli.config.resolve import resolve
     from dsdmae_cli.config.schema import PROBE
     from dsdmae_cli.data.masks import VOID
-    from dsdmae_cli.evaluation.dense import DenseData, DenseResult
+    from dsdmae_cli.evaluation.dense import DenseData
     from dsdmae_cli.evaluation.segmentation import answer_pixels
     from dsdmae_cli.evaluation.split import HeldOut
     from dsdmae_cli.report import Report
@@ -49,16 +57,11 @@ def check_dense_probe(name: str) -> None:
 
     before = torch.get_rng_state()
     found: DenseResult = fit(settings.probe, data)
-    assert torch.equal(torch.get_rng_state(), before), "it changed torch's random state; draw from a torch.Generator"
+    assert_sound(found, before)
     scores = found.answer(tokens[40:])
     shape = tuple(scores.shape)
     assert shape == (20, 16, 2), f"its scores are {shape}, not [windows, tokens, classes] = (20, 16, 2)"
     assert not scores.isnan().any(), "its scores have NaN among them"
-    assert found.protocol, "it says nothing of its protocol"
-    if found.held_out:
-        assert found.chosen is not None, "it has held-out figures and chose nothing"
-        chosen = found.held_out[found.chosen[1]]
-        assert chosen == max(found.held_out.values()), "it did not choose what is best on the held-out images"
     judged = masks[40:] != VOID
     right = answer_pixels(scores.unflatten(1, (4, 4)), (8, 8))[judged] == masks[40:][judged]
     share, frequent = float(right.double().mean()), float((masks[40:][judged] == 0).double().mean())
@@ -77,3 +80,16 @@ def check_dense_probe(name: str) -> None:
     )  # fmt: skip
     answers = fit(settings.probe.without_choice(), single).answer(tokens[40:])
     assert tuple(answers.shape) == (20, 16, 2), "with one image its scores have another shape"
+
+
+def assert_sound(found: ProbeResult | DenseResult, random_state: Tensor) -> None:
+    """What a probe of either kind says of itself, and that torch's random state is still `random_state`."""
+    import torch
+
+    unchanged = torch.equal(torch.get_rng_state(), random_state)
+    assert unchanged, "it changed torch's random state; draw from a torch.Generator"
+    assert found.protocol, "it says nothing of its protocol"
+    if found.held_out:
+        assert found.chosen is not None, "it has held-out figures and chose nothing"
+        chosen = found.held_out[found.chosen[1]]
+        assert chosen == max(found.held_out.values()), "it did not choose what is best on the held-out images"

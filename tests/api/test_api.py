@@ -19,10 +19,10 @@ import pytest
 import torch
 from helpers import cli, digit_folder, listing, words
 from PIL import Image
+from small_runs import at_step
 
 import dsdmae_cli as dsdmae
 from dsdmae_cli import checkpoint
-from dsdmae_cli.runs.run import Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 SMALL: dict[str, Any] = {
@@ -148,15 +148,8 @@ def test_it_works_in_a_thread(run: Path, digits: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_saves_and_raises(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stepped = Run.stepped
-
-    def and_stop(self: Run, step: int) -> None:
-        stepped(self, step)
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "stepped", and_stop)
+        at_step(patched, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(dsdmae.RunInterrupted, match="saved at step 2 of 5"):
             dsdmae.pretrain(digits, out=tmp_path / "run", **small())
     assert dsdmae.pretrain(out=tmp_path / "run", resume=True)["steps"] == 5

@@ -12,8 +12,7 @@ import pytest
 import timm
 import torch
 from helpers import cli, one_line
-from test_finetune import tune
-from test_probe import judge
+from small_runs import judge, tune
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.open import open_encoder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import start
+from helpers import preset_names, start
 
 from dsdmae_cli.cli import COMMANDS, load
 from dsdmae_cli.cli.options import takes
@@ -18,7 +18,6 @@ from dsdmae_cli.config.describe import key_of
 from dsdmae_cli.config.flags import FLAGS, Flag, flags_of
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.help import all_made
-from dsdmae_cli.config.presets import preset_names
 from dsdmae_cli.config.schema import NAMED, SCHEMAS, section_class
 from dsdmae_cli.plugins import Plugin, discover
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import preset_names
 
 from dsdmae_cli import plugins
 from dsdmae_cli.config.compose import compose, load
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.presets import KINDS, preset_names, presets_by_kind, read_preset
+from dsdmae_cli.config.presets import KINDS, presets_by_kind, read_preset
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, SECTIONS, Loaded, Schema
 from dsdmae_cli.errors import SettingsError

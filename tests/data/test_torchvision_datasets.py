@@ -1,156 +1,17 @@
-"""CIFAR, STL-10 and ImageNet: official formats in small, real downloads from a local server."""
+"""CIFAR and STL-10: official formats in small, real downloads from a local server. ImageNet is in test_imagenet.py."""
 
-import io
 import pickle
 import shutil
-import struct
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from image_files import crops, jpeg, md5, message_of, tar_of
-from PIL import Image
+from image_files import crops, message_of, tar_of
+from official import Official, Server, cifar10_files, cifar100_files, settings, stl10_files
 
 from dsdmae_builtin import datasets, torchvision_datasets
-from dsdmae_cli.settings.models import DataSettings
-
-# -------------------------------------------------------------------------------- official formats, in small
-
-
-def python2_pickle(value: Any) -> bytes:
-    """Pickle as Python 2 and its NumPy did, byte strings and all: what the official CIFAR files are."""
-
-    def put(item: Any) -> bytes:
-        if isinstance(item, dict):
-            return b"}(" + b"".join(put(k) + put(v) for k, v in item.items()) + b"u"
-        if isinstance(item, list):
-            return b"](" + b"".join(map(put, item)) + b"e"
-        if isinstance(item, int):
-            return b"J" + struct.pack("<i", item)
-        if isinstance(item, np.ndarray):
-            flags = b"U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00"
-            dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03" + flags + b"tb"
-            shape = b"(" + b"".join(put(side) for side in item.shape) + b"t"
-            state = b"(K\x01" + shape + dtype + b"\x89" + put(item.tobytes()) + b"t"
-            made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-            return made + state + b"b"
-        content = item.encode("latin1") if isinstance(item, str) else item
-        return b"T" + struct.pack("<i", len(content)) + content
-
-    return b"\x80\x02" + put(value) + b"."
-
-
-def planes(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
-
-
-def cifar10_files(images: np.ndarray, labels: list[int]) -> dict[str, bytes]:
-    """data_batch_1..5 and test_batch with an equal share of the images each, and batches.meta."""
-    names = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
-    share = len(images) // len(names)
-    files = {}
-    for i, name in enumerate(names):
-        part = slice(i * share, (i + 1) * share)
-        files[name] = python2_pickle(
-            {
-                "batch_label": name,
-                "labels": labels[part],
-                "data": planes(images[part]),
-                "filenames": [f"{k}.png" for k in range(share)],
-            }
-        )
-    label_names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    files["batches.meta"] = python2_pickle({"num_cases_per_batch": share, "label_names": label_names, "num_vis": 3072})
-    return files
-
-
-def cifar100_files(images: np.ndarray, labels: list[int]) -> dict[str, bytes]:
-    """train with two thirds of the images, test with the rest, and meta."""
-    cut = len(images) * 2 // 3
-    files = {
-        name: python2_pickle(
-            {
-                "filenames": [f"{k}.png" for k in labels[part]],
-                "batch_label": f"{name} batch 1 of 1",
-                "fine_labels": labels[part],
-                "coarse_labels": [k // 5 for k in labels[part]],
-                "data": planes(images[part]),
-            }
-        )
-        for name, part in {"train": slice(0, cut), "test": slice(cut, None)}.items()
-    }
-    fine = [f"fine {k}" for k in range(100)]
-    files["meta"] = python2_pickle({"fine_label_names": fine, "coarse_label_names": [f"coarse {k}" for k in range(20)]})
-    return files
-
-
-def stl10_files(images: np.ndarray, labels: list[int]) -> dict[str, bytes]:
-    """4 labelled, 3 test and 5 unlabelled images: column-major planes, labels from 1."""
-
-    def x(part: np.ndarray) -> bytes:
-        return np.ascontiguousarray(part.transpose(0, 3, 2, 1)).tobytes()
-
-    def y(part: list[int]) -> bytes:
-        return bytes(k + 1 for k in part)
-
-    return {
-        "train_X.bin": x(images[:4]),
-        "train_y.bin": y(labels[:4]),
-        "test_X.bin": x(images[4:7]),
-        "test_y.bin": y(labels[4:7]),
-        "unlabeled_X.bin": x(images[7:12]),
-        "class_names.txt": "\n".join(
-            ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
-        ).encode(),
-        "fold_indices.txt": b"0 1 2 3 \n" * 10,
-    }
-
-
-class Official:
-    """A dataset in its official format: the archive, and torchvision's constants set to match."""
-
-    def __init__(self, kind: Any, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.kind, self.files = kind, files
-        self.filename, self.base = kind.filename, kind.base_folder
-        self.patch = monkeypatch
-        for group in ("train_list", "test_list"):
-            sums = [[name, md5(files[name])] for name, _ in getattr(kind, group)]
-            monkeypatch.setattr(kind, group, sums)
-        if hasattr(kind, "meta"):
-            monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5(files[kind.meta["filename"]])})
-        self.publish(tar_of({f"{self.base}/{name}": content for name, content in files.items()}))
-
-    def publish(self, archive: bytes) -> None:
-        self.archive = archive
-        self.patch.setattr(self.kind, "tgz_md5", md5(archive))
-
-
-class Server:
-    """Serves a folder on 127.0.0.1 and counts what is fetched."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.fetched: list[str] = []
-        fetched = self.fetched
-
-        class Handler(SimpleHTTPRequestHandler):
-            def log_message(self, *args: object) -> None:
-                fetched.append(self.path)
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
-        self.address = f"http://127.0.0.1:{self.http.server_address[1]}"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
 
 
 @pytest.fixture
@@ -171,10 +32,6 @@ def cifar10(monkeypatch: pytest.MonkeyPatch) -> Official:
     from torchvision.datasets import CIFAR10
 
     return Official(CIFAR10, cifar10_files(crops(12, 32), LABELS), monkeypatch)
-
-
-def settings(tmp_path: Path, **more: Any) -> DataSettings:
-    return DataSettings(data_dir=tmp_path / "data", **more)
 
 
 def test_cifar10_is_downloaded_checked_and_read(
@@ -349,117 +206,3 @@ def test_malicious_archives_write_nothing_outside(tmp_path: Path, cifar10: Offic
     assert "not a plain file inside the archive" in message
     assert [p.name for p in data.iterdir()] == [cifar10.filename]
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
-
-
-# -------------------------------------------------------------------------------------------------- ImageNet
-
-WNIDS = ["n01440764", "n01443537"]
-
-
-def devkit() -> bytes:
-    """meta.mat with two classes and one that only groups them, and the classes of four validation images."""
-    from scipy.io import savemat
-
-    fields = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height"]
-    synsets = np.zeros(3, dtype=[(name, object) for name in [*fields, "num_train_images"]])
-    synsets[0] = (1, WNIDS[0], "tench, Tinca tinca", "a fish", 0, np.array([]), 0, 3)
-    synsets[1] = (2, WNIDS[1], "goldfish, Carassius auratus", "a fish", 0, np.array([]), 0, 3)
-    synsets[2] = (3, "n00001740", "entity", "all", 2, np.array([1, 2]), 1, 0)
-    buffer = io.BytesIO()
-    savemat(buffer, {"synsets": synsets})
-    return tar_of(
-        {
-            "ILSVRC2012_devkit_t12/data/meta.mat": buffer.getvalue(),
-            "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"2\n1\n1\n2\n",
-            "ILSVRC2012_devkit_t12/readme.txt": b"readme",
-        }
-    )
-
-
-@pytest.fixture
-def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write official archives (or given ones) into a fresh folder."""
-    from torchvision.datasets import imagenet as module
-
-    photos = [jpeg(image) for image in crops(10, 40)]
-    inner = {
-        f"{wnid}.tar": tar_of({f"{wnid}_{k}.JPEG": photos[3 * i + k] for k in range(3)}, "w")
-        for i, wnid in enumerate(WNIDS)
-    }
-    official = {
-        "train": tar_of(inner, "w"),
-        "val": tar_of({f"ILSVRC2012_val_{k + 1:08}.JPEG": photos[6 + k] for k in (2, 0, 3, 1)}, "w"),
-        "devkit": devkit(),
-    }
-
-    def write(**other: bytes) -> Path:
-        root = tmp_path / "imagenet"
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir()
-        for part, content in {**official, **other}.items():
-            name = module.ARCHIVE_META[part][0]
-            monkeypatch.setitem(module.ARCHIVE_META, part, (name, md5(content)))
-            (root / name).write_bytes(content)
-        return root
-
-    return write
-
-
-def test_imagenet_from_archives(imagenet: Callable[..., Path]) -> None:
-    root = imagenet()
-    chosen = DataSettings(data_dir=root)
-    train = torchvision_datasets.build_imagenet(chosen, "train")
-    test = torchvision_datasets.build_imagenet(chosen, "test")
-    images = [np.asarray(Image.open(io.BytesIO(jpeg(image)))) for image in crops(10, 40)]
-    np.testing.assert_array_equal(np.stack([train.load(i) for i in range(6)]), images[:6])
-    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert train.classes == ("tench, Tinca tinca", "goldfish, Carassius auratus")
-    assert train.name(4) == str(root / "train" / WNIDS[1] / f"{WNIDS[1]}_1.JPEG")
-    assert train.arrays() is None
-    assert test.labels.tolist() == [0, 0, 1, 1]  # validation images 2, 3, 1, 4 by class
-    np.testing.assert_array_equal(np.stack([test.load(i) for i in range(4)]), [images[6 + k] for k in (1, 2, 0, 3)])
-    assert sorted(p.name for p in root.iterdir() if not p.name.startswith("ILSVRC")) == [
-        "meta.bin",
-        "train",
-        "val",
-    ]
-    for archive in root.glob("ILSVRC*"):  # what was prepared once needs no archive
-        archive.unlink()
-    assert len(torchvision_datasets.build_imagenet(chosen, "labelled")) == 6
-
-
-def test_imagenet_absent_or_damaged(imagenet: Callable[..., Path], tmp_path: Path) -> None:
-    message = message_of(lambda: torchvision_datasets.build_imagenet(settings(tmp_path), "train"))
-    for part in (
-        "ILSVRC2012_devkit_t12.tar.gz",
-        "https://image-net.org",
-        "folder:PATH",
-        str(tmp_path / "data"),
-    ):
-        assert part in message
-    root = imagenet()
-    archive = root / "ILSVRC2012_img_train.tar"
-    archive.write_bytes(archive.read_bytes()[:-1])
-    message = message_of(lambda: torchvision_datasets.build_imagenet(DataSettings(data_dir=root), "train"))
-    assert f"{archive} is damaged" in message
-    assert not (root / "train").exists()
-
-
-def test_imagenet_half_unpacked_is_not_taken_for_whole(imagenet: Callable[..., Path]) -> None:
-    root = imagenet(train=tar_of({f"{WNIDS[0]}.tar": tar_of({"a.JPEG": b"x"}, "w"), f"{WNIDS[1]}.tar": b"?"}, "w"))
-    assert "imagenet cannot be prepared" in message_of(
-        lambda: torchvision_datasets.build_imagenet(DataSettings(data_dir=root), "train")
-    )
-    assert not (root / "train").exists()
-
-
-@pytest.mark.parametrize("part", ["train", "inner", "val", "devkit"])
-def test_imagenet_malicious_archives(imagenet: Callable[..., Path], tmp_path: Path, part: str) -> None:
-    evil = tar_of({"../../../escaped": b"x"}, "w:gz" if part == "devkit" else "w")
-    other = {"train": tar_of({f"{WNIDS[0]}.tar": evil}, "w")} if part == "inner" else {part: evil}
-    root = imagenet(**other)
-    split = "test" if part == "val" else "train"
-    message = message_of(lambda: torchvision_datasets.build_imagenet(DataSettings(data_dir=root), split))
-    assert "not a plain file inside the archive" in message
-    assert not list(tmp_path.rglob("escaped"))
-    assert not (root / split).exists()

@@ -70,7 +70,7 @@ def test_documented_command(
     monkeypatch.chdir(tmp_path)
     if arguments[0] in ("pretrain", "tokenizer", "ablate"):
         if "--resume" in arguments:
-            return  # test_pretrain.py resumes a real run
+            return  # test_resume.py resumes a real run
         arguments = [a for a in arguments if a != "--dry-run"] + ["--dry-run"]
     if arguments[0] in ("denoise", "predict", "restore"):
         for name in ("photo.png", "noisy.png", "clean.png"):

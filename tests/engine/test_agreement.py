@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assignments, digit_folder, one_line, start, train, words
+from helpers import assignments, one_line, start, train, words
 from safetensors.torch import load_file
 
 from dsdmae_cli import checkpoint, distributed, plugins
@@ -56,11 +56,6 @@ RAISES = """
         raise {error}
     pretrain.open_all = fails
 """
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_folder(tmp_path_factory.mktemp("digits"))
 
 
 def in_two(folder: Path, patch: str, *arguments: str | Path) -> tuple[int, str]:

@@ -15,7 +15,6 @@ import torch
 from helpers import (
     SLOW_DRIVER,
     assignments,
-    digit_folder,
     listing,
     records,
     start,
@@ -34,11 +33,6 @@ CHOSEN = (
     "train.micro_batch=2", "train.knn_every=1", "train.log_every=2", "backbone.depth=2", "backbone.drop_path=0.3",
     "data.shift=1", "method.noise_std=[0.5, 1.5]", "train.epochs=3",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_folder(tmp_path_factory.mktemp("digits"))
 
 
 # What still holds the process group when the interpreter ends aborts a process now and then.
@@ -142,7 +136,7 @@ import sys
 from pathlib import Path
 import torch
 from dsdmae_cli import distributed
-from test_engine import Listener, Toy, trainer
+from toy import Listener, Toy, trainer
 
 class Uneven(Toy):
     # Its loss is infinite in the second process's second step, its gradient nowhere.

@@ -1,140 +1,28 @@
-"""The Trainer and what it stands on, with a small method and source of the test's own."""
+"""The Trainer: a step, its micro-batches and log, steps that are not finite, being stopped, precision.
+
+The schedule and the optimiser are in test_optim.py, what the hardware decides in test_runtime.py, which images make up
+which step in test_batching.py; the small method and source they share in toy.py.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from itertools import islice, pairwise
+from collections.abc import Iterator
 
 import pytest
-import timm.optim
 import torch
 from helpers import settings
-from torch import Generator, Tensor, nn
+from torch import Tensor
+from toy import CPU, IMAGES, Fixed, Listener, Toy, everything, mae_lr, trainer
 
-from dsdmae_cli import distributed, runtime
 from dsdmae_cli.config.resolve import resolve
-from dsdmae_cli.data.source import Batching, MicroBatch, Source, derive_seed
+from dsdmae_cli.data.source import Batching, MicroBatch
 from dsdmae_cli.engine import Trainer
-from dsdmae_cli.errors import DataError, RunFailed, SettingsError
-from dsdmae_cli.methods.base import Losses, Method, StepInfo
-from dsdmae_cli.methods.ema import EMATeacher
-from dsdmae_cli.optim import build_optimizer, learning_rate, parameter_groups
+from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.methods.base import Losses
 from dsdmae_cli.runs.build import build_method
-from dsdmae_cli.runtime import Runtime, choose_device, choose_micro_batch, choose_precision
+from dsdmae_cli.runtime import Runtime
 from dsdmae_cli.settings.models import OptimSettings, TrainSettings
-
-CPU = torch.device("cpu")
-IMAGES = torch.rand(48, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-class Poison(torch.autograd.Function):
-    """The identity, with NaN for a gradient."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return grad * math.nan
-
-
-class Toy(Method):
-    """Mean squared distance of a small network's output to three pixels; a teacher follows and is not asked.
-
-    Args:
-        fault: by the step's number (from 0) what is wrong with its loss: "" for nothing.
-    """
-
-    def __init__(self, fault: Callable[[int], str] = lambda step: "") -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3))
-        self.teacher = EMATeacher(self.net, (0.5, 0.9))
-        self.fault = fault
-        self.steps = 0
-
-    def corrupt(self, images: Tensor, generator: Generator) -> Tensor:
-        return images[:, :, 0, 0]
-
-    def forward(self, images: Tensor, corruption: Tensor) -> Losses:
-        loss = (self.net(images) - corruption).pow(2).mean()
-        fault = self.fault(self.steps)
-        if fault == "gradient":
-            loss = Poison.apply(loss)
-        elif fault:
-            loss = loss * float(fault)
-        return {"loss": loss, "part": loss.detach()}
-
-    def after_step(self, info: StepInfo) -> None:
-        self.steps = info.step
-        self.teacher.follow(self.net, info)
-
-
-class Fixed(Source):
-    """IMAGES in the order of Batching, as they are."""
-
-    def __init__(self, batching: Batching) -> None:
-        self.batching = batching
-
-    def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[MicroBatch]]:
-        order = self.batching.order(epoch)
-        for step in range(first_step, self.batching.steps_per_epoch):
-            chunks = self.batching.micro_batches(order, step)
-            yield (MicroBatch(IMAGES[ids], self.micro_seed("corrupt", epoch, step, i)) for i, ids in enumerate(chunks))
-
-
-class Listener:
-    """Hooks that remember, and call `look` after every step."""
-
-    def __init__(self, look: Callable[[int], None] = lambda step: None, stop_at: int = -1) -> None:
-        self.look, self.stop_at = look, stop_at
-        self.records: list[dict[str, float]] = []
-        self.epochs: list[int] = []
-        self.recuts: list[tuple[int, int]] = []
-        self.step = 0
-
-    def stepped(self, step: int) -> None:
-        assert step == self.step + 1
-        self.step = step
-        self.look(step)
-
-    def logged(self, record: dict[str, float]) -> None:
-        self.records.append(record)
-
-    def epoch_ended(self, epoch: int) -> None:
-        self.epochs.append(epoch)
-
-    def recut(self, micro_batch: int, before: int) -> None:
-        self.recuts.append((before, micro_batch))
-
-    def should_stop(self) -> bool:
-        return self.step == self.stop_at
-
-
-def trainer(
-    method: Method,
-    hooks: Listener,
-    *,
-    micro: int = 16,
-    optim: OptimSettings | None = None,
-    precision: str = "fp32",
-    source: Source | None = None,
-    **train: object,
-) -> Trainer:
-    chosen = TrainSettings(**{"epochs": 2, "batch_size": 16, "log_every": 1, **train})  # type: ignore[arg-type]
-    optim = optim or OptimSettings(lr=1e-2, warmup_epochs=1)
-    source = source or Fixed(Batching(len(IMAGES), chosen.batch_size, micro, seed=0))
-    return Trainer(method, source, optim, chosen, Runtime(CPU, precision, False, micro), hooks)
-
-
-def everything(trainer: Trainer) -> dict[str, Tensor]:
-    """Weights, teacher included, moments and step counts."""
-    weights, training, _ = trainer.state()
-    kept = {k: v for k, v in training.items() if k.startswith("optimizer/")}
-    return {name: tensor.detach().clone() for name, tensor in {**weights, **kept}.items()}
 
 
 def test_figures_for_a_person_who_waits_change_no_record() -> None:
@@ -154,56 +42,6 @@ def test_figures_for_a_person_who_waits_change_no_record() -> None:
     assert asked[0].keys() == curious.records[0].keys() - {"step", "epoch"}
     for name, tensor in everything(plain).items():
         assert torch.equal(tensor, everything(watched)[name])
-
-
-# -- schedule and parameter groups
-
-
-def mae_lr(epoch: float, epochs: float, warmup: float, peak: float, lowest: float) -> float:
-    """adjust_learning_rate of facebookresearch/mae, util/lr_sched.py; `epoch` may be fractional."""
-    if epoch < warmup:
-        return peak * epoch / warmup
-    return lowest + (peak - lowest) * 0.5 * (1.0 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
-
-
-@pytest.mark.parametrize(("epochs", "per_epoch", "warmup"), [(10, 7, 2.0), (500, 24, 20.0), (3, 5, 0.12), (2, 3, 0.0)])
-def test_the_learning_rate_is_maes(epochs: int, per_epoch: int, warmup: float) -> None:
-    total = epochs * per_epoch
-    ours = [learning_rate(s, total, warmup * per_epoch, 2e-3, 1e-5) for s in range(total)]
-    assert ours == pytest.approx([mae_lr(s / per_epoch, epochs, warmup, 2e-3, 1e-5) for s in range(total)], rel=1e-12)
-    top = math.ceil(warmup * per_epoch)
-    assert all(a < b for a, b in pairwise(ours[: top + 1]) if top > 1)
-    assert all(a > b for a, b in pairwise(ours[top:]))
-    assert max(ours) <= 2e-3
-    assert learning_rate(total, total, warmup * per_epoch, 2e-3, 1e-5) == pytest.approx(1e-5)
-
-
-def test_the_trainer_follows_the_schedule() -> None:
-    hooks = Listener()
-    run = trainer(Toy(), hooks, optim=OptimSettings(lr=1e-2, min_lr=1e-4, warmup_epochs=0.5), epochs=3)
-    run.fit()
-    assert [r["lr"] for r in hooks.records] == pytest.approx([mae_lr(s / 3, 3, 0.5, 1e-2, 1e-4) for s in range(9)])
-    assert [r["step"] for r in hooks.records] == list(range(1, 10))
-    assert [r["epoch"] for r in hooks.records] == pytest.approx([s / 3 for s in range(1, 10)])
-    assert hooks.epochs == [1, 2, 3]
-    assert all(set(r) == {"step", "epoch", "loss", "part", "grad_norm", "skipped", "lr", "images_per_second"}
-               for r in hooks.records)  # fmt: skip
-    assert hooks.records[-1]["loss"] < hooks.records[0]["loss"]
-
-
-@pytest.mark.parametrize("more", [(), ("backbone.class_token=true", "backbone.pos_embed=learn")])
-@pytest.mark.parametrize("method", ["dsdmae", "mae"])
-def test_decay_spares_what_timm_spares(method: str, more: tuple[str, ...]) -> None:
-    module = build_method(resolve(settings("digits", *more, method=method).settings))
-    names = {id(p): name for name, p in module.named_parameters()}
-    ours = [{names[id(p)] for p in group["params"]} for group in parameter_groups(module, 0.05)]  # type: ignore[attr-defined]
-    assert [group["weight_decay"] for group in parameter_groups(module, 0.05)] == [0.05, 0.0]
-    tokens = [n for n in names.values() if n.endswith(("pos_embed", "cls_token", "mask_token"))]
-    theirs = timm.optim.param_groups_weight_decay(module, 0.05, no_weight_decay_list=tokens)
-    assert {frozenset(group) for group in ours} == {frozenset(names[id(p)] for p in g["params"]) for g in theirs}
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    assert ours[0] | ours[1] == trained
-    assert not [name for name in trained if name.startswith("teacher")]
 
 
 # -- a step
@@ -397,146 +235,3 @@ def test_compiled_is_eager_within_rounding(unchecked_shapes: None) -> None:
     for a, b in zip(eager, compiled, strict=True):
         for key in ("loss", "pixel", "feature", "grad_norm"):
             assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-5), key
-
-
-def test_the_optimiser_is_fused_adamw_with_the_settings() -> None:
-    optimizer = build_optimizer(Toy(), OptimSettings(lr=0.5, betas=(0.8, 0.7), weight_decay=0.3))
-    assert optimizer.defaults["fused"]
-    assert [g["betas"] for g in optimizer.param_groups] == [(0.8, 0.7)] * 2
-    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.3, 0.0]
-
-
-# -- what the hardware decides
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_device("cpu") == CPU
-    with pytest.raises(SettingsError, match=r"train\.device = 'warp' is not a device; try auto, cpu"):
-        choose_device("warp")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_device("auto") == CPU
-    for wanted in ("cuda", "cuda:1", "mps", "xpu"):
-        with pytest.raises(SettingsError, match=f"'{wanted}' is not on this machine; there is cpu"):
-            choose_device(wanted)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device("auto") == torch.device("mps")
-    monkeypatch.setattr(distributed, "launched_by_torchrun", lambda: True)
-    assert choose_device("auto") == CPU
-    chosen: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
-    assert choose_device("cuda:0") == torch.device("cuda:0")
-    assert chosen[-1] == torch.device("cuda:0")
-    with pytest.raises(SettingsError, match="'cuda:2' is not on this machine; there is cuda:0, cuda:1, cpu"):
-        choose_device("cuda:2")
-
-
-def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = torch.device("cuda")
-    for hardware, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(runtime, "cpu_multiplies_bf16", lambda answer=hardware: answer)
-        assert choose_precision("auto", CPU) == expected
-    for hardware, expected in ((True, "bf16"), (False, "fp16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=hardware: answer)
-        assert choose_precision("auto", cuda) == expected
-    assert choose_precision("fp16", cuda) == "fp16"
-    assert choose_precision("bf16", CPU) == "bf16"
-    assert choose_precision("auto", torch.device("mps")) == "fp32"
-    with pytest.raises(SettingsError, match=r"train\.precision = 'fp16' needs a CUDA device, this is cpu; use bf16"):
-        choose_precision("fp16", CPU)
-
-
-def test_micro_batches_fit_the_cache_and_divide_the_batch() -> None:
-    assert choose_micro_batch("auto", 256, 256, 192, CPU) == 16  # ViT-T on CIFAR, as measured
-    assert choose_micro_batch("auto", 24, 256, 192, CPU) == 8
-    assert choose_micro_batch("auto", 7, 256, 192, CPU) == 1
-    assert choose_micro_batch("auto", 8, 16, 32, CPU) == 8
-    assert choose_micro_batch("auto", 256, 4096, 4096, CPU) == 1
-    assert choose_micro_batch("auto", 2048, 256, 192, torch.device("cuda")) == 2048
-    assert choose_micro_batch(100, 64, 16, 32, CPU) == 64
-    assert choose_micro_batch(5, 64, 16, 32, CPU) == 5
-
-
-def test_plain_attention_only_on_a_cpu_in_bf16() -> None:
-    method = build_method(resolve(settings("digits").settings))
-    flags = {name: part.fused_attn for name, part in method.named_modules() if hasattr(part, "fused_attn")}
-    assert flags
-    for precision in ("fp32", "bf16"):
-        runtime.choose_attention(method, Runtime(CPU, precision, False, 8))
-        now = {name: part.fused_attn for name, part in method.named_modules() if hasattr(part, "fused_attn")}
-        assert now == (flags if precision == "fp32" else dict.fromkeys(flags, False))
-
-
-# -- which images make up which step
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("micro", [1, 4, 5, 100])
-def test_each_sample_once_an_epoch(world: int, micro: int) -> None:
-    ranks = [Batching(50, 12, micro, seed=7, rank=rank, world_size=world) for rank in range(world)]
-    assert {b.steps_per_epoch for b in ranks} == {4}
-    orders = [ranks[0].order(epoch) for epoch in range(3)]
-    for order in orders:
-        assert sorted(order.tolist()) == list(range(50))
-        steps = [[b.micro_batches(order, step) for b in ranks] for step in range(4)]
-        for step, shares in enumerate(steps):
-            # The ranks' shares, one after the other, are one process's batch.
-            assert torch.cat([ids for share in shares for ids in share]).tolist() == order[12 * step :][:12].tolist()
-            assert all(len(ids) <= micro for share in shares for ids in share)
-    assert not torch.equal(orders[0], orders[1])
-    assert torch.equal(orders[1], Batching(50, 12, 3, seed=7).order(1))
-    assert not torch.equal(orders[0], Batching(50, 12, 3, seed=8).order(0))
-    positions = [b.position(i) for b in ranks for i in range(-(-b.local_batch // micro))]
-    assert positions == list(range(len(positions)))
-
-
-def test_batches_that_cannot_be() -> None:
-    with pytest.raises(DataError, match=r"train\.batch_size = 64 is larger than the 50 training images"):
-        Batching(50, 64, 8, seed=0)
-    with pytest.raises(DataError, match="multiple of 2"):
-        Batching(50, 9, 8, seed=0, world_size=2)
-
-
-def test_seeds_are_independent() -> None:
-    keys = [
-        (seed, purpose, *numbers)
-        for seed in (0, 1, 2**40)
-        for purpose in ("weights", "order", "augment", "corrupt")
-        for numbers in [(), *((a,) for a in range(30)), *((a, b) for a in range(30) for b in range(30))]
-    ]
-    seeds = [derive_seed(*key) for key in keys]  # type: ignore[arg-type]
-    assert len(set(seeds)) == len(keys)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive_seed(1, "x", 23) != derive_seed(12, "x", 3) != derive_seed(1, "x", 2, 3)
-    # A fixed function: were it to change, no run could be resumed by a later version.
-    assert derive_seed(0, "order", 1) == 5723403778144229568
-    bits = torch.tensor([[seed >> i & 1 for i in range(63)] for seed in seeds], dtype=torch.float64)
-    spread = 0.5 / math.sqrt(len(keys))
-    assert (bits.mean(dim=0) - 0.5).abs().max() < 5 * spread
-
-
-class Restless(Toy):
-    """Draws from torch's global generator in every forward pass, as stochastic depth does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drawn: list[float] = []
-
-    def forward(self, images: Tensor, corruption: Tensor) -> Losses:
-        self.drawn.append(torch.rand(()).item())
-        return super().forward(images, corruption)
-
-
-def test_the_global_generator_starts_every_micro_batch_with_its_seed() -> None:
-    method = Restless()
-    torch.manual_seed(12345)  # whatever came before
-    trainer(method, Listener(stop_at=2), micro=8).fit()
-    source = Fixed(Batching(48, 16, 8, seed=0))
-    seeds = [batch.seed for step in islice(source.steps(0), 2) for batch in step]
-    assert len(set(seeds)) == 4
-    assert method.drawn == [torch.rand((), generator=Generator().manual_seed(seed)).item() for seed in seeds]

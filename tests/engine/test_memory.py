@@ -10,10 +10,10 @@ import psutil
 import pytest
 import torch
 from helpers import settings
-from test_engine import Listener, Toy, trainer
 from test_presets import FROZEN, combination
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from toy import Listener, Toy, trainer
 
 from dsdmae_cli import runtime, work
 from dsdmae_cli.config.compose import load

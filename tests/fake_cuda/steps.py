@@ -17,25 +17,10 @@ from dsdmae_cli.data.open import augmentation
 from dsdmae_cli.data.resident import ResidentSource
 from dsdmae_cli.data.source import Batching, Unreadable
 from dsdmae_cli.data.streaming import StreamingSource
-from dsdmae_cli.engine import Trainer
+from dsdmae_cli.engine import Hooks, Trainer
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runtime import Runtime
-
-
-class Quiet:
-    """Hooks that do nothing."""
-
-    def stepped(self, step: int) -> None: ...
-
-    def logged(self, record: dict[str, float]) -> None: ...
-
-    def epoch_ended(self, epoch: int) -> None: ...
-
-    def recut(self, micro_batch: int, before: int) -> None: ...
-
-    def should_stop(self) -> bool:
-        return False
 
 
 def built(name: str, *more: str) -> tuple[Any, Method]:
@@ -62,7 +47,7 @@ def trained(
     plan = augmentation(resolved.data)
     masks = torch.zeros(4 * batch, 32, 32, dtype=torch.uint8, device=CUDA) if masked else None
     source = ResidentSource(images, Batching(4 * batch, batch, micro, 0), plan, labels, method.num_views, masks=masks)
-    return Trainer(method, source, resolved.optim, resolved.train, Runtime(CUDA, precision, False, micro), Quiet())
+    return Trainer(method, source, resolved.optim, resolved.train, Runtime(CUDA, precision, False, micro), Hooks())
 
 
 def third_step(trainer: Trainer, audit: Audit) -> Audit:
@@ -110,7 +95,7 @@ def streamed_step(name: str) -> Audit:
         source._receive = lambda: ready  # type: ignore[method-assign]
         source._open = lambda *given: iter(())  # type: ignore[method-assign]
         runtime = Runtime(CUDA, "bf16", False, batch)
-        return third_step(Trainer(method, source, resolved.optim, resolved.train, runtime, Quiet()), audit)
+        return third_step(Trainer(method, source, resolved.optim, resolved.train, runtime, Hooks()), audit)
 
 
 def log_line(precision: str = "bf16") -> Audit:

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from helpers import cli, one_line
-from test_methods import blocks, cut, embed, images, layer_norm, linear, tiny
+from reference import blocks, cut, embed, images, layer_norm, linear, tiny
 from torch import Tensor
 
 from dsdmae_builtin.backbones import BEiTViTSettings

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from helpers import cli, one_line
+from reference import attend, blocks, embed, images, layer_norm, linear, positions, tiny
 from test_beit import cross_entropy
-from test_methods import blocks, embed, images, layer_norm, linear, positions, tiny
 from torch import Tensor
 
 from dsdmae_builtin.methods.cae import CAE, BlockMask
@@ -20,16 +20,6 @@ CPU = torch.device("cpu")
 def mlp(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
     hidden = linear(x, w, f"{name}.fc1")
     return linear(hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2, w, f"{name}.fc2")
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    size = q.shape[1] // heads
-    mixed = []
-    for h in range(heads):
-        part = slice(h * size, (h + 1) * size)
-        scores = (q[:, part] @ k[:, part].T / math.sqrt(size)).exp()
-        mixed.append(scores / scores.sum(dim=1, keepdim=True) @ v[:, part])
-    return torch.cat(mixed, dim=1)
 
 
 def regress(visible: Tensor, keep: Tensor, masked: Tensor, w: dict[str, Tensor], depth: int) -> Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import cli, one_line
+from reference import CONVNEXT, SWIN, blocks, images, linear, tiny
 from sklearn.datasets import load_sample_image
-from test_methods import CONVNEXT, SWIN, blocks, images, linear, tiny
 from torch import Tensor
 
 from dsdmae_builtin.hog import BINS, cells_per_patch, hog, hog_features, hog_picture

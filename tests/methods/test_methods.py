@@ -1,23 +1,35 @@
-"""DSdMAE and MAE against a second implementation in float64, and the promises of each of their settings."""
+"""DSdMAE and MAE against a second implementation in float64, and the promises of each of their settings.
+
+The parts of the second implementation are in reference.py, other backbones and the way out to timm in
+test_method_backbones.py, and what every method promises in test_methods_common.py.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from helpers import cli, digit_folder, one_line, records, settings, train
-from safetensors.torch import load_file
+from helpers import settings
+from reference import (
+    CPU,
+    blocks,
+    cosine,
+    cut,
+    embed,
+    images,
+    linear,
+    mae_reference,
+    normalised,
+    positions,
+    standardised,
+    tiny,
+)
 from torch import Tensor, nn
 
 from dsdmae_builtin.methods.dsdmae import DSdMAE
-from dsdmae_builtin.methods.mae import MAE
-from dsdmae_cli import checkpoint
-from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.backbone import gather_tokens
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.corruption import ids_to_mask, patchify
@@ -25,119 +37,6 @@ from dsdmae_cli.data.source import seeded
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method, StepInfo
 from dsdmae_cli.runs.build import build_method
-
-CPU = torch.device("cpu")
-SWIN = ("backbone.name=timm:swin_tiny_patch4_window7_224", "backbone.patch_size=2",
-        "backbone.options={embed_dim=24, depths=[1, 1], num_heads=[1, 2], window_size=4}")  # fmt: skip
-CONVNEXT = ("backbone.name=timm:test_convnext", "backbone.patch_size=1",
-            "backbone.options={depths=[1, 1, 1, 1], dims=[16, 16, 24, 32]}")  # fmt: skip
-
-
-def images(count: int = 4, seed: int = 0) -> Tensor:
-    return torch.rand(count, 3, 16, 16, generator=seeded(CPU, seed)) * 2 - 1
-
-
-def tiny(*more: str, name: str = "dsdmae", seed: int = 0) -> Any:
-    """A tiny method whose weights are all away from their first values, biases and norms too."""
-    method = build_method(resolve(settings("digits", *more, method=name).settings))
-    generator = seeded(CPU, seed)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return method.eval()
-
-
-# -- the second implementation: float64, one image at a time, from docs and papers
-
-
-def cut(image: Tensor, patch: int = 4) -> Tensor:
-    """[3, h, w] -> [T, patch*patch*3], row by row, each patch as (row, column, channel)."""
-    corners = [(y, x) for y in range(0, image.shape[1], patch) for x in range(0, image.shape[2], patch)]
-    return torch.stack([image[:, y : y + patch, x : x + patch].permute(1, 2, 0).reshape(-1) for y, x in corners])
-
-
-def layer_norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
-    centred = x - x.mean(dim=-1, keepdim=True)
-    scale = (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
-    return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-
-def linear(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
-    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-
-def blocks(x: Tensor, w: dict[str, Tensor], prefix: str, heads: int) -> Tensor:
-    """Pre-norm transformer blocks and the last norm over the tokens [T, d] of one image."""
-    depth = len({name.split(".")[len(prefix.split("."))] for name in w if name.startswith(f"{prefix}.blocks.")})
-    assert depth == 1
-    for i in range(depth):
-        at = f"{prefix}.blocks.{i}"
-        q, k, v = linear(layer_norm(x, w, f"{at}.norm1"), w, f"{at}.attn.qkv").chunk(3, dim=-1)
-        size = x.shape[1] // heads
-        mixed = []
-        for h in range(heads):
-            part = slice(h * size, (h + 1) * size)
-            scores = (q[:, part] @ k[:, part].T / math.sqrt(size)).exp()
-            mixed.append(scores / scores.sum(dim=1, keepdim=True) @ v[:, part])
-        x = x + linear(torch.cat(mixed, dim=1), w, f"{at}.attn.proj")
-        hidden = linear(layer_norm(x, w, f"{at}.norm2"), w, f"{at}.mlp.fc1")
-        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
-        x = x + linear(hidden, w, f"{at}.mlp.fc2")
-    return layer_norm(x, w, f"{prefix}.norm")
-
-
-def positions(grid: int, width: int) -> Tensor:
-    """MAE's 2-D sine-cosine table: columns in the first half of the features, rows in the second."""
-    table = torch.zeros(grid * grid, width, dtype=torch.float64)
-    quarter = width // 4
-    for token in range(grid * grid):
-        row, column = divmod(token, grid)
-        for i in range(quarter):
-            rate = 10000 ** (-i / quarter)
-            for half, place in enumerate((column, row)):
-                table[token, 2 * half * quarter + i] = math.sin(place * rate)
-                table[token, (2 * half + 1) * quarter + i] = math.cos(place * rate)
-    return table
-
-
-def embed(image: Tensor, w: dict[str, Tensor], prefix: str) -> Tensor:
-    kernel = w[f"{prefix}.patch_embed.proj.weight"].permute(0, 2, 3, 1).flatten(1)
-    # A class token's position comes first in the table.
-    return cut(image) @ kernel.T + w[f"{prefix}.patch_embed.proj.bias"] + w[f"{prefix}.pos_embed"][0, -16:]
-
-
-def encode(tokens: Tensor, w: dict[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:
-    """Some tokens of an image behind the class token, if there is one: (its features or none, theirs)."""
-    first = torch.zeros(0, tokens.shape[1], dtype=tokens.dtype)
-    if f"{prefix}.cls_token" in w:
-        first = w[f"{prefix}.cls_token"][0] + w[f"{prefix}.pos_embed"][0, :1]
-    encoded = blocks(torch.cat([first, tokens]), w, prefix, heads=2)
-    return encoded[: len(first)], encoded[len(first) :]
-
-
-def decode(latents: Tensor, class_token: Tensor, keep: Tensor, w: dict[str, Tensor], heads: int = 1) -> Tensor:
-    """MAE's decoder on 16 places: a mask token where nothing was seen; the class token has no position there."""
-    tokens = w["decoder.mask_token"][0].repeat(16, 1)
-    tokens[keep] = linear(latents, w, "decoder.embed")
-    tokens = tokens + positions(4, tokens.shape[1])
-    tokens = torch.cat([linear(class_token, w, "decoder.embed"), tokens])
-    decoded = blocks(tokens, w, "decoder.transformer", heads=heads)
-    return linear(decoded[len(class_token) :], w, "decoder.transformer.project")
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum() / (a.pow(2).sum() * b.pow(2).sum()).sqrt()
-
-
-def normalised(patches: Tensor) -> Tensor:
-    spread = (patches - patches.mean(dim=1, keepdim=True)).pow(2).sum(dim=1, keepdim=True) / (patches.shape[1] - 1)
-    return (patches - patches.mean(dim=1, keepdim=True)) / (spread + 1e-6).sqrt()
-
-
-def standardised(tokens: Tensor) -> Tensor:
-    """SdAE's (x - mean) / sqrt(var + 1e-6), with torch's (unbiased) variance as its code has it."""
-    spread = (tokens - tokens.mean(dim=1, keepdim=True)).pow(2).sum(dim=1, keepdim=True) / (tokens.shape[1] - 1)
-    return (tokens - tokens.mean(dim=1, keepdim=True)) / (spread + 1e-6).sqrt()
 
 
 def dsdmae_reference(method: DSdMAE, clean: Tensor, noisy: Tensor, ids: Tensor) -> dict[str, float]:
@@ -164,19 +63,6 @@ def dsdmae_reference(method: DSdMAE, clean: Tensor, noisy: Tensor, ids: Tensor) 
             feature.append(1 - sum(cosine(a, b) for a, b in pairs) / len(pairs))
     parts = {name: float(sum(v) / len(v)) for name, v in (("pixel", pixel), ("feature", feature)) if v}  # type: ignore[arg-type]
     return parts | {"loss": s.lambda_ * parts.get("pixel", 0) + (1 - s.lambda_) * parts.get("feature", 0)}
-
-
-def mae_reference(method: MAE, clean: Tensor, kept: Tensor, masked: Tensor) -> float:
-    w = {name: tensor.double() for name, tensor in method.state_dict().items()}
-    heads = method.settings.decoder_heads if method.settings.decoder_heads != "auto" else 1
-    per_image = []
-    for image, keep, drop in zip(clean.double(), kept, masked, strict=True):
-        assert sorted([*keep.tolist(), *drop.tolist()]) == list(range(16))
-        class_token, latents = encode(embed(image, w, "backbone.vit")[keep], w, "backbone.vit")
-        decoded = decode(latents, class_token, keep, w, heads)
-        target = normalised(cut(image)) if method.settings.norm_pix_loss else cut(image)
-        per_image.append((decoded - target)[drop].pow(2).mean(dim=1).mean())
-    return float(sum(per_image) / len(per_image))
 
 
 @pytest.mark.parametrize(
@@ -444,87 +330,3 @@ def test_restored_pictures_keep_the_clean_patches() -> None:
             for picture in (corrupted, restored):
                 changed = (cut(picture) != cut(original)).any(dim=1)
                 assert torch.equal(changed, hidden)
-
-
-# -- other backbones, and the way out to timm
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_folder(tmp_path_factory.mktemp("digits"), train=34, test=4)
-
-
-def encoder_of(run: Path, *more: str) -> nn.Module:
-    """The run's encoder as its newest checkpoint has it."""
-    method = build_method(resolve(settings("digits", *more).settings))
-    found, _ = checkpoint.load_newest(run / "checkpoints")
-    assert found is not None
-    checkpoint.load_into(method, found.model, str(run))
-    return method.encoder().eval()
-
-
-@torch.no_grad()
-def assert_timm_agrees(result: dict[str, Any], encoder: nn.Module, prefix: int = 0) -> None:
-    model = eval(result["load_with"], {"timm": timm}).eval()  # what the program tells people to type
-    theirs = model.forward_features(images())
-    if theirs.ndim == 4:
-        channels_last = theirs.shape[-1] == encoder.width
-        theirs = theirs.flatten(1, 2) if channels_last else theirs.flatten(2).transpose(1, 2)
-    assert torch.equal(theirs[:, prefix:], encoder(images()))
-
-
-@pytest.mark.parametrize("backbone", [SWIN, CONVNEXT], ids=["swin", "convnext"])
-def test_dsdmae_trains_networks_that_can_drop_nothing(backbone: tuple[str, ...], digits: Path, tmp_path: Path) -> None:
-    more = (*backbone, "train.epochs=12", "optim.lr=3e-3")
-    result = train(digits, tmp_path / "run", *more)
-    losses = [r["loss"] for r in records(tmp_path / "run")]
-    assert len(losses) == 48
-    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
-    assert result["skipped_steps"] == 0
-    assert_timm_agrees(result, encoder_of(tmp_path / "run", *more))
-
-
-@pytest.mark.parametrize("backbone", [(), SWIN, CONVNEXT, ("backbone.name=timm:test_vit",)], ids=lambda b: str(b[:1]))
-def test_all_that_is_trained_has_a_gradient(backbone: tuple[str, ...]) -> None:
-    """A parameter that the features never meet would be waited for in vain by DistributedDataParallel."""
-    side = 32 if "timm:test_vit" in str(backbone) else 16
-    method = build_method(resolve(settings("digits", *backbone, f"data.image_size={side}").settings))
-    clean = torch.rand(2, 3, side, side)
-    method(clean, method.corrupt(clean, seeded(CPU, 0)))["loss"].backward()
-    assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
-
-
-@pytest.mark.parametrize("backbone", [SWIN, CONVNEXT], ids=["swin", "convnext"])
-def test_mae_refuses_networks_that_can_drop_nothing(
-    backbone: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    name = backbone[0].split("=")[1]
-    code, out, err = cli(capfd, "pretrain", "--method", "mae", "--backbone", name, "--out", tmp_path / "run")
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert f"method 'mae' drops patches, and backbone '{name}' cannot" in err
-    assert "dsdmae" in err.split(";")[-1]
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("options", ["{dims=[24]}", "{no_such_option=1}", "{depths='deep'}", "{dims=[16, 16, 24, -1]}"])
-def test_options_that_timm_refuses_are_one_line(
-    options: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    chosen = ("--set", f"backbone.options={options}", "--set", "data.image_size=32", "--out", tmp_path / "run")
-    code, _, err = cli(capfd, "pretrain", "--dry-run", "--backbone", "timm:test_convnext", *chosen)
-    assert code == 2, err
-    assert "test_convnext" in one_line(err)
-
-
-@pytest.mark.parametrize(
-    "more", [(), ("backbone.class_token=true", "backbone.pos_embed=learn")], ids=["plain", "class"]
-)
-def test_timm_loads_the_encoder(more: tuple[str, ...], digits: Path, tmp_path: Path) -> None:
-    result = train(digits, tmp_path / "run", *more, "train.epochs=1")
-    assert_timm_agrees(result, encoder_of(tmp_path / "run", *more), prefix=len(more) // 2)
-    weights = load_file(result["encoder"])
-    assert not [name for name in weights if name.startswith(("student", "vit.", "teacher", "decoder"))]
-    metadata = read_metadata(Path(result["encoder"]))
-    assert metadata["timm_name"] == "vit_tiny_patch16_224"
-    assert metadata["mean"] == "[0.5, 0.5, 0.5]"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import settings
 from PIL import Image
-from test_methods import blocks, embed
+from reference import blocks, embed
 from torch import Tensor
 
 from dsdmae_builtin.methods.mocov3 import MoCoV3, Views

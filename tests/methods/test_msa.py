@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import cli, one_line
-from test_methods import blocks, embed, mae_reference
+from reference import blocks, embed, mae_reference
 from test_mocov3 import CPU, build, contrast, mlp_of, pairs, perturbed, whole_images
 
 from dsdmae_builtin.methods.msa import MSA, Siamese

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import digit_folder, records, settings, steps_done, train, untimed
+from helpers import records, settings, steps_done, train, untimed
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,11 +29,6 @@ def source(folder: Path, placement: str, num_views: int, *more: str) -> Source:
 
 def batches(from_: Source, steps: int = 3) -> list[Tensor]:
     return [b.images for _, step in zip(range(steps), from_.steps(1, 1), strict=False) for b in step]
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_folder(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.mark.parametrize("placement", ["resident", "streaming"])

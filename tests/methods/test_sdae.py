@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from helpers import cli, one_line
-from test_methods import cosine, decode, embed, encode, images, standardised, tiny
+from reference import cosine, decode, embed, encode, images, standardised, tiny
 from torch import Tensor
 
 from dsdmae_builtin.methods.sdae import Folded, SdAE

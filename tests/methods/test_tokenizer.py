@@ -26,7 +26,7 @@ from helpers import (
     wait_until,
     words,
 )
-from test_methods import images, tiny
+from reference import images, tiny
 from torch import Tensor
 
 from dsdmae_builtin.methods.tokenizer import ScalarQuantizer

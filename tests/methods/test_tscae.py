@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_methods import blocks, cosine, cut, embed, images, linear, normalised, positions, tiny
+from reference import blocks, cosine, cut, embed, images, linear, normalised, positions, tiny
 from torch import Tensor
 
 from dsdmae_builtin.methods.tscae import TSCAE

@@ -17,6 +17,7 @@ from torchvision.transforms import ColorJitter
 from torchvision.transforms import functional as tv
 
 from dsdmae_cli.views import (
+    Jitter,
     Strength,
     adjust_hue,
     color_jitter,
@@ -51,16 +52,19 @@ def assert_equal(ours: Tensor, theirs: list[Tensor], tolerance: float = 1e-12) -
     torch.testing.assert_close(ours, torch.stack(theirs), rtol=0, atol=tolerance)
 
 
+def jittered(image: Tensor, jitter: Jitter, i: int) -> Tensor:
+    """By torchvision, what is drawn for the image of that number, in the order that is drawn for it."""
+    changes = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
+    draws = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]
+    for change in jitter.order[i].tolist():
+        image = changes[change](image, float(draws[change][i]))
+    return image
+
+
 def test_color_jitter_is_torchvisions_in_every_order(images: Tensor) -> None:
     jitter = draw_jitter(len(images), (0.8, 0.8, 0.8, 0.5), 1.0, seeded(1))
     assert len({tuple(order) for order in jitter.order.tolist()}) > 18  # of 24
-    changes = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
-    draws = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]
-    expected = []
-    for i, image in enumerate(images):
-        for change in jitter.order[i].tolist():
-            image = changes[change](image, float(draws[change][i]))
-        expected.append(image)
+    expected = [jittered(image, jitter, i) for i, image in enumerate(images)]
     assert_equal(color_jitter(images.float(), jitter).double(), expected, 2e-5)
 
 
@@ -161,12 +165,9 @@ def test_a_strong_view_is_its_parts_in_order(images: Tensor) -> None:
     grey = torch.rand(b, generator=g) < 0.5
     std = 0.1 + 1.9 * torch.rand(b, generator=g)
     blur, solar = torch.rand(b, generator=g) < 0.5, torch.rand(b, generator=g) < 0.5
-    changes = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
-    draws = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]
     expected = []
     for i, image in enumerate(images):
-        for change in jitter.order[i].tolist():
-            image = changes[change](image, float(draws[change][i]))
+        image = jittered(image, jitter, i)
         if grey[i]:
             image = tv.rgb_to_grayscale(image, 3)
         if blur[i]:

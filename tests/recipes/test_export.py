@@ -1,10 +1,12 @@
-"""`dsdmae export`: what timm, the Hugging Face hub and onnxruntime make of the files, held against the encoder."""
+"""`dsdmae export`: what timm makes of the files, held against the encoder; the denoiser; where it writes.
+
+Model cards are in test_export_card.py, ONNX in test_export_onnx.py.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,17 @@ import timm
 import torch
 from helpers import cli, listing, one_line
 from PIL import Image
+from small_runs import exported
 
 from dsdmae_builtin.backbones import TimmSettings
-from dsdmae_cli.artifacts import onnx as onnx_module
 from dsdmae_cli.artifacts.classifier import timm_arguments
 from dsdmae_cli.artifacts.denoiser import load_denoiser
 from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.artifacts.open import open_encoder
-from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.pictures.onnx_network import open_onnx
-from dsdmae_cli.recipes.export import Form, Request, export, summary
+from dsdmae_cli.errors import CheckpointError, SettingsError
+from dsdmae_cli.recipes.export import summary
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.tasks.classifier import Network
-
-
-def exported(subject: object, form: Form, out: Path, **more: object) -> dict[str, object]:
-    return export(Request(str(subject), form, out, **more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("image_size", [None, 32])
@@ -134,40 +131,6 @@ def test_the_encoder_of_a_fine_tuned_network_alone(tuned_run: Path, tmp_path: Pa
     assert model.num_classes == 0
 
 
-def test_the_card_of_a_classifier(encoder_run: Path, tuned_run: Path, tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
-    exported(tuned_run, "hf", tmp_path / "digits-vit", licence="mit")
-    result = json.loads((tuned_run / "result.json").read_text())
-    card = ModelCard.load(tmp_path / "digits-vit" / "README.md")
-    assert card.data.pipeline_tag == "image-classification"
-    for words in (
-        "fine-tuned on folder:digits", "a logit for each of 10 classes: 0, 1, 2", result["classifier_sha256"],
-        "| schedule | 4 epochs, batch 8, seed 0 |", f"| images seen | {result['images_seen']:,} |",
-        f"| compute | {result['flops']:.3g} FLOP", f"| compute | {result['pretrain_flops']:.3g} FLOP",
-        "| method | `dsdmae` |", f"| finetune | digits | {result['top1']:.1%} (", "doi:10.5815/ijigsp.2023.05.03",
-    ):  # fmt: skip
-        assert words in card.text, words
-    code = card.text.split("```python\n")[1].split("```")[0].replace("THIS-FOLDER", str(tmp_path / "digits-vit"))
-    names: dict[str, Any] = {}
-    exec(code, names)
-    assert names["logits"].shape == (1, 10)
-    assert names["names"][0] in "0123456789"
-    for file in (tmp_path / "digits-vit").iterdir():
-        for folder in (encoder_run.parent, tuned_run.parent):
-            assert str(folder).encode() not in file.read_bytes(), file.name
-
-
-def test_a_result_of_other_weights_is_no_classifiers_result(tuned_run: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(tuned_run, tmp_path / "run", ignore=lambda *_: ["checkpoints", "figures"])
-    result = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(result | {"classifier_sha256": "00"}))
-    exported(run, "hf", tmp_path / "out", licence="mit")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "None were measured." in card
-    assert "| protocol | not known |" in card
-
-
 def test_a_head_that_does_not_fit_is_told(tuned_run: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -204,142 +167,13 @@ def test_timm_is_told_to_pool_as_we_do(name: str, pool: str, pooling: dict[str, 
 
 
 def test_timm_would_answer_otherwise(encoder_run: Path, tmp_path: Path) -> None:
-    from test_finetune import tune
+    from small_runs import tune
 
     data = (f"data.dataset=folder:{encoder_run.parent / 'digits'}", "data.image_size=64")
     tune("scratch", tmp_path / "run", *data, "backbone.name=timm:test_convnext", "train.epochs=1")
     with pytest.raises(SettingsError, match=r"pools its features in another way than run was .* --no-head"):
         exported(tmp_path / "run", "timm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-# -- the model card
-
-
-def test_the_model_card(encoder_run: Path, tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
-    run = shutil.copytree(encoder_run, tmp_path / "run")
-    opened = open_encoder(str(run), None, backbone=None, image_size=None, seed=0)
-    judged = {"kind": "probe", "dataset": "folder:/home/me/birds", "top1": 0.5, "top1_interval": [0.4, 0.6]}
-    for name, sha in (("mine", opened.weights_sha256), ("others", "00")):
-        (run / name).mkdir()
-        result = {**judged, "protocol": f"protocol of {name}", "weights_sha256": sha}
-        (run / name / "result.json").write_text(json.dumps(result))
-    said = exported(run, "hf", tmp_path / "vit-of-digits", licence="cc-by-4.0")
-    card = ModelCard.load(tmp_path / "vit-of-digits" / "README.md")
-    assert (card.data.library_name, card.data.license) == ("timm", "cc-by-4.0")
-    assert card.data.pipeline_tag == "image-feature-extraction"
-    for words in (
-        "# vit-of-digits", "`dsdmae`", "2 epochs, batch 8, seed 0", "| images seen | 80 |", opened.weights_sha256,
-        f"{opened.flops:.3g} FLOP", "| probe | birds | 50.0% (40.0 to 60.0) | protocol of mine |",
-        f"| k-NN | folder:digits | {opened.knn_accuracy:.1%} |", "doi:10.5815/ijigsp.2023.05.03",
-    ):  # fmt: skip
-        assert words in card.text, words
-    assert "protocol of others" not in card.text
-    assert "/home/me" not in card.text
-    assert said["upload_with"] == f"hf upload YOUR-NAME/vit-of-digits {tmp_path / 'vit-of-digits'}"
-
-
-def test_the_card_of_a_fine_tuned_network_without_its_head_says_so(tuned_run: Path, tmp_path: Path) -> None:
-    exported(tuned_run, "hf", tmp_path / "out", head=False)
-    card = (tmp_path / "out" / "README.md").read_text()
-    result = json.loads((tuned_run / "result.json").read_text())
-    assert "fine-tuned on folder:digits and taken without its head" in card
-    assert "none of dsdmae's" not in card
-    assert f"`{result['classifier_sha256']}`" in card
-    assert f"| schedule | {result['pretrain_epochs']:.4g} epochs |" in card, "what was before fine-tuning"
-    assert f"| finetune | digits | {result['top1']:.1%}" in card
-    assert "Fine-tuning was measured with the head, which is not here." in card
-
-
-def test_results_that_are_named(encoder_run: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps({"kind": "finetune", "dataset": "x", "top1": 0.25, "weights_sha256": "00"}))
-    said = exported(encoder_run, "hf", tmp_path / "out", results=(other,))
-    assert "| finetune | x | 25.0% |" in (tmp_path / "out" / "README.md").read_text()
-    notes = said["notes"]
-    assert isinstance(notes, list)
-    assert any("judged other weights" in note for note in notes)
-    assert any("no --license" in note for note in notes)
-
-
-def test_the_cards_code_runs(encoder_run: Path, tmp_path: Path) -> None:
-    exported(encoder_run, "hf", tmp_path / "out", licence="mit")
-    card = (tmp_path / "out" / "README.md").read_text()
-    code = card.split("```python\n")[1].split("```")[0].replace("THIS-FOLDER", str(tmp_path / "out"))
-    names: dict[str, object] = {}
-    exec(code, names)
-    assert names["features"].shape == (1, 32)  # type: ignore[attr-defined]
-
-
-def test_a_licence_that_is_none(encoder_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="is no licence identifier"):
-        exported(encoder_run, "hf", tmp_path / "out", licence="My own: terms")
-    assert not (tmp_path / "out").exists()
-
-
-# -- ONNX
-
-
-@pytest.mark.slow
-def test_onnx(encoder_run: Path, tmp_path: Path, unchecked_shapes: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
-    out = tmp_path / "encoder.onnx"
-    said = exported(encoder_run, "onnx", out, image_size=32)
-    assert listing(tmp_path) == {"encoder.onnx"}
-    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    encoder = open_encoder(str(encoder_run), None, backbone=None, image_size=32, seed=0).encoder.eval()
-    for batch in (1, 5):  # the example that was traced had two
-        images = torch.rand(batch, 3, 32, 32) * 2 - 1
-        features, tokens = session.run(["features", "tokens"], {"images": images.numpy()})
-        with torch.no_grad():
-            expected = encoder(images).numpy()
-        np.testing.assert_allclose(tokens, expected, atol=1e-4)
-        np.testing.assert_allclose(features, expected.mean(axis=1), atol=1e-4)
-    difference = said["max_difference"]
-    assert isinstance(difference, float)
-    assert 0 < difference < 1e-4
-    assert f"at most {difference:.1e} on 8 photographs" in summary(said)
-
-    before = out.read_bytes()
-    monkeypatch.setattr(onnx_module, "TOLERANCE", difference / 1e6)
-    with pytest.raises(RunFailed, match="nothing was written"):
-        exported(encoder_run, "onnx", out, force=True)
-    assert out.read_bytes() == before
-    assert listing(tmp_path) == {"encoder.onnx"}
-
-
-def test_onnx_without_its_extra(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(SettingsError, match=r"pip install 'dsdmae\[onnx\]'"):
-        exported(encoder_run, "onnx", tmp_path / "encoder.onnx")
-
-
-def test_the_photographs_are_real_and_in_range() -> None:
-    images = onnx_module.cut_photographs(48)
-    assert images.shape == (8, 3, 48, 48)
-    assert -1 <= images.min() < -0.9
-    assert 0.9 < images.max() <= 1
-    assert all(image.std() > 0.05 for image in images)
-
-
-@pytest.mark.slow
-def test_onnx_of_a_classifier(tuned_run: Path, tmp_path: Path, unchecked_shapes: None) -> None:
-    import onnxruntime
-
-    said = exported(tuned_run, "onnx", tmp_path / "classifier.onnx")
-    assert said["outputs"] == {"logits": [10]}
-    session = onnxruntime.InferenceSession(tmp_path / "classifier.onnx", providers=["CPUExecutionProvider"])
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == said["classes"]
-    opened = open_encoder(str(tuned_run), None, backbone=None, image_size=None, seed=0, head=True)
-    assert opened.tuned is not None
-    images = torch.rand(5, 3, 16, 16) * 2 - 1
-    [logits] = session.run(["logits"], {"images": images.numpy()})
-    with torch.no_grad():
-        np.testing.assert_allclose(logits, opened.tuned.network.eval()(images).numpy(), atol=1e-4)
-    assert logits.std() > 1e-3
 
 
 # -- the denoiser
@@ -370,20 +204,6 @@ def test_a_denoiser_needs_a_run(
         assert code == 2
         assert said in one_line(err)
     assert listing(tmp_path) == set()
-
-
-@pytest.mark.slow
-def test_a_denoiser_of_one_size_as_onnx(encoder_run: Path, tmp_path: Path, unchecked_shapes: None) -> None:
-    """A transformer's: its positions belong to a size. tests/pictures/test_engines.py has the others."""
-    said = exported(encoder_run, "denoiser-onnx", tmp_path / "denoiser.onnx")
-    assert said["outputs"] == {"restored": [3, 16, 16]}
-    assert "[batch, 3, 16, 16]" in summary(said)
-    network = open_onnx(tmp_path / "denoiser.onnx", "it")
-    assert (network.about.size_multiple, network.image_size) == (None, 16)
-    images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
-    with torch.no_grad():
-        expected = load_denoiser(run=encoder_run)(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(network.predict(images), expected, atol=1e-4)
 
 
 # -- where it writes

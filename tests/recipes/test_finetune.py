@@ -29,27 +29,22 @@ from helpers import (
     wait_until,
 )
 from PIL import Image
+from small_runs import TUNED_QUICKLY, stopped_after, tune
 from torch import Tensor
 
-from dsdmae_cli.artifacts.subject import taken_over
 from dsdmae_cli.config.compose import compose
-from dsdmae_cli.config.schema import FINETUNE, Loaded
+from dsdmae_cli.config.schema import FINETUNE
 from dsdmae_cli.data.rand_augment import RandAugment
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation import classifying, judging
 from dsdmae_cli.methods.base import StepInfo
 from dsdmae_cli.optim import parameter_groups
-from dsdmae_cli.recipes.finetune import finetune
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.runs.run import Run
 from dsdmae_cli.settings.judge import FinetuneSection
 from dsdmae_cli.tasks.classifier import AttentiveProbe, Classifier, MixedBatch
 
-QUICK = (
-    "train.device=cpu", "train.precision=fp32", "train.epochs=2", "train.batch_size=8", "train.log_every=1",
-    "optim.lr=1e-3", "optim.warmup_epochs=0.5",
-)  # fmt: skip
 FILES = {
     "settings.toml", "run.json", "metrics.jsonl", "result.json", "classifier.safetensors", ".lock", "figures",
     "report.html",
@@ -72,20 +67,6 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pretrained")
     train(digits, out)
     return out
-
-
-def load(subject: str | Path, *assignments: str, like: Path | None = None, preset: str | None = None) -> Loaded[Any]:
-    values, origin = taken_over(str(subject), str(like) if like else None)
-    values = {**values, "finetune": {"start": str(subject)}}
-    return compose(FINETUNE, preset=preset, assignments=[*QUICK, *assignments], environ={}, base=(values, origin))
-
-
-def tune(
-    subject: str | Path, out: Path, *assignments: str, like: Path | None = None, resume: bool = False,
-    preset: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    loaded = load(subject, *assignments, like=like, preset=preset)
-    return finetune(loaded, out=out, resume=resume, overridden=False, as_json=True)
 
 
 def small_backbone(depth: int = 2, seed: int = 0, class_token: bool = False) -> Any:
@@ -156,9 +137,7 @@ def test_training_starts_from_the_pretrained_weights(run: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("more", [(), ("finetune.rand_augment=rand-m9-mstd0.5-inc1", "data.workers=1")], ids=["", "ra"])
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    more: tuple[str, ...], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(more: tuple[str, ...], run: Path, tmp_path: Path) -> None:
     strong = (
         "finetune.mixup=0.8", "finetune.cutmix=1.0", "finetune.random_erasing=0.5", "finetune.ema=0.9",
         "finetune.validation=0.3", "finetune.select=best", "backbone.drop_path=0.2", "data.flip=true",
@@ -167,19 +146,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole = tmp_path / "whole"
     tune(run, whole, *strong)
 
-    stop_at = 7  # within the second epoch
-    stepped = Run.stepped
-
-    def and_stop(self: Run, step: int) -> None:
-        stepped(self, step)
-        if step == stop_at:
-            signal.raise_signal(signal.SIGTERM)
-
     parted = tmp_path / "parted"
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "stepped", and_stop)
-        with pytest.raises(Exception, match="dsdmae finetune --resume"):
-            tune(run, parted, *strong)
+    with stopped_after(7, "dsdmae finetune --resume"):  # within the second epoch
+        tune(run, parted, *strong)
     tune(run, parted, *strong, resume=True)
     assert untimed(parted) == untimed(whole)
     name = "classifier.safetensors"
@@ -188,7 +157,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_a_signal_stops_and_resume_goes_on(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
-    words = [word for text in (*QUICK, "train.epochs=40") for word in ("--set", text)]
+    words = [word for text in (*TUNED_QUICKLY, "train.epochs=40") for word in ("--set", text)]
     process = start("-c", SLOW_DRIVER, "finetune", run, "--out", out, *words)
     wait_until(lambda: steps_done(out) >= 2, process)
     process.send_signal(signal.SIGINT)

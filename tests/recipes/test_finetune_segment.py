@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,66 +13,47 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import small_runs
 import torch
-from helpers import cli, digit_folder, listing, masked_folder, one_line, records, start, train, untimed, words
+from helpers import cli, digit_folder, listing, one_line, records, start, untimed, words
 from PIL import Image
 from sklearn.metrics import jaccard_score
+from small_runs import stopped_after
 
-from dsdmae_cli.artifacts.subject import taken_over
-from dsdmae_cli.config.compose import compose
-from dsdmae_cli.config.schema import FINETUNE, Loaded
+from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import CheckpointError, DataError, SettingsError
 from dsdmae_cli.evaluation.overlap import mean_iou
 from dsdmae_cli.recipes.compare import compare
-from dsdmae_cli.recipes.finetune import finetune, summary
-from dsdmae_cli.runs.run import Run
+from dsdmae_cli.recipes.finetune import summary
 
-QUICK = (
-    "finetune.task=segment", "train.device=cpu", "train.precision=fp32", "train.epochs=2", "train.batch_size=8",
-    "train.log_every=1", "optim.lr=3e-3", "optim.warmup_epochs=0.5", "data.image_size=24,32",
-)  # fmt: skip
+SEGMENT = ("finetune.task=segment", "optim.lr=3e-3", "data.image_size=24,32")
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return masked_folder(tmp_path_factory.mktemp("masked") / "digits", train=24, test=6)
-
-
-@pytest.fixture(scope="module")
-def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished pre-training run on squares of the pictures, masks left alone."""
-    out = tmp_path_factory.mktemp("pretrained")
-    train(folder, out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def tuned(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(masked_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned") / "run"
-    tune(run, out, "train.epochs=8")
+    tune(masked_run, out, "train.epochs=8")
     return out
 
 
 def load(subject: str | Path, *assignments: str, like: Path | None = None) -> Loaded[Any]:
-    values, origin = taken_over(str(subject), str(like) if like else None)
-    values = {**values, "finetune": {"start": str(subject)}}
-    return compose(FINETUNE, assignments=[*QUICK, *assignments], environ={}, base=(values, origin))
+    return small_runs.tuning(subject, *SEGMENT, *assignments, like=like)
 
 
 def tune(
     subject: str | Path, out: Path, *assignments: str, like: Path | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    return finetune(load(subject, *assignments, like=like), out=out, resume=resume, overridden=False, as_json=True)
+    return small_runs.tune(subject, out, *SEGMENT, *assignments, like=like, resume=resume)
 
 
 # -- what a run leaves
 
 
-def test_the_files_and_the_result_of_a_run(run: Path, tmp_path: Path, drawn: None) -> None:
+def test_the_files_and_the_result_of_a_run(masked_run: Path, tmp_path: Path, drawn: None) -> None:
     out = tmp_path / "tuned"
-    result = tune(run, out, "finetune.validation=0.2")
+    result = tune(masked_run, out, "finetune.validation=0.2")
     left = {name for name in listing(out) if not name.startswith("checkpoints")}
     assert left == {
         "settings.toml", "run.json", "metrics.jsonl", "result.json", "classifier.safetensors", "counts.npz", ".lock",
@@ -102,15 +82,15 @@ def test_the_files_and_the_result_of_a_run(run: Path, tmp_path: Path, drawn: Non
     assert "test images, their masks, and what was answered" in page
 
 
-def test_its_masks_are_those_that_it_was_judged_by(tuned: Path, folder: Path, tmp_path: Path) -> None:
+def test_its_masks_are_those_that_it_was_judged_by(tuned: Path, masked: Path, tmp_path: Path) -> None:
     """The way of `dsdmae predict` to a mask, and scikit-learn's to a mean IoU."""
     masks = tmp_path / "masks"
-    answer = predict(tuned, folder / "images" / "test", "--out", masks, "--precision", "fp32", "--json")
+    answer = predict(tuned, masked / "images" / "test", "--out", masks, "--precision", "fp32", "--json")
     told = json.loads(answer.stdout)
     assert told["classes"] == ["paper", "shade", "ink"]
     predicted, truth = [], []
     for picture in told["pictures"]:
-        with Image.open(picture["mask"]) as mask, Image.open(folder / "masks/test" / Path(picture["mask"]).name) as own:
+        with Image.open(picture["mask"]) as mask, Image.open(masked / "masks/test" / Path(picture["mask"]).name) as own:
             assert (mask.mode, mask.size) == ("P", own.size)
             predicted.append(np.asarray(mask).ravel())
             truth.append(np.asarray(own).ravel())
@@ -160,17 +140,17 @@ def test_pictures_of_any_size_and_what_cannot_be_read(
     ],
 )
 def test_predict_says_what_it_cannot_do(
-    given: tuple[str, ...], said: str, tuned: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+    given: tuple[str, ...], said: str, tuned: Path, masked: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = cli(capfd, "predict", tuned, folder / "images" / "test", *given)
+    code, out, err = cli(capfd, "predict", tuned, masked / "images" / "test", *given)
     assert (code, out) == (2, "")
     assert said in one_line(err)
 
 
 def test_masks_never_take_the_place_of_pictures(
-    tuned: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tuned: Path, masked: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = shutil.copytree(folder / "images" / "test", tmp_path / "pictures")
+    pictures = shutil.copytree(masked / "images" / "test", tmp_path / "pictures")
     code, _, err = cli(capfd, "predict", tuned, pictures / "024.png", "--out", pictures, "--force")
     assert (code, "would take its place" in one_line(err)) == (2, True)
 
@@ -195,8 +175,8 @@ def test_it_is_exported_with_its_head_and_without(
     assert all(torch.equal(weights, mine[name]) for name, weights in encoder.state_dict().items())
 
 
-def test_what_judges_runs_understands_it(tuned: Path, run: Path, tmp_path: Path) -> None:
-    tune("scratch", tmp_path / "scratch", like=run)
+def test_what_judges_runs_understands_it(tuned: Path, masked_run: Path, tmp_path: Path) -> None:
+    tune("scratch", tmp_path / "scratch", like=masked_run)
     found = compare([tuned, tmp_path / "scratch"])
     assert {row.kind for row in found.rows} == {"finetune"}
     assert all(row.mean_iou is not None for row in found.rows)
@@ -213,62 +193,40 @@ def test_runs_lists_it(tuned: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("data.placement=streaming", "data.workers=1")], ids=["resident", "streaming"])
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    more: tuple[str, ...], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(more: tuple[str, ...], masked_run: Path, tmp_path: Path) -> None:
     strong = (
         "finetune.ema=0.9", "finetune.validation=0.3", "finetune.select=best", "finetune.random_erasing=0.5",
         "finetune.label_smoothing=0.1", "finetune.class_weights=balanced", "backbone.drop_path=0.2", "data.shift=2",
         "train.epochs=3", "train.micro_batch=4", *more,
     )  # fmt: skip
-    whole, parted, stop_at = tmp_path / "whole", tmp_path / "parted", 3  # within the second epoch of two steps
-    tune(run, whole, *strong)
-    stepped = Run.stepped
-
-    def and_stop(self: Run, step: int) -> None:
-        stepped(self, step)
-        if step == stop_at:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "stepped", and_stop)
-        with pytest.raises(Exception, match="dsdmae finetune --resume"):
-            tune(run, parted, *strong)
-    tune(run, parted, *strong, resume=True)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    tune(masked_run, whole, *strong)
+    with stopped_after(3, "dsdmae finetune --resume"):  # within the second epoch of two steps
+        tune(masked_run, parted, *strong)
+    tune(masked_run, parted, *strong, resume=True)
     assert untimed(parted) == untimed(whole)
     for name in ("classifier.safetensors", "counts.npz"):
         assert (parted / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_run_goes_on_with_the_masks_that_it_began_with(
-    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = shutil.copytree(folder, tmp_path / "data")
-    stepped = Run.stepped
-
-    def and_stop(self: Run, step: int) -> None:
-        stepped(self, step)
-        signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "stepped", and_stop)
-        with pytest.raises(Exception, match="dsdmae finetune --resume"):
-            tune(run, tmp_path / "run", f"data.dataset=folder:{other}")
+def test_a_run_goes_on_with_the_masks_that_it_began_with(masked_run: Path, masked: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(masked, tmp_path / "data")
+    with stopped_after(1):
+        tune(masked_run, tmp_path / "run", f"data.dataset=folder:{other}")
     Image.fromarray(np.zeros((24, 32), np.uint8)).save(other / "masks/train/000.png")
     with pytest.raises(CheckpointError, match="are not those that"):
-        tune(run, tmp_path / "run", f"data.dataset=folder:{other}", resume=True)
+        tune(masked_run, tmp_path / "run", f"data.dataset=folder:{other}", resume=True)
 
 
 @pytest.mark.slow
-def test_two_processes_compute_what_one_does(run: Path, tmp_path: Path) -> None:
-    chosen = (*QUICK, "train.micro_batch=2", "train.epochs=3", "finetune.validation=0.25")
+def test_two_processes_compute_what_one_does(masked_run: Path, tmp_path: Path) -> None:
+    more = ("train.micro_batch=2", "train.epochs=3", "finetune.validation=0.25")
+    chosen = words([*small_runs.TUNED_QUICKLY, *SEGMENT, *more])
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start(
-        *torchrun, "-m", "dsdmae_cli", "finetune", run, *words([*chosen]), "--out", tmp_path / "two", "--json"
-    )
+    process = start(*torchrun, "-m", "dsdmae_cli", "finetune", masked_run, *chosen, "--out", tmp_path / "two", "--json")
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    expected = tune(run, tmp_path / "one", *chosen[len(QUICK) :])
+    expected = tune(masked_run, tmp_path / "one", *more)
     result = json.loads(out)
     assert result["mean_iou"] == pytest.approx(expected["mean_iou"], abs=0.02)
     losses = [[r["loss"] for r in records(tmp_path / name) if "loss" in r] for name in ("two", "one")]
@@ -281,10 +239,10 @@ def test_two_processes_compute_what_one_does(run: Path, tmp_path: Path) -> None:
 # -- what is refused
 
 
-def test_the_task_brings_its_preset(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert load(run).sources["data.crop_scale"] == "preset segment"
-    assert load(run, "finetune.task=classify").sources["data.crop_scale"] == "preset paper"
-    code, out, err = cli(capfd, "finetune", run, "--task", "segment", "--dry-run", "--json")
+def test_the_task_brings_its_preset(masked_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert load(masked_run).sources["data.crop_scale"] == "preset segment"
+    assert load(masked_run, "finetune.task=classify").sources["data.crop_scale"] == "preset paper"
+    code, out, err = cli(capfd, "finetune", masked_run, "--task", "segment", "--dry-run", "--json")
     assert code == 0, err
     plan = json.loads(out)
     assert (plan["train_images"], plan["effective_batch"], plan["epochs"]) == (24, 16, 100)
@@ -300,9 +258,9 @@ def test_the_task_brings_its_preset(run: Path, capfd: pytest.CaptureFixture[str]
         ("finetune.task=detect", "finetune.task = 'detect'"),
     ],
 )
-def test_what_is_for_whole_images_is_refused(assignment: str, said: str, run: Path) -> None:
+def test_what_is_for_whole_images_is_refused(assignment: str, said: str, masked_run: Path) -> None:
     with pytest.raises(SettingsError) as error:
-        load(run, assignment)
+        load(masked_run, assignment)
     assert said in str(error.value)
 
 
@@ -321,30 +279,36 @@ def test_images_without_masks_are_refused(tmp_path: Path, refuse: Callable[..., 
     assert "have no masks" in refuse("scratch", "--dataset", digit_folder(tmp_path / "digits", 12, 4))
 
 
-def test_damaged_masks_are_refused(folder: Path, tmp_path: Path, run: Path, refuse: Callable[..., str]) -> None:
-    other = shutil.copytree(folder, tmp_path / "data")
+def test_damaged_masks_are_refused(masked: Path, tmp_path: Path, masked_run: Path, refuse: Callable[..., str]) -> None:
+    other = shutil.copytree(masked, tmp_path / "data")
     for kind, size, said in (("sizes", (9, 9), "has 9x9 px and its image 32x24"), ("values", (32, 24), "the value 77")):
         Image.new("L", size, 77 if kind == "values" else 0).save(other / "masks/train/003.png")
-        assert said in refuse(run, "--dataset", other)
+        assert said in refuse(masked_run, "--dataset", other)
 
 
 @pytest.mark.parametrize("placement", ["resident", "streaming"])
 def test_a_mask_that_fails_on_the_way_is_one_line(
-    placement: str, folder: Path, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    placement: str, masked: Path, tmp_path: Path, masked_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many masks only some are looked at beforehand."""
     monkeypatch.setattr("dsdmae_cli.data.mask_account._HEADERS", 1)
     monkeypatch.setattr("dsdmae_cli.data.mask_account._DECODED", 1)
-    other = shutil.copytree(folder, tmp_path / "data")
+    other = shutil.copytree(masked, tmp_path / "data")
     Image.new("L", (32, 24), 77).save(other / "masks/train/003.png")
     with pytest.raises(DataError) as error:
-        tune(run, tmp_path / "run", f"data.dataset=folder:{other}", f"data.placement={placement}", "data.workers=1")
+        tune(
+            masked_run,
+            tmp_path / "run",
+            f"data.dataset=folder:{other}",
+            f"data.placement={placement}",
+            "data.workers=1",
+        )
     assert "003.png has the value 77" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_few_labels_are_a_share_of_the_images(run: Path, tmp_path: Path) -> None:
-    result = tune(run, tmp_path / "tuned", "finetune.labels=0.5")
+def test_few_labels_are_a_share_of_the_images(masked_run: Path, tmp_path: Path) -> None:
+    result = tune(masked_run, tmp_path / "tuned", "finetune.labels=0.5")
     assert (result["train_images"], result["steps"]) == (12, 2)
 
 

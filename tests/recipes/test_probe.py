@@ -13,15 +13,11 @@ import torch
 from helpers import cli, digit_folder, listing, one_line, train
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from small_runs import judge
 
-from dsdmae_cli.artifacts.subject import taken_over
-from dsdmae_cli.config.compose import compose
-from dsdmae_cli.config.schema import PROBE
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.recipes.probe import probe
 
 KINDS = ("linear", "knn", "logistic", "attentive", "ep")
-QUICK = ("train.device=cpu", "train.precision=fp32", "train.epochs=3", "train.batch_size=16")
 FEWER = {"knn": ["probe.k=[1,3]"], "logistic": ["probe.c=[0.1,1]"], "attentive": ["probe.learning_rates=[0.001,0.01]"],
          "ep": ["probe.learning_rates=[1,10]"]}  # fmt: skip
 
@@ -39,13 +35,6 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pretrained")
     train(digits, out)
     return out
-
-
-def judge(subject: str | Path, out: Path, *assignments: str, like: Path | None = None) -> dict[str, Any]:
-    values, origin = taken_over(str(subject), str(like) if like else None)
-    values = {**values, "probe": {"start": str(subject)}}
-    loaded = compose(PROBE, assignments=[*QUICK, *assignments], environ={}, base=(values, origin))
-    return probe(loaded, out=out, as_json=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,7 +224,7 @@ def test_pixels_are_a_baseline_like_any_other(run: Path, tmp_path: Path) -> None
 
 
 def test_a_fine_tuned_network_is_probed_without_its_head(run: Path, tmp_path: Path) -> None:
-    from test_finetune import tune
+    from small_runs import tune
 
     tune(run, tmp_path / "tuned", "train.epochs=1")
     whole = judge(tmp_path / "tuned", tmp_path / "a", "probe.kind=knn")

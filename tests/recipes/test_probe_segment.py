@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import cli, digit_folder, listing, masked_folder, one_line, train
+import small_runs
+from helpers import cli, digit_folder, listing, one_line
 from PIL import Image
 
-from dsdmae_cli.artifacts.subject import taken_over
-from dsdmae_cli.config.compose import compose
-from dsdmae_cli.config.schema import PROBE
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.overlap import mean_iou
 from dsdmae_cli.recipes.compare import compare
-from dsdmae_cli.recipes.probe import probe, summary
+from dsdmae_cli.recipes.probe import summary
 
 QUICK = ("train.device=cpu", "train.precision=fp32", "train.epochs=3", "data.image_size=24,32")
 FEWER = {"segment": ["probe.learning_rates=[0.003,0.03]"], "segment-knn": ["probe.k=[1,5]"]}
@@ -28,30 +26,15 @@ FEWER = {"segment": ["probe.learning_rates=[0.003,0.03]"], "segment-knn": ["prob
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return masked_folder(tmp_path_factory.mktemp("masked") / "digits", train=24, test=6)
-
-
-@pytest.fixture(scope="module")
-def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on squares of the pictures, masks left alone."""
-    out = tmp_path_factory.mktemp("pretrained")
-    train(folder, out)
-    return out
-
-
-def judge(subject: str | Path, out: Path, *assignments: str, like: Path | None = None) -> dict[str, Any]:
-    values, origin = taken_over(str(subject), str(like) if like else None)
+def judge(subject: str | Path, out: Path, *assignments: str) -> dict[str, Any]:
     kind = next((text.partition("=")[2] for text in assignments if text.startswith("probe.kind=")), "segment")
-    values = {**values, "probe": {"start": str(subject), "kind": kind}}
-    loaded = compose(PROBE, assignments=[*QUICK, *FEWER[kind], *assignments], environ={}, base=(values, origin))
-    return probe(loaded, out=out, as_json=True)
+    given = (f"probe.kind={kind}", *FEWER[kind], *assignments)
+    return small_runs.judge(subject, out, *given, quick=QUICK)
 
 
 @pytest.mark.parametrize("kind", FEWER)
-def test_each_kind_leaves_its_result_and_pictures(kind: str, run: Path, tmp_path: Path, drawn: None) -> None:
-    result = judge(run, tmp_path / "probed", f"probe.kind={kind}")
+def test_each_kind_leaves_its_result_and_pictures(kind: str, masked_run: Path, tmp_path: Path, drawn: None) -> None:
+    result = judge(masked_run, tmp_path / "probed", f"probe.kind={kind}")
     figures = (f"figures/{name}.png" for name in ("segmentation", "confusion", "classes", "choice"))
     assert listing(tmp_path / "probed") == {
         "settings.toml", "run.json", "result.json", "counts.npz", ".lock", "report.html", "figures", *figures
@@ -74,8 +57,8 @@ def test_each_kind_leaves_its_result_and_pictures(kind: str, run: Path, tmp_path
     assert "  shade  IoU " in lines
 
 
-def test_the_same_probe_gives_the_same_number(run: Path, tmp_path: Path) -> None:
-    a, b = (judge(run, tmp_path / name) for name in "ab")
+def test_the_same_probe_gives_the_same_number(masked_run: Path, tmp_path: Path) -> None:
+    a, b = (judge(masked_run, tmp_path / name) for name in "ab")
     same = ("mean_iou", "confusion", "chosen", "held_out", "weights_sha256", "protocol")
     assert {key: a[key] for key in same} == {key: b[key] for key in same}
 
@@ -88,35 +71,35 @@ def test_the_same_probe_gives_the_same_number(run: Path, tmp_path: Path) -> None
         ("timm:resnet10t", ("backbone.pretrained=false", "data.image_size=64,96")),
     ],
 )
-def test_every_subject_is_probed(subject: str, words: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
-    result = judge(subject, tmp_path / "probed", f"data.dataset=folder:{folder}", *words)
+def test_every_subject_is_probed(subject: str, words: tuple[str, ...], masked: Path, tmp_path: Path) -> None:
+    result = judge(subject, tmp_path / "probed", f"data.dataset=folder:{masked}", *words)
     assert 0 < result["mean_iou"] < 1
     assert result["features_width"] == {"scratch": 32, "pixels": 48, "timm:resnet10t": 512}[subject]
     assert result["grid"] == {"scratch": [3, 4], "pixels": [6, 8], "timm:resnet10t": [2, 3]}[subject]
 
 
-def test_ink_is_told_from_paper_by_bare_colours(folder: Path, tmp_path: Path) -> None:
+def test_ink_is_told_from_paper_by_bare_colours(masked: Path, tmp_path: Path) -> None:
     """Each token is a pixel here, and the classes are ranges of grey."""
-    words = (f"data.dataset=folder:{folder}", "backbone.patch_size=1", "train.epochs=40")
+    words = (f"data.dataset=folder:{masked}", "backbone.patch_size=1", "train.epochs=40")
     result = judge("pixels", tmp_path / "probed", *words, "probe.learning_rates=0.1")
     assert result["mean_iou"] > 0.9
 
 
-def test_the_choice_does_not_depend_on_the_test_masks(run: Path, folder: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(folder, tmp_path / "data")
+def test_the_choice_does_not_depend_on_the_test_masks(masked_run: Path, masked: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(masked, tmp_path / "data")
     for path in (other / "masks" / "test").iterdir():
         with Image.open(path) as mask:
             values = np.asarray(mask)
         Image.fromarray(np.where(values == 255, 255, 2 - values).astype(np.uint8)).save(path)
-    mine = judge(run, tmp_path / "a")
-    theirs = judge(run, tmp_path / "b", f"data.dataset=folder:{other}")
+    mine = judge(masked_run, tmp_path / "a")
+    theirs = judge(masked_run, tmp_path / "b", f"data.dataset=folder:{other}")
     assert (mine["held_out"], mine["chosen"]) == (theirs["held_out"], theirs["chosen"])
     assert mine["mean_iou"] != theirs["mean_iou"]
 
 
-def test_the_best_block_is_chosen_on_held_out_images(folder: Path, tmp_path: Path) -> None:
+def test_the_best_block_is_chosen_on_held_out_images(masked: Path, tmp_path: Path) -> None:
     net = ("backbone.embed_dim=32", "backbone.depth=2", "backbone.num_heads=2", "backbone.patch_size=4")
-    words = (f"data.dataset=folder:{folder}", *net)
+    words = (f"data.dataset=folder:{masked}", *net)
     result = judge("scratch", tmp_path / "all", *words, "probe.blocks=all")
     assert set(result["held_out_by_block"]) == {"1", "2"}
     assert result["held_out_by_block"][result["block"]] == max(result["held_out_by_block"].values())
@@ -126,16 +109,16 @@ def test_the_best_block_is_chosen_on_held_out_images(folder: Path, tmp_path: Pat
     assert all(value > 0 for value in single["held_out_by_block"].values())
 
 
-def test_windows_slide_over_larger_pictures(run: Path, tmp_path: Path) -> None:
-    result = judge(run, tmp_path / "probed", "data.image_size=16", "probe.scale=1")
+def test_windows_slide_over_larger_pictures(masked_run: Path, tmp_path: Path) -> None:
+    result = judge(masked_run, tmp_path / "probed", "data.image_size=16", "probe.scale=1")
     assert result["train_windows"] == 24 * 2 * 3
     assert "scaled by 1, windows of 16x16 px" in result["protocol"]
     assert sum(result["pixels_per_class"]) == 6 * (768 - 55)
 
 
-def test_results_are_compared_image_by_image(run: Path, folder: Path, tmp_path: Path) -> None:
-    judge(run, tmp_path / "a")
-    words = (f"data.dataset=folder:{folder}", "backbone.patch_size=1")
+def test_results_are_compared_image_by_image(masked_run: Path, masked: Path, tmp_path: Path) -> None:
+    judge(masked_run, tmp_path / "a")
+    words = (f"data.dataset=folder:{masked}", "backbone.patch_size=1")
     judge("pixels", tmp_path / "b", *words, "probe.kind=segment-knn")
     found = compare([tmp_path / "a", tmp_path / "b"])
     [remark] = [words for words in found.remarks if "points of mean IoU" in words]
@@ -155,24 +138,26 @@ def test_results_are_compared_image_by_image(run: Path, folder: Path, tmp_path: 
         (("data.image_size=25,32",), "25"),
     ],
 )
-def test_what_does_not_go_together_is_refused(words: tuple[str, ...], said: str, run: Path, tmp_path: Path) -> None:
+def test_what_does_not_go_together_is_refused(
+    words: tuple[str, ...], said: str, masked_run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SettingsError, match=said):
-        judge(run, tmp_path / "probed", *words)
+        judge(masked_run, tmp_path / "probed", *words)
     assert not (tmp_path / "probed").exists()
 
 
 def test_a_dataset_without_masks_and_a_folder_of_masks_for_classes(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    masked: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     digits = digit_folder(tmp_path / "classes")
     code, _, err = cli(capfd, "probe", "scratch", "--dataset", digits, "--kind", "segment")
     assert (code, "have no masks" in one_line(err)) == (2, True)
-    code, _, err = cli(capfd, "probe", "scratch", "--dataset", folder, "--kind", "linear")
+    code, _, err = cli(capfd, "probe", "scratch", "--dataset", masked, "--kind", "linear")
     assert (code, "are a dataset for segmentation" in one_line(err)) == (2, True)
 
 
-def test_a_dry_run_says_what_there_is(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    given = ("probe", "scratch", "--dataset", folder, "--kind", "segment", "--set", "data.image_size=24,32")
+def test_a_dry_run_says_what_there_is(masked: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = ("probe", "scratch", "--dataset", masked, "--kind", "segment", "--set", "data.image_size=24,32")
     code, said, _ = cli(capfd, *given, "--dry-run")
     assert code == 0
     assert "masks     3 classes: paper, shade, ink; void (255) is 7.2% of 30 masks" in said

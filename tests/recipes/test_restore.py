@@ -10,17 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import cli, digit_folder, listing, one_line, train
+from helpers import cli, listing, one_line, train
 from PIL import Image
 
 from dsdmae_cli.artifacts.trained_method import open_method
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.pictures.outcome import Changed
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_folder(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")

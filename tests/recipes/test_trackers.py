@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import assignments, cli, digit_folder, one_line, words
+from helpers import assignments, cli, one_line, words
 
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.tracking import TrackedRun, final_figures, need
@@ -47,11 +47,6 @@ def init(**given):
     return Run()
 def finish(): _note("finish")
 """
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_folder(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(params=["wandb", "trackio"])

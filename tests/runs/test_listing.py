@@ -11,30 +11,14 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers import assignments, cli, digit_folder, one_line, train, words
+from helpers import assignments, cli, one_line, train, words
+from small_runs import at_step
 
 from dsdmae_cli.errors import RunInterrupted, SettingsError
 from dsdmae_cli.runs import listing
-from dsdmae_cli.runs.run import Run
 from dsdmae_cli.runs.rundir import default_folder
 
 SCORED = ("train.knn_every=1", "train.knn_images=10")
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_folder(tmp_path_factory.mktemp("digits"))
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
-    stepped = Run.stepped
-
-    def and_act(self: Run, now: int) -> None:
-        stepped(self, now)
-        if now == step:
-            act()
-
-    monkeypatch.setattr(Run, "stepped", and_act)
 
 
 def fail() -> None:

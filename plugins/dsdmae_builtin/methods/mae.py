@@ -17,7 +17,7 @@ from dsdmae_cli.backbone import Backbone, gather_tokens
 from dsdmae_cli.methods.base import Losses, Method, Restoration
 from dsdmae_cli.methods.heads import MaskedDecoder
 from dsdmae_cli.methods.losses import pixel_loss
-from dsdmae_cli.methods.pictures import hide
+from dsdmae_cli.methods.pictures import hide, put_back
 from dsdmae_cli.methods.spreading import Spreading
 
 
@@ -82,15 +82,10 @@ class MAE(Method):
     def restore(self, images: Float[Tensor, "b c h w"], corruption: Split) -> Restoration:
         """Dropped patches grey in the one, predicted in the other."""
         net, ids = self.backbone, corruption.ids_masked
-        patches = C.patchify(images, net.patch_shape)
         latents, class_token = net.forward_subset_tokens(images, corruption.ids_keep)
         predicted = gather_tokens(self.decoder(latents, corruption.ids_keep, class_token), ids).float()
-        if self.settings.norm_pix_loss:
-            predicted = C.denormalize_patches(predicted, gather_tokens(patches, ids))
-        patches = patches.scatter(1, ids.unsqueeze(-1).expand_as(predicted), predicted)
-        return Restoration(
-            hide(images, ids, net.patch_shape, net.grid), C.unpatchify(patches, net.patch_shape, net.grid)
-        )
+        restored = put_back(images, predicted, ids, net.patch_shape, net.grid, self.settings.norm_pix_loss)
+        return Restoration(hide(images, ids, net.patch_shape, net.grid), restored)
 
     @property
     def no_denoise(self) -> str:

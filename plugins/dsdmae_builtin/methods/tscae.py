@@ -19,7 +19,7 @@ from dsdmae_cli.methods.base import Losses, Method, Pictures, Restoration
 from dsdmae_cli.methods.contrastive import info_nce
 from dsdmae_cli.methods.heads import MaskedDecoder, init_weights
 from dsdmae_cli.methods.losses import pixel_loss
-from dsdmae_cli.methods.pictures import hide, keep_only
+from dsdmae_cli.methods.pictures import hide, keep_only, put_back
 from dsdmae_cli.methods.projection import GlobalBatchNorm
 from dsdmae_cli.methods.spreading import Spreading
 
@@ -80,14 +80,9 @@ class TSCAE(Method):
     def restore(self, images: Float[Tensor, "b c h w"], corruption: Split) -> Restoration:
         """What the teacher is given, and the pixels of its prediction."""
         net, ids = self.backbone, corruption.ids_masked
-        patches = C.patchify(images, net.patch_shape)
         predicted = self.predict(self._teacher(images, corruption)).float()
-        if self.settings.norm_pix_loss:
-            predicted = C.denormalize_patches(predicted, gather_tokens(patches, ids))
-        patches = patches.scatter(1, ids.unsqueeze(-1).expand_as(predicted), predicted)
-        return Restoration(
-            hide(images, ids, net.patch_shape, net.grid), C.unpatchify(patches, net.patch_shape, net.grid)
-        )
+        restored = put_back(images, predicted, ids, net.patch_shape, net.grid, self.settings.norm_pix_loss)
+        return Restoration(hide(images, ids, net.patch_shape, net.grid), restored)
 
     def show(self, images: Float[Tensor, "b c h w"], corruption: Split) -> Pictures:
         """As restore, and what the student is given."""

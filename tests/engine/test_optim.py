@@ -1,0 +1,63 @@
+"""Learning rates, groups of parameters and the optimiser, held against MAE's and timm's."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import timm.optim
+from helpers import settings
+from toy import Listener, Toy, mae_lr, trainer
+
+from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.optim import build_optimizer, learning_rate, parameter_groups
+from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.settings.models import OptimSettings
+
+
+@pytest.mark.parametrize(("epochs", "per_epoch", "warmup"), [(10, 7, 2.0), (500, 24, 20.0), (3, 5, 0.12), (2, 3, 0.0)])
+def test_the_learning_rate_is_maes(epochs: int, per_epoch: int, warmup: float) -> None:
+    total = epochs * per_epoch
+    ours = [learning_rate(s, total, warmup * per_epoch, 2e-3, 1e-5) for s in range(total)]
+    assert ours == pytest.approx([mae_lr(s / per_epoch, epochs, warmup, 2e-3, 1e-5) for s in range(total)], rel=1e-12)
+    top = math.ceil(warmup * per_epoch)
+    assert all(a < b for a, b in pairwise(ours[: top + 1]) if top > 1)
+    assert all(a > b for a, b in pairwise(ours[top:]))
+    assert max(ours) <= 2e-3
+    assert learning_rate(total, total, warmup * per_epoch, 2e-3, 1e-5) == pytest.approx(1e-5)
+
+
+def test_the_trainer_follows_the_schedule() -> None:
+    hooks = Listener()
+    run = trainer(Toy(), hooks, optim=OptimSettings(lr=1e-2, min_lr=1e-4, warmup_epochs=0.5), epochs=3)
+    run.fit()
+    assert [r["lr"] for r in hooks.records] == pytest.approx([mae_lr(s / 3, 3, 0.5, 1e-2, 1e-4) for s in range(9)])
+    assert [r["step"] for r in hooks.records] == list(range(1, 10))
+    assert [r["epoch"] for r in hooks.records] == pytest.approx([s / 3 for s in range(1, 10)])
+    assert hooks.epochs == [1, 2, 3]
+    assert all(set(r) == {"step", "epoch", "loss", "part", "grad_norm", "skipped", "lr", "images_per_second"}
+               for r in hooks.records)  # fmt: skip
+    assert hooks.records[-1]["loss"] < hooks.records[0]["loss"]
+
+
+@pytest.mark.parametrize("more", [(), ("backbone.class_token=true", "backbone.pos_embed=learn")])
+@pytest.mark.parametrize("method", ["dsdmae", "mae"])
+def test_decay_spares_what_timm_spares(method: str, more: tuple[str, ...]) -> None:
+    module = build_method(resolve(settings("digits", *more, method=method).settings))
+    names = {id(p): name for name, p in module.named_parameters()}
+    ours = [{names[id(p)] for p in group["params"]} for group in parameter_groups(module, 0.05)]  # type: ignore[attr-defined]
+    assert [group["weight_decay"] for group in parameter_groups(module, 0.05)] == [0.05, 0.0]
+    tokens = [n for n in names.values() if n.endswith(("pos_embed", "cls_token", "mask_token"))]
+    theirs = timm.optim.param_groups_weight_decay(module, 0.05, no_weight_decay_list=tokens)
+    assert {frozenset(group) for group in ours} == {frozenset(names[id(p)] for p in g["params"]) for g in theirs}
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert ours[0] | ours[1] == trained
+    assert not [name for name in trained if name.startswith("teacher")]
+
+
+def test_the_optimiser_is_fused_adamw_with_the_settings() -> None:
+    optimizer = build_optimizer(Toy(), OptimSettings(lr=0.5, betas=(0.8, 0.7), weight_decay=0.3))
+    assert optimizer.defaults["fused"]
+    assert [g["betas"] for g in optimizer.param_groups] == [(0.8, 0.7)] * 2
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.3, 0.0]

@@ -1,0 +1,196 @@
+"""What must not cost a result or a run (docs/design/faults.md): names, links and plugins that mean no good."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import (
+    assignments,
+    cli,
+    one_line,
+    undigested,
+    words,
+)
+from safetensors.torch import load_file, save_file
+
+from dsdmae_cli import files, plugins
+from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.errors import PluginError, RunFailed
+from dsdmae_cli.report import markdown, shown, without_password
+
+pytestmark = pytest.mark.faults
+
+
+def test_pipes_and_links_to_themselves_are_passed_over(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(next(encoder_run.parent.glob("digits/test/*/*.png")), tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    code, out, err = cli(capfd, "denoise", tmp_path)
+    assert code == 1
+    assert "a.denoised.png" in out
+    assert "loop.png" in one_line(err)
+    assert "pipe.png" not in err
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("postgresql://ann:s3cret@host:5432/db", "postgresql://ann:***@host:5432/db"),
+        ("sqlite:///:SECRET@s.db", "sqlite:///:***@s.db"),
+        ("--storage=mysql://a:b:c@h/d", "--storage=mysql://a:***@h/d"),
+        ("data.crop_scale=[0.4,1.0]", "data.crop_scale=[0.4,1.0]"),
+    ],
+)
+def test_passwords_are_recorded_nowhere(given: str, kept: str) -> None:
+    assert without_password(given) == kept
+
+
+# -- text from outside is shown, never obeyed
+
+
+HOSTILE = "<img src=x onerror=alert(1)>|`[click](javascript:alert(1))\x1b[31mRED\x07\u202e\n---"
+
+
+def test_a_terminal_obeys_no_name() -> None:
+    assert shown("a\x1b[31mb\x07\u202ec\r\x9bd\te\nf é 猫 σ") == (
+        "a\\x1b[31mb\\x07\\u202ec\\r\\x9bd\te\nf é 猫 σ"
+    )  # fmt: skip
+    assert shown("a\nb", one_line=True) == "a\\nb"
+
+
+def test_markdown_says_names_as_they_are() -> None:
+    text = markdown(HOSTILE)
+    assert text == (
+        "&lt;img src=x onerror=alert(1)&gt;\\|\\`[click]\\(javascript:alert(1))\\\\x1b[31mRED\\\\x07\\\\u202e\\\\n---"
+    )
+    assert markdown("mask_ratio = 0.9, [0.4, 1.0] ± 3%") == "mask_ratio = 0.9, [0.4, 1.0] ± 3%"
+
+
+def test_names_of_files_and_runs_write_no_escape_to_the_terminal(
+    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(digits, tmp_path / "images"))
+    (folder / "train" / "0" / "esc\x1b[31mRED\x07.png").write_bytes(b"no picture")
+    chosen = words(assignments(folder, "train.epochs=1"))
+    code, out, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "r\x1b[2Jun")
+    assert code == 0, err
+    assert "\x1b" not in out + err
+    assert "\x07" not in out + err
+    assert "skipped an unreadable image" in err
+    assert "esc\\x1b[31mRED\\x07.png" in err
+    code, _, err = cli(capfd, "denoise", tmp_path / "no\x1b[31m\u202esuch.png")
+    assert code == 2
+    assert "no\\x1b[31m\\u202esuch.png" in one_line(err)
+
+
+def test_a_card_holds_no_markup_from_outside(
+    tuned_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, path = tuned_run / "classifier.safetensors", tmp_path / "classifier.safetensors"
+    metadata = undigested(source)
+    metadata["classes"] = json.dumps([HOSTILE, *json.loads(metadata["classes"])[1:]])
+    save_file(load_file(source), path, metadata)
+    code, _, err = cli(capfd, "export", path, "--to", "hf", "--out", tmp_path / "out")
+    assert code == 0, err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert markdown(HOSTILE) in card
+    for live in ("<img", "](javascript", "\x1b", "\u202e"):
+        assert live not in card
+
+
+def test_a_report_holds_no_markup_from_outside(tmp_path: Path) -> None:
+    from jinja2 import Environment, PackageLoader
+
+    for package in ("ablation", "worth"):
+        template = PackageLoader(f"dsdmae_cli.{package}").get_source(Environment(), "report.md")[0]
+        # Numbers and what the program says itself need none of it; everything that a person or a file named does.
+        raw = set(re.findall(r"\{\{ ([a-z_.]+) \}\}", template))
+        assert raw <= {
+            "about_best",
+            "base",
+            "done",
+            "image",
+            "trials",
+            "wall",
+            "work",
+            "metric",
+            "paper.dataset",
+            "paper.source",
+            "value",
+            "share",
+        }
+
+
+# -- what runs out, and who is left behind
+
+
+def test_a_link_planted_at_a_partial_file_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, target = tmp_path / "victim", tmp_path / "o.png"
+    victim.write_text("mine")
+    (tmp_path / f".o.png.{os.getpid()}.partial").symlink_to(victim)
+    files.write_bytes(target, b"picture")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "foreseen")
+    (tmp_path / ".p.png.foreseen.partial").symlink_to(victim)
+    with pytest.raises(RunFailed, match="File exists"):
+        files.write_bytes(tmp_path / "p.png", b"picture")
+    assert victim.read_text() == "mine"
+    assert target.read_bytes() == b"picture"
+    assert not target.is_symlink()
+    umask = os.umask(0)
+    os.umask(umask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+class _Odd(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (replace(plugins.find("dataset", "digits").spec, summary=None), "has summary None, not a text"),
+        (replace(plugins.find("dataset", "digits").spec, settings=int), "has settings <class 'int'>, not a pydantic"),
+        (_Odd("no"), "_Odd: no"),
+    ],
+)
+def test_an_odd_plugin_is_named_and_harms_nobody(
+    spec: Any, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Point:
+        name, value, dist = "odd", "odd.module:ODD", None
+
+        def load(self) -> Any:
+            print("printed while it is imported")
+            if isinstance(spec, BaseException):
+                raise spec
+            return spec
+
+    known = plugins._entries
+
+    def entries(kind: Any) -> Any:
+        odd = plugins._Entry(Point(), "odd", "1")  # type: ignore[arg-type]
+        return (*known(kind), *([odd] if kind == "dataset" else []))
+
+    monkeypatch.setattr(plugins, "_entries", entries)
+    code, out, _ = cli(capfd, "plugins", "--json")
+    assert code == 0
+    listed = json.loads(out)
+    assert said in json.dumps(listed)
+    with pytest.raises(PluginError, match="odd"):
+        plugins.find("dataset", "odd")
+    assert plugins.find("dataset", "digits").name == "digits"
+
+
+def test_a_build_that_makes_the_wrong_thing_is_named() -> None:
+    with pytest.raises(PluginError, match="'builtins:dict' made a dict, not a Backbone"):
+        plugins.made_by("builtins:dict", Backbone)
