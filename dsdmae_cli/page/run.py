@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from dsdmae_cli.evaluation.closing import NEIGHBOURS
-from dsdmae_cli.figures.sheet import strips
+from dsdmae_cli.figures.sheet import moments, strips
 from dsdmae_cli.page import PAGE, segments
 from dsdmae_cli.page.blocks import (
     Block,
@@ -40,6 +40,12 @@ from dsdmae_cli.report import duration
 _RUN = "RUN"
 _MOST_MOMENTS = 8
 _MOST_WARNINGS = 50
+_PATCHES = (
+    "To the network, patches of one colour are alike; of a useful one colours follow things and their parts, not single"
+    " edges or the place in the image.",
+    "Colours are the first three principal components of all these patches' features, of each moment anew, in the order"
+    " and sign that fit the moment before: compare what has one colour, not how red it is.",
+)
 
 
 @dataclass(frozen=True)
@@ -182,8 +188,10 @@ def _sections(story: Story) -> Iterator[tuple[str, Sequence[Block]]]:
     waits = "The first figures come with the first steps." if story.state == "running" else "No step was recorded."
     if trained:
         yield "Curves", [Charts(story.curves.charts(story.before), waits)]
-    if moments := moments_of(story.folder / "figures", story.curves.steps_per_epoch):
-        yield "Pictures", [Text([_seen(story)], quiet=True), moments]
+    if seen := moments_of(story.folder / "figures", story.curves.steps_per_epoch):
+        yield "Pictures", [Text([_seen(story)], quiet=True), seen]
+    if patches := moments_of(story.folder / "figures", story.curves.steps_per_epoch, patches=True):
+        yield "What patches are alike", [Text(_PATCHES, quiet=True), patches]
     if figures := _figures(story.folder / "figures"):
         yield "Figures", [figures]
     yield from segments.sections(story.result)
@@ -313,24 +321,26 @@ def _figures(folder: Path) -> Gallery | None:
     return Gallery(pictures, wide=True) if pictures else None
 
 
-def moments_of(folder: Path, steps_per_epoch: float | None, most: int = _MOST_MOMENTS) -> Moments | None:
-    """The pictures that a run has drawn on its way; None where there are none."""
-    files = sorted(folder.glob("*-step-*.png")) if folder.is_dir() else []
+def moments_of(
+    folder: Path, steps_per_epoch: float | None, most: int = _MOST_MOMENTS, patches: bool = False
+) -> Moments | None:
+    """The pictures that a run has drawn on its way, or those of its patches' features; None where there are none."""
+    files = moments(folder, patches)
     if len(files) > most:  # the first and the last are among them
         files = [files[round(index * (len(files) - 1) / (most - 1))] for index in range(most)]
-    moments = [(int(file.stem.rsplit("-", 1)[1]), _strips(file, file.stat().st_mtime_ns)) for file in files]
-    moments = [(step, rows) for step, rows in moments if rows]
-    if not moments:
+    found = [(step, _strips(file, file.stat().st_mtime_ns)) for step, file in files]
+    found = [(step, rows) for step, rows in found if rows]
+    if not found:
         return None
-    last = moments[-1][1]
+    last = found[-1][1]
     still = [
         index for index in range(len(last))
         if index == len(last) - 1
-        or (len(moments) > 1 and all(rows[index][1].source == last[index][1].source for _, rows in moments))
+        or (len(found) > 1 and all(rows[index][1].source == last[index][1].source for _, rows in found))
     ]  # fmt: skip
     shown = [
         (_when(step, steps_per_epoch), [row for index, row in enumerate(rows) if index not in still])
-        for step, rows in moments
+        for step, rows in found
     ]
     return Moments([last[index] for index in still], shown)
 
@@ -341,8 +351,8 @@ def last_moment(folder: Path, what: str) -> Thumb | None:
     Args:
         what: whose it is, for who does not see it.
     """
-    files = sorted(folder.glob("*-step-*.png")) if folder.is_dir() else []
-    rows = strips(files[-1]) if files else []
+    files = moments(folder)
+    rows = strips(files[-1][1]) if files else []
     if not rows:
         return None
     page = Image.new("RGB", (rows[0][1].width, sum(image.height for _, image in rows)))
