@@ -42,9 +42,9 @@ _MOST_MOMENTS = 8
 _MOST_WARNINGS = 50
 _PATCHES = (
     "To the network, patches of one colour are alike; of a useful one colours follow things and their parts, not single"
-    " edges or the place in the image.",
-    "Colours are the first three principal components of all these patches' features, of each moment anew, in the order"
-    " and sign that fit the moment before: compare what has one colour, not how red it is.",
+    " edges or the place in the image. Colours are the first three principal components of all these patches' features,"
+    " of each moment anew, in the order and sign that fit the moment before: compare what has one colour, not how red"
+    " it is."
 )
 
 
@@ -191,7 +191,7 @@ def _sections(story: Story) -> Iterator[tuple[str, Sequence[Block]]]:
     if seen := moments_of(story.folder / "figures", story.curves.steps_per_epoch):
         yield "Pictures", [Text([_seen(story)], quiet=True), seen]
     if patches := moments_of(story.folder / "figures", story.curves.steps_per_epoch, patches=True):
-        yield "What patches are alike", [Text(_PATCHES, quiet=True), patches]
+        yield "What patches are alike", [Text([_PATCHES], quiet=True), patches]
     if figures := _figures(story.folder / "figures"):
         yield "Figures", [figures]
     yield from segments.sections(story.result)
@@ -252,10 +252,7 @@ def _going_on(story: Story) -> Iterator[Block]:
         yield Code(f"dsdmae {story.command} --resume --out {_RUN}")
         return
     commands = {
-        "pretrain": (
-            f"dsdmae probe {_RUN}", f"dsdmae finetune {_RUN} --preset strong", f"dsdmae worth {_RUN}",
-            f"dsdmae export {_RUN} --to timm",
-        ),
+        "pretrain": (*_judging(story.result.get("labels", "classes")), f"dsdmae export {_RUN} --to timm"),
         "finetune": (f"dsdmae predict {_RUN} PICTURES", f"dsdmae export {_RUN} --to timm"),
     }.get(story.command, ())  # fmt: skip
     if story.result.get("task") == "segment":
@@ -266,6 +263,17 @@ def _going_on(story: Story) -> Iterator[Block]:
     if load := story.result.get("load_with"):
         yield Text(["From Python:"], quiet=True)
         yield Code(str(load))
+
+
+def _judging(labels: str | None) -> Iterator[str]:
+    """Commands that judge a pre-trained network by what labels its images have."""
+    if labels == "classes":
+        yield from (f"dsdmae probe {_RUN}", f"dsdmae finetune {_RUN} --preset strong", f"dsdmae worth {_RUN}")
+    elif labels == "masks":
+        yield from (f"dsdmae probe {_RUN} --kind segment", f"dsdmae finetune {_RUN} --task segment")
+    else:
+        yield f"dsdmae worth {_RUN} --dataset folder:LABELLED"
+        yield f"dsdmae embed {_RUN} --out features.npz"
 
 
 def _folded(story: Story) -> Iterator[Section]:

@@ -57,7 +57,8 @@ PLACES = {
 }
 STEPS = 15
 CURVES = {f"{name}.svg" for name in ("loss", "accuracy", "rank", "spread", "learning-rate", "gradient")}
-FIGURES = {"restored.png", *(f"restored-step-{step:08d}.png" for step in (0, 4, 8, 11, 15))}
+MOMENTS = [f"{name}-step-{step:08d}.png" for name in ("restored", "patches") for step in (0, 4, 8, 11, 15)]
+FIGURES = {"restored.png", "patches.png", *MOMENTS}
 CHECKPOINT = ("manifest.json", "model.safetensors", "state.json", "training.safetensors")
 FILES = {
     ".lock", "settings.toml", "run.json", "metrics.jsonl", "result.json", "encoder.safetensors", "report.html",
@@ -104,7 +105,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
 def assert_same_run(run: Path, expected: Path) -> None:
     """All that two runs of one command leave is equal to the last bit, the clock's readings apart."""
     assert untimed(run) == untimed(expected)
-    equal = ["encoder.safetensors", *(f"figures/restored-step-{step:08d}.png" for step in (0, 4, 8, 11, 15))]
+    equal = ["encoder.safetensors", *(f"figures/{name}" for name in MOMENTS)]
     equal += [f"checkpoints/step-{STEPS:08d}/{name}" for name in ("model.safetensors", "training.safetensors")]
     different = [name for name in equal if (run / name).read_bytes() != (expected / name).read_bytes()]
     assert different == []
@@ -161,6 +162,7 @@ def test_the_result_of_a_run(resident: Path, digits: Path) -> None:
         "backbone": "vit-tiny",
         "dataset": f"folder:{digits}",
         "data_notes": ["train/ is learned from and test/ evaluated on"],
+        "labels": "classes",
         "epochs": 3,
         "steps": STEPS,
         "images_seen": STEPS * 8,
@@ -189,8 +191,8 @@ def test_with_tensorboard_and_json(digits: Path, tmp_path: Path, capfd: pytest.C
     assert (code, err) == (0, "")
     assert json.loads(out) == json.loads((run / "result.json").read_text())
     [events] = [name for name in listing(run) if name.startswith("tensorboard/")]
-    # Without a decoder nothing is restored, and there is nothing to show.
-    pictures = {f"figures/{name}" for name in FIGURES}
+    # Without a decoder nothing is restored, and there is nothing to show but what patches are alike.
+    pictures = {f"figures/{name}" for name in FIGURES if name.startswith("restored")}
     assert listing(run) == FILES - pictures | {"tensorboard", events}
     assert {"feature", "loss"} <= records(run)[-2].keys()
     assert "pixel" not in records(run)[-2]
