@@ -121,7 +121,6 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
         *lines,
         *twins_line(result),
         f"protocol       {result['protocol']}",
-        f"figures        {result['figures']}",
         f"time           {duration(result['seconds'])}",
     ]
 

@@ -21,6 +21,7 @@ from dsdmae_cli.evaluation.closing import NEIGHBOURS, closing_words, knn_interva
 from dsdmae_cli.evaluation.judging import warn_of_twins
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.page.words import page_line
 from dsdmae_cli.recipes.beforehand import provided
 from dsdmae_cli.report import Report, duration, make_report
 from dsdmae_cli.runs.build import build_method
@@ -33,7 +34,7 @@ from dsdmae_cli.runs.observers.pictures import Pictures
 from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.runs.prerequisite import frozen_part, give_weights, requirement
 from dsdmae_cli.runs.run import Parts, Run, Start
-from dsdmae_cli.runs.rundir import ENCODER, PAGE, REQUIRED, RUN, SETTINGS, RunDir, called
+from dsdmae_cli.runs.rundir import ENCODER, REQUIRED, RUN, SETTINGS, RunDir, called
 from dsdmae_cli.runtime import choose_device, choose_runtime, resident_bytes
 from dsdmae_cli.settings.models import Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
@@ -246,8 +247,7 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"on held-out    {', '.join(f'{name} {value:.4g}' for name, value in result['measured'].items())}")
     if result["unreadable_images"]:
         lines.append(f"skipped        {result['unreadable_images']} unreadable images")
-    if (page := Path(result["run"]) / PAGE).is_file():
-        lines.append(f"page           {page}")
+    lines += page_line(result["run"])
     lines.append(f"encoder        {result['encoder']}")
     lines.append(f"load it with   {result['load_with']}")
     return "\n".join([*lines, *last_words(result, called(Path(result["run"])))])
