@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dsdmae_cli.report.lines import in_directions
+
 # Neighbours that vote in the k-NN score which a run has on the way and at its end; a k-NN probe chooses among several.
 NEIGHBOURS = 20
 # What to do with masks, where there are no classes of images.
@@ -40,7 +42,7 @@ def closing_words(
     if scores or not ranks:
         return ""
     was = f" ({ranks[0]:.0f} {before})" if len(ranks) > 1 else ""
-    found = f"the features vary in {ranks[-1]:.0f} directions{was}"
+    found = f"the features vary in {in_directions(ranks[-1])}{was}"
     if masks:
         return f"The masks can say whether this is better than {before}; {found}. {BY_MASKS}."
     return (

@@ -36,6 +36,7 @@ from dsdmae_cli.page.document import Places, places, write
 from dsdmae_cli.page.thumbs import thumb
 from dsdmae_cli.page.words import FIGURES, score_facts, scored_words
 from dsdmae_cli.report import duration
+from dsdmae_cli.report.lines import in_directions
 
 _RUN = "RUN"
 _MOST_MOMENTS = 8
@@ -175,7 +176,7 @@ def _facts(story: Story) -> Iterator[tuple[str, str, str]]:
         yield "last loss", f"{loss:.4g}", ""
     if (rank := curves.last("rank")) is not None:
         first = curves.first("rank")
-        yield "features vary in", f"{rank:.0f} directions", f"{story.before} {first:.0f}" if first is not None else ""
+        yield "features vary in", in_directions(rank), f"{story.before} {first:.0f}" if first is not None else ""
     if story.seconds is not None:
         yield "time so far" if story.state == "running" else "time", duration(story.seconds), ""
 

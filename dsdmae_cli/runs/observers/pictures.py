@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _PARTS = 4  # a picture after each quarter of the run, and one before it
 _FEWEST = 4  # rows and columns of patches; the colours of fewer show no shape
-_ROW = "patch\nfeatures"
+_ROW = "patches"
 
 
 class Pictures(Observer):
