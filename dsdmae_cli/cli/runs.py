@@ -168,9 +168,10 @@ def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = Fa
 def _next(run: Found) -> str:
     if run.state != "finished":
         return ""
-    return {"pretrain": f"dsdmae probe {run.path}", "finetune": f"dsdmae predict {run.path} PICTURES"}.get(
-        run.command, ""
-    )
+    from dsdmae_cli.runs.rundir import called
+
+    name = called(run.path)
+    return {"pretrain": f"dsdmae probe {name}", "finetune": f"dsdmae predict {name} PICTURES"}.get(run.command, "")
 
 
 @app.command("open", cls=Command)

@@ -198,6 +198,24 @@ def test_with_tensorboard_and_json(digits: Path, tmp_path: Path, capfd: pytest.C
     assert "pixel" not in records(run)[-2]
 
 
+def test_the_person_hears_that_a_signal_was_heard(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    stepped = Run.stepped
+
+    def and_stop(self: Run, now: int) -> None:
+        stepped(self, now)
+        heard.append(self.report.stopping())
+        signal.raise_signal(signal.SIGTERM)
+        heard.append(self.report.stopping())
+
+    monkeypatch.setattr(Run, "stepped", and_stop)
+    with pytest.raises(RunInterrupted):
+        train(digits, tmp_path / "run", "train.epochs=1")
+    assert heard == [False, True]
+
+
 def test_plain_progress_goes_to_stderr(digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     chosen = words(assignments(digits, "train.epochs=1", method="mae"))
     code, out, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "run")

@@ -323,6 +323,31 @@ def test_a_long_name_leaves_room_for_the_bar(width: int, monkeypatch: pytest.Mon
     assert "─" in line
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_who_asks_to_stop_is_heard_before_the_step_ends(width: int, record_of: Any) -> None:
+    report, _, _ = on_terminal(width)
+    report.start(10, 1, 5)
+    try:
+        report.figures(record_of(METHODS[0]))
+        assert "loss" in shown(report)[1]
+        report.stopping = lambda: True
+        assert shown(report)[1].startswith("stopping after this step, and saving")
+        assert ("once more ends at once" in shown(report)[1]) == (width >= 80)
+    finally:
+        report.stop()
+
+
+def test_a_log_file_hears_it_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_SILENT_SECONDS", 0.2)
+    report = PlainReport()
+    report.start(100, 0, 10)
+    report.stopping = lambda: True
+    threading.Event().wait(0.4)
+    report.stop()
+    said = capsys.readouterr().err.splitlines()
+    assert said.count("stopping after this step, and saving; once more ends at once, unsaved") == 1
+
+
 def test_of_a_handful_of_images_no_directions_are_told() -> None:
     record = {"step": 0, "epoch": 0.0, "knn": 0.5, "spread": 0.1, "rank": 1.0}
     assert words_of(record, 1) == ["k-NN 50.0%"]
