@@ -233,7 +233,7 @@ def _cost(story: Story) -> Iterator[tuple[str, str]]:
     if images is not None:
         yield "images seen", f"{images:,}"
     if (speed := story.curves.last("images_per_second")) is not None:
-        yield "images a second, last", f"{speed:,.0f}"
+        yield "images a second, last", f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
     flops = result.get("flops", story.flops)
     if flops is not None:
         yield "work", f"{flops:.3g} FLOP"

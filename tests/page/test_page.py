@@ -342,6 +342,12 @@ def test_how_to_go_on_names_nothing_that_would_be_refused(
     assert refused not in text
 
 
+@pytest.mark.parametrize(("speed", "said"), [(0.23, "0.23"), (4120.6, "4,121")])
+def test_a_slow_run_is_not_told_to_stand(speed: float, said: str, tmp_path: Path) -> None:
+    told = story(tmp_path, curves=Curves([{"step": 1, "epoch": 1.0, "lr": 0.1, "images_per_second": speed}]))
+    assert f"images a second, last {said}" in parsed(page_of(told), where(told)).text
+
+
 def test_a_picture_is_bounded() -> None:
     noise = Image.effect_noise((3000, 900), 100)
     small = thumb(noise, "noise", most=20_000)
