@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on squares of the pictures, masks left alone."""
     out = tmp_path_factory.mktemp("pretrained")
-    train(folder, out)
+    train(folder, out, "train.knn_every=1")
     return out
 
 
@@ -47,6 +47,15 @@ def judge(subject: str | Path, out: Path, *assignments: str, like: Path | None =
     values = {**values, "probe": {"start": str(subject), "kind": kind}}
     loaded = compose(PROBE, assignments=[*QUICK, *FEWER[kind], *assignments], environ={}, base=(values, origin))
     return probe(loaded, out=out, as_json=True)
+
+
+def test_pretraining_on_images_with_masks_ends_with_what_judges_it(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert (result["labels"], result["knn_accuracy"]) == ("masks", None)
+    assert "dsdmae probe RUN --kind segment" in result["closing"]
+    page = (run / "report.html").read_text()
+    assert "dsdmae finetune RUN --task segment" in page
+    assert "dsdmae worth" not in page
 
 
 @pytest.mark.parametrize("kind", FEWER)
