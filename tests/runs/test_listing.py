@@ -110,9 +110,9 @@ def test_names_are_whole_in_any_terminal(columns: int, made: Path, tmp_path: Pat
     shutil.copytree(made / "finished", long)
     inside, outside = pty.openpty()
     fcntl.ioctl(outside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    words = ["-m", "dsdmae_cli", "runs", "--in", tmp_path]
+    command = [sys.executable, "-m", "dsdmae_cli", "runs", "--in", str(tmp_path)]
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
-    subprocess.run([sys.executable, *words], stdout=outside, check=True, timeout=60, env=environment)
+    subprocess.run(command, stdout=outside, check=True, timeout=60, env=environment)
     os.close(outside)
     said = re.sub(r"\x1b\[[0-9;]*m", "", os.read(inside, 65536).decode())
     os.close(inside)
