@@ -60,6 +60,18 @@ def unheard_children() -> Iterator[None]:
         yield
 
 
+def serve(parent: int, worker: int = 0) -> None:
+    """Have this process, a worker of a run, leave signals to its parent and end with it. A terminal, `timeout`, systemd
+    and SLURM send theirs to the whole group, and a run whose workers have died of them cannot finish its step.
+
+    Args:
+        parent, worker: as end_with.
+    """
+    for number in (*_stops(), *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])):
+        signal.signal(number, signal.SIG_IGN)
+    end_with(parent, worker)
+
+
 def end_with(parent: int, worker: int = 0) -> None:
     """Have this process end when its parent does, however that ends: the kernel sees to it on Linux, a thread that
     looks now and then elsewhere. A worker that waits to write into a pipe which nobody reads would outlive it for ever.

@@ -35,7 +35,8 @@ PLACES = {
 }
 STEPS = 15
 CURVES = {f"{name}.svg" for name in ("loss", "accuracy", "rank", "spread", "learning-rate", "gradient")}
-FIGURES = {"restored.png", *(f"restored-step-{step:08d}.png" for step in (0, 4, 8, 11, 15))}
+MOMENTS = [f"{name}-step-{step:08d}.png" for name in ("restored", "patches") for step in (0, 4, 8, 11, 15)]
+FIGURES = {"restored.png", "patches.png", *MOMENTS}
 CHECKPOINT = ("manifest.json", "model.safetensors", "state.json", "training.safetensors")
 FILES = {
     ".lock", "settings.toml", "run.json", "metrics.jsonl", "result.json", "encoder.safetensors", "report.html",

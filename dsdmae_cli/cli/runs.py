@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -80,18 +81,28 @@ def _table(found: list[Found]) -> None:
         from rich.console import Console
         from rich.table import Table
 
+        console = Console(markup=False, highlight=False)
+        if max(map(len, _aligned([_TITLES, *rows]))) > console.width:
+            # A name that is folded cannot be copied: it gets a line of its own.
+            for row, below in zip(rows, _aligned([row[1:] for row in rows]), strict=True):
+                console.print(row[0], style="bold", soft_wrap=True)
+                console.print(f"  {below}", style=_STYLES[row[1]] if row[1] != "finished" else None)
+            return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for title in _TITLES:
             table.add_column(title, overflow="fold", no_wrap=title in ("state", "age", "score"),
                              justify="right" if title == "age" else "left")  # fmt: skip
         for row in rows:
             table.add_row(*row, style=_STYLES[row[1]] if row[1] != "finished" else None)
-        Console(markup=False, highlight=False).print(table)
+        console.print(table)
         return
-    lines = [_TITLES, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_TITLES))]
-    for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for line in _aligned([_TITLES, *rows]):
+        typer.echo(line)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def _cells(run: Found) -> tuple[str, ...]:
@@ -126,7 +137,7 @@ def _cost(run: Found) -> str:
 def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = False) -> None:
     """Say what a run is, what became of it and how to go on."""
     from dsdmae_cli.runs.listing import read, resolve, since, size, size_of
-    from dsdmae_cli.runs.rundir import PAGE, default_folder
+    from dsdmae_cli.runs.rundir import PAGE, called, default_folder
 
     found = read(resolve(run, folder or default_folder()))
     if as_json:
@@ -151,15 +162,16 @@ def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = Fa
         if text:
             typer.echo(f"{title:<10}  {text}")
     if found.closing:
-        typer.echo(found.closing)
+        typer.echo(found.closing.replace("RUN", called(found.path)))
 
 
 def _next(run: Found) -> str:
     if run.state != "finished":
         return ""
-    return {"pretrain": f"dsdmae probe {run.path}", "finetune": f"dsdmae predict {run.path} PICTURES"}.get(
-        run.command, ""
-    )
+    from dsdmae_cli.runs.rundir import called
+
+    name = called(run.path)
+    return {"pretrain": f"dsdmae probe {name}", "finetune": f"dsdmae predict {name} PICTURES"}.get(run.command, "")
 
 
 @app.command("open", cls=Command)

@@ -163,7 +163,7 @@ FLAGS = (
         "train.trackers",
         "NAME",
         RUN,
-        (*_TRAIN, "probe"),
+        _LEARN,
         several=True,
         help="Tell this tracker of settings, figures, pictures and the result as they come, repeatable;"
         " `dsdmae plugins` lists them (train.trackers)",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int16, Int64, UInt8
@@ -164,6 +165,13 @@ class MaskedImages(ImageDataset):
     def mask_identity(self, index: int) -> bytes:
         """By which the mask is known, as the image is by base.ImageDataset.identity; here its name."""
         return f"{self.mask_name(index)}\0".encode(errors="surrogateescape")
+
+
+def labels_of(dataset: ImageDataset) -> Literal["classes", "masks"] | None:
+    """What there is to judge by."""
+    if dataset.labels is not None and (dataset.labels >= 0).any():
+        return "classes"
+    return "masks" if isinstance(dataset, MaskedImages) else None
 
 
 class MaskedFiles(MaskedImages):

@@ -25,7 +25,7 @@ from dsdmae_cli.data.mask_views import load_checked, mask_crop
 from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.source import Batching, MicroBatch, Source, Unreadable, derive_seed, of_view, seeded
 from dsdmae_cli.errors import DataError, RunFailed
-from dsdmae_cli.signals import end_with, unheard_children
+from dsdmae_cli.signals import serve, unheard_children
 from dsdmae_cli.transfer import sent
 
 # A PIL image and a seed to a PIL image of the same size; it runs in the workers.
@@ -207,7 +207,7 @@ class StreamingSource(Source):
             pin_memory=self.device.type == "cuda",
             prefetch_factor=self.ahead.pieces or None,
             timeout=_WORKER_SECONDS if self.workers else 0,
-            worker_init_fn=partial(end_with, os.getpid()) if self.workers else None,
+            worker_init_fn=partial(serve, os.getpid()) if self.workers else None,
         )
         try:
             return iter(loader)
@@ -257,3 +257,5 @@ class StreamingSource(Source):
         with unheard_children():
             if self.workers and stream is not None:
                 stream._shutdown_workers()  # type: ignore[attr-defined]
+                for worker in stream._workers:  # type: ignore[attr-defined]
+                    worker.kill()  # torch asks by SIGTERM, which they do not hear

@@ -6,13 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dsdmae_cli.report.lines import in_directions
+
 # Neighbours that vote in the k-NN score which a run has on the way and at its end; a k-NN probe chooses among several.
 NEIGHBOURS = 20
+# What to do with masks, where there are no classes of images.
+BY_MASKS = (
+    "dsdmae probe RUN --kind segment judges by them (beside it: dsdmae probe scratch --like RUN --kind segment), and"
+    " dsdmae finetune RUN --task segment learns from them"
+)
 # Of a normal distribution: 95% lie within so many standard deviations.
 _WIDE = 1.96
 
 
-def closing_words(records: Sequence[Mapping[str, float]], num_queries: int, before: str = "untrained") -> str:
+def closing_words(
+    records: Sequence[Mapping[str, float]], num_queries: int, before: str = "untrained", masks: bool = False
+) -> str:
     """What the features came to, for people; empty where nothing was measured.
 
     Args:
@@ -22,6 +31,7 @@ def closing_words(records: Sequence[Mapping[str, float]], num_queries: int, befo
             interval (2000): 1.96 √((p(1-p) + q(1-q))/(n + 2)) with one right and one wrong answer added to each, which
             holds for a handful of images too; since both are of the same images, that is on the safe side.
         before: what the network was as it began.
+        masks: the images have masks, by which it can be judged where they have no classes.
     """
     ranks = [r["rank"] for r in records if "rank" in r]
     scores = [(r["epoch"], r["knn"]) for r in records if "knn" in r]
@@ -32,10 +42,25 @@ def closing_words(records: Sequence[Mapping[str, float]], num_queries: int, befo
     if scores or not ranks:
         return ""
     was = f" ({ranks[0]:.0f} {before})" if len(ranks) > 1 else ""
+    found = f"the features vary in {in_directions(ranks[-1])}{was}"
+    if masks:
+        return f"The masks can say whether this is better than {before}; {found}. {BY_MASKS}."
     return (
-        f"Without labels nobody can say whether this is better than {before}: the features vary in {ranks[-1]:.0f}"
-        f" directions{was}. A few hundred labelled images tell: dsdmae worth RUN --dataset folder:LABELLED."
+        f"Without labels nobody can say whether this is better than {before}: {found}. A few hundred labelled images"
+        " tell: dsdmae worth RUN --dataset folder:LABELLED."
     )
+
+
+def last_words(result: Mapping[str, Any], name: str) -> list[str]:
+    """The last lines for people: what the features came to, and a command to type next.
+
+    Args:
+        result: result.json of a pre-training run.
+        name: what commands may call the run.
+    """
+    said = str(result["closing"])
+    after = [f"go on with     dsdmae probe {name}"] if said and result["labels"] == "classes" else []
+    return [*([said.replace("RUN", name)] if said else []), *after]
 
 
 def _with_labels(scores: list[tuple[float, float]], n: int) -> str:

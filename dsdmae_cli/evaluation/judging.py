@@ -23,6 +23,7 @@ from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.square import decode_square
 from dsdmae_cli.data.twins import Twins, find_twins
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.evaluation.closing import BY_MASKS
 from dsdmae_cli.evaluation.metrics import Scores
 from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne
 from dsdmae_cli.figures import scores as figures
@@ -120,7 +121,6 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
         *lines,
         *twins_line(result),
         f"protocol       {result['protocol']}",
-        f"figures        {result['figures']}",
         f"time           {duration(result['seconds'])}",
     ]
 
@@ -136,10 +136,7 @@ def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:
         why = f" ({'; '.join(dataset.notes)})" if dataset.notes else ""
         advice = "put each class into a folder of its own, give --labels FILE.csv, or name a labelled dataset"
         if isinstance(dataset, MaskedImages):
-            advice = (
-                "their masks are learned from by `dsdmae finetune --task segment`, and judged by `dsdmae probe --kind"
-                " segment`"
-            )
+            advice = f"they have masks: {BY_MASKS}"
         raise DataError(f"the {split} images of {name} have no labels{why}; {advice}")
     known = np.flatnonzero(dataset.labels >= 0)
     return dataset if len(known) == len(dataset) else Subset(dataset, known)

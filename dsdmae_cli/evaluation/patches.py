@@ -4,6 +4,7 @@ and which patches of other images are like a chosen one. figures/patches.py draw
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,21 @@ def foreground_colours(tokens: Tokens) -> Colours | None:
     rgb = np.zeros((*front.shape, 3), dtype=np.float32)
     rgb[front], shares = _stretched(tokens[front])
     return Colours(rgb, shares)
+
+
+def following(
+    rgb: Float[np.ndarray, "n rows columns 3"], before: Float[np.ndarray, "n rows columns 3"]
+) -> Float[np.ndarray, "n rows columns 3"]:
+    """Colours of a later moment, their components in the order and of the sign that fit those of an earlier one best.
+
+    Order and sign of components mean nothing, and would else jump from moment to moment.
+    """
+    now, then = (colour.reshape(-1, 3) - colour.reshape(-1, 3).mean(axis=0) for colour in (rgb, before))
+    length = np.sqrt(np.square(now).sum(axis=0))[:, None] * np.sqrt(np.square(then).sum(axis=0))
+    fits = now.T @ then / np.maximum(length, np.finfo(np.float32).tiny)
+    order = list(max(permutations(range(3)), key=lambda of: float(np.abs(fits[of, range(3)]).sum())))
+    turned = fits[order, range(3)] < 0
+    return np.where(turned, 1 - rgb[..., order], rgb[..., order])
 
 
 def likeness(tokens: Tokens, image: int, row: int, column: int) -> Float[np.ndarray, "n rows columns"]:

@@ -24,11 +24,11 @@ class Moments:
 
     Each moment leaves `NAME-step-N.png`, its rows below each other and the images themselves last; `NAME.png` shows
     all moments: a row that never changed once, one that did once a moment. NAME is "restored" for a method that gives
-    pixels back, "shown" for one that predicts something else.
+    pixels back, "shown" for one that predicts something else, unless another one is given.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        self.folder, self.name = folder, name
 
     def add(self, step: int, shown: Mapping[str, Float[Tensor, "b c h w"]], images: Float[Tensor, "b d h w"]) -> Path:
         """Write a moment's picture, and the overview of all moments so far; the file of the moment.
@@ -38,7 +38,7 @@ class Moments:
             images: what they are of. More than three channels are shown by the first three, fewer as grey by the first.
         """
         self.folder.mkdir(exist_ok=True)
-        name = _RESTORED if _RESTORED in shown else "shown"
+        name = self.name or (_RESTORED if _RESTORED in shown else "shown")
         original = [_tile(image) for image in images]
         rows = [(row, [_fitted(_tile(i), original[0].size) for i in batch]) for row, batch in shown.items()]
         rows.append((_original(images.shape[1]), original))
@@ -61,7 +61,7 @@ class Moments:
                 page_rows.append((row, first[y]))
                 continue
             for step, rows in moments.items():
-                when = f"step {step}" if step else "untrained"
+                when = f"step {step}" if step else "before\ntraining"
                 page_rows.append((when if row == _RESTORED else f"{row}\n{when}", rows[y]))
         save(sheet(page_rows), self.folder / f"{name}.png")
 

@@ -13,6 +13,8 @@ _GAP = 4
 _LABEL = 110
 _TEXT = "dsdmae-rows"
 
+PATCHES = "patches"  # of a run's pictures, those of its patches' features
+
 Rows = list[tuple[str, list[Image.Image]]]
 
 
@@ -49,6 +51,13 @@ def box(x: int, y: int, tile: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, left + tile[0], top + tile[1]
 
 
+def moments(folder: Path, patches: bool = False) -> list[tuple[int, Path]]:
+    """The pictures of a run's moments by step: what its method showed, or its patches' features."""
+    files = sorted(folder.glob("*-step-*.png")) if folder.is_dir() else []
+    mine = [file for file in files if file.name.startswith(f"{PATCHES}-step-") == patches]
+    return [(int(file.stem.rsplit("-", 1)[1]), file) for file in mine]
+
+
 def strips(path: Path) -> list[tuple[str, Image.Image]]:
     """The rows of a sheet by name, each without its name and margin; none where the file does not say its names."""
     with Image.open(path) as page:
@@ -59,3 +68,9 @@ def strips(path: Path) -> list[tuple[str, Image.Image]]:
         height = (page.height - _GAP) // len(names)
         rows = [(_LABEL + _GAP, _GAP + y * height, page.width - _GAP, (y + 1) * height) for y in range(len(names))]
         return [(name, page.crop(row)) for name, row in zip(names, rows, strict=True)]
+
+
+def tiles(strip: Image.Image, number: int) -> list[Image.Image]:
+    """The tiles of a row."""
+    width = (strip.width + _GAP) // number - _GAP
+    return [strip.crop((x, 0, x + width, strip.height)) for x in range(0, number * (width + _GAP), width + _GAP)]

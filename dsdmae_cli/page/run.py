@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from dsdmae_cli.evaluation.closing import NEIGHBOURS
-from dsdmae_cli.figures.sheet import strips
+from dsdmae_cli.figures.sheet import moments, strips
 from dsdmae_cli.page import PAGE, segments
 from dsdmae_cli.page.blocks import (
     Block,
@@ -36,10 +36,17 @@ from dsdmae_cli.page.document import Places, places, write
 from dsdmae_cli.page.thumbs import thumb
 from dsdmae_cli.page.words import FIGURES, score_facts, scored_words
 from dsdmae_cli.report import duration
+from dsdmae_cli.report.lines import in_directions
 
 _RUN = "RUN"
 _MOST_MOMENTS = 8
 _MOST_WARNINGS = 50
+_PATCHES = (
+    "To the network, patches of one colour are alike; of a useful one colours follow things and their parts, not single"
+    " edges or the place in the image. Colours are the first three principal components of all these patches' features,"
+    " of each moment anew, in the order and sign that fit the moment before: compare what has one colour, not how red"
+    " it is."
+)
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ def _facts(story: Story) -> Iterator[tuple[str, str, str]]:
         yield "last loss", f"{loss:.4g}", ""
     if (rank := curves.last("rank")) is not None:
         first = curves.first("rank")
-        yield "features vary in", f"{rank:.0f} directions", f"{story.before} {first:.0f}" if first is not None else ""
+        yield "features vary in", in_directions(rank), f"{story.before} {first:.0f}" if first is not None else ""
     if story.seconds is not None:
         yield "time so far" if story.state == "running" else "time", duration(story.seconds), ""
 
@@ -182,8 +189,10 @@ def _sections(story: Story) -> Iterator[tuple[str, Sequence[Block]]]:
     waits = "The first figures come with the first steps." if story.state == "running" else "No step was recorded."
     if trained:
         yield "Curves", [Charts(story.curves.charts(story.before), waits)]
-    if moments := moments_of(story.folder / "figures", story.curves.steps_per_epoch):
-        yield "Pictures", [Text([_seen(story)], quiet=True), moments]
+    if seen := moments_of(story.folder / "figures", story.curves.steps_per_epoch):
+        yield "Pictures", [Text([_seen(story)], quiet=True), seen]
+    if patches := moments_of(story.folder / "figures", story.curves.steps_per_epoch, patches=True):
+        yield "What patches are alike", [Text([_PATCHES], quiet=True), patches]
     if figures := _figures(story.folder / "figures"):
         yield "Figures", [figures]
     yield from segments.sections(story.result)
@@ -224,7 +233,7 @@ def _cost(story: Story) -> Iterator[tuple[str, str]]:
     if images is not None:
         yield "images seen", f"{images:,}"
     if (speed := story.curves.last("images_per_second")) is not None:
-        yield "images a second, last", f"{speed:,.0f}"
+        yield "images a second, last", f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
     flops = result.get("flops", story.flops)
     if flops is not None:
         yield "work", f"{flops:.3g} FLOP"
@@ -244,10 +253,7 @@ def _going_on(story: Story) -> Iterator[Block]:
         yield Code(f"dsdmae {story.command} --resume --out {_RUN}")
         return
     commands = {
-        "pretrain": (
-            f"dsdmae probe {_RUN}", f"dsdmae finetune {_RUN} --preset strong", f"dsdmae worth {_RUN}",
-            f"dsdmae export {_RUN} --to timm",
-        ),
+        "pretrain": (*_judging(story.result.get("labels", "classes")), f"dsdmae export {_RUN} --to timm"),
         "finetune": (f"dsdmae predict {_RUN} PICTURES", f"dsdmae export {_RUN} --to timm"),
     }.get(story.command, ())  # fmt: skip
     if story.result.get("task") == "segment":
@@ -258,6 +264,17 @@ def _going_on(story: Story) -> Iterator[Block]:
     if load := story.result.get("load_with"):
         yield Text(["From Python:"], quiet=True)
         yield Code(str(load))
+
+
+def _judging(labels: str | None) -> Iterator[str]:
+    """Commands that judge a pre-trained network by what labels its images have."""
+    if labels == "classes":
+        yield from (f"dsdmae probe {_RUN}", f"dsdmae finetune {_RUN} --preset strong", f"dsdmae worth {_RUN}")
+    elif labels == "masks":
+        yield from (f"dsdmae probe {_RUN} --kind segment", f"dsdmae finetune {_RUN} --task segment")
+    else:
+        yield f"dsdmae worth {_RUN} --dataset folder:LABELLED"
+        yield f"dsdmae embed {_RUN} --out features.npz"
 
 
 def _folded(story: Story) -> Iterator[Section]:
@@ -313,24 +330,26 @@ def _figures(folder: Path) -> Gallery | None:
     return Gallery(pictures, wide=True) if pictures else None
 
 
-def moments_of(folder: Path, steps_per_epoch: float | None, most: int = _MOST_MOMENTS) -> Moments | None:
-    """The pictures that a run has drawn on its way; None where there are none."""
-    files = sorted(folder.glob("*-step-*.png")) if folder.is_dir() else []
+def moments_of(
+    folder: Path, steps_per_epoch: float | None, most: int = _MOST_MOMENTS, patches: bool = False
+) -> Moments | None:
+    """The pictures that a run has drawn on its way, or those of its patches' features; None where there are none."""
+    files = moments(folder, patches)
     if len(files) > most:  # the first and the last are among them
         files = [files[round(index * (len(files) - 1) / (most - 1))] for index in range(most)]
-    moments = [(int(file.stem.rsplit("-", 1)[1]), _strips(file, file.stat().st_mtime_ns)) for file in files]
-    moments = [(step, rows) for step, rows in moments if rows]
-    if not moments:
+    found = [(step, _strips(file, file.stat().st_mtime_ns)) for step, file in files]
+    found = [(step, rows) for step, rows in found if rows]
+    if not found:
         return None
-    last = moments[-1][1]
+    last = found[-1][1]
     still = [
         index for index in range(len(last))
         if index == len(last) - 1
-        or (len(moments) > 1 and all(rows[index][1].source == last[index][1].source for _, rows in moments))
+        or (len(found) > 1 and all(rows[index][1].source == last[index][1].source for _, rows in found))
     ]  # fmt: skip
     shown = [
         (_when(step, steps_per_epoch), [row for index, row in enumerate(rows) if index not in still])
-        for step, rows in moments
+        for step, rows in found
     ]
     return Moments([last[index] for index in still], shown)
 
@@ -341,8 +360,8 @@ def last_moment(folder: Path, what: str) -> Thumb | None:
     Args:
         what: whose it is, for who does not see it.
     """
-    files = sorted(folder.glob("*-step-*.png")) if folder.is_dir() else []
-    rows = strips(files[-1]) if files else []
+    files = moments(folder)
+    rows = strips(files[-1][1]) if files else []
     if not rows:
         return None
     page = Image.new("RGB", (rows[0][1].width, sum(image.height for _, image in rows)))

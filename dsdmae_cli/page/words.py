@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from dsdmae_cli.page import PAGE
 
 # What each picture of a run's figures/ shows, in the order of its page.
 FIGURES = {
@@ -16,6 +19,12 @@ FIGURES = {
     "pca": "features of test images, first two principal components",
     "tsne": "features of test images, t-SNE",
 }
+
+
+def page_line(folder: str | Path) -> list[str]:
+    """The line for people that says where a run's page is; none where it could not be written."""
+    page = Path(folder) / PAGE
+    return [f"page           {page}"] if page.is_file() else []
 
 
 def per_class_words(result: Mapping[str, Any]) -> str | None:

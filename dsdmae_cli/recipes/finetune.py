@@ -32,7 +32,7 @@ from dsdmae_cli.evaluation import classifying
 from dsdmae_cli.evaluation.judging import Answering, Figures, Judged, Outputs, base_result, twins_line, warn_of_twins
 from dsdmae_cli.evaluation.split import HeldOut
 from dsdmae_cli.methods.projection import synchronized
-from dsdmae_cli.page.words import more_lines
+from dsdmae_cli.page.words import more_lines, page_line
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.validation import Validation
@@ -285,7 +285,7 @@ def summary(result: dict[str, Any]) -> str:
         *(answers.score_lines(result) if "mean_iou" in result else _top1_lines(result)),
         *twins_line(result),
         f"protocol       {result['protocol']}",
-        f"figures        {result['figures']}",
+        *page_line(Path(result["figures"]).parent),
         f"classifier     {result['classifier']}",
     ]
     if result["load_with"]:

@@ -13,13 +13,15 @@ from dsdmae_cli.artifacts.format import load_with, save_encoder
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import BEGUN_RATE, resolve
 from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.data.masks import labels_of
 from dsdmae_cli.data.open import open_all, open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
 from dsdmae_cli.data.twins import find_twins
-from dsdmae_cli.evaluation.closing import NEIGHBOURS, closing_words, knn_interval, open_words
+from dsdmae_cli.evaluation.closing import NEIGHBOURS, closing_words, knn_interval, last_words, open_words
 from dsdmae_cli.evaluation.judging import warn_of_twins
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.page.words import page_line
 from dsdmae_cli.recipes.beforehand import provided
 from dsdmae_cli.report import Report, duration, make_report
 from dsdmae_cli.runs.build import build_method
@@ -32,7 +34,7 @@ from dsdmae_cli.runs.observers.pictures import Pictures
 from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.runs.prerequisite import frozen_part, give_weights, requirement
 from dsdmae_cli.runs.run import Parts, Run, Start
-from dsdmae_cli.runs.rundir import ENCODER, REQUIRED, RUN, SETTINGS, RunDir
+from dsdmae_cli.runs.rundir import ENCODER, REQUIRED, RUN, SETTINGS, RunDir, called
 from dsdmae_cli.runtime import choose_device, choose_runtime, resident_bytes
 from dsdmae_cli.settings.models import Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
@@ -123,7 +125,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
         unreadable=data.unreadable,
         observers=_observers(start, settings, data),
         sentence=f"{s.method.name} with {s.backbone.name} on {s.data.dataset}",
-        result=partial(_result, dataset.notes, 0 if data.queries is None else len(data.queries.labels)),
+        result=partial(_result, 0 if data.queries is None else len(data.queries.labels)),
         about=_about(start, settings, required),
     )
 
@@ -188,13 +190,8 @@ def _observers(start: Start, settings: ResolvedSettings, data: RunData) -> list[
 # -- the end
 
 
-def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any]:
-    """What result.json holds.
-
-    Args:
-        notes: how the images were found.
-        num_queries: images behind a k-NN score.
-    """
+def _result(num_queries: int, run: Run) -> dict[str, Any]:
+    """What result.json holds, where so many images are behind a k-NN score."""
     settings: ResolvedSettings = run.settings
     records = run.directory.metrics()
     encoder, path = run.method.encoder(), run.directory.path / ENCODER
@@ -203,6 +200,8 @@ def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any
     scores = [r for r in records if "knn" in r]
     first = scores[0]["knn"] if scores and scores[0]["step"] == 0 else None
     before = "the weights it began with" if settings.train.start else "untrained"
+    labels = "classes" if num_queries else labels_of(run.parts.dataset)
+    closing = closing_words(records, num_queries, before, labels == "masks") if run.method.learns_features else ""
     spreads = [r for r in records if "rank" in r]
     last = {k: v for k, v in train[-1].items() if k not in {"step", "epoch", "images_per_second"}} if train else {}
     return {
@@ -210,7 +209,8 @@ def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any
         "method": settings.method.name,
         "backbone": settings.backbone.name,
         "dataset": settings.data.dataset,
-        "data_notes": list(notes),
+        "data_notes": list(run.parts.dataset.notes),
+        "labels": labels,
         "epochs": settings.train.epochs,
         "steps": run.trainer.step,
         "images_seen": run.images_seen,
@@ -221,7 +221,7 @@ def _result(notes: tuple[str, ...], num_queries: int, run: Run) -> dict[str, Any
         "start": settings.train.start,
         "knn_accuracy_untrained": None if settings.train.start else first,
         "knn_accuracy_start": first if settings.train.start else None,
-        "closing": closing_words(records, num_queries, before) if run.method.learns_features else "",
+        "closing": closing,
         "measured": {k: spreads[-1][k] for k in spreads[-1] if k not in _SCORES} if spreads else {},
         "feature_spread": spreads[-1]["spread"] if spreads else None,
         "feature_rank": spreads[-1]["rank"] if spreads else None,
@@ -247,10 +247,7 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"on held-out    {', '.join(f'{name} {value:.4g}' for name, value in result['measured'].items())}")
     if result["unreadable_images"]:
         lines.append(f"skipped        {result['unreadable_images']} unreadable images")
-    if result["pictures"]:
-        lines.append(f"pictures       {result['pictures']}")
+    lines += page_line(result["run"])
     lines.append(f"encoder        {result['encoder']}")
     lines.append(f"load it with   {result['load_with']}")
-    if result["closing"]:
-        lines.append(result["closing"])
-    return "\n".join(lines)
+    return "\n".join([*lines, *last_words(result, called(Path(result["run"])))])

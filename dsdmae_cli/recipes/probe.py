@@ -32,7 +32,7 @@ from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.probe_data import gather
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
 from dsdmae_cli.figures import scores as figures
-from dsdmae_cli.page.words import more_lines
+from dsdmae_cli.page.words import more_lines, page_line
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runs.judged import choice, describe_probe, write_probe_page
 from dsdmae_cli.runs.observers.trackers import Told, check_usable
@@ -234,4 +234,4 @@ def summary(result: dict[str, Any]) -> str:
             f" {row['images']} images"
             for row in result["few_shot"]
         ]
-    return "\n".join([*lines, *closing_lines(result)])
+    return "\n".join([*lines, *closing_lines(result), *page_line(Path(result["figures"]).parent)])

@@ -25,6 +25,7 @@ from dsdmae_cli.evaluation.judging import open_labelled
 from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.recipes.finetune import build_classifier
 from dsdmae_cli.report import Report, make_report, without_password
+from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.plan import make_plan
 from dsdmae_cli.runs.rundir import LOCK, RESULT
 from dsdmae_cli.runs.workers import make_slots
@@ -62,6 +63,7 @@ def ask(
         SettingsError, DataError, CheckpointError, PluginError: it cannot be asked.
     """
     settings = loaded.settings
+    check_usable(settings.train.trackers)
     if not math.isfinite(minutes):
         raise SettingsError(f"--budget {minutes}: give a number of minutes")
     for key in _OWN:
@@ -181,8 +183,7 @@ def _answered(question: Question, notes: list[str], folder: Path, report: Report
 def _runner(question: Question, folder: Path, report: Report) -> tuple[Runner, float]:
     """The runner, and the share of the test images that are of their largest class."""
     settings = resolve(question.settings)
-    # As in words_of: no batch is larger than its labels.
-    batch = min(settings.train.batch_size, question.labels[-1])
+    batch = min(settings.train.batch_size, question.labels[-1])  # as in words_of: none is larger than its labels
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": batch})})
     split = plugins.find("dataset", settings.data.dataset).spec.labelled_split
     with opened_once():

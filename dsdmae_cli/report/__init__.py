@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -70,9 +70,11 @@ class Report:
 
     Attributes:
         accounted: what images there are, in a line for each of a few words.
+        stopping: whether a signal has asked the training to stop, which it does after the step that it is in.
     """
 
     accounted: Mapping[str, str] = {}
+    stopping: Callable[[], bool] = staticmethod(lambda: False)
 
     @cached_property
     def warnings(self) -> list[str]:

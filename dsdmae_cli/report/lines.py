@@ -13,6 +13,7 @@ GAP = "  "
 # Columns of a bar: below the least there is none, above the most it says no more.
 _LEAST_BAR, _BAR, _MOST_BAR = 4, 16, 40
 _SAMPLES = 256
+_FEWEST_DIRECTIONS = 4  # that there could be: of a handful of held-out images their number says nothing
 # Entries of a record that are no figures of the training itself, or are told in words of their own.
 _NO_PARTS = {"step", "epoch", "loss", "lr", "images_per_second", "grad_norm", "skipped"}
 _LOOKED_AT = {"step", "epoch", "knn", "spread", "rank", "validation", "mean_iou"}
@@ -151,6 +152,11 @@ def figures_of(record: dict[str, Any]) -> list[Figure]:
     return found
 
 
+def in_directions(rank: float) -> str:
+    """A number of directions, rounded."""
+    return f"{rank:.0f} direction{'' if round(rank) == 1 else 's'}"
+
+
 def words_of(record: dict[str, Any], directions: int | None = None, first: dict[str, Any] | None = None) -> list[str]:
     """What a look at held-out images found, in words.
 
@@ -163,9 +169,9 @@ def words_of(record: dict[str, Any], directions: int | None = None, first: dict[
         if key in record:
             before = f" (before training {first[key]:.1%})" if first and key in first else ""
             found.append(f"{word} {record[key]:.1%}{before}")
-    if "rank" in record:
+    if "rank" in record and (directions is None or directions >= _FEWEST_DIRECTIONS):
         of = f" of {directions}" if directions else ""
-        found.append(f"features vary in {record['rank']:.0f} directions{of}")
+        found.append(f"features vary in {in_directions(record['rank'])}{of}")
     return [*found, *(f"{name} {record[name]:.4g}" for name in record if name not in _LOOKED_AT)]
 
 

@@ -14,6 +14,8 @@ from dsdmae_cli.report.lines import GAP, Figure, Pace, bar_line, duration, figur
 _PLAIN_SECONDS, _LIVE_SECONDS = 10.0, 2.0
 # After so long a log file hears that all is well; so often it is told of an epoch that nothing was looked at after.
 _SILENT_SECONDS = _EPOCH_SECONDS = 60.0
+# A step may take a minute, and whoever hears nothing presses Ctrl-C again, which loses it.
+_STOPPING = (Figure("stopping after this step, and saving"), Figure("once more ends at once, unsaved", 1))
 
 
 class _Telling(Report):
@@ -112,9 +114,12 @@ class PlainReport(_Telling):
     def _watch(self, over: threading.Event) -> None:
         """A line where nothing has been said for a minute: how far it is, or, where no step has ended for one minute,
         for two, four, ..., that all is well and only takes long."""
-        patience = _SILENT_SECONDS
+        patience, told = _SILENT_SECONDS, False
         while not over.wait(min(patience, _SILENT_SECONDS) / 4):
             silent = self.clock() - self.said
+            if self.stopping() and not told:
+                told = True
+                say("; ".join(figure.text for figure in _STOPPING))
             if silent < _SILENT_SECONDS:
                 patience = _SILENT_SECONDS
             elif self.step != self.said_step:  # of what has steps and no figures, as a probe's
@@ -191,7 +196,9 @@ class RichReport(_Telling):
         tail = "finishing" if self.step >= self.total else self.left() or "no step yet"
         extras = (f"step {self.step}/{self.total}", f"{passed} so far")
         bar = bar_line(f"epoch {self.epoch(self.step)}", share, tail, width, extras)
-        figures = figures_of(self.now) or [Figure(f"before the first step{GAP}{passed}")]
+        figures = (
+            [*_STOPPING] if self.stopping() else figures_of(self.now) or [Figure(f"before the first step{GAP}{passed}")]
+        )
         return Text("\n", no_wrap=True, overflow="crop").join(
             (bar.rich(self.console.encoding), Text(fitting(figures, width)))
         )

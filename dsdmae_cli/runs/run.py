@@ -149,6 +149,7 @@ class Run(Hooks):
             if self.main:
                 self._describe()
             with listening() as self.requests:
+                self.report.stopping = lambda: bool(self.requests.stop_signal)
                 self.progress.open(self)
                 self.page.open(self)
                 self._tell(lambda observer: observer.begin(self))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,11 @@ def refuse_run(dataset: str) -> None:
 def default_folder() -> Path:
     """Where runs go that are given no --out."""
     return user_data_path("dsdmae") / "runs"
+
+
+def called(run: Path) -> str:
+    """What commands may call a run: its name where it lies in the folder of runs, elsewhere its path."""
+    return shlex.quote(run.name if run.parent == default_folder() else str(run))
 
 
 def default_path(now: datetime, what: str, backbone: str, data: DataSettings) -> Path:

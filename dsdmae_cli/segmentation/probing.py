@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.segmentation import SegmentationScores, segmentation_scores
 from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.figures import scores as figures
+from dsdmae_cli.page.words import page_line
 from dsdmae_cli.report import Report
 from dsdmae_cli.runs.judged import choice, describe_probe, write_probe_page
 from dsdmae_cli.runs.rundir import RESULT, RunDir
@@ -312,4 +314,4 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
 def summary(result: dict[str, Any]) -> str:
     """The lines for people: the figures, and IoU class by class."""
     lines = [f"{result['subject']} on {result['dataset']}, {result['probe']} probe", *score_lines(result)]
-    return "\n".join([*lines, *closing_lines(result)])
+    return "\n".join([*lines, *closing_lines(result), *page_line(Path(result["figures"]).parent)])

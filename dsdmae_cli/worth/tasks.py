@@ -102,8 +102,14 @@ class Question:
             "seeds": self.seeds,
             "minutes": self.minutes,
             "data": self.data,
-            "settings": tables(self.settings),
+            "settings": tables(self.untold),
         }
+
+    @property
+    def untold(self) -> FinetuneSettings:
+        """The settings without trackers, which change nothing in the answer; every task but the timing names them."""
+        train = self.settings.train.model_copy(update={"trackers": ()})
+        return self.settings.model_copy(update={"train": train})
 
     @property
     def seed_numbers(self) -> range:
@@ -149,9 +155,10 @@ def epochs_of(full: int, share: float) -> int:
 def write_settings(question: Question, folder: Path) -> None:
     """The settings files of the tasks' commands: the run's, the bare network's, and of others the data's alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = tables(question.settings)
+    values = tables(question.untold)
     del values["finetune"]["start"]
-    bare = tables(question.settings.model_copy(update={"backbone": question.settings.backbone.without_weights()}))
+    backbone = question.settings.backbone.without_weights()
+    bare = tables(question.untold.model_copy(update={"backbone": backbone}))
     kinds = {"finetune": tuple(values), "probe": ("data", "backbone")}
     for command, sections in kinds.items():
         for name, source in (("", values), ("-scratch", bare)):
@@ -173,6 +180,7 @@ def words_of(task: Task, question: Question, settings: Path, epochs: int) -> lis
     which = "-data" if task.contender.own_backbone else "-scratch" if task.contender.word == SCRATCH else ""
     words = [command, task.contender.word, "--config", str(settings / f"{command}{which}.toml"),
              "--seed", str(task.seed), "--device", train.device, "--precision", train.precision,
+             *(word for name in train.trackers if not task.timing for word in ("--track", name)),
              "--pool", pool]  # fmt: skip
     if task.way == "linear":
         # As they are: in percent they would be rounded.

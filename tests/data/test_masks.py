@@ -17,7 +17,7 @@ from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.schema import PROBE
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.mask_account import look_at_masks
-from dsdmae_cli.data.masks import VOID, MaskedImages, legend_of
+from dsdmae_cli.data.masks import VOID, MaskedImages, labels_of, legend_of
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.report import Report
@@ -28,6 +28,15 @@ from dsdmae_cli.settings.models import DataSettings
 def data(dataset: str | Path, *more: str) -> DataSettings:
     name = dataset if isinstance(dataset, str) else f"folder:{dataset}"
     return compose(PROBE, assignments=[f"data.dataset={name}", *more], environ={}).settings.data
+
+
+def test_what_there_is_to_judge_by(tmp_path: Path) -> None:
+    assert labels_of(open_dataset(data(masked_folder(tmp_path / "masked")), "train")) == "masks"
+    assert labels_of(open_dataset(data("digits"), "train")) == "classes"
+    (tmp_path / "flat").mkdir()
+    for number in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{number}.png")
+    assert labels_of(open_dataset(data(tmp_path / "flat"), "train")) is None
 
 
 def masked(dataset: ImageDataset) -> MaskedImages:

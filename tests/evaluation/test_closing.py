@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsdmae_cli.evaluation.closing import closing_words, wilson_interval
+from dsdmae_cli.evaluation.closing import closing_words, last_words, wilson_interval
 
 
 def scores(*knn: float) -> list[dict[str, float]]:
@@ -43,6 +43,26 @@ def test_without_labels_nothing_is_claimed() -> None:
     # Scores that nothing can be compared with, and one that is no number, claim nothing either.
     assert closing_words(scores(0.3, 0.4)[1:], 397) == ""
     assert closing_words(scores(0.3, float("nan")), 397) == ""
+
+
+def test_masks_are_said_to_judge_by_where_there_are_no_classes() -> None:
+    records = [{"epoch": 0.0, "rank": 24.0}, {"epoch": 9.0, "rank": 31.2}]
+    said = closing_words(records, 0, masks=True)
+    assert said.startswith(
+        "The masks can say whether this is better than untrained; the features vary in 31 directions"
+    )
+    assert "dsdmae probe RUN --kind segment" in said
+    assert "dsdmae finetune RUN --task segment" in said
+    assert "abels" not in said
+    assert closing_words(scores(0.3, 0.5, 0.6), 397, masks=True).startswith("Better")  # classes say more
+
+
+def test_the_last_words_can_be_typed() -> None:
+    unlabelled = {"closing": "Nobody can say. dsdmae worth RUN --dataset folder:LABELLED.", "labels": None}
+    assert last_words(unlabelled, "mine") == ["Nobody can say. dsdmae worth mine --dataset folder:LABELLED."]
+    labelled = {"closing": "Better.", "labels": "classes"}
+    assert last_words(labelled, "mine") == ["Better.", "go on with     dsdmae probe mine"]
+    assert last_words({"closing": "", "labels": "classes"}, "mine") == []  # what learns no features
 
 
 def test_a_handful_of_images_says_little() -> None:

@@ -8,7 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from dsdmae_cli.evaluation import reducing
-from dsdmae_cli.evaluation.patches import colours, foreground, foreground_colours, likeness
+from dsdmae_cli.evaluation.patches import colours, following, foreground, foreground_colours, likeness
 from dsdmae_cli.evaluation.reducing import pca
 
 
@@ -74,3 +74,14 @@ def test_likeness_is_the_cosine_of_centred_features() -> None:
         want = centred[at] @ chosen / (np.linalg.norm(centred[at]) * np.linalg.norm(chosen))
         assert found[at] == pytest.approx(want, abs=1e-5)
     assert found[1, 2, 3] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_later_moment_keeps_the_order_and_sign_of_the_components() -> None:
+    before = np.random.default_rng(0).random((2, 4, 4, 3), dtype=np.float32)
+    red, green, blue = np.moveaxis(before, -1, 0)
+    shuffled = np.stack([1 - blue, red, green], axis=-1)
+    np.testing.assert_allclose(following(shuffled, before), before, atol=1e-6)
+    noise = 0.1 * np.random.default_rng(1).standard_normal(before.shape).astype(np.float32)
+    np.testing.assert_allclose(following(shuffled + noise, before), before, atol=0.5)
+    flat = np.full_like(before, 0.5)  # of constant features: nothing fits, and nothing breaks
+    np.testing.assert_array_equal(following(flat, before), flat)

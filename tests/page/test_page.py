@@ -24,7 +24,7 @@ from dsdmae_cli.page.chart import Chart, Rule, Series
 from dsdmae_cli.page.curves import MOST_POINTS, Curves
 from dsdmae_cli.page.document import Places, html, places, write_charts
 from dsdmae_cli.page.palette import DARK, LIGHT, style, variables
-from dsdmae_cli.page.run import Story, page_of, where
+from dsdmae_cli.page.run import Story, last_moment, page_of, where
 from dsdmae_cli.page.thumbs import thumb
 from dsdmae_cli.page.words import more_lines
 from dsdmae_cli.runs.observers import page as observer
@@ -305,6 +305,47 @@ def test_pictures_by_moment(tmp_path: Path) -> None:
     for number in range(30):  # of many moments some are shown
         save(sheet([("restored", [given])]), folder / f"restored-step-{100 + number:08d}.png", ["restored"])
     assert len(parsed(page_of(told), where(told)).of("img")) <= 9
+
+
+def test_features_of_patches_have_a_slider_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "figures"
+    folder.mkdir(parents=True)
+    tile = Image.new("RGB", (96, 96), "red")
+    for name, step in (("restored", 0), ("patches", 0), ("patches", 4)):
+        rows = [(name, [Image.new("RGB", (96, 96), (0, 0, 20 * step))]), ("original", [tile])]
+        save(sheet(rows), folder / f"{name}-step-{step:08d}.png", [row for row, _ in rows])
+    told = story(tmp_path, curves=Curves(records(3)))
+    found = parsed(page_of(told), where(told))
+    assert "To the network, patches of one colour are alike" in found.text
+    assert "of each moment anew" in found.text
+    assert len(found.of("img")) == 2 + 3
+    assert len([i for i in found.of("input") if i["type"] == "range"]) == 1  # the other has one moment
+    shown = last_moment(folder, "a trial")
+    assert shown is not None
+    assert shown.alt == "a trial: restored, original"
+
+
+@pytest.mark.parametrize(
+    ("labels", "said", "refused"),
+    [
+        ("classes", ["dsdmae probe RUN", "dsdmae worth RUN"], "segment"),
+        ("masks", ["dsdmae probe RUN --kind segment", "dsdmae finetune RUN --task segment"], "dsdmae worth"),
+        (None, ["dsdmae worth RUN --dataset folder:LABELLED"], "dsdmae probe"),
+    ],
+)
+def test_how_to_go_on_names_nothing_that_would_be_refused(
+    labels: str | None, said: list[str], refused: str, tmp_path: Path
+) -> None:
+    told = story(tmp_path, state="done", result={"labels": labels})
+    text = parsed(page_of(told), where(told)).text
+    assert all(line in text for line in said)
+    assert refused not in text
+
+
+@pytest.mark.parametrize(("speed", "said"), [(0.23, "0.23"), (4120.6, "4,121")])
+def test_a_slow_run_is_not_told_to_stand(speed: float, said: str, tmp_path: Path) -> None:
+    told = story(tmp_path, curves=Curves([{"step": 1, "epoch": 1.0, "lr": 0.1, "images_per_second": speed}]))
+    assert f"images a second, last {said}" in parsed(page_of(told), where(told)).text
 
 
 def test_a_picture_is_bounded() -> None:

@@ -34,7 +34,7 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def masked_run(masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished pre-training run on squares of those pictures, their masks left alone; look at it, or copy it."""
     out = tmp_path_factory.mktemp("pretrained")
-    train(masked, out)
+    train(masked, out, "train.knn_every=1")
     return out
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -26,7 +27,9 @@ from helpers import (
 from PIL import Image
 from small_runs import FIGURES, FILES, RANDOM, STEPS
 
+from dsdmae_cli.errors import RunInterrupted
 from dsdmae_cli.evaluation.closing import wilson_interval
+from dsdmae_cli.runs.run import Run
 
 # -- what a run leaves
 
@@ -74,6 +77,7 @@ def test_the_result_of_a_run(resident: Path, digits: Path) -> None:
         "backbone": "vit-tiny",
         "dataset": f"folder:{digits}",
         "data_notes": ["train/ is learned from and test/ evaluated on"],
+        "labels": "classes",
         "epochs": 3,
         "steps": STEPS,
         "images_seen": STEPS * 8,
@@ -102,11 +106,29 @@ def test_with_tensorboard_and_json(digits: Path, tmp_path: Path, capfd: pytest.C
     assert (code, err) == (0, "")
     assert json.loads(out) == json.loads((run / "result.json").read_text())
     [events] = [name for name in listing(run) if name.startswith("tensorboard/")]
-    # Without a decoder nothing is restored, and there is nothing to show.
-    pictures = {f"figures/{name}" for name in FIGURES}
+    # Without a decoder nothing is restored, and there is nothing to show but what patches are alike.
+    pictures = {f"figures/{name}" for name in FIGURES if name.startswith("restored")}
     assert listing(run) == FILES - pictures | {"tensorboard", events}
     assert {"feature", "loss"} <= records(run)[-2].keys()
     assert "pixel" not in records(run)[-2]
+
+
+def test_the_person_hears_that_a_signal_was_heard(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    stepped = Run.stepped
+
+    def and_stop(self: Run, now: int) -> None:
+        stepped(self, now)
+        heard.append(self.report.stopping())
+        signal.raise_signal(signal.SIGTERM)
+        heard.append(self.report.stopping())
+
+    monkeypatch.setattr(Run, "stepped", and_stop)
+    with pytest.raises(RunInterrupted):
+        train(digits, tmp_path / "run", "train.epochs=1")
+    assert heard == [False, True]
 
 
 def test_plain_progress_goes_to_stderr(digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -89,17 +89,18 @@ def test_usr1_kill_and_term(digits: Path, tmp_path: Path, capfd: pytest.CaptureF
     assert [r["step"] for r in records(run)] == list(range(1, total + 1))
 
 
-def test_ctrl_c_reaches_the_workers_too_and_harms_nothing(
-    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # of a terminal; of `timeout`, systemd, SLURM
+def test_a_signal_that_reaches_the_workers_too_harms_nothing(
+    number: signal.Signals, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     chosen = assignments(digits, *PLACES["workers"], "train.epochs=10")
     process = start("-c", SLOW_DRIVER, "pretrain", *words(chosen), "--out", run)
     wait_until(lambda: steps_done(run) >= 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "stopped by Ctrl-C" in err.splitlines()[-1]
+    assert process.returncode == 128 + number, err
+    assert f"stopped by {'Ctrl-C' if number == signal.SIGINT else 'signal 15'}" in err.splitlines()[-1]
     assert "Traceback" not in err
     code, out, _ = cli(capfd, "pretrain", "--resume", "--out", run, "--json")
     assert (code, json.loads(out)["steps"]) == (0, 50)

@@ -26,10 +26,19 @@ FEWER = {"segment": ["probe.learning_rates=[0.003,0.03]"], "segment-knn": ["prob
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
-def judge(subject: str | Path, out: Path, *assignments: str) -> dict[str, Any]:
+def judge(subject: str | Path, out: Path, *assignments: str, like: Path | None = None) -> dict[str, Any]:
     kind = next((text.partition("=")[2] for text in assignments if text.startswith("probe.kind=")), "segment")
     given = (f"probe.kind={kind}", *FEWER[kind], *assignments)
-    return small_runs.judge(subject, out, *given, quick=QUICK)
+    return small_runs.judge(subject, out, *given, like=like, quick=QUICK)
+
+
+def test_pretraining_on_images_with_masks_ends_with_what_judges_it(masked_run: Path) -> None:
+    result = json.loads((masked_run / "result.json").read_text())
+    assert (result["labels"], result["knn_accuracy"]) == ("masks", None)
+    assert "dsdmae probe RUN --kind segment" in result["closing"]
+    page = (masked_run / "report.html").read_text()
+    assert "dsdmae finetune RUN --task segment" in page
+    assert "dsdmae worth" not in page
 
 
 @pytest.mark.parametrize("kind", FEWER)

@@ -16,7 +16,7 @@ from helpers import (
     untimed,
 )
 from safetensors.torch import load as load_tensors
-from small_runs import FILES, PLACES, RANDOM, STEPS, at_step
+from small_runs import FILES, MOMENTS, PLACES, RANDOM, STEPS, at_step
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.errors import CheckpointError, RunInterrupted, SettingsError
@@ -34,7 +34,7 @@ def copied(resident: Path, tmp_path: Path) -> Path:
 def assert_same_run(run: Path, expected: Path) -> None:
     """All that two runs of one command leave is equal to the last bit, the clock's readings apart."""
     assert untimed(run) == untimed(expected)
-    equal = ["encoder.safetensors", *(f"figures/restored-step-{step:08d}.png" for step in (0, 4, 8, 11, 15))]
+    equal = ["encoder.safetensors", *(f"figures/{name}" for name in MOMENTS)]
     equal += [f"checkpoints/step-{STEPS:08d}/{name}" for name in ("model.safetensors", "training.safetensors")]
     different = [name for name in equal if (run / name).read_bytes() != (expected / name).read_bytes()]
     assert different == []

@@ -15,7 +15,7 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.plugins import BrokenPlugin, discover
 from dsdmae_cli.report import duration, training
 from dsdmae_cli.report.counted import Counted
-from dsdmae_cli.report.lines import Figure, Pace, bar_line, fitting, percent, shortened
+from dsdmae_cli.report.lines import Figure, Pace, bar_line, fitting, percent, shortened, words_of
 from dsdmae_cli.report.training import PlainReport, RichReport
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.testing.methods import batch_of
@@ -321,6 +321,38 @@ def test_a_long_name_leaves_room_for_the_bar(width: int, monkeypatch: pytest.Mon
     assert "4.1%" in line
     assert line.endswith("23 h 00 min left")
     assert "─" in line
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_who_asks_to_stop_is_heard_before_the_step_ends(width: int, record_of: Any) -> None:
+    report, _, _ = on_terminal(width)
+    report.start(10, 1, 5)
+    try:
+        report.figures(record_of(METHODS[0]))
+        assert "loss" in shown(report)[1]
+        report.stopping = lambda: True
+        assert shown(report)[1].startswith("stopping after this step, and saving")
+        assert ("once more ends at once" in shown(report)[1]) == (width >= 80)
+    finally:
+        report.stop()
+
+
+def test_a_log_file_hears_it_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_SILENT_SECONDS", 0.2)
+    report = PlainReport()
+    report.start(100, 0, 10)
+    report.stopping = lambda: True
+    threading.Event().wait(0.4)
+    report.stop()
+    said = capsys.readouterr().err.splitlines()
+    assert said.count("stopping after this step, and saving; once more ends at once, unsaved") == 1
+
+
+def test_of_a_handful_of_images_no_directions_are_told() -> None:
+    record = {"step": 0, "epoch": 0.0, "knn": 0.5, "spread": 0.1, "rank": 1.0}
+    assert words_of(record, 1) == ["k-NN 50.0%"]
+    assert words_of(record, 4) == ["k-NN 50.0%", "features vary in 1 direction of 4"]
+    assert words_of(record) == ["k-NN 50.0%", "features vary in 1 direction"]
 
 
 def test_a_name_is_shortened_in_its_middle() -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import re
 import shutil
 import signal
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +88,24 @@ def test_the_list(made: Path, do: Do) -> None:
     assert " d  pretrain  digits" in rows[0]
 
 
+@pytest.mark.parametrize("columns", [80, 200])
+def test_names_are_whole_in_any_terminal(columns: int, made: Path, tmp_path: Path) -> None:
+    long = tmp_path / "2026-11-27-233755-dsdmae-vit-tiny-digits"
+    shutil.copytree(made / "finished", long)
+    inside, outside = pty.openpty()
+    fcntl.ioctl(outside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command = [sys.executable, "-m", "dsdmae_cli", "runs", "--in", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+    subprocess.run(command, stdout=outside, check=True, timeout=60, env=environment)
+    os.close(outside)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", os.read(inside, 65536).decode())
+    os.close(inside)
+    lines = said.replace("\r", "").splitlines()
+    assert max(map(len, lines)) <= columns
+    assert sum(long.name in line for line in lines) == 1
+    assert any(re.search(r"finished +\d+ . +pretrain +digits", line) for line in lines)
+
+
 def test_the_list_for_scripts(made: Path, do: Do) -> None:
     told = {run["name"]: run for run in json.loads(do("runs", "--in", made, "--json")[1])["runs"]}
     assert told["stopped"]["why"] == "stopped by Ctrl-C and saved at step 3 of 10"
@@ -131,8 +156,9 @@ def test_show(runs: Path, do: Do) -> None:
     assert f"go on       dsdmae pretrain --resume --out {runs / 'stopped'}" in out
     assert "stopped by Ctrl-C and saved at step 3 of 10" in out
     out = do("runs", "show", runs / "finished")[1]
-    assert f"next        dsdmae probe {runs / 'finished'}" in out
-    assert json.loads((runs / "finished" / "result.json").read_text())["closing"] in out
+    assert "next        dsdmae probe finished\n" in out
+    closing = json.loads((runs / "finished" / "result.json").read_text())["closing"]
+    assert closing.replace("RUN", "finished") in out  # to be copied and typed
     assert json.loads(do("runs", "show", "failed", "--json")[1])["bytes"] > 1000
     code, _, err = do("runs", "show", "stoped")
     assert (code, "(did you mean stopped?)" in one_line(err)) == (2, True)

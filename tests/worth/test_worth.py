@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from helpers import cli, digit_folder, one_line
+from helpers import cli, digit_folder, masked_folder, one_line
 from scipy import stats
 
 from dsdmae_cli.config.compose import compose
@@ -59,6 +59,13 @@ def test_every_task_is_a_command_that_a_person_could_type(tmp_path: Path) -> Non
     linear = words_of(Task(RUN, "linear", 2), asked, tmp_path, 14)
     assert linear[:4] == ["probe", "runs/r", "--config", str(tmp_path / "probe.toml")]
     assert linear[-4:] == ["--set", "probe.few_shot=[0.1, 1.0]", "--set", "probe.draws=1"]
+    # A tracker is told of every task that judges, and is no part of the question: answers given without it stay.
+    train = asked.settings.train.model_copy(update={"trackers": ("a", "b")})
+    told = replace(asked, settings=asked.settings.model_copy(update={"train": train}))
+    for way in ("linear", "ep", "finetune"):
+        assert "--track a --track b" in " ".join(words_of(Task(RUN, way, 2), told, tmp_path, 14))
+    assert "--track" not in words_of(Task(RUN, "finetune", 2, timing=True), told, tmp_path, 14)
+    assert told.json() == asked.json()
     # A share is said as it is: 2.9% would come back as 0.028999999999999998.
     odd = words_of(Task(RUN, "linear", 2), replace(asked, shares=(0.029, 1.0)), tmp_path, 14)
     assert "probe.few_shot=[0.029, 1.0]" in odd
@@ -357,13 +364,20 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
         (("RUN", "--shares", "1,200%"), "--shares 1,200%: give shares of the labels above 0 and up to all"),
         (("RUN", "--shares", "many"), "--shares many"),
         (("RUN", "--beside", "scratch"), "scratch was not pre-trained"),
+        (("RUN", "--track", "wanbd"), "wanbd"),
+        (
+            ("RUN", "--dataset", "folder:MASKED"),
+            "they have masks: dsdmae probe RUN --kind segment judges by them (beside it: dsdmae probe scratch",
+        ),
         ((), "say what to judge"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(
-    words: tuple[str, ...], said: str, pretrained: Path, capfd: pytest.CaptureFixture[str]
+    words: tuple[str, ...], said: str, pretrained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = [str(pretrained) if word == "RUN" else word for word in words]
+    if "folder:MASKED" in given:
+        given[-1] = f"folder:{masked_folder(tmp_path / 'masked')}"
     code, _, err = cli(capfd, "worth", *given, "--dry-run")
     assert code == 2
     assert said in one_line(err)
