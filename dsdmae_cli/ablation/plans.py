@@ -11,12 +11,14 @@ import statistics as st
 from dataclasses import replace
 
 from dsdmae_cli.ablation.definition import Definition
+from dsdmae_cli.ablation.measurable import check_measurable
 from dsdmae_cli.ablation.sweep import Point, describe
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import DsdmaeError
 from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.settings.models import Settings
+from dsdmae_cli.settings.resolved import ResolvedData
 from dsdmae_cli.settings.size import Size
 
 Pace = tuple[str, str, Size]  # method, network, size of an image
@@ -30,6 +32,7 @@ class Plans:
         self.definition = definition
         self._plans: dict[str, Plan] = {}
         self._paces: dict[Pace, float | None] = {}
+        self._measurable: list[ResolvedData] = []
 
     def of(self, point: Point) -> Plan:
         """A point's plan, the base's for {}; points differ in more than their work, seeds in nothing.
@@ -46,7 +49,12 @@ class Plans:
         return self._plans[name]
 
     def _work_out(self, point: Point) -> Plan:
-        plan = make_plan(self._resolved(point, None), timed=False)
+        settings = self._resolved(point, None)
+        plan = make_plan(settings, timed=False)
+        its_own = point or not any(axis.dotted.startswith("data.") for axis in self.definition.axes)
+        if its_own and settings.data not in self._measurable:  # of other images than any trial's nothing is measured
+            check_measurable(self.definition, settings.data)
+            self._measurable.append(settings.data)
         budget = self.budget if point else None
         if budget is None:
             return plan
