@@ -15,11 +15,15 @@ from dsdmae_cli.segmentation.splits import open_masked
 from dsdmae_cli.settings.resolved import ResolvedData
 
 
+class Unmeasurable(DataError):  # noqa: N818
+    """What trials are judged by cannot be measured on their images."""
+
+
 def check_measurable(definition: Definition, settings: ResolvedData) -> None:
     """See that what trials are judged by can be measured on these images; those that are not here yet pass.
 
     Raises:
-        DataError: they have no labels, or no masks, for the metric, for what is measured besides, or for pruning.
+        Unmeasurable: they have no labels, or no masks, for the metric, for what is measured besides, or for pruning.
     """
     here = settings.model_copy(update={"download": False})
     spec = plugins.find("dataset", settings.dataset).spec
@@ -34,14 +38,16 @@ def check_measurable(definition: Definition, settings: ResolvedData) -> None:
             try:
                 _open_judged(metric, options, here)
             except DataError as error:
-                raise DataError(f"{flag} {metric.name} cannot be measured: {error}") from error
+                raise Unmeasurable(f"{flag} {metric.name} cannot be measured: {error}") from error
     if all(labelled_indices(split, 1) for split in splits):
         return
     for flag, metric in asked:
         if metric.name == "knn":
-            raise DataError(_without_labels(definition, f"{flag} knn cannot be measured", settings.dataset))
+            raise Unmeasurable(_without_labels(definition, f"{flag} knn cannot be measured", settings.dataset))
     if definition.prune and definition.metric.name != "loss":
-        raise DataError(_without_labels(definition, "--prune goes by the k-NN accuracy on the way", settings.dataset))
+        raise Unmeasurable(
+            _without_labels(definition, "--prune goes by the k-NN accuracy on the way", settings.dataset)
+        )
 
 
 def _without_labels(definition: Definition, what: str, dataset: str) -> str:

@@ -138,6 +138,7 @@ def test_images_without_labels_are_refused_before_anything_is_trained(
         path.rename(path.parents[1] / path.name)
     code, out, err = cli(capfd, *tiny(images, *given), "--out", tmp_path / "study", *dry)
     assert code == 2, err
+    assert one_line(err).startswith("dsdmae: error: --"), "it is so of all trials"
     assert said in one_line(err)
     assert not out
     assert not (tmp_path / "study").exists()
