@@ -117,6 +117,19 @@ def state_bytes(method: Method) -> int:
     return 16 * trained + 4 * sum(p.numel() for p in method.parameters() if not p.requires_grad)
 
 
+def step_bytes(method: Method, precision: str, recomputed: bool = False, spare: float = 0.25) -> tuple[float, float]:
+    """(Bytes of a step whatever its images, bytes for each image) that are reckoned with on a GPU, uncompiled: weights,
+    gradients and moments, the weights' casts under autocast; and what is kept for the backward pass.
+
+    Args:
+        recomputed, spare: as in most_images.
+    """
+    _, kept = measure_work(method, fused_attention=True, recomputed=recomputed)
+    halved = 1.0 if precision == "fp32" else 0.5
+    casts = 0 if precision == "fp32" else 2 * sum(p.numel() for p in method.parameters())  # weights, for a pass
+    return state_bytes(method) + casts, (1 + spare) * halved * kept
+
+
 def most_images(method: Method, precision: str, free: int, recomputed: bool = False, spare: float = 0.25) -> int:
     """How many images a forward and backward pass may hold at once on a GPU with `free` bytes to give; may be 0.
 
@@ -125,10 +138,8 @@ def most_images(method: Method, precision: str, free: int, recomputed: bool = Fa
         spare: for what comes and goes, as a share of what is kept for the backward pass. The latter is an estimate
             too: a compiler keeps less.
     """
-    _, kept = measure_work(method, fused_attention=True, recomputed=recomputed)
-    halved = 1.0 if precision == "fp32" else 0.5
-    casts = 0 if precision == "fp32" else 2 * sum(p.numel() for p in method.parameters())  # weights, for a pass
-    return max(0, int((_USABLE * free - state_bytes(method) - casts) / ((1 + spare) * halved * kept)))
+    always, per_image = step_bytes(method, precision, recomputed, spare)
+    return max(0, int((_USABLE * free - always) / per_image))
 
 
 def encoder_flops(encoder: Backbone) -> float:

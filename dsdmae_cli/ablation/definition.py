@@ -133,6 +133,13 @@ class Definition:
         """The points of a grid, of twins the first alone; none are known of a search."""
         return [p for p in grid(self.axes) if describe(p) not in self.twins] if self.search == "grid" else []
 
+    @property
+    def loss_differs(self) -> list[str]:
+        """What is swept that changes what the pre-training loss means: what is computed, or of which images and
+        patches."""
+        changes = ("method.", "data.", "backbone.name", "backbone.patch_size")
+        return [axis.key for axis in self.axes if axis.dotted.startswith(changes)]
+
     def same_as(self, point: Point) -> list[str]:
         """The points that are the same computation as this one, in words."""
         return [twin for twin, first in self.twins.items() if first == describe(point)]

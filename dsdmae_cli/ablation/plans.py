@@ -11,12 +11,14 @@ import statistics as st
 from dataclasses import replace
 
 from dsdmae_cli.ablation.definition import Definition
+from dsdmae_cli.ablation.measurable import Unmeasurable, check_measurable
 from dsdmae_cli.ablation.sweep import Point, describe
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import DsdmaeError
 from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.settings.models import Settings
+from dsdmae_cli.settings.resolved import ResolvedData, ResolvedSettings
 from dsdmae_cli.settings.size import Size
 
 Pace = tuple[str, str, Size]  # method, network, size of an image
@@ -30,6 +32,8 @@ class Plans:
         self.definition = definition
         self._plans: dict[str, Plan] = {}
         self._paces: dict[Pace, float | None] = {}
+        self._measurable: list[ResolvedData] = []
+        self._images_differ = any(axis.dotted.startswith("data.") for axis in definition.axes)
 
     def of(self, point: Point) -> Plan:
         """A point's plan, the base's for {}; points differ in more than their work, seeds in nothing.
@@ -42,11 +46,17 @@ class Plans:
             try:
                 self._plans[name] = self._work_out(point)
             except DsdmaeError as error:
-                raise type(error)(f"trial {name}: {error}" if name else str(error)) from error
+                of_all = not name or (isinstance(error, Unmeasurable) and not self._images_differ)
+                raise type(error)(str(error) if of_all else f"trial {name}: {error}") from error
         return self._plans[name]
 
     def _work_out(self, point: Point) -> Plan:
-        plan = make_plan(self._resolved(point, None), timed=False)
+        settings = self._resolved(point, None)
+        plan = make_plan(settings, timed=False)
+        # Of other images than any trial's nothing is measured.
+        if (point or not self._images_differ) and settings.data not in self._measurable:
+            check_measurable(self.definition, settings.data)
+            self._measurable.append(settings.data)
         budget = self.budget if point else None
         if budget is None:
             return plan
@@ -54,7 +64,7 @@ class Plans:
         self._resolved(point, epochs)  # a warm-up of a fixed length may be longer than these epochs
         return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs)
 
-    def _resolved(self, point: Point, epochs: int | None) -> Settings:
+    def _resolved(self, point: Point, epochs: int | None) -> ResolvedSettings:
         return resolve(self.definition.settings(point, self.definition.seed_numbers()[0], epochs).settings)
 
     def work_out(self, points: list[Point]) -> None:

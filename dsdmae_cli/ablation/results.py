@@ -145,10 +145,7 @@ class Results:
     def incomparable(self) -> list[str]:
         """What was swept that changes what the metric means, so that no value is better than another: what is computed,
         or of which images and patches, of the pre-training loss; nothing of an accuracy."""
-        if self.definition.metric.name != "loss":
-            return []
-        changes = ("method.", "data.", "backbone.name", "backbone.patch_size")
-        return [axis.key for axis in self.definition.axes if axis.dotted.startswith(changes)]
+        return self.definition.loss_differs if self.definition.metric.name == "loss" else []
 
     @property
     def unfinished(self) -> int:

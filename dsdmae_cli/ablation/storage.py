@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,8 +26,13 @@ from dsdmae_cli.report import without_password
 
 T = TypeVar("T")
 _PATIENCE = 60.0  # seconds; what is done under a lock takes a moment
-# What databases say where two processes make the same tables: nothing is wrong a moment later.
-_MADE_TWICE = ("already exists", "UniqueViolation", "Duplicate entry", "UNIQUE constraint")
+# What databases say where two processes make the same tables: nothing is wrong a moment later. Of rows, those of the
+# two tables that have one each, or of the system's own list of types.
+_MADE_TWICE = re.compile(
+    r"(table|relation|type|index|sequence)\b.*\balready exists|(UniqueViolation|Duplicate entry|UNIQUE constraint).*"
+    r"(version_info|alembic_version|pg_type|pg_class)",
+    re.DOTALL | re.IGNORECASE,
+)
 _WAITS = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds
 _POSTGRESQL = ("postgresql", "postgres")
 _ADVICE = "trials that have ended are kept. Make room, then give the same command again"
@@ -58,14 +64,18 @@ class Books:
             SettingsError: there is no driver for the database.
         """
         with self.alone():
-            for wait in _WAITS:
-                try:
-                    return make(self._opened())
-                except Exception as error:  # whatever a database driver raises
-                    if not any(sign in f"{error} {error.__cause__}" for sign in _MADE_TWICE):
-                        raise
-                    time.sleep(wait * (1 + random.random()))  # or all of them would meet again
-            return make(self._opened())
+            return make(self._with_tables())
+
+    def _with_tables(self) -> Any:
+        """The storage, whose tables are made where they are not there."""
+        for wait in _WAITS:
+            try:
+                return self._opened()
+            except Exception as error:  # whatever a database driver raises
+                if not _MADE_TWICE.search(f"{error} {error.__cause__}"):
+                    raise
+                time.sleep(wait * (1 + random.random()))  # or all of them would meet again
+        return self._opened()
 
     def _opened(self) -> Any:
         if isinstance(self.storage, str):

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunFailed, SettingsError
+from dsdmae_cli.report import say
 
 PREFIX = "hf:"
 _PATIENCE = 20  # seconds
@@ -30,8 +32,8 @@ def repository(text: str) -> str:
 
 @lru_cache(maxsize=16)  # a command asks for its subject several times, and all of them mean the same weights
 def fetched(text: str, names: tuple[str, ...]) -> Path:
-    """The folder with the weights of hf:OWNER/NAME or hf:OWNER/NAME@REVISION, out of the hub's own cache where the hub
-    cannot be reached.
+    """The folder with the weights of hf:OWNER/NAME or hf:OWNER/NAME@REVISION, out of the hub's own cache, and that is
+    said, where the hub cannot be reached or cannot serve (5xx, and 429: too many requests).
 
     Args:
         names: of files with weights; the first that is there is fetched.
@@ -47,17 +49,21 @@ def fetched(text: str, names: tuple[str, ...]) -> Path:
         try:
             # Unlike the list of files alone this is asked once: who is offline need not wait for five tries.
             found = HfApi().model_info(repo, revision=revision, timeout=_PATIENCE)
+            there = {file.rfilename for file in found.siblings or ()}
+            wanted = next((name for name in names if name in there), None)
+            if wanted is None:
+                raise CheckpointError(f"{text} has no weights: it has neither {' nor '.join(names)}")
+            with _quiet():
+                patterns = [wanted, "config.json"]
+                return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        except DsdmaeError:
+            raise
         except Exception as error:
-            if _answered(error):
+            if not _away(error):
                 raise
-            return _kept(repo, revision, names, error)
-        there = {file.rfilename for file in found.siblings or ()}
-        wanted = next((name for name in names if name in there), None)
-        if wanted is None:
-            raise CheckpointError(f"{text} has no weights: it has neither {' nor '.join(names)}")
-        with _quiet():
-            patterns = [wanted, "config.json"]
-            return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+            folder = _kept(repo, revision, names, error)
+            say(f"dsdmae: warning: {text}: {_absence(error)}; going by what was fetched before ({folder})")
+            return folder
 
 
 def _kept(repo: str, revision: str | None, names: tuple[str, ...], why: Exception) -> Path:
@@ -77,7 +83,7 @@ def check_pushable(name: str) -> None:
     """See that a folder may be pushed there, before it is made.
 
     Raises:
-        SettingsError: it is no OWNER/NAME, or nobody is logged in, or the token is refused.
+        SettingsError: it is no OWNER/NAME, or nobody is logged in, or the token is refused or may only read.
         RunFailed: the hub cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
@@ -86,7 +92,11 @@ def check_pushable(name: str) -> None:
     if get_token() is None:
         raise SettingsError(f"--push {name} needs a token of the Hugging Face hub that may write; {_LOGIN}")
     with _told(f"--push {name}", RunFailed):
-        HfApi().whoami()
+        who = HfApi().whoami()
+    if _may_only_read(who):
+        raise SettingsError(
+            f"--push {name}: the token of {who.get('name')} may only read; {_LOGIN} to one that may write"
+        )
 
 
 def push(folder: Path, files: list[str], name: str, private: bool) -> str:
@@ -127,9 +137,32 @@ def _check_name(name: str, text: str, kind: Callable[[str], DsdmaeError]) -> Non
         raise kind(f"{text} names no repository of the Hugging Face hub; write OWNER/NAME, for example ada/my-encoder")
 
 
-def _answered(error: Exception) -> bool:
-    """Whether the hub has answered, if only by refusing."""
-    return getattr(error, "response", None) is not None
+def _may_only_read(who: dict[str, Any]) -> bool:
+    """Whether the hub says so of a token; of one whose rights it does not tell, pushing will."""
+    token = (who.get("auth") or {}).get("accessToken") or {}
+    if token.get("role") != "fineGrained":
+        return bool(token.get("role") == "read")
+    scoped = (token.get("fineGrained") or {}).get("scoped")
+    return scoped is not None and not any("repo.write" in (one.get("permissions") or ()) for one in scoped)
+
+
+def _status(error: Exception) -> int | None:
+    """What the hub has answered; None where it has not."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _away(error: Exception) -> bool:
+    """Whether the hub is at fault, or the way to it, and not what was asked for."""
+    status = _status(error)
+    return status is None or status >= 500 or status == 429
+
+
+def _absence(error: Exception) -> str:
+    """The same in words."""
+    from huggingface_hub import constants
+
+    status = _status(error)
+    return f"{constants.ENDPOINT} {f'answered {status}' if status else f'cannot be reached ({type(error).__name__})'}"
 
 
 @contextmanager
@@ -143,7 +176,7 @@ def _told(what: str, kind: Callable[[str], DsdmaeError], more: str = "") -> Iter
     except DsdmaeError:
         raise
     except Exception as error:  # it is a library of several generations, over HTTP libraries of two
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = _status(error)
         at = constants.ENDPOINT
         if isinstance(error, GatedRepoError):
             why = f"its owner asks for an agreement, which is given on its page; then {_LOGIN}"
@@ -154,10 +187,9 @@ def _told(what: str, kind: Callable[[str], DsdmaeError], more: str = "") -> Iter
         elif status in (401, 403):
             why = f"{at} refuses this token ({status}); {_LOGIN} with one that may write"
         elif status is not None:
-            why = f"{at} answered {status}{more}"
+            why = f"{_absence(error)}{more}"
         else:
-            name = type(error).__name__
-            why = f"{at} cannot be reached ({name}); check the network, HF_ENDPOINT and HF_HUB_OFFLINE{more}"
+            why = f"{_absence(error)}; check the network, HF_ENDPOINT and HF_HUB_OFFLINE{more}"
         raise kind(f"{what}: {why}") from error
 
 

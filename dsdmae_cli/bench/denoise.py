@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dsdmae_cli.bench import peers
 from dsdmae_cli.bench.machine import described
 from dsdmae_cli.bench.turns import Finding, Spread, by_turns
+from dsdmae_cli.data.decode import opened
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.pictures.engines import open_restorer
 from dsdmae_cli.pictures.picture import Picture
@@ -48,6 +48,7 @@ def bench_denoise(
 
     Raises:
         SettingsError: the folder holds no picture, or there is no such device.
+        DataError: a picture cannot be read.
     """
     where = choose_device(device)
     if where.type == "cpu":
@@ -101,7 +102,12 @@ def _pictures(folder: Path, most: int) -> list[Rgb]:
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS) if folder.is_dir() else []
     if not found:
         raise SettingsError(f"there is no picture (.png, .jpg) in {folder}; name a folder of clean ones")
-    return [np.asarray(Image.open(path).convert("RGB")) for path in found[:: -(-len(found) // most)]]
+    return [_rgb(path) for path in found[:: -(-len(found) // most)]]
+
+
+def _rgb(path: Path) -> Rgb:
+    with opened(path, str(path)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _contenders(

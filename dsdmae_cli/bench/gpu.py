@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from dsdmae_cli.bench.feed import photographs as jpegs
 from dsdmae_cli.bench.gpu_parts import OnDevice
 from dsdmae_cli.bench.gpu_runs import Runs
 from dsdmae_cli.bench.machine import described
@@ -33,13 +34,16 @@ def bench_gpu(
         photographs: folder of JPEGs for the part about decoding.
 
     Raises:
-        SettingsError: there is no such device or part, or the folder is another machine's.
+        SettingsError: there is no such device or part, no photographs where they are said to be, or the folder is
+            another machine's.
     """
     where = choose_device(device)
     if where.type not in ("cuda", "cpu"):
         raise SettingsError(f"--device {device}: the programme is for cuda, and can be tried on cpu with tiny sizes")
     programme = read_programme(rehearsal=where.type == "cpu")
     parts = chosen(programme, only)
+    if photographs is not None:  # whose turn comes after a quarter of an hour
+        jpegs(photographs, most=1)
     kept = Kept(out, described(where))
     ours, runs = OnDevice(where, programme, said), Runs(where, programme, said)
     functions: dict[str, Callable[..., list[Finding]]] = {

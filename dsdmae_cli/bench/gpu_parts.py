@@ -27,7 +27,7 @@ from dsdmae_cli.errors import DsdmaeError, RunFailed
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runtime import choose_runtime
 from dsdmae_cli.settings.resolved import ResolvedSettings
-from dsdmae_cli.work import measure_work, state_bytes
+from dsdmae_cli.work import step_bytes
 
 _GIB = 2**30
 
@@ -104,7 +104,7 @@ class OnDevice:
         return time.perf_counter() - began
 
     def memory(self, networks: list[str], batches: list[int]) -> list[Finding]:
-        """The peak of the second step, eager, against weights, moments and what is kept for the backward pass."""
+        """The peak of the second step, eager, against what a micro-batch is chosen by (work.step_bytes)."""
         rows, data = [], []
         for network in networks:
             for batch in batches:
@@ -119,13 +119,17 @@ class OnDevice:
                 data.append({"network": network, "batch": batch, "peak": peak, "expected": expected})
                 self.said(f"  {network}, {batch}: {of_peak} GiB of {expected / _GIB:.2f} expected")
         columns = ["network", "micro-batch", "peak, GiB", "reckoned, GiB", "peak / reckoned"]
-        return [Finding("Memory of a step", columns, rows, {}, {"steps": data})]
+        note = (
+            "Reckoned: weights, gradients, moments, the weights' casts under autocast, the images that lie there, and"
+            " what is kept for the backward pass with a quarter more for what comes and goes."
+        )
+        return [Finding("Memory of a step", columns, rows, {}, {"steps": data}, [note])]
 
     def _peak(self, settings: ResolvedSettings, batch: int) -> tuple[float, float]:
         trainer = self.trainer(settings, micro_batch=batch)
-        halved = 1.0 if trainer.runtime.precision == "fp32" else 0.5
-        _, kept = measure_work(trainer.method, fused_attention=True)
-        expected = state_bytes(trainer.method) + halved * kept * batch
+        assert isinstance(trainer.source, ResidentSource)
+        always, per_image = step_bytes(trainer.method, trainer.runtime.precision)
+        expected = always + per_image * batch + trainer.source.images.nbytes
         steps = trainer.source.steps(0)
         trainer._step(next(steps))
         if self.device.type != "cuda":
@@ -153,10 +157,16 @@ class OnDevice:
                 torch.randn(shape, device=self.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
             )
 
-            def one(kind: Any, q: Tensor = query, k: Tensor = key, v: Tensor = value) -> float:
+            # Of .sum() the gradient would be one number in every place, of stride 0, which a kernel copies first or
+            # refuses; and .backward() would add to what is there.
+            upstream = torch.randn_like(query)
+
+            def one(
+                kind: Any, q: Tensor = query, k: Tensor = key, v: Tensor = value, gradient: Tensor = upstream
+            ) -> float:
                 def work() -> None:
                     with sdpa_kernel([kind]):
-                        F.scaled_dot_product_attention(q, k, v).sum().backward()
+                        torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), (q, k, v), gradient)
 
                 return timed(self.device, work)
 

@@ -90,18 +90,22 @@ class Kept:
         machine: hardware and versions.
 
     Raises:
-        SettingsError: the folder holds what another machine, another version or another program wrote.
+        SettingsError: the folder holds what another machine, another version or another program wrote, or cannot be
+            used.
     """
 
     def __init__(self, folder: Path, machine: Mapping[str, str]) -> None:
         self.folder = folder
         self.state: dict[str, Any] = {"format": _FORMAT, "machine": dict(machine), "parts": {}}
         there = folder / STATE
-        if there.exists():
-            self.state = self._read(there, machine)
-        elif folder.exists() and any(folder.iterdir()):
-            raise SettingsError(f"{folder} is not empty and holds no {STATE}; name a new folder with --out")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if there.exists():
+                self.state = self._read(there, machine)
+            elif folder.exists() and any(folder.iterdir()):
+                raise SettingsError(f"{folder} is not empty and holds no {STATE}; name a new folder with --out")
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
 
     @staticmethod
     def _read(path: Path, machine: Mapping[str, str]) -> dict[str, Any]:
@@ -148,12 +152,15 @@ class Kept:
     def report(self) -> str:
         """All that was found, as Markdown."""
         parts = self.state["parts"]
-        lines = ["# Measured on a GPU", ""]
+        # A machine without a device has tried the programme on its processor.
+        tried = "device" not in self.state["machine"]
+        title, where = ("Tried on a processor, on tiny sizes", " --device cpu") if tried else ("Measured on a GPU", "")
+        lines = [f"# {title}", ""]
         lines += [f"- {name}: {value}" for name, value in self.state["machine"].items()]
         lines += ["", "Contenders of one table took turns in one run; median (min, max).", ""]
         for name, part in parts.items():
             lines += [f"## {name}: {part['what']}", ""]
-            lines += [f"`dsdmae bench gpu --only {name}`, {part['when']}, {duration(part['seconds'])}.", ""]
+            lines += [f"`dsdmae bench gpu{where} --only {name}`, {part['when']}, {duration(part['seconds'])}.", ""]
             if part["failed"]:
                 lines += [f"**Failed**: {part['failed']}", ""]
             lines += part["markdown"]

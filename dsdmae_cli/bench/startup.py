@@ -106,12 +106,16 @@ def bench_startup(
         picture: what is denoised; None = noise of 256x256 pixels.
 
     Raises:
+        DataError: the picture cannot be read.
         RunFailed: a process failed.
     """
     import torch
 
     from dsdmae_cli.bench.machine import described
+    from dsdmae_cli.pictures.picture import read
 
+    if picture is not None:
+        read(picture, f"--picture {picture}")  # before a minute of other processes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bare_application(folder)

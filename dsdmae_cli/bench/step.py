@@ -203,13 +203,32 @@ def _live(name: str, settings: ResolvedSettings, pipe: Connection) -> None:
             step = CONTENDERS[name](settings)
             began = time.perf_counter()
             loss = step()
-            pipe.send({"loss": loss, "seconds": time.perf_counter() - began})
+            first = {"loss": loss, "seconds": time.perf_counter() - began}
+            _make_room(device)
+            pipe.send(first)
             while pipe.recv():
-                pipe.send({"seconds": timed(device, step)})
+                pipe.send({"seconds": _seconds(device, step)})
             peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
             pipe.send({"peak_bytes": float(peak)})
         except (DsdmaeError, RuntimeError, MemoryError) as error:
             pipe.send(str(error).splitlines()[0])
+
+
+def _seconds(device: torch.device, step: Step) -> float:
+    """Of a step of a contender that has a GPU to itself for the time of it."""
+    if device.type == "cuda":
+        step()  # takes the memory again that was left to the others
+    seconds = timed(device, step)
+    _make_room(device)
+    return seconds
+
+
+def _make_room(device: torch.device) -> None:
+    """Leave a GPU's memory to the others but for what outlasts a step."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def bench_step(
@@ -236,15 +255,19 @@ def bench_step(
 
     from dsdmae_cli.data.open import open_dataset
     from dsdmae_cli.runs.build import build_method
-    from dsdmae_cli.runtime import choose_device
+    from dsdmae_cli.runtime import choose_device, choose_runtime
     from dsdmae_cli.work import measure_work
 
     device = choose_device(settings.train.device)
     open_dataset(settings.data, "train")  # what is wrong with it is better said here than by five processes
     names = [n for n in CONTENDERS if (compiled or "compiled" not in n) and (not only or n in only)]
-    batch = settings.train.batch_size
-    gflop = measure_work(build_method(settings))[0] / 1e9
+    batch, method = settings.train.batch_size, build_method(settings)
+    gflop = measure_work(method)[0] / 1e9
+    # Chosen before any of them is there: later it would go by what the others leave.
+    train = settings.train.model_copy(update={"micro_batch": choose_runtime(settings, method).micro_batch})
+    settings = settings.model_copy(update={"train": train})
     rates = calibrate(device)
+    _make_room(device)
     contenders: dict[str, _Contender] = {}
     try:
         for name in names:

@@ -141,7 +141,7 @@ def command(
     results = pictures.Results(out, "triptych" if corrupt is not None else "denoised", suffix)
     sources, failed = pictures.find(inputs or [], results)
     if not sources:
-        raise DataError(f"nothing to denoise: {'; '.join(map(str, failed))}")
+        raise DataError(f"nothing to denoise: {pictures.told(failed, most=5)}")
     targets = pictures.targets(sources, results)
     _check_stdout(targets[0].path, as_json)
 

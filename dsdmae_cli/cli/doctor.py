@@ -12,6 +12,7 @@ from dsdmae_cli.cli.options import Debug
 if TYPE_CHECKING:
     from dsdmae_cli.doctor import Check
 
+_NAME = 18  # columns for the longest name: "extra tensorboard"
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "wrong": "bold red"}
 
 
@@ -46,9 +47,9 @@ def _print(check: Check) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    lines = [Text.assemble((f"{check.state:<7}", _STYLES[check.state]), f"  {check.name:<14}  {check.found}")]
+    lines = [Text.assemble((f"{check.state:<7}", _STYLES[check.state]), f"  {check.name:<{_NAME}}  {check.found}")]
     if check.todo:
-        lines.append(Text(f"{'':<25}{check.todo}"))
+        lines.append(Text(f"{'':<{_NAME + 11}}{check.todo}"))
     for line in lines:
         # A path or a command that is broken by a line's end cannot be copied.
         console.print(line, soft_wrap=True)

@@ -160,7 +160,7 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def given(**values: Any) -> Given:
-            said = {flag.setting: _said(values.pop(_identifier(flag))) for flag in flags_of(command)}
+            said = {flag.setting: _said(flag, values.pop(_identifier(flag))) for flag in flags_of(command)}
             several = {name: tuple(values.pop(name)) for name in ("preset", "assignments") if values.get(name)}
             values = _placed(command, values)
             images, origins = values.pop("images", None), {}
@@ -195,8 +195,14 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-def _said(value: Any) -> Any:
-    """What a flag says; one that was given several times a list, as people type one."""
+def _said(flag: Flag, value: Any) -> Any:
+    """What a flag says; one that was given several times a list, as people type one.
+
+    Raises:
+        SettingsError: it was given, and says nothing.
+    """
+    if isinstance(value, list) and not all(part.strip() for word in value for part in word.split(",")):
+        raise SettingsError(f"{flag.name} {','.join(value)!r} names nothing; give {flag.metavar}, or leave it out")
     return (",".join(value) or None) if isinstance(value, list) else value
 
 

@@ -29,9 +29,9 @@ Pictures = Annotated[
                    show_default=False),
 ]  # fmt: skip
 Out = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--out", metavar="FILE|DIR", help="The .csv or .json file to write. Default: standard output, as CSV."
-                 " Of a network that names pixels the folder for a mask of each picture",
+                 " Of a network that names pixels the folder for a mask of each picture, or one picture's mask (.png)",
                  rich_help_panel=_RESULT, show_default=False),
 ]  # fmt: skip
 Top = Annotated[
@@ -69,17 +69,18 @@ def command(
     """
     from dsdmae_cli.artifacts.subject import names_pixels, parse_classifier
     from dsdmae_cli.config.use import hardware
-    from dsdmae_cli.pictures.paths import Results, find
+    from dsdmae_cli.pictures.paths import Results, find, told
 
     where = hardware(given.flags)
     network = parse_classifier(subject)
     if names_pixels(network):
         _segment(network, pictures, top, out, as_json, force, where)
         return
-    form = _form(out, as_json, force)
+    file = None if out is None else Path(out)
+    form = _form(file, as_json, force)
     sources, failures = find(pictures, Results(kind=""))
     if not sources:
-        raise SettingsError(f"cannot read {', '.join(map(str, failures))}; there is no other picture")
+        raise SettingsError(f"cannot read {told(failures)}; there is no other picture")
 
     from dsdmae_cli.pictures.predict import predict
     from dsdmae_cli.report import say
@@ -92,16 +93,16 @@ def command(
         )
     found = found.with_failures(failures)
     text = found.json() if form == "json" else found.csv()
-    if out is None:
+    if file is None:
         typer.echo(text, nl=False)
     else:
         from dsdmae_cli.files import write_bytes
 
-        write_bytes(out, text.encode(), "nothing was written. Make room or choose another --out")
+        write_bytes(file, text.encode(), "nothing was written. Make room or choose another --out")
         say(f"{len(found.predictions)} of {len(found.predictions) + len(found.failures)} pictures, written to {out}")
-    for failure in found.failures:
-        say(f"dsdmae: warning: cannot read {failure}")
     if found.failures:
+        count = len(found.failures)
+        say(f"dsdmae: warning: cannot read {f'{count:,} pictures: ' if count > 1 else ''}{told(found.failures)}")
         raise typer.Exit(2)
 
 
@@ -109,7 +110,7 @@ def _segment(
     network: Network,
     pictures: list[str],
     top: int,
-    out: Path | None,
+    out: str | None,
     as_json: bool,
     force: bool,
     where: HardwareSection,
@@ -121,27 +122,36 @@ def _segment(
     """
     if top != 1:
         raise SettingsError(f"--top {top}: {network.text} names pixels, each by its most probable class; leave it out")
-    if out is None or out.suffix.lower() in (".csv", ".json"):
-        said = "give" if out is None else f"--out {out} is a file; give"
+    if out in (None, "-") or Path(str(out)).suffix.lower() in (".csv", ".json"):
+        said = "give" if out is None else f"--out {out} is {'standard output' if out == '-' else 'a file'}; give"
         raise SettingsError(f"{network.text} names pixels: {said} a folder for the masks with --out DIR")
 
-    from dsdmae_cli.pictures.paths import Results, find
+    from dsdmae_cli.pictures.paths import Results, find, told
 
-    sources, failed = find(pictures, Results(f"{out}/", kind="", verb="segment"))
+    results = Results(out, kind="", suffix="", verb="segment", alone=True)
+    sources, failed = find(pictures, results)
     if not sources:
-        raise SettingsError(f"cannot read {', '.join(map(str, failed))}; there is no other picture")
+        raise SettingsError(f"cannot read {told(failed)}; there is no other picture")
 
     from dsdmae_cli.report import print_result, say
     from dsdmae_cli.segmentation.predicting import segment
 
     outcome = segment(
-        network, sources, failed, out=out, force=force, device=where.device, precision=where.precision, quiet=as_json
+        network,
+        sources,
+        failed,
+        results=results,
+        force=force,
+        device=where.device,
+        precision=where.precision,
+        quiet=as_json,
     )
     if as_json:
         print_result(outcome.result(), as_json=True, text="")
     # Of several pictures each was told when it failed; what was named and is none, or one alone, was not.
-    for failure in outcome.failed if len(sources) == 1 else failed:
-        say(f"dsdmae: warning: cannot segment {failure}")
+    untold = outcome.failed if len(sources) == 1 else failed
+    if untold:
+        say(f"dsdmae: warning: cannot segment {told(untold)}")
     if outcome.failed:
         raise typer.Exit(2 if all(failure.of_input for failure in outcome.failed) else 1)
 

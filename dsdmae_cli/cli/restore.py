@@ -81,7 +81,7 @@ def command(
     results = {part: paths.Results(folder, part, verb="restore") for part in paths.PARTS}
     sources, failed = paths.find(inputs or [], results[paths.PARTS[0]])
     if not sources:
-        raise DataError(f"nothing to restore: {'; '.join(map(str, failed))}")
+        raise DataError(f"nothing to restore: {paths.told(failed, most=5)}")
     targets = {part: paths.targets(sources, of) for part, of in results.items()} if folder else {}
 
     from dsdmae_cli.recipes import restore as recipe

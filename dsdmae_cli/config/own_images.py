@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from dsdmae_cli import plugins
 from dsdmae_cli.config.presets import presets_by_kind, read_preset
-from dsdmae_cli.config.resolve import resolve_data
+from dsdmae_cli.config.resolve import BEGUN_RATE, resolve_data
 from dsdmae_cli.config.schema import Loaded, Schema
 from dsdmae_cli.settings.size import height_width, size_words
 
@@ -23,7 +23,8 @@ def fitted(loaded: Loaded[L]) -> Loaded[L]:
 
     It becomes the largest power of two below their number, so that one of them may be unreadable. The peak rate, where
     nobody said that either, stays what it was for the larger batch: AdamW divides by the gradient's size, so that by
-    the linear rule next to nothing would be learned in the steps that few images make.
+    the linear rule next to nothing would be learned in the steps that few images make. A run that begins with trained
+    weights has a tenth of that here too.
 
     Raises:
         DataError: the images are not there.
@@ -38,7 +39,8 @@ def fitted(loaded: Loaded[L]) -> Loaded[L]:
     changed: dict[str, Any] = {"train": settings.train.model_copy(update={"batch_size": batch})}
     sources = {**loaded.sources, "train.batch_size": origin}
     if settings.optim.lr == "auto":
-        peak = settings.optim.base_lr * wanted / 256
+        begun = getattr(settings.train, "start", None) is not None
+        peak = settings.optim.base_lr * wanted / 256 * (BEGUN_RATE if begun else 1)
         changed["optim"] = settings.optim.model_copy(update={"lr": peak})
         sources["optim.lr"] = origin
     return Loaded(settings.model_copy(update=changed), sources)

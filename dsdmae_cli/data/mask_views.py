@@ -18,7 +18,7 @@ from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import Subset
 from dsdmae_cli.data.cores import usable_cores
 from dsdmae_cli.data.cutting import crop_box, window_corner
-from dsdmae_cli.data.masks import VOID, MaskedImages, wrong_size
+from dsdmae_cli.data.masks import VOID, MaskedImages, size_fault
 from dsdmae_cli.data.square import middle
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.size import Size, height_width
@@ -59,14 +59,15 @@ class MaskedSubset(Subset, MaskedImages):
 
 
 def load_checked(dataset: MaskedImages, index: int) -> Mask:
-    """A mask of its image's size.
+    """A mask of its image's size, read once.
 
     Raises:
         DataError: it has another, or cannot be used.
     """
-    if wrong := wrong_size(dataset, index):
-        raise DataError(wrong)
-    return dataset.load_mask(index)
+    mask, image = dataset.load_mask(index), dataset.size(index)
+    if (mask.shape[1], mask.shape[0]) != image:
+        raise DataError(size_fault(dataset, index, image, (mask.shape[1], mask.shape[0])))
+    return mask
 
 
 def mask_square(mask: Mask, size: Size) -> UInt8[np.ndarray, "rows columns"]:

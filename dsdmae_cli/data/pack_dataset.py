@@ -77,7 +77,7 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
         raise _interrupted(out, sum(map(len, splits.values())), stopped) from stopped
     if len(unreadable) and not quiet:
         for line in unreadable.lines():
-            say(f"left out, since it cannot be read: {line}")
+            say(f"left out {line}")
     return {
         "out": str(out),
         "images": done.index.images,

@@ -197,7 +197,17 @@ class Unreadable:
                 f" {first}: {why}); mend them or raise it with --set data.max_unreadable=SHARE"
             )
 
-    def lines(self, most: int = 10) -> list[str]:
-        """One line an image for a summary, at most `most` of them."""
-        shown = [f"{name}: {reason}" for name, reason in list(self.reasons.items())[:most]]
-        return shown + ([f"and {len(self) - most} more"] if len(self) > most else [])
+    def lines(self, kind: str = "image", most: int = 3) -> list[str]:
+        """A line that counts them and names the first; none where all could be read.
+
+        Args:
+            kind: of image.
+            most: that are named.
+        """
+        if not self.reasons:
+            return []
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:most])
+        more = f"; and {len(self) - most:,} more" if len(self) > most else ""
+        return [
+            f"{'an' if len(self) == 1 else f'{len(self):,}'} unreadable {kind}{'s' * (len(self) > 1)}: {shown}{more}"
+        ]

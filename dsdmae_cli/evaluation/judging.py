@@ -179,7 +179,7 @@ class Answering:
     def say(self, unreadable: Unreadable) -> None:
         """Which images could not be read."""
         for line in unreadable.lines():
-            self.report.warn(f"skipped an unreadable image: {line}")
+            self.report.warn(f"skipped {line}")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def gather(
         if cached.note:
             report.warn(cached.note)
         for line in unreadable.lines():
-            report.warn(f"skipped an unreadable image: {line}")
+            report.warn(f"skipped {line}")
         return cached.features.by_pool[pool], cached.features.indices
 
     train_features, train = features(judged.train)

@@ -289,7 +289,7 @@ def _folded(story: Story) -> Iterator[Section]:
     titles, words, wraps = ("setting", "value", "from"), frozenset({0, 1, 2}), frozenset({1, 2})
     chosen = [row for row in rows if row[2] and not row[2].startswith(("default", "auto"))]
     if chosen:
-        yield Section("Settings that are no defaults", [Table(titles, chosen, words, wraps=wraps)])
+        yield Section("Settings from presets, files and flags", [Table(titles, chosen, words, wraps=wraps)])
     if rows:
         yield Section("All settings", [Table(titles, rows, words, wraps=wraps)], folded=True)
     if machine := list(_machine(story.about)):

@@ -20,14 +20,19 @@ from dsdmae_cli.files import aside
 from dsdmae_cli.pictures import picture as pictures
 from dsdmae_cli.pictures.contact_sheet import Panel, draw
 from dsdmae_cli.pictures.outcome import Outcome, Record
-from dsdmae_cli.pictures.paths import Failure, Source
+from dsdmae_cli.pictures.paths import Failure, Source, told
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.stopping import stoppable
 from dsdmae_cli.report.counted import Counted
 
+_SAID = 3  # failures that are told as they come; all are counted at the end
 _ADVICE = "make room, or write elsewhere with --out, and run it again"
 # A sheet of more would be of no use to the eye, and is held in memory whole.
 MOST_ROWS = 100
+
+
+class Exists(DataError):  # noqa: N818
+    """A result that is there already, and is left as it is."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ def each(
         RunInterrupted: by a signal; what was written by then is whole.
     """
     rows: list[list[Panel]] = []
-    num_shown = 0
+    num_shown, num_failed = 0, 0
+    there: list[Failure] = []
     with stoppable(outcome, len(sources)) as stop, report:
         for number, source in enumerate(sources):
             started = time.monotonic()
@@ -85,17 +91,24 @@ def each(
                     outcome.done.append(replace(made.record, seconds=time.monotonic() - started))
                     report.note(str(outcome.done[-1]), to_stdout=not to_stdout)
             except (DsdmaeError, Refused) as error:
-                outcome.failed.append(
-                    Failure(str(source), _reason(error, advice_on_size), not isinstance(error, RunFailed))
-                )
-                if len(sources) > 1:  # one alone is in the error that follows
-                    report.warn(str(outcome.failed[-1]))
+                failure = Failure(str(source), _reason(error, advice_on_size), not isinstance(error, RunFailed))
+                outcome.failed.append(failure)
+                if isinstance(error, Exists):
+                    there.append(failure)
+                    continue
+                num_failed += 1
+                if len(sources) > 1 and num_failed <= _SAID:  # one alone is in the error that follows
+                    report.warn(str(failure))
                 continue
             except MemoryError:
                 advice = "end other programs, or cut it" if device == "cpu" else "try --device cpu"
                 raise RunFailed(f"{device} ran out of memory at {source}; {advice}") from None
             if sheet is not None and num_shown < MOST_ROWS:
                 rows, num_shown = rows + made.rows, num_shown + 1
+        if len(sources) > 1 and there:
+            report.warn(f"{len(there):,} of {len(sources):,} results are there already, and stay: {told(there)}")
+        if num_failed > _SAID:
+            report.warn(f"{num_failed:,} of {len(sources):,} failed, of which the first are named above")
         if sheet is not None and rows:
             _write(draw(rows), sheet)
             outcome.sheet = sheet
@@ -107,11 +120,11 @@ def check_free(file: Path, *, force: bool) -> None:
     """See, before time is spent, that a result can be written.
 
     Raises:
-        DataError: it exists.
+        Exists: it does.
         RunFailed: its folder cannot be made.
     """
     if file.exists() and not force:
-        raise DataError(f"{file} exists; --force replaces it")
+        raise Exists(f"{file} exists; --force replaces it")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

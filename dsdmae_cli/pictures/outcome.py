@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 
 from dsdmae_cli.data.values import Range
 from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
-from dsdmae_cli.pictures.paths import Failure
+from dsdmae_cli.pictures.paths import Failure, told
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import Likeness, compare, psnr_where
 
@@ -219,7 +219,7 @@ class Outcome:
         """What to end with where something failed: with 2 where nothing came of it and the input alone is to blame."""
         if not self.failed:
             return None
-        names = "; ".join(map(str, self.failed))
+        names = told(self.failed, most=5)
         if not self.done:
             kind = DataError if all(failure.of_input for failure in self.failed) else RunFailed
             return kind(f"nothing was {self.verb}: {names}")

@@ -6,7 +6,7 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,12 @@ class Failure:
         return f"{self.source} ({self.reason})"
 
 
+def told(failures: Sequence[Failure], most: int = 3) -> str:
+    """The first of them, and how many more there are: a thousand are no line."""
+    shown = "; ".join(map(str, failures[:most]))
+    return shown + (f"; and {len(failures) - most:,} more" if len(failures) > most else "")
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a result goes.
@@ -92,12 +98,14 @@ class Results:
             that none is a result of this command.
         suffix: what a name gets; None = .KIND, and nothing for denoised pictures in another folder than their own.
         verb: what is done to pictures, for messages.
+        alone: a name says nothing of the other pictures: of a.jpg and a.png, which would have one, both are refused.
     """
 
     out: str | None = None
     kind: str = "denoised"
     suffix: str | None = None
     verb: str = "denoise"
+    alone: bool = False
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -192,7 +200,7 @@ def _in_folder(folder: Path, results: Results) -> Iterator[Source | Failure]:
 def targets(sources: list[Source], results: Results) -> list[Target]:
     """Where each result goes: beside its source as NAME.denoised.png by default, to another folder as NAME.png.
 
-    Two sources of one name (a.jpg, a.png) keep their suffixes: a.jpg.denoised.png.
+    Two sources of one name (a.jpg, a.png) keep their suffixes, a.jpg.denoised.png, unless names are to stand alone.
 
     Raises:
         SettingsError: one file for several pictures, a format that is not written, or two results of one name.
@@ -215,11 +223,12 @@ def targets(sources: list[Source], results: Results) -> list[Target]:
     counts = Counter(base.with_suffix("") for base in bases)
     found: dict[Path, Source] = {}
     for source, base in zip(sources, bases, strict=True):
-        name = base.stem if counts[base.with_suffix("")] == 1 else base.name
+        name = base.stem if results.alone or counts[base.with_suffix("")] == 1 else base.name
         path = base.with_name(name + results.of(source, base.parent))
         if path in found:
             raise SettingsError(
-                f"{found[path]} and {source} would both become {path}.png; {results.verb} them in two calls"
+                f"{found[path]} and {source} would both become {path}.png; {results.verb} them in two calls, to two"
+                " folders"
             )
         found[path] = source
     return [Target(path, open_ended=True) for path in found]

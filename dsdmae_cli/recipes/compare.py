@@ -54,11 +54,14 @@ def compare(paths: Sequence[Path], paper: str | None = None) -> Comparison:
     """
     if not paths:
         raise SettingsError("nothing to compare; give the directories or result.json files of finished runs")
-    own = [_result(path) for path in paths]
+    own = list({Path(row.path).resolve(): row for row in map(_result, paths)}.values())
+    twice = ["a result was named more than once, and stands here once"] if len(own) < len(paths) else []
     beside = _paper_rows(own, paper)
     rows = sorted([*own, *beside], key=lambda row: (row.dataset, 1 if row.top1 is None else -row.top1))
     return Comparison(
-        tuple(rows), (*_remarks(own), *segmentation_remarks(own)), _table2()["citation"] if beside else None
+        tuple(rows),
+        (*twice, *_remarks(own), *segmentation_remarks(own)),
+        _table2()["citation"] if beside else None,
     )
 
 
@@ -79,9 +82,6 @@ def _result(path: Path) -> Row:
         return read_result(subject.path)
     text = subject.text
     raise CheckpointError(f"{text} is no result; judge it first (`dsdmae probe {text}`) and compare that run")
-
-
-# -------------------------------------------------------------------------------------------------- the paper
 
 
 @cache

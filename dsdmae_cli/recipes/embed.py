@@ -146,7 +146,7 @@ def compute(request: Request, report: Report) -> Computed:
         _tell(report, found, len(dataset), split)
         kept = found.features.indices.tolist()
         for line in skipped.lines():
-            report.warn(f"skipped an unreadable image: {line}")
+            report.warn(f"skipped {line}")
         unreadable.update(skipped.reasons)
         part = rows.rows_of(found.features.by_pool[request.pool], dataset, kept, split, opened.encoder.grid)
         if request.attention:

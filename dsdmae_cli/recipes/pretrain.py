@@ -56,7 +56,8 @@ def pretrain(
     settings = loaded.settings
     with distributed.process_group(choose_device(settings.train.device)):
         report = report or make_report(as_json=as_json, main_process=distributed.rank() == 0)
-        begun = resume and out is not None and bool(checkpoint.newest_first(RunDir(out).checkpoints))
+        run = RunDir(out) if resume and out is not None else None
+        begun = run is not None and bool(checkpoint.newest_first(run.checkpoints) or run.finished())
         required = None
         if requirement(settings) is not None and not begun:  # a run that has begun holds what it needed
             required = provided(resolve(settings), None if resume else out, report, _train)
@@ -114,8 +115,8 @@ def _put_together(start: Start, required: Path | None) -> Parts:
         note=start.report.note,
         account=start.report.account,
     )
-    for line in data.held_out_unreadable.lines():
-        start.report.warn(f"skipped an unreadable held-out image: {line}")
+    for line in data.held_out_unreadable.lines("held-out image"):
+        start.report.warn(f"skipped {line}")
     s = settings
     return Parts(
         method=method,
@@ -159,12 +160,12 @@ def _begun(settings: ResolvedSettings, report: Report) -> Method:
 
 
 def _rate(settings: ResolvedSettings) -> str:
-    """The learning rate of a run that begins with trained weights, beside that of a new run."""
+    """The learning rate of a run that begins with trained weights; where nobody said it, beside that of a new run."""
     optim = settings.optim
-    of_new = optim.base_lr * settings.train.batch_size / 256
-    share = "a tenth of" if isclose(optim.lr, BEGUN_RATE * of_new) else f"{optim.lr / of_new:.3g} times"
+    own = isclose(optim.lr, BEGUN_RATE * optim.base_lr * settings.train.batch_size / 256)
+    share = ": a tenth of what a new run has" if own else ""
     warmup = f"{optim.warmup_epochs:.3g} epoch{'' if optim.warmup_epochs == 1 else 's'} of warm-up"
-    return f"learning rate {optim.lr:.3g} at its peak after {warmup}: {share} what a new run has (--lr changes it)"
+    return f"learning rate {optim.lr:.3g} at its peak after {warmup}{share} (--lr changes it)"
 
 
 def _about(start: Start, settings: ResolvedSettings, required: Path | None) -> dict[str, Any]:

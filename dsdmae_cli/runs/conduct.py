@@ -45,7 +45,7 @@ def conduct(
         loaded: settings as the person gave them.
         name: what is done, for the name of a directory of its own.
         out: the run directory; None = a new one under the user's data directory.
-        resume: go on with the run in `out`, by its own settings.
+        resume: go on with the run in `out`, by its own settings; of one that has finished nothing is touched.
         overridden: settings were given beside --resume; they must equal the run's.
         accept_changes: go on though settings.toml or the images are not those of the run's newest checkpoint.
         report: what is told to the person; None = what fits stderr.
@@ -75,6 +75,9 @@ def conduct(
             settings, resumed = distributed.main_says(lambda: _take(directory, loaded, resume, overridden))
             if resumed:
                 distributed.main_says(lambda: _unchanged(directory, settings, accept_changes, report))
+            if resume and (before := distributed.main_says(directory.finished)) is not None:
+                report.note(f"finished already, in {path}: nothing is trained, judged or written")
+                return before if main else {}
             with distributed.one_fate():
                 check_usable(settings.train.trackers)
                 resolved = resolve(settings)

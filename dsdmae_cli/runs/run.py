@@ -380,6 +380,7 @@ class Run(Hooks):
             with self.report.spared(what):
                 draw()
         for line in self.unreadable.lines():
-            self.report.warn(f"skipped an unreadable image: {line}")
+            self.report.warn(f"skipped {line}")
         self._tell(lambda observer: observer.end(self))
+        self.directory.ended("finished", "")
         return self.result

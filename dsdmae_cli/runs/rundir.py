@@ -240,13 +240,23 @@ class RunDir:
         self._write(name, json.dumps(value, indent=2) + "\n")
 
     def ended(self, state: str, why: str) -> None:
-        """Note in run.json how it ended without a result, as far as it can be written: the error itself is what counts.
+        """Note in run.json how it ended, as far as it can be written: an error itself is what counts.
 
         Args:
-            state: "stopped", where it was asked to and saved, or "failed".
+            state: "finished", with all that a run leaves; "stopped", where it was asked to and saved; or "failed".
         """
         with suppress(OSError, ValueError, RunFailed):
             self.write_json(RUN, {**self.read_json(RUN), "ended": {"state": state, "why": why}})
+
+    def finished(self) -> dict[str, Any] | None:
+        """What result.json holds, of a run that has finished and has its weights; None where something is left to do:
+        it may have been killed after its result, before its pictures."""
+        with suppress(OSError, ValueError):
+            ended = self.read_json(RUN).get("ended")
+            if isinstance(ended, dict) and ended.get("state") == "finished":
+                there = any((self.path / name).is_file() for name in (ENCODER, CLASSIFIER))
+                return (self.read_json(RESULT) or None) if there else None
+        return None
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file that write_json left; empty where there is none."""

@@ -71,31 +71,32 @@ def segment(
     sources: list[Source],
     failed: list[Failure],
     *,
-    out: Path,
+    results: Results,
     force: bool,
     device: str,
     precision: str,
     quiet: bool,
 ) -> Outcome:
-    """Write a mask of every picture, of its size, as out/NAME.png: values are those of the classes in the files that
-    the network learned from, so that such a folder is one of masks again; the palette is that of the figures.
+    """Write a mask of every picture, of its size, as NAME.png in a folder, or of one to a file: values are those of the
+    classes in the files that the network learned from, so that such a folder is one of masks again; the palette is that
+    of the figures.
 
     Args:
         subject: a network that names pixels (artifacts.subject.parse_classifier).
         failed: what was named and is no picture.
+        results: where they go, each by a name of its own alone.
         force: replace what is there.
 
     Raises:
         CheckpointError: the network is damaged.
-        SettingsError: there is no such device, or a mask would lie where its picture is.
+        SettingsError: there is no such device, two masks would have one name or lie in one file, or one where its
+            picture is.
         RunFailed, RunInterrupted: see pictures/each.py.
     """
     began = time.monotonic()
     settings = subject.settings()
     assert isinstance(settings, ResolvedFinetuneSettings)
-    if out.exists() and not out.is_dir():
-        raise SettingsError(f"--out {out} is a file; masks go to a folder")
-    files = [target.named(".png") for target in targets(sources, Results(f"{out}/", "", suffix="", verb="segment"))]
+    files = _files(sources, results)
     for source, file in zip(sources, files, strict=True):
         if source.path is not None and source.path.resolve() == file.resolve():
             raise SettingsError(f"the mask of {source} would take its place; name another folder with --out")
@@ -134,6 +135,20 @@ def segment(
     each(sources, make, outcome, Counted("segmenting", len(sources), quiet=quiet), device=str(where))
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def _files(sources: list[Source], results: Results) -> list[Path]:
+    """Where each mask goes."""
+    found = targets(sources, results)
+    if not found[0].open_ended and found[0].path is not None:
+        file = found[0].path
+        if file.suffix.lower() != ".png":
+            raise SettingsError(f"--out {file}: a mask is a PNG; name a .png, or a folder")
+        return [file]
+    folder = Path(str(results.out))
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--out {folder} is a file; masks go to a folder, or that of one picture to a .png")
+    return [target.named(".png") for target in found]
 
 
 @torch.inference_mode()

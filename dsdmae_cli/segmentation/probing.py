@@ -222,7 +222,7 @@ def _batch(subject: DenseSubject, encoder: Backbone) -> int:
 
 def _say_unreadable(subject: DenseSubject, unreadable: Unreadable) -> None:
     for line in unreadable.lines():
-        subject.report.warn(f"skipped an unreadable image: {line}")
+        subject.report.warn(f"skipped {line}")
 
 
 def _answer(subject: DenseSubject, encoder: Backbone, found: DenseResult) -> Answers:

@@ -112,6 +112,52 @@ def test_dry_run_prices_every_trial_and_writes_nothing(tmp_path: Path, capfd: py
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((*SWEEP,), "--metric knn cannot be measured: images of"),
+        (("--sweep", "lr", "1e-3,1e-4"), "have no labels; take --metric loss, put each class into a folder"),
+        ((*SWEEP, "--metric", "loss", "--also", "knn"), "--also knn cannot be measured: images of"),
+        ((*SWEEP, "--metric", "logistic"), "--metric logistic cannot be measured: the training images of"),
+        ((*SWEEP, "--metric", "loss", "--also", "linear:all"), "--also linear:all cannot be measured"),
+        ((*SWEEP, "--metric", "finetune", "--metric-options", "--preset strong"), "--metric finetune cannot be"),
+        ((*SWEEP, "--metric", "finetune", "--metric-options", "--task segment"), "have no masks"),
+        ((*SWEEP, "--metric", "segment"), "have no masks"),
+        (
+            (*SWEEP, "--metric", "logistic", "--metric-options", "--dataset digits", "--prune"),
+            "--prune goes by the k-NN accuracy on the way: images of",
+        ),
+    ],
+)
+def test_images_without_labels_are_refused_before_anything_is_trained(
+    given: tuple[str, ...], said: str, dry: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = digit_folder(tmp_path / "digits", train=12, test=4)
+    for path in images.rglob("*.png"):
+        path.rename(path.parents[1] / path.name)
+    code, out, err = cli(capfd, *tiny(images, *given), "--out", tmp_path / "study", *dry)
+    assert code == 2, err
+    assert one_line(err).startswith("dsdmae: error: --"), "it is so of all trials"
+    assert said in one_line(err)
+    assert not out
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    "given", [("--metric", "loss"), ("--metric", "logistic", "--metric-options", "--dataset digits")]
+)
+def test_a_metric_that_needs_none_of_their_labels_is_planned(
+    given: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = digit_folder(tmp_path / "digits", train=12, test=4)
+    for path in images.rglob("*.png"):
+        path.rename(path.parents[1] / path.name)
+    code, out, err = cli(capfd, *tiny(images, *SWEEP, *given), "--out", tmp_path / "study", "--dry-run")
+    assert code == 0, err
+    assert "total: 2 runs to do" in out
+
+
 def test_equal_compute_gives_each_trial_its_epochs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     swept = ("--sweep", "method.decoder_depth", "1,2,8", "--equal", "compute", "--dry-run")
     given = [t for t in assignments("digits", "train.epochs=6") if "decoder_depth" not in t and "knn_every" not in t]

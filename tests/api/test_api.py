@@ -111,6 +111,7 @@ def test_results_are_the_command_lines(
     assert code == 0, err
     typed, called = (checkpoint.load_weights(folder / "encoder.safetensors") for folder in (tmp_path / "typed", run))
     assert checkpoint.weights_sha256(typed) == checkpoint.weights_sha256(called)
+    (tmp_path / "typed" / "result.json").unlink()
     resumed = dsdmae.pretrain(out=tmp_path / "typed", resume=True)
     assert (resumed["steps"], resumed["final"]) == (json.loads(out)["steps"], json.loads(out)["final"])
 

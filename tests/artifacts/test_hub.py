@@ -19,7 +19,7 @@ from dsdmae_cli.artifacts import hub
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import parse
-from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.errors import CheckpointError, SettingsError
 
 TOKEN = "hf_" + "s3cret" * 5
 COMMIT = "c0ffee" + "0" * 34
@@ -36,6 +36,8 @@ class Hub(ThreadingHTTPServer):
         self.made: list[dict[str, Any]] = []
         self.tokens: set[str] = set()
         self.public: set[str] = set()  # repositories that everybody can read
+        self.ill = 0  # what every question is answered by, where that is not 0
+        self.token: dict[str, Any] = {"role": "write"}
 
     @property
     def address(self) -> str:
@@ -60,9 +62,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.tokens.add(self.headers.get("Authorization", ""))
         path = self.path.partition("?")[0]
-        if path == "/api/whoami-v2":
+        if self.server.ill:
+            self.answer({"error": "later"}, self.server.ill)
+        elif path == "/api/whoami-v2":
             good = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-            self.answer({"type": "user", "name": "ada", "orgs": []} if good else {"error": "no"}, 200 if good else 401)
+            who = {"type": "user", "name": "ada", "orgs": [], "auth": {"accessToken": self.server.token}}
+            self.answer(who if good else {"error": "no"}, 200 if good else 401)
         elif found := re.fullmatch(r"/api/models/([\w-]+/[\w-]+)(/revision/.*)?", path):
             if (files := self.server.repos.get(found[1])) is None:
                 self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
@@ -201,6 +206,42 @@ def test_what_was_fetched_serves_when_the_hub_is_away(server: Hub, run: Path, mo
     assert parse("hf:ada/mine").weights == first
     with pytest.raises(CheckpointError, match=r"hf:ada/other: http://127\.0\.0\.1:9 cannot be reached"):
         parse("hf:ada/other")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_was_fetched_serves_when_the_hub_is_ill(
+    status: int, server: Hub, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.repos["ada/mine"] = {"encoder.safetensors": (run / "encoder.safetensors").read_bytes()}
+    first = parse("hf:ada/mine").weights
+    assert capfd.readouterr().err == ""
+    server.ill = status
+    hub.fetched.cache_clear()
+    assert parse("hf:ada/mine").weights == first
+    [line] = capfd.readouterr().err.splitlines()
+    said = f"dsdmae: warning: hf:ada/mine: {server.address} answered {status}; going by what was fetched before ("
+    assert line.startswith(said)
+    with pytest.raises(CheckpointError, match=f"hf:ada/other: {server.address} answered {status}"):
+        parse("hf:ada/other")
+
+
+READ = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": [{"permissions": ["repo.content.read"]}]}}
+WRITE = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": [{"permissions": ["repo.write"]}]}}
+
+
+@pytest.mark.parametrize(
+    ("token", "fine"), [({"role": "read"}, False), (READ, False), (WRITE, True), ({"role": "write"}, True), ({}, True)]
+)
+def test_a_token_that_may_only_read_is_told_before_anything_is_written(
+    token: dict[str, Any], fine: bool, server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    server.token = token
+    if fine:
+        hub.check_pushable("ada/digits")
+        return
+    with pytest.raises(SettingsError, match="the token of ada may only read; log in by `hf auth login`"):
+        hub.check_pushable("ada/digits")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import cli, words
+from helpers import cli, listing, words
 from PIL import Image
 
 from dsdmae_cli.bench.machine import CARDS, Rates, best, calibrate, card_of, described
@@ -133,6 +133,17 @@ def test_a_part_that_fails_stops_nobody_and_is_done_again(tmp_path: Path) -> Non
     assert [part["failed"] for part in state["parts"].values()] == ["", "", ""]
 
 
+def test_a_report_says_what_it_was_measured_on(tmp_path: Path) -> None:
+    machine = {"processor": "one, 2 cores, 2 threads"}
+    Kept(tmp_path / "cpu", machine).add(PARTS[0], 1.0, [])
+    Kept(tmp_path / "gpu", machine | {"device": "NVIDIA H100 80GB HBM3, 79 GiB, CUDA 12.8"}).add(PARTS[0], 1.0, [])
+    tried, measured = ((tmp_path / name / REPORT).read_text() for name in ("cpu", "gpu"))
+    assert tried.startswith("# Tried on a processor, on tiny sizes\n")
+    assert "`dsdmae bench gpu --device cpu --only one`" in tried
+    assert measured.startswith("# Measured on a GPU\n")
+    assert "`dsdmae bench gpu --only one`" in measured
+
+
 def test_figures_of_two_machines_do_not_mix(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     kept = Kept(folder, {"gpu": "A"})
@@ -171,8 +182,11 @@ def test_contenders_that_differ_are_no_table(monkeypatch: pytest.MonkeyPatch) ->
     from dsdmae_cli.bench import step as module
     from dsdmae_cli.bench.subjects import step_settings
 
+    cut: list[Any] = []
+
     class Fake:
         def __init__(self, name: str, settings: Any) -> None:
+            cut.append(settings.train.micro_batch)
             self.first = {"loss": 1.0 if name == "dsdmae" else 1.5, "seconds": 0.1}
             self.process = self
 
@@ -181,8 +195,65 @@ def test_contenders_that_differ_are_no_table(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "_Contender", Fake)
     monkeypatch.setattr(module, "calibrate", lambda device: Rates(1, 1, 1))
     settings = step_settings(batch_size=8, device="cpu", assignments=TINY, environ={})
+    assert settings.train.micro_batch == "auto"
     with pytest.raises(RunFailed, match="do not compute the same"):
         module.bench_step(settings, 1)
+    assert cut == [8] * 5, "chosen once, and not by what the others leave of a card"
+
+
+def test_a_contender_leaves_the_cards_memory_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsdmae_cli.bench import step as module
+
+    did: list[str] = []
+
+    def timed(device: torch.device, work: Any) -> float:
+        did.append("timed")
+        work()
+        return 1.5
+
+    def step() -> float:
+        did.append("step")
+        return 0.0
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: did.append("room"))
+    monkeypatch.setattr(module, "timed", timed)
+    seconds = module._seconds(torch.device("cuda"), step)
+    assert did == ["step", "timed", "step", "room"]
+    assert seconds == 1.5
+    did.clear()
+    module._seconds(CPU, step)
+    assert did == ["timed", "step"]
+
+
+def test_what_a_step_is_reckoned_to_take_is_what_a_micro_batch_is_chosen_by() -> None:
+    from dsdmae_cli.bench.subjects import step_settings
+    from dsdmae_cli.runs.build import build_method
+    from dsdmae_cli.work import most_images, state_bytes, step_bytes
+
+    method = build_method(step_settings(batch_size=8, device="cpu", assignments=TINY, environ={}))
+    weights = sum(p.numel() for p in method.parameters())
+    always, each = step_bytes(method, "bf16")
+    assert always == state_bytes(method) + 2 * weights
+    assert step_bytes(method, "fp32") == (state_bytes(method), 2 * each)
+    assert step_bytes(method, "bf16", spare=0.0)[1] == pytest.approx(each / 1.25)
+    assert most_images(method, "bf16", int((always + 10.5 * each) / 0.9)) == 10
+
+
+def test_attention_is_timed_by_a_gradient_that_lies_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsdmae_cli.bench import gpu_parts
+
+    given: list[tuple[int, ...]] = []
+    grad = torch.autograd.grad
+
+    def watched(outputs: Any, inputs: Any, gradient: Any) -> Any:
+        given.append(gradient.stride())
+        return grad(outputs, inputs, gradient)
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    part = gpu_parts.OnDevice(CPU, read_programme(True), lambda text: None)
+    [found] = part.attention([[2, 3, 16, 16]])
+    assert any(row[1] == "matmul, softmax, matmul" and row[2] != "not for this" for row in found.rows)
+    assert set(given) == {(768, 256, 16, 1)}
 
 
 @pytest.mark.slow
@@ -219,7 +290,12 @@ def test_decoding_is_timed_beside_peers_and_the_crops_are_theirs(
         (("feed", "EMPTY"), "there is no JPEG in"),
         (("feed", "EMPTY", "--workers", "1,x"), "--workers 1,x is neither none nor numbers"),
         (("denoise", "EMPTY"), "there is no picture"),
+        (("denoise", "BROKEN"), "unreadable image"),
+        (("startup", "--picture", "/no/such/picture.png"), "--picture /no/such/picture.png: no such file"),
+        (("startup", "--picture", "BROKEN/a.png"), "a.png: "),
         (("gpu", "--only", "all", "--device", "cpu"), "--only all is no part"),
+        (("gpu", "--photographs", "EMPTY", "--device", "cpu"), "there is no JPEG in"),
+        (("gpu", "--out", "BROKEN/a.png", "--device", "cpu"), "cannot use --out"),
         (("step", "--method", "nonsense"), "nonsense"),
         (("step", "--device", "cuda:77"), "is not on this machine"),
     ],
@@ -227,11 +303,17 @@ def test_decoding_is_timed_beside_peers_and_the_crops_are_theirs(
 def test_what_cannot_be_measured_is_one_line(
     line: tuple[str, ...], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = cli(capfd, "bench", *(str(tmp_path) if word == "EMPTY" else word for word in line))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    began = listing(tmp_path)
+    given = [word.replace("EMPTY", f"{tmp_path}/empty").replace("BROKEN", f"{tmp_path}/broken") for word in line]
+    code, out, err = cli(capfd, "bench", *given)
     assert code == 2
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
+    assert listing(tmp_path) == began
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import preset_names, start
+from helpers import cli, one_line, preset_names, start
 
 from dsdmae_cli.cli import COMMANDS, load
 from dsdmae_cli.cli.options import takes
@@ -76,6 +76,13 @@ def keep(got: list[Given]) -> Callable[..., None]:
         got.append(given)
 
     return command
+
+
+@pytest.mark.parametrize("words", [("--track", ""), ("--track", "a", "--track", " "), ("--track", "a,,b")])
+def test_a_flag_that_names_nothing_is_refused(words: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, err = cli(capfd, "pretrain", *words, "--dry-run")
+    assert (code, out) == (2, "")
+    assert "names nothing; give NAME, or leave it out" in one_line(err)
 
 
 def test_nothing_given_is_nothing() -> None:

@@ -64,6 +64,9 @@ def test_doctor_in_words(do: Do) -> None:
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].split()[:2] == ["ok", "dsdmae"]
+    found = [line for line in lines if line.split()[0] in ("ok", "note", "warning", "wrong")]
+    assert len(found) > 10
+    assert all(line[27:29] == "  " and line[29].strip() for line in found), "one column"
     assert "\x1b" not in out
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import masked_folder
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
@@ -18,7 +20,7 @@ from dsdmae_cli.config.schema import FINETUNE
 from dsdmae_cli.data.augment import Augmentation, augment, augment_with_masks, crop_boxes
 from dsdmae_cli.data.cutting import crop_box
 from dsdmae_cli.data.mask_views import MaskedSubset, mask_crop, mask_square, mask_squares, pixels_by_class
-from dsdmae_cli.data.masks import VOID, MaskedImages
+from dsdmae_cli.data.masks import VOID, MaskedFiles, MaskedImages
 from dsdmae_cli.data.open import open_dataset, open_source, place
 from dsdmae_cli.data.source import Batching, MicroBatch, Unreadable, seeded
 from dsdmae_cli.data.square import to_square
@@ -127,6 +129,30 @@ def test_batches_carry_masks_that_lie_on_their_images(placement: str, folder: Pa
         named = torch.bucketize(grey, torch.tensor([60.0, 160.0]), right=True)
         judged = batch.labels != VOID
         assert (named == batch.labels)[judged].float().mean() > 0.85  # borders are resampled
+
+
+@pytest.mark.parametrize("placement", ["resident", "streaming"])
+def test_a_mask_is_read_once_each_time_that_it_is_used(
+    placement: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    opened = MaskedFiles._open
+
+    def counted(self: MaskedFiles, index: int) -> Image.Image:
+        reads.append(index)
+        return opened(self, index)
+
+    monkeypatch.setattr(MaskedFiles, "_open", counted)
+    batches(folder, f"data.placement={placement}", "data.workers=0")
+    assert sorted(reads) == list(range(12))
+
+
+def test_a_mask_of_another_size_is_refused_when_it_is_used(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    mask = next((other / "masks" / "train").glob("*.png"))
+    Image.fromarray(np.zeros((24, 30), np.uint8)).save(mask)
+    with pytest.raises(DataError, match=f"the mask {mask} has 30x24 px and its image 32x24"):
+        batches(other, "data.placement=resident")
 
 
 def test_pixels_are_counted_by_class(folder: Path) -> None:

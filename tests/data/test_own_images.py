@@ -41,6 +41,11 @@ def test_the_batch_of_few_images_and_its_rate(few: Path) -> None:
     assert (digits.settings.train.batch_size, digits.settings.optim.lr) == (256, "auto")
 
 
+def test_a_run_that_begins_with_weights_has_a_tenth_of_the_rate(few: Path, encoder_run: Path) -> None:
+    loaded = given(few, **{"train.start": str(encoder_run)})
+    assert (loaded.settings.train.batch_size, loaded.settings.optim.lr) == (8, pytest.approx(1.5e-5))
+
+
 @pytest.mark.parametrize(("count", "batch"), [(2, 1), (3, 2), (4, 2), (6, 4), (10, 8), (300, 256)])
 def test_a_batch_leaves_room_for_an_unreadable_image(tmp_path: Path, count: int, batch: int) -> None:
     root = write(tmp_path / "set", {f"train/{k}.png": b"" for k in range(count)} | {"test/0.png": b""})

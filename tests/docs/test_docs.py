@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def test_documented_command(
     if arguments[0] == "worth":
         labelled = digit_folder(tmp_path / "labelled", train=40, test=10)
         arguments = [re.sub(r"^folder:\S+$", f"folder:{labelled}", word) for word in arguments] + ["--dry-run"]
+    if arguments[0] == "ablate":  # trials are judged by labels
+        for index in range(40):
+            (tmp_path / "labelled" / f"class-{index % 2}").mkdir(parents=True, exist_ok=True)
+            shutil.copy(images / f"{index}.png", tmp_path / "labelled" / f"class-{index % 2}")
+        arguments = [word.replace(f"folder:{images}", f"folder:{tmp_path / 'labelled'}") for word in arguments]
     if arguments[:2] == ["config", "check"]:
         assert _run(["config", "show"]) == 0
         Path(arguments[2]).write_text(capsys.readouterr().out)

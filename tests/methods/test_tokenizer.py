@@ -194,6 +194,7 @@ def test_a_run_resumes_without_its_tokenizers_folder(digits: Path, named: Path, 
     newest, _ = checkpoint.newest_first(tmp_path / "run" / "checkpoints")
     before = (newest / "model.safetensors").read_bytes()
     shutil.rmtree(newest)
+    (tmp_path / "run" / "result.json").unlink()
     shutil.rmtree(moved)
     assert open_encoder(str(tmp_path / "run"), None, backbone=None, image_size=None, seed=0).flops
     train(digits, tmp_path / "run", f"method.tokenizer={moved}", method="beit", resume=True)

@@ -364,7 +364,7 @@ def test_settings_say_where_they_came_from(tmp_path: Path) -> None:
     found = parsed(page_of(told), where(told))
     for words in ("train.epochs 5 --epochs: auto", "5 images <b>", "<i>careful</i>", "and 21 more", "torch 2.0"):
         assert words in found.text
-    assert "Settings that are no defaults" in found.text
+    assert "Settings from presets, files and flags" in found.text
 
 
 # -- a run that trains

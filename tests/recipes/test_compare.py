@@ -68,6 +68,15 @@ def test_a_file_and_its_directory_are_the_same(tmp_path: Path) -> None:
     assert row.top1 == 0.70
 
 
+def test_a_result_that_is_named_twice_stands_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = result(tmp_path, "run")
+    monkeypatch.chdir(tmp_path)
+    found = compare([run, Path("run"), run / "result.json"], "none")
+    assert [row.name for row in found.rows] == ["run"]
+    assert found.remarks == ("a result was named more than once, and stands here once",)
+    assert compare([run], "none").remarks == ()
+
+
 def test_a_pretraining_run(encoder_run: Path) -> None:
     written = json.loads((encoder_run / "result.json").read_text())
     [row] = compare([encoder_run]).rows

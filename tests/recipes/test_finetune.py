@@ -155,6 +155,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(more: tuple[str, ...], run: P
     assert (parted / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_a_finished_run_is_not_judged_again(
+    tuned_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = shutil.copytree(tuned_run, tmp_path / "copy")
+
+    def judge(*given: Any) -> Any:
+        raise AssertionError("the test images are looked at")
+
+    monkeypatch.setattr(classifying.Classification, "judge", judge)
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    code, out, err = cli(capfd, "finetune", "--resume", "--out", copied)
+    assert code == 0, err
+    assert f"finished already, in {copied}" in err
+    assert "top-1" in out
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
 def test_a_signal_stops_and_resume_goes_on(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     words = [word for text in (*TUNED_QUICKLY, "train.epochs=40") for word in ("--set", text)]

@@ -129,6 +129,11 @@ def test_pictures_of_any_size_and_what_cannot_be_read(
     code, _, err = cli(capfd, "predict", tuned, pictures / "wide.png", "--out", masks)
     assert (code, "exists; --force replaces it" in err) == (2, True)
     assert cli(capfd, "predict", tuned, pictures / "wide.png", "--out", masks, "--force")[0] == 0
+    one = tmp_path / "one.png"
+    assert cli(capfd, "predict", tuned, pictures / "wide.png", "--out", one)[0] == 0
+    assert one.read_bytes() == (masks / "wide.png").read_bytes()
+    code, _, err = cli(capfd, "predict", tuned, pictures / "wide.png", "--out", tmp_path / "one.jpg")
+    assert (code, "a mask is a PNG" in one_line(err)) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +141,8 @@ def test_pictures_of_any_size_and_what_cannot_be_read(
     [
         ((), "give a folder for the masks with --out DIR"),
         (("--out", "answers.csv"), "answers.csv is a file; give a folder"),
+        (("--out", "-"), "--out - is standard output; give a folder"),
+        (("--out", "one.png"), "--out one.png is one file and there are 6 pictures; name a folder"),
         (("--top", "3", "--out", "masks"), "--top 3: "),
     ],
 )

@@ -126,6 +126,7 @@ def test_resuming_needs_the_weights_no_more(
     shutil.rmtree(tmp_path / "start")
     newest = max((tmp_path / "whole" / "checkpoints").iterdir())
     shutil.rmtree(newest)
+    (tmp_path / "whole" / "result.json").unlink()
     before = load_file(tmp_path / "whole" / "encoder.safetensors")
     assert cli(capfd, "pretrain", "--resume", "--out", tmp_path / "whole")[0] == 0
     after = load_file(tmp_path / "whole" / "encoder.safetensors")
@@ -213,7 +214,7 @@ def test_a_trained_network_learns_more_slowly(
         words.append(err)
     assert plans == pytest.approx([plans[0], plans[0] / 10, 0.003])
     assert "after 1 epoch of warm-up: a tenth of what a new run has (--lr changes it)" in words[1]
-    assert "learning rate 0.003 at its peak" in words[2]
+    assert "learning rate 0.003 at its peak after 1 epoch of warm-up (--lr changes it)" in words[2]
 
 
 @pytest.mark.parametrize("start", ["gone.pth", "torn.pth", "other.safetensors"])

@@ -83,7 +83,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert json.loads((run / "run.json").read_text())["resumed_at_step"] == 11
 
 
-def test_nothing_is_left_to_do_for_a_finished_run(copied: Path, resident: Path, digits: Path) -> None:
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file but the lock: when it was written, and what it holds."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("without", ["", "checkpoints"])
+def test_a_finished_run_is_left_as_it_is(without: str, copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if without:  # to save room: it must not be trained from the beginning
+        shutil.rmtree(copied / without)
+    before = contents(copied)
+    code, out, err = cli(capfd, "pretrain", "--resume", "--out", copied)
+    assert code == 0, err
+    assert f"finished already, in {copied}: nothing is trained, judged or written" in err
+    assert "encoder " in out
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize("lost", ["result.json", "encoder.safetensors", "run.json"])
+def test_what_a_finished_run_has_lost_is_made_again(lost: str, copied: Path, resident: Path, digits: Path) -> None:
+    (copied / lost).unlink()
     train(digits, copied, *RANDOM, *PLACES["resident"], resume=True)
     assert listing(copied) == FILES
     assert_same_run(copied, resident)
@@ -96,13 +116,14 @@ def test_a_damaged_newest_checkpoint_falls_back(
     damaged = bytearray((newest / "model.safetensors").read_bytes())
     damaged[-5] ^= 4
     (newest / "model.safetensors").write_bytes(damaged)
+    (copied / "result.json").unlink()
     code, _, err = cli(capfd, "pretrain", "--resume", "--out", copied, "--json")
     assert code == 0
     assert len(err.splitlines()) == 1
     assert f"warning: checkpoint {newest} is damaged: model.safetensors does not match its checksum" in err
     assert_same_run(copied, resident)
 
-    for path in copied.glob("checkpoints/*/manifest.json"):
+    for path in [*copied.glob("checkpoints/*/manifest.json"), copied / "result.json"]:
         path.unlink()
     before = listing(copied)
     code, out, err = cli(capfd, "pretrain", "--resume", "--out", copied)
@@ -134,6 +155,7 @@ def test_changed_settings_are_refused_by_name(change: str, named: str, resident:
 def test_settings_that_change_no_result_may_change(copied: Path, resident: Path, digits: Path, tmp_path: Path) -> None:
     free = ("train.keep_checkpoints=3", "data.workers=1", "data.download=false", f"data.data_dir={tmp_path}")
     shutil.rmtree(copied / "checkpoints" / "step-00000015")
+    (copied / "result.json").unlink()
     train(digits, copied, *RANDOM, *PLACES["resident"], *free, resume=True, overridden=True)
     assert untimed(copied) == untimed(resident)
     weights = "checkpoints/step-00000015/model.safetensors"
@@ -180,6 +202,7 @@ def test_a_run_without_a_checkpoint_begins_anew(digits: Path, tmp_path: Path, mo
 def test_checkpoints_of_another_shape_are_refused(copied: Path, digits: Path) -> None:
     text = (copied / "settings.toml").read_text()
     (copied / "settings.toml").write_text(text.replace("embed_dim = 32", "embed_dim = 16"))
+    (copied / "result.json").unlink()
     with pytest.raises(CheckpointError, match=r"embed_dim: 32, now 16; put it back"):
         train(digits, copied, resume=True)
     with pytest.raises(CheckpointError, match=r"do not fit: .* is \(.*32.*\), not \(.*16.*\)"):

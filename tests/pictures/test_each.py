@@ -1,0 +1,102 @@
+"""The loop over pictures: what is said of those that fail, and by what names results go. No network here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.pictures.each import Made, check_free, each
+from dsdmae_cli.pictures.outcome import Outcome
+from dsdmae_cli.pictures.paths import Results, Source, find, targets
+from dsdmae_cli.report.counted import Counted
+from dsdmae_cli.segmentation.predicting import Masked
+from dsdmae_cli.settings.models import DataSettings
+
+MASKS = {"kind": "", "suffix": "", "verb": "segment", "alone": True}
+
+
+def names(folder: Path, named: Sequence[Path], out: str = "masks") -> list[str]:
+    """Where the masks of pictures go."""
+    results = Results(out, **MASKS)
+    sources, failed = find([str(path) for path in named], results)
+    assert not failed
+    return [str(target.named(".png") if target.open_ended else target.path) for target in targets(sources, results)]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "a.png", "b.png", "deep/c.png", "other/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    return tmp_path
+
+
+def test_a_masks_name_says_nothing_of_the_other_pictures(pictures: Path) -> None:
+    assert names(pictures, [pictures / "b.png"]) == ["masks/b.png"]
+    assert names(pictures, [pictures / "b.png", pictures / "deep/c.png"]) == ["masks/b.png", "masks/c.png"]
+    assert names(pictures, [pictures / "a.jpg"]) == ["masks/a.png"]
+    for two in ([pictures / "a.jpg", pictures / "a.png"], [pictures / "deep", pictures / "other"], [pictures]):
+        with pytest.raises(SettingsError, match=r"would both become masks/[ac]\.png; segment them in two calls"):
+            names(pictures, two)
+
+
+def test_a_file_is_one_pictures_and_a_folder_is_named_by_its_form(pictures: Path) -> None:
+    assert names(pictures, [pictures / "b.png"], "one.png") == ["one.png"]
+    assert names(pictures, [pictures / "b.png"], "one.png/") == ["one.png/b.png"]
+    with pytest.raises(SettingsError, match=r"--out one.png is one file and there are 2 pictures; name a folder"):
+        names(pictures, [pictures / "b.png", pictures / "a.jpg"], "one.png")
+
+
+def run(number: int, refused: dict[int, Exception], there: set[int], folder: Path) -> Outcome:
+    """`each` over so many pictures, some of which fail."""
+    files = [folder / f"{k}.png" for k in range(number)]
+    for k in there:
+        files[k].write_bytes(b"mine")
+
+    def make(k: int) -> Made:
+        check_free(files[k], force=False)
+        if k in refused:
+            raise refused[k]
+        return Made([(Image.new("L", (2, 2)), files[k])], Masked(f"in{k}.png", files[k], 2, 2, {"sky": 1.0}), [])
+
+    outcome = Outcome({}, "segmented")
+    sources = [Source(Path(f"in{k}.png"), Path(f"in{k}.png")) for k in range(number)]
+    each(sources, make, outcome, Counted("segmenting", number, quiet=True), device="cpu")
+    return outcome
+
+
+def test_results_that_are_there_are_counted_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = run(40, {}, set(range(1, 13)), tmp_path)
+    assert (len(outcome.done), len(outcome.failed)) == (28, 12)
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("dsdmae: warning: 12 of 40 results are there already, and stay: in1.png (")
+    assert "exists; --force replaces it); in2.png (" in line
+    assert line.endswith("; and 9 more")
+    assert (tmp_path / "1.png").read_bytes() == b"mine"
+
+
+def test_many_that_fail_are_no_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = run(20, {k: UnreadableImage(f"in{k}.png", "truncated") for k in range(10)}, set(), tmp_path)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[:3] == [f"dsdmae: warning: in{k}.png (truncated)" for k in range(3)]
+    assert lines[3:] == ["dsdmae: warning: 10 of 20 failed, of which the first are named above"]
+    named = "; ".join(f"in{k}.png (truncated)" for k in range(5))
+    assert str(outcome.failure()) == f"10 of 20 failed: {named}; and 5 more"
+
+
+def test_unreadable_images_are_one_line() -> None:
+    found = Unreadable(1000, DataSettings(max_unreadable=0.5))
+    assert found.lines() == []
+    found.add("a.png", "truncated")
+    assert found.lines() == ["an unreadable image: a.png: truncated"]
+    for k in range(1234 - 1):
+        found.reasons[f"{k}.png"] = "empty file"
+    assert found.lines("held-out image") == [
+        "1,234 unreadable held-out images: a.png: truncated; 0.png: empty file; 1.png: empty file; and 1,231 more"
+    ]
