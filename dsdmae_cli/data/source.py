@@ -197,6 +197,12 @@ class Unreadable:
                 f" {first}: {why}); mend them or raise it with --set data.max_unreadable=SHARE"
             )
 
+    @property
+    def first(self) -> str:
+        """One of them, and why; there must be one."""
+        name, reason = next(iter(self.reasons.items()))
+        return f"{name}: {reason}"
+
     def lines(self, kind: str = "image", most: int = 3) -> list[str]:
         """A line that counts them and names the first; none where all could be read.
 

@@ -155,5 +155,5 @@ def _answered(answering: Answering, dataset: MaskedImages, pictures: int = 0) ->
     network.train(was_training)
     answering.say(unreadable)
     if not answers.names:
-        raise DataError(f"none of {len(dataset)} images can be read (first: {unreadable.lines(1)[0]})")
+        raise DataError(f"none of {len(dataset)} images can be read (first: {unreadable.first})")
     return answers
