@@ -19,6 +19,7 @@ from dsdmae_cli.data.source import seeded
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.methods.recomputing import blocks_of, keep_all
 from dsdmae_cli.settings.size import height_width
+from dsdmae_cli.sharding import gathered_bytes
 
 # Of a GPU's free memory: the rest is libraries' work space, and what lies in pieces too small to use.
 _USABLE = 0.9
@@ -111,24 +112,32 @@ class _FusedAttention(TorchFunctionMode):
         return found[0]
 
 
-def state_bytes(method: Method) -> int:
-    """What weights, gradients and AdamW's moments take, in float32; of parts that are not trained the weights alone."""
+def state_bytes(method: Method, shards: int = 1) -> int:
+    """What weights, gradients and AdamW's moments take, in float32; of parts that are not trained the weights alone.
+
+    Args:
+        shards: processes that share them, and what a step gathers of them is added (sharding.py); 1 = nothing is shared.
+    """
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    return 16 * trained + 4 * sum(p.numel() for p in method.parameters() if not p.requires_grad)
+    everything = 16 * trained + 4 * sum(p.numel() for p in method.parameters() if not p.requires_grad)
+    return everything if shards == 1 else -(-everything // shards) + gathered_bytes(method)
 
 
-def most_images(method: Method, precision: str, free: int, recomputed: bool = False, spare: float = 0.25) -> int:
+def most_images(
+    method: Method, precision: str, free: int, recomputed: bool = False, spare: float = 0.25, shards: int = 1
+) -> int:
     """How many images a forward and backward pass may hold at once on a GPU with `free` bytes to give; may be 0.
 
     Args:
         recomputed: as in measure_work.
+        shards: as in state_bytes.
         spare: for what comes and goes, as a share of what is kept for the backward pass. The latter is an estimate
             too: a compiler keeps less.
     """
     _, kept = measure_work(method, fused_attention=True, recomputed=recomputed)
     halved = 1.0 if precision == "fp32" else 0.5
     casts = 0 if precision == "fp32" else 2 * sum(p.numel() for p in method.parameters())  # weights, for a pass
-    return max(0, int((_USABLE * free - state_bytes(method) - casts) / ((1 + spare) * halved * kept)))
+    return max(0, int((_USABLE * free - state_bytes(method, shards) - casts) / ((1 + spare) * halved * kept)))
 
 
 def encoder_flops(encoder: Backbone) -> float:

@@ -170,7 +170,9 @@ class Run:
         except DsdmaeError:
             raise
         except Exception as error:
-            if self.main and self.trainer.whole and self.trainer.step > max(self.saved_at, 0):
+            # Of shards this one has the first alone, and others may not be here to give theirs.
+            alone = self.main and not self.runtime.sharded
+            if alone and self.trainer.whole and self.trainer.step > max(self.saved_at, 0):
                 self._save()
                 self.report.warn(
                     f"{type(error).__name__} ended the training; step {self.trainer.step} was saved, and"
@@ -220,6 +222,7 @@ class Run:
             "precision": runtime.precision,
             "compile": runtime.compile,
             "micro_batch": runtime.micro_batch,
+            "sharded": runtime.sharded,
             "world_size": distributed.world_size(),
             "threads": torch.get_num_threads(),
             "resolved_settings": tables(self.settings),
@@ -230,12 +233,14 @@ class Run:
         }
         self.directory.write_json(RUN, self.about)
         resumed = f", resumed at step {self.trainer.step}" if self.trainer.step else ""
+        shards = f", divided among {distributed.world_size()} processes" if runtime.sharded else ""
         self.report.note(
             f"{self.parts.sentence}: {self.source.batching.num_images} images,"
             f" {self.trainer.total_steps} steps of {train.batch_size} on {runtime.device} in"
-            f" {runtime.precision}{resumed}\nrun directory {self.directory.path}"
+            f" {runtime.precision}{shards}{resumed}\nrun directory {self.directory.path}"
         )
-
+        if runtime.unshared:
+            self.report.warn(runtime.unshared)
         if self.trainer.step == 0 and (warning := too_little(self.settings, self.trainer)):
             self.report.warn(warning)
 
@@ -371,8 +376,10 @@ class Run:
 
     def _finish(self) -> dict[str, Any]:
         self._save()
-        if not self.main:
-            return {}
+        with self.trainer.gathered():
+            return self._left() if self.main else {}
+
+    def _left(self) -> dict[str, Any]:
         self.result = self.parts.result(self)
         self.directory.write_json(RESULT, self.result)
         for what, draw in self.decorations:
