@@ -312,7 +312,7 @@ class Trainer:
         return self.method.corrupt_labelled(batch.images, batch.labels, generator)
 
     def _unsynced(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged once a step, with the last micro-batch; of shards with each, or they would be whole."""
+        """Gradients are exchanged once a step, with the last micro-batch; of shards with each of them."""
         if isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return nullcontext()

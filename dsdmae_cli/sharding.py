@@ -1,10 +1,11 @@
 """Weights, gradients and moments divided among the processes, for what does not fit whole into each of them (FSDP2,
 Zhao et al. 2023, arXiv:2304.11277; torch's fully_shard).
 
-Every process keeps a slice of each parameter, and of its gradient and moments. The blocks of networks, heads and teachers
-are the units: a block is gathered for its forward and again for its backward pass, its gradient is averaged and divided
-at once; what lies outside the blocks stays gathered from the one to the other. Slices are float32, whatever autocast
-makes of a gathered weight. Who looks at the network between steps, or writes it down, has it whole (`Sharded.gathered`).
+Every process keeps a slice of each parameter, and of its gradient and moments. The blocks of networks, heads and
+teachers are the units: a block is gathered for its forward and again for its backward pass, and its gradient is
+averaged and divided at once; what lies outside the blocks stays gathered from the one to the other. Slices are float32,
+whatever autocast makes of a gathered weight. Who looks at the network between steps, or writes it down, has it whole
+(`Sharded.gathered`).
 
 Tensors know themselves whether they are slices, so that the functions here do for plain ones too, and load nothing.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dsdmae_cli import distributed
+from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.methods.recomputing import blocks_of
 
 _OUTSIDE = -1  # the unit of what is in no block
@@ -31,10 +33,12 @@ _CHANGED = (
 
 def _units(method: nn.Module) -> Iterator[tuple[int, str, nn.Parameter]]:
     """(number of the innermost block, name, parameter), a parameter once for each name it has."""
-    number_of = {id(part): i for i, block in enumerate(blocks_of(method)) for part in block.modules()}
-    for prefix, part in method.named_modules():
+    number_of = {id(block): number for number, block in enumerate(blocks_of(method))}
+    within: dict[str, int] = {"": _OUTSIDE}
+    for prefix, part in method.named_modules(remove_duplicate=False):
+        within[prefix] = number_of.get(id(part), within[prefix.rpartition(".")[0]])
         for name, parameter in part.named_parameters(prefix, recurse=False):
-            yield number_of.get(id(part), _OUTSIDE), name, parameter
+            yield within[prefix], name, parameter
 
 
 def obstacle(method: nn.Module) -> str | None:
@@ -101,7 +105,8 @@ def joined(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
         keep: whether this process wants them; all take part.
     """
     found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name in sorted(tensors):  # what was read from a file lies in another order in each process
+        tensor = tensors[name]
         full = whole(tensor)
         if keep:
             found[name] = full.cpu() if is_slice(tensor) else full
@@ -112,7 +117,7 @@ def joined(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 class Sharded:
-    """Divides a method, in place, and moves the slices to the device: parts that follow one another are never all there.
+    """Divides a method in place and puts the slices on the device, block by block: it is never there as a whole.
 
     Args:
         method: one that has no obstacle, whole and the same in every process of the group.
@@ -134,25 +139,26 @@ class Sharded:
                 block.forward = torch.compile(block.forward)
             fully_shard(block, mesh=mesh)
         fully_shard(method, mesh=mesh)
-        self._keys = [(*_CHANGED, *(vars(part).keys() - before)) for part, before in zip(self._parts, known, strict=True)]
+        added = [vars(part).keys() - before for part, before in zip(self._parts, known, strict=True)]
+        self._keys = [(*_CHANGED, *keys) for keys in added]
         self._whole = False
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """The method as if it had never been divided, with whole weights: any of its parts may be run, copied or saved,
-        in one process alone too. All processes enter at the same time, between two steps; what is changed is lost."""
+        in one process alone too. All processes enter at the same time, between two steps; what is changed is lost.
+
+        Raises:
+            RunFailed: the device has not the memory for that.
+        """
         if self._whole:
             yield
             return
         slices = [dict(part._parameters) for part in self._parts]
         sharded = [_face(part, keys) for part, keys in zip(self._parts, self._keys, strict=True)]
-        made: dict[int, nn.Parameter] = {}
+        made = self._whole_parameters()
         for part, own in zip(self._parts, slices, strict=True):
-            for name, parameter in own.items():
-                if parameter is not None:
-                    if id(parameter) not in made:
-                        made[id(parameter)] = nn.Parameter(whole(parameter), parameter.requires_grad)
-                    part._parameters[name] = made[id(parameter)]
+            part._parameters.update({name: None if p is None else made[id(p)] for name, p in own.items()})
         self._wear(self._plain)
         self._whole = True
         try:
@@ -162,6 +168,19 @@ class Sharded:
             self._wear(sharded)
             for part, own in zip(self._parts, slices, strict=True):
                 part._parameters.update(own)
+
+    def _whole_parameters(self) -> dict[int, nn.Parameter]:
+        """By the identity of those that are divided."""
+        divided = list(self._parts[0].parameters())
+        try:
+            return {id(p): nn.Parameter(whole(p), p.requires_grad) for p in divided}
+        except torch.OutOfMemoryError as error:
+            size = 4 * sum(p.numel() for p in divided) / 2**30
+            raise RunFailed(
+                f"the whole weights ({size:.1f} GiB), which pictures and scores need between two steps, do not fit"
+                f" beside the slices of {distributed.world_size()} processes; start more processes, or take a smaller"
+                " network"
+            ) from error
 
     def _wear(self, faces: list[tuple[type, dict[str, Any]]]) -> None:
         for part, keys, (kind, attributes) in zip(self._parts, self._keys, faces, strict=True):

@@ -116,7 +116,7 @@ def state_bytes(method: Method, shards: int = 1) -> int:
     """What weights, gradients and AdamW's moments take, in float32; of parts that are not trained the weights alone.
 
     Args:
-        shards: processes that share them, and what a step gathers of them is added (sharding.py); 1 = nothing is shared.
+        shards: processes that divide them, and what a step gathers is added (sharding.py); 1 = each has all.
     """
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     everything = 16 * trained + 4 * sum(p.numel() for p in method.parameters() if not p.requires_grad)
