@@ -85,6 +85,11 @@ def _explained(error: RuntimeError | MemoryError, runtime: Runtime, whole_batch:
             f"a process that decodes images died ({str(error).splitlines()[0]}); if memory ran out, lower"
             " --set data.workers; go on with --resume"
         )
+    if "mixed torch.Tensor and DTensor" in str(error):
+        return RunFailed(
+            "a weight was used elsewhere than in the forward pass of the network or block that has it, so that this"
+            " method or backbone cannot be divided among processes; say --set train.shard=none"
+        )
     if distributed.world_size() > 1 and any(sign in str(error) for sign in _LOST):
         return RunFailed(
             f"another process of this run ended or cannot be reached ({str(error).splitlines()[0][:200]}); go on from"

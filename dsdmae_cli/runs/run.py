@@ -115,6 +115,8 @@ class Run:
         self.command, self.directory, self.report, self.main = start.command, start.directory, start.report, start.main
         self.asked, self.settings, self.images = start.asked, start.settings, agreed(parts.dataset, parts.source)
         self.resume, self.accept_changes, self.sources = start.resume, start.accept_changes, start.sources
+        answer, advice = "full" if parts.runtime.sharded else "none", "say --set train.shard=full or none"
+        distributed.agree("need to divide the weights", answer, advice)  # by free memory, which may differ
         self.method, self.source = parts.method, parts.source
         self.unreadable, self.parts = parts.unreadable, parts
         self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, parts.runtime, self)

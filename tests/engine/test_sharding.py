@@ -297,6 +297,19 @@ def test_no_room_for_whole_weights_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
 
+class Early(Blocks):
+    """It looks at its weights where randomness is drawn."""
+
+    def corrupt(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return self.net(images)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_a_method_that_uses_slices_as_weights_is_told_so() -> None:
+    with pytest.raises(RunFailed, match=r"cannot be divided among processes; say --set train\.shard=none"):
+        sharded(Early(), Listener()).fit()
+
+
 # -- several processes
 
 
@@ -504,7 +517,8 @@ def goes_on_alone(folder: Path, name: str) -> None:
 
 
 def test_two_processes_with_slices_train_as_two_with_all(tmp_path: Path) -> None:
-    methods = ("dsdmae", "mae", "sdae", "mocov3")
+    """One cuts its batch, has a teacher and heads; the other's processes exchange features in the midst of a pass."""
+    methods = ("dsdmae", "mocov3")
     agrees(several(2, tmp_path, *methods), 2, *methods)
     goes_on_alone(tmp_path, methods[0])
 
@@ -518,7 +532,7 @@ def test_four_processes_with_slices_train_as_four_with_all(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_so_do_the_other_methods(tmp_path: Path) -> None:
-    methods = ("maskfeat", "beit", "cae", "msa", "tscae", "lejepa", "tokenizer")
+    methods = ("mae", "sdae", "maskfeat", "beit", "cae", "msa", "tscae", "lejepa", "tokenizer")
     agrees(several(2, tmp_path, *methods), 2, *methods)
 
 
