@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +76,14 @@ def is_slice(tensor: Tensor) -> bool:
 
 def own_slice(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, in its own memory; a plain one as it is."""
-    return tensor.to_local() if is_slice(tensor) else tensor  # type: ignore[operator,no-any-return]
+    mine: Tensor = cast(Any, tensor).to_local() if is_slice(tensor) else tensor
+    return mine
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, where every process asks for it; a plain one as it is."""
-    return tensor.detach().full_tensor() if is_slice(tensor) else tensor  # type: ignore[operator,no-any-return]
+    full: Tensor = cast(Any, tensor.detach()).full_tensor() if is_slice(tensor) else tensor
+    return full
 
 
 def slice_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.methods.ema import EMATeacher
+from dsdmae_cli.methods.recomputing import blocks_of
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.plan import make_plan
 from dsdmae_cli.runtime import choose_runtime
@@ -76,7 +77,7 @@ class Blocks(Toy):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(5)
-            self.net = Net(shared)
+            self.net = Net(shared)  # type: ignore[assignment]
         self.teacher = EMATeacher(self.net, (0.5, 0.9))
 
     def encoder(self) -> Any:
@@ -232,9 +233,9 @@ def group_of_one() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def sharded(method: Method, hooks: Listener, **more: Any) -> Trainer:
+def sharded(method: Method, hooks: Listener, *, compiled: bool = False, **more: Any) -> Trainer:
     made = trainer(Blocks(), hooks, **more)
-    runtime = dataclasses.replace(made.runtime, sharded=True)
+    runtime = dataclasses.replace(made.runtime, sharded=True, compile=compiled)
     return Trainer(method, made.source, made.optim, made.train, runtime, hooks)
 
 
@@ -291,6 +292,23 @@ def test_activations_computed_again_go_with_slices() -> None:
         with made.gathered():
             assert work.measure_work(made.method)[0] > 0  # a copy on the meta device
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own question
+@pytest.mark.usefixtures("group_of_one", "unchecked_shapes")
+def test_compiled_blocks_train_alike_and_are_looked_at_uncompiled() -> None:
+    ends = []
+    for compiled in (False, True):
+        made = sharded(Blocks(), Listener(), compiled=compiled)
+        block = blocks_of(made.method)[0]
+        forward = block.forward
+        with made.gathered():
+            assert (block.forward != forward) == compiled
+        made.fit()
+        ends.append(everything(made))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.usefixtures("group_of_one")
