@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,20 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import (
-    SLOW_DRIVER,
-    assignments,
-    digit_folder,
-    listing,
-    records,
-    settings,
-    start,
-    steps_done,
-    train,
-    wait_until,
-    words,
-)
-from test_distributed import LETS_GO, TORCHRUN
+from helpers import digit_folder, settings, start
+from test_distributed import TORCHRUN
 from test_engine import IMAGES, Listener, Toy, everything, trainer
 from torch import Tensor, nn
 
@@ -496,8 +483,7 @@ def several(count: int, folder: Path, *methods: str) -> dict[str, Any]:
     script.write_text(DRIVER)
     here = Path(__file__).parent
     environ = {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])}
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
-    process = start(*torchrun, script, folder, *methods, environ=environ)
+    process = start(*TORCHRUN[:-1], str(count), script, folder, *methods, environ=environ)
     _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
@@ -560,41 +546,3 @@ def test_four_processes_with_slices_train_as_four_with_all(tmp_path: Path) -> No
 def test_so_do_the_other_methods(tmp_path: Path) -> None:
     methods = ("mae", "sdae", "maskfeat", "beit", "cae", "msa", "tscae", "lejepa", "tokenizer")
     agrees(several(2, tmp_path, *methods), 2, *methods)
-
-
-# -- runs
-
-
-@pytest.mark.slow
-def test_a_run_of_slices_leaves_what_any_run_does_and_one_process_ends_it(tmp_path: Path) -> None:
-    """Looks, pictures, the result, a signal: as without slices."""
-    digits = digit_folder(tmp_path / "digits")
-    chosen = ("train.micro_batch=2", "train.knn_every=1", "train.log_every=2", "backbone.depth=2", "train.epochs=3")
-    driver = tmp_path / "driver.py"
-    driver.write_text(LETS_GO)
-    given = words(assignments(digits, *chosen, "train.shard=full"))
-    process = start(*TORCHRUN, driver, "pretrain", *given, "--out", tmp_path / "two", "--json")
-    out, err = process.communicate(timeout=280)
-    assert process.returncode == 0, err
-    train(digits, tmp_path / "one", *chosen)
-    assert json.loads(out) == json.loads((tmp_path / "two" / "result.json").read_text())
-    assert listing(tmp_path / "two") == listing(tmp_path / "one")
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["sharded"] is True
-    for mine, theirs in zip(records(tmp_path / "two"), records(tmp_path / "one"), strict=True):
-        assert mine.keys() == theirs.keys()
-        for key in mine.keys() - {"images_per_second", "knn"}:
-            assert mine[key] == pytest.approx(theirs[key], rel=2e-4), (mine, theirs)
-    # Stopped by a signal in the midst, and ended by one process that has all.
-    run = tmp_path / "stopped"
-    driver.write_text(SLOW_DRIVER)
-    process = start(*TORCHRUN, driver, "pretrain", *given, "--out", run)
-    wait_until(lambda: steps_done(run) >= 4, process, seconds=180)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert "and saved at step" in err
-    assert "divided among 2 processes" in err
-    assert train(digits, run, *chosen, "train.shard=none", resume=True, overridden=True)["steps"] == 15
-    for mine, theirs in zip(records(run), records(tmp_path / "one"), strict=True):
-        assert mine["loss" if "loss" in mine else "spread"] == pytest.approx(
-            theirs["loss" if "loss" in theirs else "spread"], rel=2e-4
-        )
