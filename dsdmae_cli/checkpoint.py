@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.files import RESUME, explained, sync_directory, write_bytes, write_synced
+from dsdmae_cli.sharding import slice_like
 
 FORMAT_VERSION = 1
 DIGEST = "tensors_sha256"  # in the metadata of a file of weights
@@ -287,13 +288,14 @@ def _short(error: Exception) -> str:
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load weights that must fit exactly.
+    """Load weights that must fit exactly; a sharded module takes its slices of them.
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape; the first few are listed.
     """
-    check_fit(module.state_dict(), state, origin)
-    module.load_state_dict(state)
+    own = module.state_dict()
+    check_fit(own, state, origin)
+    module.load_state_dict({name: slice_like(tensor, own[name]) for name, tensor in state.items()})
 
 
 def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:

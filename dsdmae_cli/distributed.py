@@ -33,6 +33,11 @@ def launched_by_torchrun() -> bool:
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
+def is_first() -> bool:
+    """Whether this process is the first of those that were started together, in a group or not."""
+    return not launched_by_torchrun() or int(os.environ["RANK"]) == 0
+
+
 def rank() -> int:
     """This process's number, 0 outside a group."""
     return dist.get_rank() if dist.is_initialized() else 0

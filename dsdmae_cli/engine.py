@@ -28,6 +28,7 @@ from dsdmae_cli.runtime import Runtime, autocast, choose_attention, dividing_pow
 from dsdmae_cli.settings.models import LoopSettings
 from dsdmae_cli.settings.resolved import ResolvedOptim
 from dsdmae_cli.settings.size import height_width
+from dsdmae_cli.sharding import Sharded, joined
 from dsdmae_cli.window import Window
 
 
@@ -85,6 +86,11 @@ def _explained(error: RuntimeError | MemoryError, runtime: Runtime, whole_batch:
             f"a process that decodes images died ({str(error).splitlines()[0]}); if memory ran out, lower"
             " --set data.workers; go on with --resume"
         )
+    if "mixed torch.Tensor and DTensor" in str(error):
+        return RunFailed(
+            "a weight was used elsewhere than in the forward pass of the network or block that has it, so that this"
+            " method or backbone cannot be divided among processes; say --set train.shard=none"
+        )
     if distributed.world_size() > 1 and any(sign in str(error) for sign in _LOST):
         return RunFailed(
             f"another process of this run ended or cannot be reached ({str(error).splitlines()[0][:200]}); go on from"
@@ -97,7 +103,7 @@ class Trainer:
     """Trains a method.
 
     Args:
-        method: on the device already.
+        method: on the device already, unless it is to be sharded.
         source: its batches.
         optim, train: resolved settings.
         runtime: what the hardware decided.
@@ -124,6 +130,8 @@ class Trainer:
         self.step = 0
         self.whole = True  # not in the midst of a step
         self._since = time.perf_counter(), 0  # when, and after which step, the last record was made
+        self.sharded: Sharded | None = None
+        self.model = self._prepare()
         self.optimizer = build_optimizer(method, optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
@@ -133,7 +141,6 @@ class Trainer:
         self.window = Window(runtime.device)
         # Set to a micro-batch's seed before each use: a new one would not be known to a captured graph.
         self._generator = torch.Generator(device=runtime.device)
-        self.model = self._prepare()
 
     def _prepare(self) -> nn.Module:
         if self.runtime.device.type == "cpu":
@@ -142,6 +149,9 @@ class Trainer:
         self.method.train()
         if self.train.checkpoint_activations:
             recompute(self.method)
+        if self.runtime.sharded:
+            self.sharded = Sharded(self.method, self.runtime.device, compiled=self.runtime.compile)
+            return self.method
         if self.runtime.compile:
             self.method.compile()
         if distributed.world_size() == 1:
@@ -163,7 +173,9 @@ class Trainer:
                 images died.
         """
         try:
-            if self.runtime.may_halve:
+            # Slices are gathered in the midst of a micro-batch: who ran out of memory there would leave the others
+            # waiting, so that a sharded one is not tried.
+            if self.runtime.may_halve and self.sharded is None:
                 self._fit_memory()
             if self.window.steps and self._is_logged():  # an error came between a step and its record
                 self._lr = self._rate(self.step - 1)
@@ -306,7 +318,7 @@ class Trainer:
         return self.method.corrupt_labelled(batch.images, batch.labels, generator)
 
     def _unsynced(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged once a step, with the last micro-batch."""
+        """Gradients are exchanged once a step, with the last micro-batch; of shards with each of them."""
         if isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return nullcontext()
@@ -339,19 +351,28 @@ class Trainer:
             )
         return record
 
-    # -- what a checkpoint needs
+    # -- what observers and a checkpoint need
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """The method with whole weights (Sharded.gathered), as it is where it is not sharded."""
+        return nullcontext() if self.sharded is None else self.sharded.gathered()
 
     def _names(self) -> dict[int, str]:
         return {id(p): name for name, p in self.method.named_parameters()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        """(weights, training tensors, the rest) for a checkpoint."""
+        """(weights, training tensors, the rest) for a checkpoint; of shards the first process has the tensors, and all
+        are asked at the same time."""
         training = optimizer_tensors(self.optimizer, self._names())
         training |= {"engine/skipped": self.skipped, "engine/streak": self.streak}
         training |= {f"window/{name}": value for name, value in self.window.state().items()}
+        model: dict[str, Tensor] = dict(self.method.state_dict())
+        if self.sharded is not None:
+            main = distributed.rank() == 0
+            model, training = joined(model, main), joined(training, main)
         rest = {"window_steps": self.window.steps, "scaler": self.scaler.state_dict()}
         rest["micro_batch"] = self.runtime.micro_batch
-        return dict(self.method.state_dict()), training, rest
+        return model, training, rest
 
     def restore(self, step: int, training: dict[str, Tensor], rest: dict[str, Any]) -> None:
         """Go on after `step`; the method's weights were loaded by the caller."""

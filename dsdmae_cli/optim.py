@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.settings.resolved import ResolvedOptim
+from dsdmae_cli.sharding import slice_like, whole
 
 # Two-dimensional or larger, but no weight matrices: they shrink toward zero for no reason under decay.
 _NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token")
@@ -51,7 +52,7 @@ def build_optimizer(method: Method, settings: ResolvedOptim) -> AdamW:
 
 def clipped_norm(parameters: Sequence[nn.Parameter], largest: float | None) -> Tensor:
     """The norm of all gradients together, which are then scaled down to `largest` where it is more; None = never."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if largest is not None:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
@@ -82,7 +83,10 @@ def reach(settings: ResolvedOptim, total_steps: int, steps_per_epoch: int) -> fl
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """An optimiser's state as flat tensors "optimizer/<entry>/<parameter's name>"; `names` maps id(parameter)."""
+    """An optimiser's state as flat tensors "optimizer/<entry>/<parameter's name>"; `names` maps id(parameter).
+
+    What belongs to a sharded parameter is sharded too (sharding.joined).
+    """
     return {
         f"optimizer/{entry}/{names[id(parameter)]}": value
         for parameter, state in optimizer.state.items()
@@ -110,7 +114,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], t
             if state is None:  # one that no gradient has reached
                 continue
             _check_moments(names[id(parameter)], parameter, state)
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+            optimizer.state[parameter] = {k: slice_like(v, parameter).to(parameter.device) for k, v in state.items()}
     if by_name:
         raise CheckpointError(_not_its_own(f"knows {sorted(by_name)[0]}, which is not trained here"))
     if not optimizer.state:

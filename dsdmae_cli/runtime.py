@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from dsdmae_cli.data.open import place
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.settings.models import LoopSettings
+from dsdmae_cli.sharding import obstacle
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Tokens x width of a micro-batch whose activations stay in a CPU's caches (docs/design/performance.md).
@@ -32,6 +33,8 @@ class Runtime:
 
     Attributes:
         may_halve: the micro-batch is an estimate of what fits, and may become half of it where that was too much.
+        sharded: each process keeps a slice of weights, gradients and moments (sharding.py).
+        unshared: what a person should know where they are not, though that was asked for or they do not fit.
     """
 
     device: torch.device
@@ -39,6 +42,13 @@ class Runtime:
     compile: bool
     micro_batch: int
     may_halve: bool = False
+    sharded: bool = False
+    unshared: str | None = None
+
+    def receive(self, method: nn.Module) -> None:
+        """The method on the device; one that is to be sharded goes there piece by piece, when the Trainer has it."""
+        if not self.sharded:
+            method.to(self.device)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -205,19 +215,57 @@ def choose_runtime(settings: Any, method: Method, held: int = 0) -> Runtime:
             f"train.batch_size = {settings.train.batch_size} cannot be shared evenly by {world} processes;"
             f" use a multiple of {world}"
         )
-    precision, local_batch = choose_precision(settings.train.precision, device), settings.train.batch_size // world
-    automatic = isinstance(settings.train.micro_batch, str)
+    train = settings.train
+    precision, local_batch = choose_precision(train.precision, device), train.batch_size // world
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+    def most(shards: int) -> int:
+        """Images that fit at once."""
+        from dsdmae_cli.work import most_images  # its counter of FLOP brings torch's compiler
+
+        # A batch that cannot be cut is refused where it is hopeless; any other may be halved later, and need not be.
+        spare = 0.0 if method.whole_batch else 0.25
+        return most_images(method, precision, free - held, train.checkpoint_activations, spare, shards)
+
+    automatic = isinstance(train.micro_batch, str)
+    least = local_batch if method.whole_batch else 1 if automatic else min(train.micro_batch, local_batch)
+    sharded, unshared = _shards(train, method, lambda: device.type != "cuda" or most(1) >= least)
     return Runtime(
         device=device,
         precision=precision,
-        compile=device.type == "cuda" if settings.train.compile == "auto" else settings.train.compile,
-        micro_batch=_micro_batch(settings.train, method, local_batch, device, precision, held),
+        compile=device.type == "cuda" if train.compile == "auto" else train.compile,
+        micro_batch=_micro_batch(train, method, local_batch, device, free, lambda: most(world if sharded else 1)),
         may_halve=automatic and device.type == "cuda" and not method.whole_batch,
+        sharded=sharded,
+        unshared=unshared,
     )
 
 
+def _shards(train: LoopSettings, method: Method, fits: Callable[[], bool]) -> tuple[bool, str | None]:
+    """Whether to shard, and if not, what a person should know about that.
+
+    Args:
+        fits: whether all of the weights, gradients and moments have room beside a micro-batch.
+    """
+    if train.shard == "none":
+        return False, None
+    if distributed.world_size() == 1:
+        alone = "train.shard = full: this is the only process, and keeps all weights"
+        return False, alone if train.shard == "full" else None
+    if train.shard == "auto" and fits():
+        return False, None
+    why_not = obstacle(method)
+    if why_not is None:
+        return True, None
+    if train.shard == "full":
+        raise SettingsError(
+            f"train.shard = 'full', but this cannot be divided: {why_not}; leave it out, or take another backbone"
+        )
+    return False, f"weights, gradients and moments may not fit into memory, and cannot be divided: {why_not}"
+
+
 def _micro_batch(
-    train: LoopSettings, method: Method, local_batch: int, device: torch.device, precision: str, held: int
+    train: LoopSettings, method: Method, local_batch: int, device: torch.device, free: int, most: Callable[[], int]
 ) -> int:
     wanted = train.micro_batch
     if method.whole_batch and not isinstance(wanted, str) and wanted < local_batch:
@@ -226,15 +274,10 @@ def _micro_batch(
             " whole; leave it at auto, or lower --batch-size"
         )
     if isinstance(wanted, str) and device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        # A batch that cannot be cut is refused where it is hopeless; any other may be halved later, and need not be.
-        spare = 0.0 if method.whole_batch else 0.25
-        from dsdmae_cli.work import most_images  # its counter of FLOP brings torch's compiler
-
-        most = most_images(method, precision, free - held, train.checkpoint_activations, spare)
-        if method.whole_batch and most < local_batch:
-            raise SettingsError(_too_large(local_batch, most, free, train))
-        return local_batch if most >= local_batch else dividing_power(local_batch, most)
+        fit = most()
+        if method.whole_batch and fit < local_batch:
+            raise SettingsError(_too_large(local_batch, fit, free, train))
+        return local_batch if fit >= local_batch else dividing_power(local_batch, fit)
     if method.whole_batch:
         return local_batch
     encoder = method.encoder()
@@ -246,7 +289,8 @@ def _too_large(local_batch: int, most: int, free: int, train: LoopSettings) -> s
     world = distributed.world_size()
     room = f"the {free / 2**30:.0f} GiB that are free on the GPU"
     if not most:
-        return f"the network does not fit into {room}; take a smaller one, or a larger GPU"
+        share = "" if train.shard == "none" else ", or more processes (torchrun), which divide it (train.shard)"
+        return f"the network does not fit into {room}; take a smaller one, or a larger GPU{share}"
     fits = 1 << (most.bit_length() - 1)
     processes = world * -(-local_batch // fits)
     return (

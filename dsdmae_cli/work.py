@@ -19,6 +19,7 @@ from dsdmae_cli.data.source import seeded
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.methods.recomputing import blocks_of, keep_all
 from dsdmae_cli.settings.size import height_width
+from dsdmae_cli.sharding import gathered_bytes
 
 # Of a GPU's free memory: the rest is libraries' work space, and what lies in pieces too small to use.
 _USABLE = 0.9
@@ -111,34 +112,44 @@ class _FusedAttention(TorchFunctionMode):
         return found[0]
 
 
-def state_bytes(method: Method) -> int:
-    """What weights, gradients and AdamW's moments take, in float32; of parts that are not trained the weights alone."""
+def state_bytes(method: Method, shards: int = 1) -> int:
+    """What weights, gradients and AdamW's moments take, in float32; of parts that are not trained the weights alone.
+
+    Args:
+        shards: processes that divide them, and what a step gathers is added (sharding.py); 1 = each has all.
+    """
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    return 16 * trained + 4 * sum(p.numel() for p in method.parameters() if not p.requires_grad)
+    everything = 16 * trained + 4 * sum(p.numel() for p in method.parameters() if not p.requires_grad)
+    return everything if shards == 1 else -(-everything // shards) + gathered_bytes(method)
 
 
-def step_bytes(method: Method, precision: str, recomputed: bool = False, spare: float = 0.25) -> tuple[float, float]:
+def step_bytes(
+    method: Method, precision: str, recomputed: bool = False, spare: float = 0.25, shards: int = 1
+) -> tuple[float, float]:
     """(Bytes of a step whatever its images, bytes for each image) that are reckoned with on a GPU, uncompiled: weights,
     gradients and moments, the weights' casts under autocast; and what is kept for the backward pass.
 
     Args:
-        recomputed, spare: as in most_images.
+        recomputed, spare, shards: as in most_images.
     """
     _, kept = measure_work(method, fused_attention=True, recomputed=recomputed)
     halved = 1.0 if precision == "fp32" else 0.5
     casts = 0 if precision == "fp32" else 2 * sum(p.numel() for p in method.parameters())  # weights, for a pass
-    return state_bytes(method) + casts, (1 + spare) * halved * kept
+    return state_bytes(method, shards) + casts, (1 + spare) * halved * kept
 
 
-def most_images(method: Method, precision: str, free: int, recomputed: bool = False, spare: float = 0.25) -> int:
+def most_images(
+    method: Method, precision: str, free: int, recomputed: bool = False, spare: float = 0.25, shards: int = 1
+) -> int:
     """How many images a forward and backward pass may hold at once on a GPU with `free` bytes to give; may be 0.
 
     Args:
         recomputed: as in measure_work.
+        shards: as in state_bytes.
         spare: for what comes and goes, as a share of what is kept for the backward pass. The latter is an estimate
             too: a compiler keeps less.
     """
-    always, per_image = step_bytes(method, precision, recomputed, spare)
+    always, per_image = step_bytes(method, precision, recomputed, spare, shards)
     return max(0, int((_USABLE * free - always) / per_image))
 
 

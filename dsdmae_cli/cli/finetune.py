@@ -27,10 +27,12 @@ def command(given: Given) -> None:
     from dsdmae_cli.report import print_result
 
     if given.dry_run:
+        from dsdmae_cli import distributed
         from dsdmae_cli.recipes.finetune import plan
 
         planned = plan(resolve(loaded.settings))
-        print_result(planned.json(), as_json=given.json, text=planned.text())
+        if distributed.is_first():
+            print_result(planned.json(), as_json=given.json, text=planned.text())
         return
 
     from dsdmae_cli.recipes.finetune import finetune, summary

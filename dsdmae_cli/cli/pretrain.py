@@ -34,12 +34,14 @@ def carry_out(given: Given, loaded: Loaded[Any]) -> None:
     if given.dry_run:
         from dataclasses import replace
 
+        from dsdmae_cli import distributed
         from dsdmae_cli.config.own_images import remarks
         from dsdmae_cli.config.schema import PRETRAIN
 
         planned = plan(loaded, resume=given.resume, as_json=given.json)
         planned = replace(planned, data_notes=(*planned.data_notes, *remarks(loaded, PRETRAIN)))
-        print_result(planned.json(), as_json=given.json, text=planned.text())
+        if distributed.is_first():
+            print_result(planned.json(), as_json=given.json, text=planned.text())
         return
 
     result = pretrain(

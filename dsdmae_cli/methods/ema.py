@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.methods.base import StepInfo
+from dsdmae_cli.sharding import own_slice
 
 
 def cosine_momentum(start: float, end: float, progress: float) -> float:
@@ -68,8 +69,9 @@ class EMATeacher(nn.Module):
         if self.every == "epoch" and info.step % info.steps_per_epoch:
             return
         eta = cosine_momentum(*self.momentum, progress=info.step / info.total_steps)
-        teacher: list[Tensor] = [p.data for p in self.module.parameters()]
-        source = [p.detach() for p in student.parameters()]
+        # Of sharded ones each process moves its slices: those of both are cut alike.
+        teacher = [own_slice(p.data) for p in self.module.parameters()]
+        source = [own_slice(p.detach()) for p in student.parameters()]
         # A skipped step left the student's weights good, so that an epoch's move is made whatever its last step was.
         skipped = info.skipped if self.every == "step" else torch.zeros_like(info.skipped)
         _move(teacher, source, 1 - eta, skipped)

@@ -147,7 +147,7 @@ def _put_together(start: Start) -> Parts:
         start.report.note(note)
     train, held_out = task.train, None
     runtime = choose_runtime(settings, method, held=resident_bytes(train, settings, masked=task.of_pixels))
-    method.to(runtime.device)
+    runtime.receive(method)
     _check_pairs(settings, method, runtime)
     if settings.finetune.validation:
         split = task.hold_out(settings.finetune.validation, settings.train.seed)

@@ -100,7 +100,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
     with distributed.main_first():
         dataset = open_all(settings.data)
     runtime = choose_runtime(settings, method, held=resident_bytes(dataset, settings))
-    method.to(runtime.device)
+    runtime.receive(method)
     for note in dataset.notes:
         start.report.note(note)
     if start.main and not start.resumed:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dsdmae_cli import plugins
+from dsdmae_cli import distributed, plugins
 from dsdmae_cli.config.resolve import colour_notes
 from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.base import ImageDataset
@@ -52,6 +52,9 @@ class Plan:
     device: str
     precision: str
     compile: bool
+    processes: int
+    sharded: bool
+    unshared: str | None
     estimated_seconds: float | None
     beforehand: str | None = None
     account: dict[str, str] | None = None
@@ -77,6 +80,11 @@ class Plan:
             "device": f"{self.device}, {self.precision}{', compiled' if self.compile else ''}",
             "time": f"about {duration(self.estimated_seconds or 0)}" if known else "unknown until it runs",
         }
+        if self.sharded:
+            rows["memory"] += f", of each of {self.processes} processes"
+            rows["weights"] = "divided among the processes, with gradients and moments (train.shard)"
+        if self.unshared is not None:
+            rows["weights"] = self.unshared
         if self.beforehand is not None:
             rows["beforehand"] = self.beforehand
         if self.account is not None:
@@ -95,7 +103,7 @@ def make_plan(
     train: ImageDataset | None = None,
     further: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Work out the plan of resolved settings of a command that trains.
+    """Work out the plan of resolved settings of a command that trains, in all processes that would train.
 
     Args:
         method: what is trained; None = the pre-training method that the settings name.
@@ -109,6 +117,19 @@ def make_plan(
         DataError: the dataset is not here and its official size is not known, or none of its images can be read.
         PluginError, SettingsError: a tracker is not there.
     """
+    with distributed.process_group(choose_device(settings.train.device)):
+        return _plan(settings, method, split, timed, build, train, further or {})
+
+
+def _plan(
+    settings: Any,
+    method: Method | None,
+    split: str,
+    timed: bool,
+    build: Callable[[], Method] | None,
+    train: ImageDataset | None,
+    further: Mapping[str, str],
+) -> Plan:
     check_usable(settings.train.trackers)
     beforehand = _beforehand(settings) if method is None else None
     if method is None:
@@ -117,9 +138,11 @@ def make_plan(
     runtime = choose_runtime(settings, method, held=found.num_bytes)
     train_images = found.train if train is None else len(train)
     batching = Batching(train_images, settings.train.batch_size, runtime.micro_batch, settings.train.seed)
-    flop, memory = _work_and_memory(method, runtime, recomputed=settings.train.checkpoint_activations)
+    world = distributed.world_size()
+    shards, recomputed = world if runtime.sharded else 1, settings.train.checkpoint_activations
+    flop, memory = _work_and_memory(method, runtime, recomputed=recomputed, shards=shards)
     steps = batching.steps_per_epoch * settings.train.epochs
-    account = _account(found, settings.data, further or {}) if timed else None
+    account = _account(found, settings.data, further) if timed else None
     per_image = _seconds_per_image(method, runtime, flop) if timed else None
     return Plan(
         dataset=settings.data.dataset,
@@ -140,6 +163,9 @@ def make_plan(
         device=str(runtime.device),
         precision=runtime.precision,
         compile=runtime.compile,
+        processes=world,
+        sharded=runtime.sharded,
+        unshared=runtime.unshared,
         estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
         beforehand=beforehand,
         account=account,
@@ -147,14 +173,14 @@ def make_plan(
     )
 
 
-def _work_and_memory(method: Method, runtime: Runtime, *, recomputed: bool) -> tuple[float, float]:
+def _work_and_memory(method: Method, runtime: Runtime, *, recomputed: bool, shards: int) -> tuple[float, float]:
     """(FLOP of a step for each image, bytes that a micro-batch and the training's state take on the device)."""
     flop, activation_bytes = measure_work(method)
     fused = runtime.device.type == "cuda"
     if fused or recomputed:  # which changes the memory alone
         activation_bytes = measure_work(method, fused_attention=fused, recomputed=recomputed)[1]
     halved = 1 if runtime.precision == "fp32" else 0.5
-    return flop, state_bytes(method) + activation_bytes * halved * runtime.micro_batch
+    return flop, state_bytes(method, shards) + activation_bytes * halved * runtime.micro_batch
 
 
 def _beforehand(settings: ResolvedSettings) -> str | None:

@@ -115,6 +115,8 @@ class Run(Hooks):
         self.command, self.directory, self.report, self.main = start.command, start.directory, start.report, start.main
         self.asked, self.settings, self.images = start.asked, start.settings, agreed(parts.dataset, parts.source)
         self.resume, self.accept_changes, self.sources = start.resume, start.accept_changes, start.sources
+        answer, advice = "full" if parts.runtime.sharded else "none", "say --set train.shard=full or none"
+        distributed.agree("need to divide the weights", answer, advice)  # by free memory, which may differ
         self.method, self.source = parts.method, parts.source
         self.unreadable, self.parts = parts.unreadable, parts
         self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, parts.runtime, self)
@@ -171,7 +173,9 @@ class Run(Hooks):
         except DsdmaeError:
             raise
         except Exception as error:
-            if self.main and self.trainer.whole and self.trainer.step > max(self.saved_at, 0):
+            # Of shards this one has the first alone, and others may not be here to give theirs.
+            alone = self.main and not self.runtime.sharded
+            if alone and self.trainer.whole and self.trainer.step > max(self.saved_at, 0):
                 self._save()
                 self.report.warn(
                     f"{type(error).__name__} ended the training; step {self.trainer.step} was saved, and"
@@ -221,6 +225,7 @@ class Run(Hooks):
             "precision": runtime.precision,
             "compile": runtime.compile,
             "micro_batch": runtime.micro_batch,
+            "sharded": runtime.sharded,
             "world_size": distributed.world_size(),
             "threads": torch.get_num_threads(),
             "resolved_settings": tables(self.settings),
@@ -231,12 +236,14 @@ class Run(Hooks):
         }
         self.directory.write_json(RUN, self.about)
         resumed = f", resumed at step {self.trainer.step}" if self.trainer.step else ""
+        shards = f", divided among {distributed.world_size()} processes" if runtime.sharded else ""
         self.report.note(
             f"{self.parts.sentence}: {self.source.batching.num_images} images,"
             f" {self.trainer.total_steps} steps of {train.batch_size} on {runtime.device} in"
-            f" {runtime.precision}{resumed}\nrun directory {self.directory.path}"
+            f" {runtime.precision}{shards}{resumed}\nrun directory {self.directory.path}"
         )
-
+        if runtime.unshared:
+            self.report.warn(runtime.unshared)
         if self.trainer.step == 0 and (warning := too_little(self.settings, self.trainer)):
             self.report.warn(warning)
 
@@ -372,8 +379,10 @@ class Run(Hooks):
 
     def _finish(self) -> dict[str, Any]:
         self._save()
-        if not self.main:
-            return {}
+        with self.trainer.gathered():
+            return self._left() if self.main else {}
+
+    def _left(self) -> dict[str, Any]:
         self.result = self.parts.result(self)
         self.directory.write_json(RESULT, self.result)
         for what, draw in self.decorations:

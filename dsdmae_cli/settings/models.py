@@ -261,6 +261,11 @@ class LoopSettings(Section):
     checkpoint_activations: bool = Field(
         False, description="keep each block's input alone and compute the rest anew: less memory, a third more work"
     )
+    shard: Literal["auto", "none", "full"] = Field(
+        "auto",
+        description="full = of several processes each keeps a slice of all weights, gradients and moments, and of the"
+        " teacher; none = each keeps all; auto = full on CUDA where they do not fit",
+    )
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_every: PositiveInt | Auto = Field(
         "auto", description="epochs between checkpoints; auto = ten times a run"
@@ -297,6 +302,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "train.checkpoint_activations",
         "train.device",
         "train.keep_checkpoints",
+        "train.shard",
         "train.trackers",
     }
 )

@@ -54,6 +54,10 @@ class Features(Observer):
 
     def look(self, run: Run) -> None:
         """Log what the features are worth now."""
+        with run.trainer.gathered():
+            self._look(run)
+
+    def _look(self, run: Run) -> None:
         step = run.trainer.step
         record: dict[str, float] = {"step": step, "epoch": step / run.trainer.steps_per_epoch}
         features = features_of(run, self.images)

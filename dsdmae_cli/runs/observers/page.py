@@ -49,7 +49,7 @@ class PageWriter(Observer):
         self.began = self.wrote = time.monotonic()
         self.first_step = run.trainer.step
         # In every process: what a method draws for all of them is exchanged.
-        with run.report.spared("the count of its work"):
+        with run.report.spared("the count of its work"), run.trainer.gathered():
             self.of_image = measure_work(run.method)[0]
         if run.main:
             self.curves = Curves(run.directory.metrics())

@@ -52,9 +52,12 @@ class Pictures(Observer):
         if step in {round(total * part / _PARTS) for part in range(1, _PARTS + 1)}:
             self.look(run)
 
-    @torch.no_grad()
     def look(self, run: Run) -> None:
         """A picture of the images as the network sees them now."""
+        with run.trainer.gathered(), torch.no_grad():
+            self._look(run)
+
+    def _look(self, run: Run) -> None:
         images = prepare(self.images, run.method.encoder().image_size, "bicubic")
         run.method.eval()
         views = run.method.as_views(images)

@@ -33,6 +33,10 @@ class Validation(Observer):
     def epoch_ended(self, run: Run, epoch: int, last: bool) -> None:
         if not (last or epoch % self.every == 0):
             return
+        with run.trainer.gathered():
+            self._score(run, epoch)
+
+    def _score(self, run: Run, epoch: int) -> None:
         score = self.score()
         name = "validation" if self.metric == "accuracy" else self.metric
         run.log({"step": run.trainer.step, "epoch": float(epoch), name: score})
