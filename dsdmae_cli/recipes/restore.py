@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli.artifacts.trained_method import open_method
-from dsdmae_cli.data.values import Range
+from dsdmae_cli.data.values import Ranges
 from dsdmae_cli.pictures.by_method import MethodAtWork, Restored, how_its_data, read_as_data, row_of
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.outcome import Changed, Outcome
@@ -36,7 +36,7 @@ class Options:
     precision: str = "auto"
     sheet: Path | None = None
     force: bool = False
-    limits: Range | Literal["auto"] | None = "auto"
+    limits: Ranges | Literal["auto"] | None = "auto"
     quiet: bool = False
 
 
