@@ -75,7 +75,7 @@ class FileImages(ImageDataset):
         notes: tuple[str, ...] = (),
         reading: Reading = AS_STORED,
     ) -> None:
-        self.reading = reading
+        self.reading: Reading = reading
         self.channels = reading.channels
         self._files = files
         self._indices = indices

@@ -210,7 +210,7 @@ def in_words(limits: Ranges, most: int = 3) -> str:
 
 def pairs(limits: Ranges) -> tuple[Range, ...]:
     """The ranges of all channels, or one for all of them."""
-    return limits if isinstance(limits[0], tuple) else (limits,)  # type: ignore[return-value]
+    return limits if isinstance(limits[0], tuple) else (limits,)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def _mirror_into(pixels: UInt16[np.ndarray, "h w c"], missing: Bool[np.ndarray, 
 
 
 def brought_back(given: Picture, before: Picture, after: Picture, limits: Ranges) -> Picture:
-    """What was changed between `before` = seen(given) and `after`, done to the picture itself, where it was measured."""
+    """What was changed between `before` = seen(given) and `after`, done to the picture itself where it was measured."""
     if before is given:
         return after
     colors = given.num_colors

@@ -100,7 +100,6 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
         "passes": options.passes,
     }
     outcome = Outcome(about, "denoised", failed=list(failed))
-
     page = RestoredPage(options.page, report.warn)
 
     def make(number: int) -> Made:

@@ -76,13 +76,12 @@ def restore(
         files = {part: of[number].named(".png") for part, of in targets.items()}
         for file in files.values():
             check_free(file, force=options.force)
-        rgb = read_as_data(sources[number], how, own=options.limits == "auto")
+        rgb, pages = read_as_data(sources[number], how, own=options.limits == "auto")
         shown = work(rgb)
         scores = Changed.of(*(picture.pixels for picture in shown))
         size = rgb.shape[1], rgb.shape[0]
-        record = Restored(
-            str(sources[number]), files, *size, as_size(shown.original.height, shown.original.width), scores
-        )
+        side = as_size(shown.original.height, shown.original.width)
+        record = Restored(str(sources[number]), files, *size, side, scores, pages)
         rows = [row_of(rgb, shown, scores)] if options.sheet is not None else []
         return Made([([getattr(shown, part)], file) for part, file in files.items()], record, rows)
 
