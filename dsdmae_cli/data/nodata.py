@@ -39,7 +39,7 @@ def parsed(text: object) -> float | None:
 
 def written(value: float) -> str:
     """A value as GDAL's tag has it."""
-    return f"{value:.17g}"
+    return repr(value).removesuffix(".0")
 
 
 def unmeasured(values: Shaped[np.ndarray, "*n"], nodata: float | None) -> Bool[np.ndarray, "*n"]:

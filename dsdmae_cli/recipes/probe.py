@@ -200,7 +200,7 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     # Of several blocks to choose from the last, which is most work.
     *_, encoder = candidates(subject.opened.encoder, settings.probe.blocks, settings.probe.input_noise).values()
     flop = encoder_flops(encoder)
-    plan = {
+    plan: dict[str, Any] = {
         "subject": subject.opened.name,
         "kind": settings.probe.kind,
         "dataset": settings.data.dataset,
