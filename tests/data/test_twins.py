@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import cli
 from image_files import crops, of, png, write
 from PIL import Image
-from helpers import cli
 from test_files import packed
 
 from dsdmae_builtin import folder
