@@ -151,7 +151,7 @@ def restore(
         work = MethodAtWork(trained, where, choose_precision(precision, where), seed)
         work.check()
         try:
-            shown = work(read_as_data(_source(picture), how_its_data(trained.settings.data), own=True))
+            shown = work(read_as_data(_source(picture), how_its_data(trained.settings.data), own=True)[0])
         except UnreadableImage as error:
             raise DataError(str(error)) from error
     scores = Changed.of(*(part.pixels for part in shown))

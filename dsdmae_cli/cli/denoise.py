@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.flags import NETWORK
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from dsdmae_cli.data.values import Ranges
 
 _RESULT, _COMPARE = "Result", "Noise and comparison"
 _MEGA = 1_000_000
@@ -177,8 +180,12 @@ def command(
         raise error
 
 
-def limits_of(text: str) -> tuple[float, float] | Literal["auto", "batch"] | None:
-    """--range, as data.range but that a batch may have one."""
+def limits_of(text: str) -> Ranges | Literal["auto", "batch"] | None:
+    """--range, as data.range but that a batch may have one.
+
+    Raises:
+        SettingsError: it is none of these.
+    """
     from dsdmae_cli.settings.ranges import range_of
 
     if text == "none":

@@ -92,6 +92,8 @@ def command(
             network, sources, top=top, device=where.device, precision=where.precision, advance=counted.advance
         )
     found = found.with_failures(failures)
+    for note in found.notes:
+        say(note)
     text = found.json() if form == "json" else found.csv()
     if file is None:
         typer.echo(text, nl=False)

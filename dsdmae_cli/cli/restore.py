@@ -14,7 +14,7 @@ from dsdmae_cli.config.flags import NETWORK
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import DataError, SettingsError
 
-_RESULT, _SHEET = "Result", "restored.png"
+_RESULT, _SHEET, _RGB = "Result", "restored.png", 3
 
 Run = Annotated[
     Path,
@@ -69,6 +69,8 @@ def command(
     limits = limits_of(range_)
     if limits == "batch":
         raise SettingsError("--range batch is of `dsdmae denoise`; it takes auto, LOW,HIGH, a number of bits or none")
+    if isinstance(limits, tuple) and isinstance(limits[0], tuple) and len(limits) != _RGB:
+        raise SettingsError(f"--range says {len(limits)} pairs; it takes one, or three of red, green and blue")
     if out is not None and out.exists() and not out.is_dir():
         raise SettingsError(f"--out {out} is a file; name a folder")
     if sheet is None and out is None:

@@ -7,26 +7,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
+from dsdmae_cli.data.beyond import check_range, deep_ones, reading_of, words_of_stacks, words_of_values
 from dsdmae_cli.data.masks import MaskedImages
-from dsdmae_cli.data.values import Ranges
+from dsdmae_cli.data.values import FULL_16, Ranges, Values, in_words
 
 # Headers of so many images are read; of a larger dataset so many evenly spread ones.
 LOOKED_AT = 512
 # In a dry run, where nothing follows that would decode them, all of a dataset with no more than this are decoded.
 _DECODED = 500
 _NAMED = 3
-
-
-class Limits(NamedTuple):
-    """Values that are shown as black and white."""
-
-    low: float
-    high: float
 
 
 @dataclass
@@ -47,12 +40,14 @@ class Account:
         grey: of the images that were looked at so many are.
         unreadable: reasons by the names of images that cannot be read.
         masked: images have masks, and no labels of their own.
+        stacks: of the images that were looked at so many are the first of several pages.
+        values: what is to be said of the values of deep ones: what stands apart, what part of the range they use.
     """
 
     splits: dict[str, int]
     classes: tuple[str, ...] | None
     labelled: int
-    limits: Limits | tuple[tuple[float, float], ...] | None = None
+    limits: Ranges | None = None
     looked_at: int = 0
     sides: Counter[tuple[int, int]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -62,6 +57,8 @@ class Account:
     decoded: bool = False
     unreadable: dict[str, str] = field(default_factory=dict)
     masked: bool = False
+    stacks: int = 0
+    values: tuple[str, ...] = ()
 
     def rows(self) -> dict[str, str]:
         """The three lines, each under its first word."""
@@ -87,7 +84,8 @@ class Account:
         alone = len(kinds) == 1
         words = [name if alone else f"{name} ({count:,})" for name, count in kinds[: _NAMED + 1]]
         words += [f"{len(kinds) - len(words)} other kinds"] if len(kinds) > len(words) else []
-        return f"{self._sizes()}, {'; '.join(words)}{self._range()}{self._channels()}"
+        said = [self._range(), *self.values, words_of_stacks(self.stacks, self.looked_at) if self.stacks else ""]
+        return f"{self._sizes()}, {'; '.join(words)}{''.join(f'; {w}' for w in said if w)}{self._channels()}"
 
     def _channels(self) -> str:
         """What is made of them, where that is not RGB of RGB."""
@@ -105,15 +103,7 @@ class Account:
         return f"{min(widths)} to {max(widths)} px wide and {min(heights)} to {max(heights)} px high"
 
     def _range(self) -> str:
-        if not self.deep:
-            return ""
-        if self.limits is None:
-            return "; 0 to 65535 are shown as black to white"
-        if not isinstance(self.limits, Limits):
-            first = ", ".join(f"{low:g} to {high:g}" for low, high in self.limits[:_NAMED])
-            more = ", ..." if len(self.limits) > _NAMED else ""
-            return f"; band by band {first}{more} are shown as black to white"
-        return f"; {self.limits.low:g} to {self.limits.high:g} are shown as black to white"
+        return f"{in_words(self.limits or FULL_16)} are shown as black to white" if self.deep else ""
 
     def _readable(self) -> str:
         total = sum(self.splits.values())
@@ -132,6 +122,9 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
         splits: by what they are for; the first is learned from.
         limits: data.range, resolved.
         decoded: decode images and do not believe their headers, where they are few.
+
+    Raises:
+        DataError: nearly all values of deep images are beyond the range.
     """
     first = next(iter(splits.values()))
     labelled = 0 if first.labels is None else int((first.labels >= 0).sum())
@@ -139,13 +132,14 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
         {name: len(dataset) for name, dataset in splits.items()},
         first.classes if labelled else None,
         labelled,
-        Limits(*limits) if limits is not None and isinstance(limits[0], float | int) else limits,
+        limits,
         channels=first.channels,
         masked=isinstance(first, MaskedImages),
     )
     total = sum(account.splits.values())
     in_memory = all(dataset.arrays() is not None for dataset in splits.values())
     account.decoded = in_memory or (decoded and total <= _DECODED)
+    deep: list[Values] = []
     for dataset in splits.values():
         if in_memory:
             width, height = dataset.size(0)
@@ -156,11 +150,18 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
             account.grey += form.is_grey * len(dataset)
             continue
         share = min(len(dataset), max(1, LOOKED_AT * len(dataset) // max(total, LOOKED_AT)))
-        _look(account, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
+        found = _look(account, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
+        deep += deep_ones(dataset, found)
+    reading = reading_of(first)
+    if deep and reading is not None:
+        check_range(deep, reading)
+        account.values = tuple(words_of_values(deep, reading))
     return account
 
 
-def _look(account: Account, dataset: ImageDataset, indices: Sequence[int]) -> None:
+def _look(account: Account, dataset: ImageDataset, indices: Sequence[int]) -> list[int]:
+    """Take these images into account; which of them are deep."""
+    deep = []
     for index in indices:
         account.looked_at += 1
         try:
@@ -172,5 +173,9 @@ def _look(account: Account, dataset: ImageDataset, indices: Sequence[int]) -> No
             continue
         account.sides[form.width, form.height] += 1
         account.kinds[str(form)] += 1
+        # Pages of one band each are bands where neither grey nor RGB is wanted.
+        account.stacks += form.pages > 1 and (dataset.channels in (1, 3) or form.bands > 1)
         account.deep += form.is_deep
+        deep += [index] if form.is_deep else []
         account.grey += form.is_grey
+    return deep

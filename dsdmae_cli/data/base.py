@@ -6,12 +6,16 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from dsdmae_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from dsdmae_cli.data.values import Reading, Values
 
 
 class UnreadableImage(DataError):  # noqa: N818
@@ -45,6 +49,8 @@ class Form:
         bits: of a channel; 0 where that is not known.
         floating: the values are floating-point numbers.
         colors: "grey", "RGB", or what else it is, in a word; empty for other bands.
+        pages: of the file, where they are a stack of which this is the first.
+        nodata: the value that says that nothing was measured, where the file names one.
     """
 
     width: int
@@ -53,6 +59,8 @@ class Form:
     bits: int = 8
     floating: bool = False
     colors: str = "RGB"
+    pages: int = 1
+    nodata: float | None = None
 
     @property
     def is_grey(self) -> bool:
@@ -80,9 +88,11 @@ class ImageDataset(ABC):
         labels: [N] int64 label of each image (-1 = this image has none), or None without labels.
         notes: what a person should know of how the images were found, a sentence each; said once a command.
         channels: of the images that `load` gives.
+        reading: how pictures of more than 8 bits become those, where there are such.
     """
 
     channels: int = 3
+    reading: Reading | None = None
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     labels: NDArray[np.int64] | None = None
@@ -121,6 +131,14 @@ class ImageDataset(ABC):
             UnreadableImage: this image cannot be decoded, as far as can be told.
         """
         return Form(*self.size(index), self.channels, colors=_COLORS.get(self.channels, ""))
+
+    def deep_values(self, index: int) -> Values | None:
+        """The values of a picture of more than 8 bits, as stored; None for others, and where nobody knows them.
+
+        Raises:
+            UnreadableImage: this image cannot be decoded.
+        """
+        return None
 
     def file_size(self, index: int) -> int | None:
         """Bytes of the file that the image is read from; None where there is no such file."""
@@ -205,6 +223,7 @@ class Subset(ImageDataset):
         self.dataset = dataset
         self.indices = indices
         self.classes, self.notes, self.channels = dataset.classes, dataset.notes, dataset.channels
+        self.reading = dataset.reading
         self.labels = None if dataset.labels is None else dataset.labels[indices]
 
     def __len__(self) -> int:
@@ -218,6 +237,9 @@ class Subset(ImageDataset):
 
     def form(self, index: int) -> Form:
         return self.dataset.form(int(self.indices[index]))
+
+    def deep_values(self, index: int) -> Values | None:
+        return self.dataset.deep_values(int(self.indices[index]))
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))

@@ -178,8 +178,11 @@ def image_form(source: Path | bytes | BinaryIO, name: str) -> Form:
         UnreadableImage: the header says that `decode` would refuse it.
     """
     with readable(source, name) as stream:
-        if tiff.is_tiff(stream) and not tiff.is_for_pillow(stream):
-            return tiff.form(stream, MAX_PIXELS)
+        pages, missing = 1, None
+        if tiff.is_tiff(stream):
+            if not tiff.is_for_pillow(stream):
+                return tiff.form(stream, MAX_PIXELS)
+            pages, missing = tiff.pages(stream), tiff.nodata_of(stream)
         with _image(stream, MAX_PIXELS) as image:
             width, height = image.size
             # Pillow would decode a whole PNG to look for a late orientation, and turns TIFF's size by itself.
@@ -188,7 +191,8 @@ def image_form(source: Path | bytes | BinaryIO, name: str) -> Form:
                 width, height = height, width
             bits = _bits(image)
             bands = len(image.getbands())
-            return Form(width, height, bands, bits, image.mode == "F", _COLORS.get(image.mode, image.mode))
+            colors = _COLORS.get(image.mode, image.mode)
+            return Form(width, height, bands, bits, image.mode == "F", colors, pages, missing)
 
 
 def _bits(image: ImageFile) -> int:
@@ -229,7 +233,8 @@ def _values(image: ImageFile, stream: BinaryIO) -> Values:
             deep.add_lower_bytes(pixels, again, raw)
     if not alpha and isinstance(key, int | tuple):
         pixels, alpha = keyed(pixels, key), True
-    return Values(pixels, alpha).upright(turn)
+    missing = tiff.nodata_of(stream) if image.format == "TIFF" else None
+    return Values(pixels, alpha, missing).upright(turn)
 
 
 def _bands(image: ImageFile, how: Reading) -> UInt8[np.ndarray, "h w c"]:

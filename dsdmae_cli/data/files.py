@@ -75,7 +75,7 @@ class FileImages(ImageDataset):
         notes: tuple[str, ...] = (),
         reading: Reading = AS_STORED,
     ) -> None:
-        self.reading = reading
+        self.reading: Reading = reading
         self.channels = reading.channels
         self._files = files
         self._indices = indices
@@ -90,11 +90,6 @@ class FileImages(ImageDataset):
         return decode(self._files.read(int(self._indices[index])), self.name(index), self.reading)
 
     def deep_values(self, index: int) -> Values | None:
-        """The values of a picture of more than 8 bits, as stored; None for others.
-
-        Raises:
-            UnreadableImage: this image cannot be decoded.
-        """
         return deep_values(self._files.read(int(self._indices[index])), self.name(index), self.reading)
 
     def size(self, index: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from dsdmae_cli.data import nodata
 from dsdmae_cli.data.base import Form, Refused
 from dsdmae_cli.data.values import Values
 
@@ -87,7 +88,8 @@ def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
         if pixels.ndim != 3:
             raise Refused(f"a TIFF with axes {page.axes} is not a picture")
         tag = page.tags.get(_ORIENTATION)
-        return Values(pixels, _has_alpha(page)).upright(int(tag.value) if tag is not None else 1)
+        values = Values(pixels, _has_alpha(page), _nodata(page))
+        return values.upright(int(tag.value) if tag is not None else 1)
 
 
 def read_bands(stream: BinaryIO, max_pixels: int) -> Values:
@@ -107,7 +109,7 @@ def read_bands(stream: BinaryIO, max_pixels: int) -> Values:
     planes = [first.pixels, *(read_page(stream, page, max_pixels).pixels for page in range(1, number))]
     if len({(plane.shape, plane.dtype) for plane in planes}) > 1:
         raise Refused("pages of several sizes or types, which are no bands of one picture")
-    return Values(np.concatenate(planes, axis=2))
+    return Values(np.concatenate(planes, axis=2), nodata=first.nodata)
 
 
 def has_pages(stream: BinaryIO) -> bool:
@@ -118,6 +120,17 @@ def has_pages(stream: BinaryIO) -> bool:
 def _has_alpha(page: TiffPage) -> bool:
     """Whether the last sample is associated or unassociated alpha; others that follow the colours are bands."""
     return bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+
+
+def _nodata(page: TiffPage) -> float | None:
+    tag = page.tags.get(nodata.TAG)
+    return None if tag is None else nodata.parsed(tag.value)
+
+
+def nodata_of(stream: BinaryIO) -> float | None:
+    """What the first page says of the value that means that nothing was measured."""
+    with _first_page(stream) as page:
+        return _nodata(page)
 
 
 def pages(stream: BinaryIO) -> int:
@@ -138,7 +151,8 @@ def form(stream: BinaryIO, max_pixels: int) -> Form:
         colors = {1: "grey", 3: "RGB"}.get(bands, "")
         if _has_alpha(page):
             colors = {2: "grey with transparency", 4: "RGB with transparency"}.get(bands, "")
-        return Form(width, height, bands, page.bitspersample, page.sampleformat == _FLOAT, colors)
+        floating = page.sampleformat == _FLOAT
+        return Form(width, height, bands, page.bitspersample, floating, colors, len(page.parent.pages), _nodata(page))
 
 
 def _opened(stream: BinaryIO) -> TiffFile:

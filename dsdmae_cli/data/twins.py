@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 
 K = TypeVar("K")
 _SHOWN = 3
+_BY_FILES = "; files alone were compared, since there are too many pixels"
 # What takes longer than a person waits is not looked at: files by their sizes, bytes of those that could be equal, and,
 # where both are few, headers and pixels.
 MOST_IMAGES = 200_000
@@ -28,55 +31,63 @@ class Twins:
         count: of the test images.
         total: test images that were looked at.
         pairs: (test image, training image), by name, the first few.
+        by_pixels: pixels were compared too, and not the files' bytes alone.
     """
 
     count: int
     total: int
     pairs: tuple[tuple[str, str], ...]
+    by_pixels: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """For result.json."""
-        return {"count": self.count, "of": self.total, "pairs": [list(pair) for pair in self.pairs]}
+        return {"count": self.count, "of": self.total, "pairs": [list(pair) for pair in self.pairs],
+                "compared": "pixels" if self.by_pixels else "files"}  # fmt: skip
 
     def words(self) -> str:
-        """A sentence for people; empty where there are none."""
+        """A sentence for people; empty where there are none, and all was compared."""
         if not self.count:
-            return ""
+            return "" if self.by_pixels else f"none of {self.total} test images is a training image's file{_BY_FILES}"
         shown = "; ".join(f"{test} is {train}" for test, train in self.pairs)
         more = f" and {self.count - len(self.pairs)} more" if self.count > len(self.pairs) else ""
-        return f"{self.count} of {self.total} test images are among the training images ({shown}{more})"
+        return f"{self.count} of {self.total} test images are among the training images ({shown}{more})" + (
+            "" if self.by_pixels else _BY_FILES
+        )
 
 
-def find_twins(train: ImageDataset, test: ImageDataset, *, decoded: bool = True) -> Twins | None:
+def find_twins(train: ImageDataset, test: ImageDataset) -> Twins | None:
     """Test images with the bytes or, where that is cheap, the pixels of a training image; None of too many to look at.
 
     Bytes are read of those files alone that have their size in common with one of the other split; pixels are decoded
-    where all images that have width and height in common have no more than MOST_PIXELS.
-
-    Args:
-        decoded: look at pixels too; a run that decodes each image once itself goes by the bytes.
+    where all images that have width and height in common have no more than MOST_PIXELS. Those of more than 8 bits are
+    compared as they are stored: by a range that is not theirs all would be black.
     """
     if len(train) + len(test) > MOST_IMAGES:
         return None
     arrays = train.arrays(), test.arrays()
     if arrays[0] is not None and arrays[1] is not None:
-        by_pixels = [{i: _digest(repr(image.shape).encode() + image.tobytes()) for i, image in enumerate(part)}
+        digests = [{i: _digest(repr(image.shape).encode() + image.tobytes()) for i, image in enumerate(part)}
                      for part in arrays if part is not None]  # fmt: skip
-        return _twins(train, test, _matches(*by_pixels))
+        return _twins(train, test, _matches(*digests))
     sizes = _candidates(train, test, _file_size)
     if sum(size * sum(map(len, pair)) for size, pair in sizes.items()) > MOST_BYTES:
         return None
-    found = _equal(train, test, sizes, _file_bytes)
-    if decoded and len(train) + len(test) <= MOST_HEADERS:
+    found, by_pixels = _equal(train, test, sizes, _file_bytes), False
+    if len(train) + len(test) <= MOST_HEADERS:
         shapes = _candidates(train, test, _shape)
         if sum(width * height * sum(map(len, pair)) for (width, height), pair in shapes.items()) <= MOST_PIXELS:
-            found = _equal(train, test, shapes, _pixels) | found
-    return _twins(train, test, found)
+            found, by_pixels = _equal(train, test, shapes, _pixels) | found, True
+    return _twins(train, test, found, by_pixels)
 
 
-def _twins(train: ImageDataset, test: ImageDataset, found: dict[int, int]) -> Twins:
+def twins_row(twins: Twins | None) -> dict[str, str]:
+    """A row of the opening account in a dry run; none where there is nothing to say."""
+    return {"repeated": twins.words()} if twins is not None and twins.words() else {}
+
+
+def _twins(train: ImageDataset, test: ImageDataset, found: dict[int, int], by_pixels: bool = True) -> Twins:
     pairs = tuple((test.name(i), train.name(found[i])) for i in sorted(found)[:_SHOWN])
-    return Twins(len(found), len(test), pairs)
+    return Twins(len(found), len(test), pairs, by_pixels)
 
 
 def _equal(
@@ -140,7 +151,8 @@ def _shape(dataset: ImageDataset, index: int) -> tuple[int, int]:
 
 
 def _pixels(dataset: ImageDataset, index: int) -> bytes:
-    return dataset.load(index).tobytes()
+    values = dataset.deep_values(index)
+    return dataset.load(index).tobytes() if values is None else values.pixels.astype(np.float64).tobytes()
 
 
 def _digest(content: bytes) -> bytes:

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Shaped, UInt8, UInt16
+from jaxtyping import Float64, Shaped, UInt8, UInt16
 
 from dsdmae_cli.data.base import Refused
+from dsdmae_cli.data.nodata import apart, unmeasured
 
 # Of all sampled values these shares are darker than black and brighter than white, so that a hot pixel decides nothing;
 # what noise adds beyond them has a margin, a share of the range.
 _SHARE, _MARGIN = 0.1, 0.05
 _VALUES_OF_ONE = 1 << 16
-_FULL_16 = (0.0, 65535.0)
+FULL_16 = (0.0, 65535.0)
 
 Range = tuple[float, float]
 Ranges = Range | tuple[Range, ...]  # of all channels, or of each
-_RGB = 3
+RGB = 3
 # Of red, green and blue in 65536ths: ITU-R 601's weights as Pillow rounds them, which grey of equal channels survives.
 _LUMA = (19595, 38470, 7471)
 
@@ -49,7 +50,7 @@ class Reading:
     @property
     def is_photographic(self) -> bool:
         """Whether it gives grey or RGB, into which such pictures and no others are made."""
-        return self.channels in (1, _RGB)
+        return self.channels in (1, RGB)
 
 
 def asked_bands(
@@ -64,7 +65,7 @@ def asked_bands(
     if channels != "auto":
         return Reading(None, wanted, channels)
     if wanted is not None:
-        return Reading(None, wanted, _RGB if len(wanted) == 1 else len(wanted))
+        return Reading(None, wanted, RGB if len(wanted) == 1 else len(wanted))
     return Reading(None, None, own())
 
 
@@ -75,10 +76,12 @@ class Values:
     Attributes:
         pixels: [height, width, bands], of any integer or floating type.
         alpha: the last band is how opaque a pixel is.
+        nodata: the value that says that nothing was measured, where the file names one.
     """
 
     pixels: Shaped[np.ndarray, "h w c"]
     alpha: bool = False
+    nodata: float | None = None
 
     @property
     def colors(self) -> Shaped[np.ndarray, "h w c"]:
@@ -93,7 +96,7 @@ class Values:
     def upright(self, orientation: int) -> Values:
         """Turned as EXIF's orientation (1..8) says."""
         turn = TURNS.get(orientation)
-        return self if turn is None else Values(np.ascontiguousarray(turn(self.pixels)), self.alpha)
+        return self if turn is None else replace(self, pixels=np.ascontiguousarray(turn(self.pixels)))
 
     def channels(self, how: Reading) -> Shaped[np.ndarray, "h w d"]:
         """The bands that become channels, as stored; grey and RGB are not yet what the other is made of.
@@ -109,7 +112,7 @@ class Values:
         Raises:
             Refused: other bands than asked for and none were chosen, or values without a range.
         """
-        rgb = to_bytes(self.channels(how), how.range)
+        rgb = to_bytes(self.channels(how), how.range, self.nodata)
         if rgb.shape[2] != how.channels:
             rgb = luma(rgb) if how.channels == 1 else np.repeat(rgb, how.channels, axis=2)
         if not self.alpha or not how.is_photographic:
@@ -138,7 +141,7 @@ def chosen(colors: Shaped[np.ndarray, "h w c"], how: Reading) -> Shaped[np.ndarr
     """
     there, bands = colors.shape[2], how.bands
     if bands is None:
-        if how.is_photographic and there not in (1, _RGB):
+        if how.is_photographic and there not in (1, RGB):
             raise Refused(
                 f"{there} bands, neither grey nor RGB; take them all with --set data.channels={there}, or choose one or"
                 " three, counted from 1, as --set data.bands=[3,2,1]"
@@ -167,26 +170,60 @@ def luma(rgb: UInt8[np.ndarray, "*n 3"]) -> UInt8[np.ndarray, "*n 1"]:
     return ((red + green + blue + (1 << 15)) >> 16).astype(np.uint8)[..., None]
 
 
-def to_bytes(values: Shaped[np.ndarray, "h w c"], limits: Ranges | None) -> UInt8[np.ndarray, "h w c"]:
-    """Values from black to white as 0..255; 8-bit ones as they are, what is not a number as black.
+def to_bytes(
+    values: Shaped[np.ndarray, "h w c"], limits: Ranges | None, nodata: float | None = None
+) -> UInt8[np.ndarray, "h w c"]:
+    """Values from black to white as 0..255; 8-bit ones as they are, where nothing was measured black.
+
+    Args:
+        nodata: see Values.
 
     Raises:
         Refused: no limits are given and the type has none: floating point, or integers outside 0..65535.
     """
     if values.dtype == np.uint8:
         return values
+    missing = unmeasured(values, nodata)
     if limits is None:
         if values.dtype.kind == "f":
             raise Refused("floating-point pixels have no range of their own; say it with --set data.range=LOW,HIGH")
         if values.dtype.itemsize > 2 or values.dtype.kind == "i":
-            least, most = int(values.min()), int(values.max())
-            if least < 0 or most > _FULL_16[1]:
+            measured = values[~missing]
+            least, most = (int(measured.min()), int(measured.max())) if measured.size else (0, 0)
+            if least < 0 or most > FULL_16[1]:
                 raise Refused(f"values from {least} to {most} are outside 0..65535; say --set data.range=LOW,HIGH")
-        return (values >> 8).astype(np.uint8)
-    pairs = limits if isinstance(limits[0], tuple) else (limits,)
-    low, high = np.array(pairs, np.float64).T
-    scaled = (values.astype(np.float32) - low.astype(np.float32)) * (255 / (high - low)).astype(np.float32)
-    return np.rint(np.nan_to_num(scaled, nan=0.0).clip(0, 255)).astype(np.uint8)
+        return np.where(missing, 0, values >> 8).astype(np.uint8)
+    low, high = np.array(pairs(limits), np.float64).T
+    known = np.where(missing, 0, values) if missing.any() else values
+    with np.errstate(over="ignore"):  # too much is white
+        scaled = (known.astype(np.float32) - low.astype(np.float32)) * (255 / (high - low)).astype(np.float32)
+    return np.rint(np.where(missing, 0, scaled).clip(0, 255)).astype(np.uint8)
+
+
+def in_words(limits: Ranges, most: int = 3) -> str:
+    """ "100 to 1000"; of several ranges "band by band" and the first ones."""
+    said = [f"{low:g} to {high:g}" for low, high in pairs(limits)]
+    if len(said) == 1:
+        return said[0]
+    return f"band by band {', '.join(said[:most])}{', ...' if len(said) > most else ''}"
+
+
+def pairs(limits: Ranges) -> tuple[Range, ...]:
+    """The ranges of all channels, or one for all of them."""
+    return limits if isinstance(limits[0], tuple) else (limits,)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What some values say.
+
+    Attributes:
+        range: from black to white.
+        left_out: values beyond it that stand apart from all others; see nodata.apart.
+    """
+
+    range: Range
+    left_out: tuple[float, ...] = ()
 
 
 def sampled_ranges(pictures: Iterable[Values], how: Reading) -> tuple[Range, ...] | None:
@@ -198,10 +235,15 @@ def sampled_ranges(pictures: Iterable[Values], how: Reading) -> tuple[Range, ...
     bands = []
     for picture in pictures:
         with suppress(Refused):
-            bands.append(Values(picture.channels(how)))
-    found = [sampled_range(Values(p.pixels[..., i : i + 1]) for p in bands) for i in range(how.channels)]
+            bands.append(Values(picture.channels(how), nodata=picture.nodata))
+    found = [sampled_range(band_of(bands, i)) for i in range(how.channels)]
     # A band without a single number is black in any range.
     return tuple(limits or (0.0, 1.0) for limits in found) if any(found) else None
+
+
+def band_of(pictures: Iterable[Values], number: int) -> list[Values]:
+    """One band of pictures, as pictures."""
+    return [Values(p.pixels[..., number : number + 1], nodata=p.nodata) for p in pictures]
 
 
 def sampled_range(pictures: Iterable[Values]) -> Range | None:
@@ -209,28 +251,45 @@ def sampled_range(pictures: Iterable[Values]) -> Range | None:
 
     16-bit values that reach into the upper half of 0..65535 use the format as it is meant, and that is their range.
     Otherwise it goes from the 0.1st to the 99.9th percentile and a margin beyond both, no further than the values go.
+    What says that nothing was measured does not count, nor does a value that stands apart from all others.
     """
-    sampled, sixteen = [], True
+    found = sampled(pictures)
+    return None if found is None else found.range
+
+
+def sampled(pictures: Iterable[Values]) -> Found | None:
+    """The same, with what stands apart."""
+    some, kinds = [], set[np.dtype]()
     for picture in pictures:
         if picture.is_deep:
-            sampled.append(_some(picture.colors))
-            sixteen = sixteen and picture.pixels.dtype == np.uint16
-    values = np.concatenate(sampled) if sampled else np.empty(0)
+            some.append(measured(picture))
+            kinds.add(picture.pixels.dtype)
+    values = np.concatenate(some) if some else np.empty(0)
     if not len(values):
         return None
+    left_out = apart(values, _extremes(kinds))
+    values = values[~np.isin(values, left_out)]
     low, high = (float(x) for x in np.percentile(values, [_SHARE, 100 - _SHARE]))
-    if sixteen and high > _FULL_16[1] / 2:
-        return _FULL_16
+    if kinds == {np.dtype(np.uint16)} and high > FULL_16[1] / 2:
+        return Found(FULL_16)
     margin = _MARGIN * (high - low)
     low, high = max(float(values.min()), low - margin), min(float(values.max()), high + margin)
     # Of a constant picture any range will do that holds it; it is black.
-    return (low, high) if high > low else (low, low + 1)
+    return Found((low, high) if high > low else (low, low + 1), left_out)
 
 
-def _some(values: np.ndarray) -> np.ndarray:
-    """At most some tens of thousands of finite values, the same at every call, as float64."""
-    flat = values.reshape(-1)
+def _extremes(kinds: set[np.dtype]) -> tuple[float, float] | None:
+    """The least and the most of a type of signed integers; of others 0 and the like are ordinary values."""
+    if len(kinds) != 1 or next(iter(kinds)).kind != "i":
+        return None
+    info = np.iinfo(next(iter(kinds)))
+    return float(info.min), float(info.max)
+
+
+def measured(picture: Values) -> Float64[np.ndarray, " n"]:
+    """At most some tens of thousands of finite values, the same at every call."""
+    flat = picture.colors.reshape(-1)
     if len(flat) > _VALUES_OF_ONE:  # drawn, because a stride would meet the rows and bands of a picture
         flat = flat[np.random.default_rng(0).integers(len(flat), size=_VALUES_OF_ONE)]
-    flat = flat.astype(np.float64)
+    flat = flat[~unmeasured(flat, picture.nodata)].astype(np.float64)
     return flat[np.isfinite(flat)]

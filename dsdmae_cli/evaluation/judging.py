@@ -21,7 +21,7 @@ from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.open import choose, open_dataset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.square import decode_square
-from dsdmae_cli.data.twins import Twins, find_twins
+from dsdmae_cli.data.twins import Twins, find_twins, twins_row
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.evaluation.closing import BY_MASKS
 from dsdmae_cli.evaluation.metrics import Scores
@@ -76,6 +76,10 @@ class LabelledSplits:
         """What images these are."""
         return take_account({"training": self.train, "test": self.test}, settings.range)
 
+    def planned(self, settings: ResolvedData) -> dict[str, str]:
+        """The same for a dry run: with the test images that are training images too."""
+        return self.account(settings).rows() | twins_row(self.twins)
+
 
 def open_labelled(settings: DataSettings) -> LabelledSplits:
     """The labelled splits of a dataset.
@@ -107,6 +111,8 @@ def open_labelled(settings: DataSettings) -> LabelledSplits:
 
 def warn_of_twins(twins: Twins | None, report: Report) -> None:
     """Say which test images are training images too."""
+    if twins is not None and not twins.count and twins.words():
+        report.note(twins.words())
     if twins is not None and twins.count:
         report.warn(f"{twins.words()}; what is measured on those says nothing of new images")
 

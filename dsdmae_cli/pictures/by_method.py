@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dsdmae_cli.artifacts.trained_method import TrainedMethod
 from dsdmae_cli.data.augment import prepare
-from dsdmae_cli.data.decode import decode, deep_values
+from dsdmae_cli.data.beyond import check_range
+from dsdmae_cli.data.decode import decode, deep_values, image_form
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.data.square import to_square
 from dsdmae_cli.data.values import Range, Ranges, Reading, sampled_range
@@ -35,6 +36,7 @@ _RGB = 3
 Rgb = UInt8[np.ndarray, "h w 3"]
 # Smaller squares are enlarged by whole factors up to this side: patches can be seen, and captions fit above them.
 _SHOWN = 192
+_ADVICE = "--range LOW,HIGH says another"
 
 
 class Shown(NamedTuple):
@@ -119,8 +121,8 @@ def how_its_data(data: ResolvedData, limits: Range | Ranges | Literal["auto"] | 
     return Reading(data.range if limits == "auto" else limits, None if data.bands == "auto" else data.bands)
 
 
-def read_as_data(source: Source, how: Reading, *, own: bool) -> Rgb:
-    """A picture as a dataset would give it.
+def read_as_data(source: Source, how: Reading, *, own: bool) -> tuple[Rgb, int]:
+    """A picture as a dataset would give it, and of how many pages it is the first.
 
     Args:
         how: it is read.
@@ -128,12 +130,15 @@ def read_as_data(source: Source, how: Reading, *, own: bool) -> Rgb:
 
     Raises:
         UnreadableImage: it cannot be decoded.
+        DataError: nearly all of its values are beyond the range.
     """
     name = str(source)
     content = source.content()
-    if how.range is None and own and (values := deep_values(content, name)) is not None:
-        how = replace(how, range=sampled_range([values]))
-    return decode(content, name, how)
+    if (values := deep_values(content, name)) is not None:
+        if how.range is None and own:
+            how = replace(how, range=sampled_range([values]))
+        check_range([values], how, _ADVICE)
+    return decode(content, name, how), image_form(content, name).pages
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ class Restored:
         files: by what they show: corrupted, restored, original.
         width, height: of the picture; size: of the part of it that the network saw.
         scores: of the pixels that were changed.
+        pages: of the file, of which this is the first.
     """
 
     source: str
@@ -152,6 +158,7 @@ class Restored:
     height: int
     size: Size
     scores: Changed
+    pages: int = 1
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
@@ -162,6 +169,7 @@ class Restored:
             "width": self.width,
             "height": self.height,
             "side": self.size,
+            "pages": self.pages,
             **self.scores.record("corrupted"),
             "seconds": round(self.seconds, 2),
         }
@@ -172,6 +180,7 @@ class Restored:
         what = "" if whole else f" on the {self.scores.share:.0%} of pixels that were changed"
         rows, columns = height_width(self.size)
         square = f"{columns}x{rows} of {self.width}x{self.height}"
+        square += f", the first of {self.pages} pages" if self.pages > 1 else ""
         return f"{self.source}  {square}, {before} -> {after}{what}, {self.seconds:.1f} s"
 
 

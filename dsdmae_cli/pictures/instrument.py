@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from dsdmae_cli.data import tiff
+from dsdmae_cli.data import nodata, tiff
 from dsdmae_cli.data.values import Values
 from dsdmae_cli.pictures.metadata import Metadata
 
@@ -75,6 +75,8 @@ def write(pages: Iterable[Picture], file: BinaryIO) -> None:
                 more |= {"resolution": known.dpi, "resolutionunit": "INCH"}
             if known.xmp:
                 more["extratags"].append((_XMP, "B", len(known.xmp), known.xmp, True))
+            if page.nodata is not None:
+                more["extratags"].append((nodata.TAG, "s", 0, nodata.written(page.nodata), True))
             writer.write(
                 pixels if pixels.shape[2] > 1 else pixels[..., 0],
                 photometric="rgb" if colors == 3 else "minisblack",

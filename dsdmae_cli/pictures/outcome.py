@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Shaped
 
-from dsdmae_cli.data.values import Range
+from dsdmae_cli.data.values import Ranges, in_words
 from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
 from dsdmae_cli.pictures.paths import Failure, told
 from dsdmae_cli.pictures.picture import Picture
@@ -101,6 +101,7 @@ class Done:
         strength: share of the network's correction that was taken, 0..1.
         changed: whether any value of the result is another.
         scores: None where there was nothing to compare with.
+        left_out: values that say that nothing was measured, or that stand apart; where they are nothing is changed.
         seconds: from reading to writing.
     """
 
@@ -112,12 +113,13 @@ class Done:
     depth: int
     frames: int
     pages: int
-    limits: Range | None
+    limits: Ranges | None
     noise_level: float
     found: str
     strength: float
     changed: bool
     scores: Scores | None
+    left_out: tuple[float, ...] = ()
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
@@ -131,7 +133,8 @@ class Done:
             "depth": self.depth,
             "frames": self.frames,
             "pages": self.pages,
-            "range": list(self.limits) if self.limits else None,
+            "range": self.limits,
+            "left_out": list(self.left_out),
             "noise_level": round(self.noise_level, 2),
             "found": self.found or None,
             "strength": round(self.strength, 3),
@@ -146,7 +149,8 @@ class Done:
         if self.scores:
             words.append(f"{self.scores.noisy} -> {self.scores.restored}")
         if self.limits:
-            words.insert(1, f"{self.limits[0]:g} to {self.limits[1]:g}")
+            but = f" but {', '.join(f'{value:g}' for value in self.left_out)}" if self.left_out else ""
+            words.insert(1, f"{in_words(self.limits)}{but}")
         if self.pages > 1:
             words.append(f"{self.pages} pages")
         elif self.frames > 1:

@@ -16,7 +16,7 @@ from jaxtyping import Shaped
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from dsdmae_cli.data import deep, tiff
+from dsdmae_cli.data import deep, nodata, tiff
 from dsdmae_cli.data.base import Refused
 from dsdmae_cli.data.decode import MAX_PIXELS, opened, orientation, readable
 from dsdmae_cli.data.values import TURNS, keyed
@@ -56,6 +56,7 @@ class Picture:
         metadata: colour profile, EXIF, XMP and resolution.
         frames: pictures in the file, of which this is one.
         pages: the same where the file is a TIFF, whose pages are a stack; else 1.
+        nodata: the value that says that nothing was measured, where the file names one.
     """
 
     pixels: Pixels
@@ -63,6 +64,7 @@ class Picture:
     metadata: Metadata = field(default=Metadata(), repr=False)
     frames: int = 1
     pages: int = 1
+    nodata: float | None = None
 
     @classmethod
     def of(cls, source: Pixels | Image.Image) -> Picture:
@@ -160,6 +162,7 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
     """
     with readable(source, name, max_pixels) as stream:
         pages = tiff.pages(stream) if tiff.is_tiff(stream) else 1
+        missing = tiff.nodata_of(stream) if tiff.is_tiff(stream) else None
         found = _instruments(stream, page, max_pixels, stack=pages > 1) if tiff.is_tiff(stream) else None
         if found is not None:
             return replace(found, frames=pages, pages=pages)
@@ -175,7 +178,7 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
             deep.add_lower_bytes(picture.pixels, image, raw_mode)
         if picture.mode == "RGB" and isinstance(key, tuple):
             picture = replace(picture, pixels=keyed(picture.pixels, key), mode="RGBA")
-    return replace(_upright(picture, turn), pages=pages)
+    return replace(_upright(picture, turn), pages=pages, nodata=missing)
 
 
 def _instruments(stream: BinaryIO, page: int, max_pixels: int, stack: bool) -> Picture | None:
@@ -189,7 +192,7 @@ def _instruments(stream: BinaryIO, page: int, max_pixels: int, stack: bool) -> P
         if for_pillow:
             return None
         raise
-    return Picture(np.ascontiguousarray(values.pixels), mode, known)
+    return Picture(np.ascontiguousarray(values.pixels), mode, known, nodata=values.nodata)
 
 
 def _as_it_lies(image: Image.Image, pixels: Pixels, mode: str) -> tuple[Picture, int]:
@@ -275,7 +278,11 @@ def write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
     if kind == "PNG" and picture.depth == 16 and picture.mode != "L":
         write_png(picture.pixels, picture.metadata, file)
         return
-    to_image(picture).save(file, format=kind, **{**options, **save_options(picture.metadata, kind)})
+    options = {**options, **save_options(picture.metadata, kind)}
+    if kind == "TIFF" and picture.nodata is not None:
+        options["exif"][nodata.TAG] = nodata.written(picture.nodata)
+        options["compression"] = None  # Pillow's compressing writer loses tags that it does not know
+    to_image(picture).save(file, format=kind, **options)
 
 
 def to_image(picture: Picture) -> Image.Image:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.data.augment import prepare
+from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.beyond import range_notes, words_of_stacks
 from dsdmae_cli.data.files import FileImages, Files, Names
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.values import asked_bands
@@ -29,6 +32,7 @@ from dsdmae_cli.settings.size import Size
 _RGB = 3
 
 _BATCH = 64
+_ADVICE = "the network learned from other pictures: fine-tune one on pictures like these"
 Advance = Callable[[int, int], None]
 
 
@@ -56,6 +60,7 @@ class Predicted:
         image_size: of what it sees.
         predictions: of the pictures that could be read, in the order in which they were named.
         failures: of the others.
+        notes: what a person should know of how they were seen.
     """
 
     subject: str
@@ -64,6 +69,7 @@ class Predicted:
     image_size: Size
     predictions: tuple[Prediction, ...]
     failures: tuple[Failure, ...]
+    notes: tuple[str, ...] = ()
 
     def with_failures(self, failures: list[Failure]) -> Predicted:
         """The same with what was named and is no picture."""
@@ -128,6 +134,19 @@ def as_its_run_read(data: ResolvedData, sources: list[Source]) -> FileImages:
     return FileImages(_Given(sources), np.arange(len(sources)), reading=reading)
 
 
+def how_seen(images: FileImages) -> tuple[str, ...]:
+    """The range of pictures of more than 8 bits, and how many are stacks.
+
+    Raises:
+        DataError: see predict.
+    """
+    stacks = 0
+    for index in range(len(images)):
+        with suppress(UnreadableImage):  # it is named with the answers
+            stacks += images.form(index).pages > 1 and images.channels in (1, _RGB)
+    return (*range_notes(images, _ADVICE), *([words_of_stacks(stacks, len(images))] if stacks else []))
+
+
 @torch.inference_mode()
 def predict(
     subject: Subject,
@@ -152,6 +171,7 @@ def predict(
         CheckpointError: it is damaged.
         SettingsError: there is no such device.
         RunFailed: its answers are not finite.
+        DataError: nearly all values of the pictures are beyond the range of what it learned from.
     """
     settings = subject.settings()
     assert isinstance(settings, ResolvedFinetuneSettings)
@@ -163,6 +183,7 @@ def predict(
     network, size = tuned.network.to(where).eval(), opened.encoder.image_size
     data = settings.data
     images = as_its_run_read(data, sources)
+    notes = how_seen(images)
     # One's own pictures are named, not counted against a limit.
     unreadable = Unreadable(len(images), data.model_copy(update={"strict": False, "max_unreadable": 1.0}))
     found: dict[int, Prediction] = {}
@@ -180,4 +201,4 @@ def predict(
         advance(done, len(images))
     failures = tuple(Failure(name, reason) for name, reason in unreadable.reasons.items())
     predictions = tuple(found[index] for index in sorted(found))
-    return Predicted(subject.text, tuned.sha256, tuned.classes, size, predictions, failures)
+    return Predicted(subject.text, tuned.sha256, tuned.classes, size, predictions, failures, notes)

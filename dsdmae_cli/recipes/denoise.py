@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from dsdmae_cli.data.decode import MAX_PIXELS
-from dsdmae_cli.data.values import Range
+from dsdmae_cli.data.values import Ranges
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.pictures import picture as pictures
 from dsdmae_cli.pictures.contact_sheet import Panel, draw, with_magnified
-from dsdmae_cli.pictures.depths import brought_back, limits_of, limits_of_all, read_pages, seen
+from dsdmae_cli.pictures.depths import brought_back, left_out, limits_of, limits_of_all, read_pages, seen
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.engines import Wanted, open_restorer
 from dsdmae_cli.pictures.outcome import Done, Outcome, Scores
@@ -64,7 +64,7 @@ class Options:
     reference: Path | None = None
     sheet: Path | None = None
     page: Path | None = None
-    limits: Range | Literal["auto", "batch"] | None = "auto"
+    limits: Ranges | Literal["auto", "batch"] | None = "auto"
     max_pixels: int = MAX_PIXELS
     quiet: bool = False
 
@@ -100,7 +100,6 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
         "passes": options.passes,
     }
     outcome = Outcome(about, "denoised", failed=list(failed))
-
     page = RestoredPage(options.page, report.warn)
 
     def make(number: int) -> Made:
@@ -152,7 +151,7 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
 
 
 def _page(
-    source: Source, page: Picture, limits: Range | None, restorer: Restorer, options: Options, report: Counted
+    source: Source, page: Picture, limits: Ranges | None, restorer: Restorer, options: Options, report: Counted
 ) -> _Page:
     """A picture as the network sees it, from black to white, is compared and shown; what was changed goes back."""
     given = page if limits is None else seen(page, limits)
@@ -183,12 +182,13 @@ def _page(
         strength=result.strength,
         changed=not np.array_equal(restored.pixels, noisy.pixels) and not np.array_equal(back.pixels, page.pixels),
         scores=scores,
+        left_out=() if limits is None else left_out(page, limits),
     )
     panels = _panels(noisy, restored, original, scores)
     return _Page(draw([panels]) if options.corrupt else back, done, panels)
 
 
-def _original(source: Source, page: Picture, given: Picture, limits: Range | None, options: Options) -> Picture | None:
+def _original(source: Source, page: Picture, given: Picture, limits: Ranges | None, options: Options) -> Picture | None:
     """What the result is compared with: the picture before noise was added, a reference, or nothing."""
     if options.corrupt:
         return given

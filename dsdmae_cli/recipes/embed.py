@@ -16,6 +16,7 @@ from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.patch_picture import Looked, Wanted, check_patches, draw, drawn_in_words
 from dsdmae_cli.artifacts.subject import Subject, parse
 from dsdmae_cli.config.use import given, passed_over
+from dsdmae_cli.data.beyond import range_notes
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import DataError, PluginError, SettingsError
@@ -133,7 +134,7 @@ def compute(request: Request, report: Report) -> Computed:
     opened.encoder.to(device)
     for split in ("train", "test") if request.split == "all" else (request.split,):
         dataset = open_dataset(data, split)
-        for note in dataset.notes if not parts else ():
+        for note in (*dataset.notes, *range_notes(dataset)) if not parts else ():
             report.note(note)
         skipped = Unreadable(len(dataset), data)
         if request.pool == "tokens":

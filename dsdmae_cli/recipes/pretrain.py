@@ -104,7 +104,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
     for note in dataset.notes:
         start.report.note(note)
     if start.main and not start.resumed:
-        warn_of_twins(find_twins(dataset, open_dataset(settings.data, "test"), decoded=False), start.report)
+        warn_of_twins(find_twins(dataset, open_dataset(settings.data, "test")), start.report)
     data = open_run_data(
         dataset,
         settings.data,

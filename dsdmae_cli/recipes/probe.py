@@ -195,7 +195,7 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     # Of several blocks to choose from the last, which is most work.
     *_, encoder = candidates(subject.opened.encoder, settings.probe.blocks, settings.probe.input_noise).values()
     flop = encoder_flops(encoder)
-    plan = {
+    plan: dict[str, Any] = {
         "subject": subject.opened.name,
         "kind": settings.probe.kind,
         "dataset": settings.data.dataset,
@@ -207,9 +207,9 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
         "gflop_per_image": flop / 1e9,
         "device": str(subject.device),
         "precision": subject.precision,
-        "account": judged.account(settings.data).rows(),
+        "account": judged.planned(settings.data),
     }
-    text = "\n".join(judged.account(settings.data).lines()) + (
+    text = "\n".join(f"{name:<10}{words}" for name, words in plan["account"].items()) + (
         f"\n{plan['kind']} probe of {plan['subject']} on {plan['dataset']}: {len(judged.train)} training and"
         f" {len(judged.test)} test images of {len(judged.classes)} classes\n"
         f"{encoder.width} features of {size_words(encoder.image_size)} px, {flop / 1e9:.3g} GFLOP an image, on"

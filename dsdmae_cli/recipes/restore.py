@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli.artifacts.trained_method import open_method
-from dsdmae_cli.data.values import Range
+from dsdmae_cli.data.values import Ranges
 from dsdmae_cli.pictures.by_method import MethodAtWork, Restored, how_its_data, read_as_data, row_of
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.outcome import Changed, Outcome
@@ -36,7 +36,7 @@ class Options:
     precision: str = "auto"
     sheet: Path | None = None
     force: bool = False
-    limits: Range | Literal["auto"] | None = "auto"
+    limits: Ranges | Literal["auto"] | None = "auto"
     quiet: bool = False
 
 
@@ -76,13 +76,12 @@ def restore(
         files = {part: of[number].named(".png") for part, of in targets.items()}
         for file in files.values():
             check_free(file, force=options.force)
-        rgb = read_as_data(sources[number], how, own=options.limits == "auto")
+        rgb, pages = read_as_data(sources[number], how, own=options.limits == "auto")
         shown = work(rgb)
         scores = Changed.of(*(picture.pixels for picture in shown))
         size = rgb.shape[1], rgb.shape[0]
-        record = Restored(
-            str(sources[number]), files, *size, as_size(shown.original.height, shown.original.width), scores
-        )
+        side = as_size(shown.original.height, shown.original.width)
+        record = Restored(str(sources[number]), files, *size, side, scores, pages)
         rows = [row_of(rgb, shown, scores)] if options.sheet is not None else []
         return Made([([getattr(shown, part)], file) for part, file in files.items()], record, rows)
 

@@ -15,6 +15,7 @@ from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import open_dataset, place
 from dsdmae_cli.data.source import Batching, seeded
+from dsdmae_cli.data.twins import find_twins, twins_row
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import duration
@@ -206,7 +207,8 @@ def _account(found: _Data, settings: ResolvedData, further: Mapping[str, str]) -
     if account.unreadable and not account.kinds:
         name, reason = next(iter(account.unreadable.items()))
         raise DataError(f"none of the {account.looked_at:,} images that were looked at can be read ({name}: {reason})")
-    return {**account.rows(), **further}
+    twins = find_twins(*found.splits.values()) if len(found.splits) > 1 else None
+    return {**account.rows(), **twins_row(twins), **further}
 
 
 @dataclass(frozen=True)

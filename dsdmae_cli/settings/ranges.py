@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _MOST_BITS = 32
+Range = tuple[float, float]
 
 
 def as_range(value: object) -> object:
@@ -26,17 +27,25 @@ def as_range(value: object) -> object:
     return value
 
 
-def range_of(text: str) -> tuple[float, float]:
-    """A range as numbers.
+def range_of(text: str) -> Range | tuple[Range, ...]:
+    """A range as numbers, or one for each band.
 
     Raises:
         ValueError: it is none.
     """
-    pair = as_range(text)
-    if not isinstance(pair, tuple) or len(pair) != 2:
-        raise ValueError("it takes LOW,HIGH or a number of bits, as 100,1000 or 12")
+    found = as_range(text)
+    if not isinstance(found, tuple):
+        raise ValueError("it takes LOW,HIGH or a number of bits, as 100,1000 or 12, or [LOW,HIGH] for each band")
+    several = isinstance(found[0], tuple)
+    ranges = tuple(_pair(pair) for pair in (found if several else (found,)))
+    return ranges if several else ranges[0]
+
+
+def _pair(pair: tuple[object, ...]) -> Range:
+    if len(pair) != 2:
+        raise ValueError("it takes LOW,HIGH or a number of bits, as 100,1000 or 12, or [LOW,HIGH] for each band")
     try:
-        low, high = (float(x) for x in pair)
+        low, high = (float(str(x)) for x in pair)
     except ValueError:
         raise ValueError("LOW and HIGH are numbers, as 100,1000") from None
     if not -float("inf") < low < high < float("inf"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import cli
 from image_files import crops, of, png, write
 from PIL import Image
 from test_files import packed
@@ -58,6 +59,24 @@ def test_where_pixels_cost_too_much_bytes_are_compared(root: Path, monkeypatch: 
     assert names(find_twins(*splits(root))) == [("same.png", "1.png")]
     monkeypatch.setattr(twins, "MOST_IMAGES", 9)
     assert find_twins(*splits(root)) is None
+
+
+def test_pretraining_and_its_dry_run_compare_pixels(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--preset", "quick", "--epochs", "1", "--batch-size", "4", "--set", "backbone.depth=1"]
+    small += ["--set", "train.knn_every=none", "--set", "data.max_unreadable=0.5"]
+    code, said, err = cli(capfd, "pretrain", root, *small, "--dry-run")
+    assert code == 0, err
+    assert "repeated      2 of 4 test images are among the training images (" in said
+    code, _, err = cli(capfd, "pretrain", root, *small, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "warning: 2 of 4 test images are among the training images" in err
+    monkeypatch.setattr(twins, "MOST_PIXELS", 100)
+    code, said, err = cli(capfd, "pretrain", root, *small, "--dry-run")
+    assert code == 0, err
+    assert "1 of 4 test images" in said
+    assert "; files alone were compared, since there are too many pixels" in said
 
 
 def test_no_twins(root: Path) -> None:
