@@ -23,8 +23,8 @@ from dsdmae_cli.plugins import BackboneSpec, Plugin, Recognized
 
 # What a checkpoint has beside its backbone: what was trained on top of it, and what is computed anew.
 _BESIDE = (
-    "attn_pool", "classifier", "decoder", "dist_head", "dino_head", "fc", "head", "ibot_head", "lm_head", "mask_token",
-    "pooler", "prediction_head", "predictor", "proj", "projection_head", "projector", "rope_embed",
+    "attn_pool", "classifier", "cls_pt_layers", "decoder", "dist_head", "dino_head", "fc", "head", "ibot_head", "lm_head",
+    "mask_token", "masked_embed", "pooler", "pre_logits", "prediction_head", "predictor", "proj", "projection_head", "projector", "rope_embed",
 )  # fmt: skip
 _COMPUTED = ("relative_position_index", "attn_mask", "bias_mask")
 
@@ -75,8 +75,8 @@ def read_elsewhere(path: Path) -> Elsewhere:
     if state is None:
         kind = f"a {type(content).__name__}" if not isinstance(content, dict) else _keys(content)
         raise CheckpointError(f"{path} holds no weights by name but {kind}; give a file with a network's state dict")
-    state, cut = without_prefix(state)
-    named, origin = under_timm_names(state)
+    state, beside, cut = without_prefix(state)
+    named, origin = under_timm_names(state, beside)
     whose = [f"named as in {origin}"] if origin else []
     return Elsewhere(path, named, origin, (*notes, *cut, *whose))
 
