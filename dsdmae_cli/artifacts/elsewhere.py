@@ -23,8 +23,9 @@ from dsdmae_cli.plugins import BackboneSpec, Plugin, Recognized
 
 # What a checkpoint has beside its backbone: what was trained on top of it, and what is computed anew.
 _BESIDE = (
-    "attn_pool", "classifier", "cls_pt_layers", "decoder", "dist_head", "dino_head", "fc", "head", "ibot_head", "lm_head",
-    "mask_token", "masked_embed", "pooler", "pre_logits", "prediction_head", "predictor", "proj", "projection_head", "projector", "rope_embed",
+    "attn_pool", "classifier", "cls_pt_layers", "decoder", "dist_head", "dino_head", "fc", "head", "ibot_head",
+    "lm_head", "mask_token", "masked_embed", "pooler", "pre_logits", "prediction_head", "predictor", "proj",
+    "projection_head", "projector", "rope_embed",
 )  # fmt: skip
 _COMPUTED = ("relative_position_index", "attn_mask", "bias_mask")
 
