@@ -45,7 +45,7 @@ class Account:
         decoded: and its pixels.
         channels: that the network sees.
         grey: of the images that were looked at so many are.
-        unreadable: reasons by the names of images that cannot be read.
+        unreadable_of: reasons by the names of images that cannot be read, in each split that has some.
         masked: images have masks, and no labels of their own.
     """
 
@@ -60,8 +60,13 @@ class Account:
     grey: int = 0
     channels: int = 3
     decoded: bool = False
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable_of: dict[str, dict[str, str]] = field(default_factory=dict)
     masked: bool = False
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Those of all splits."""
+        return {name: reason for of_split in self.unreadable_of.values() for name, reason in of_split.items()}
 
     def rows(self) -> dict[str, str]:
         """The three lines, each under its first word."""
@@ -146,7 +151,7 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
     total = sum(account.splits.values())
     in_memory = all(dataset.arrays() is not None for dataset in splits.values())
     account.decoded = in_memory or (decoded and total <= _DECODED)
-    for dataset in splits.values():
+    for name, dataset in splits.items():
         if in_memory:
             width, height = dataset.size(0)
             account.looked_at += len(dataset)
@@ -156,11 +161,11 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
             account.grey += form.is_grey * len(dataset)
             continue
         share = min(len(dataset), max(1, LOOKED_AT * len(dataset) // max(total, LOOKED_AT)))
-        _look(account, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
+        _look(account, name, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
     return account
 
 
-def _look(account: Account, dataset: ImageDataset, indices: Sequence[int]) -> None:
+def _look(account: Account, split: str, dataset: ImageDataset, indices: Sequence[int]) -> None:
     for index in indices:
         account.looked_at += 1
         try:
@@ -168,7 +173,7 @@ def _look(account: Account, dataset: ImageDataset, indices: Sequence[int]) -> No
             if account.decoded:
                 dataset.load(index)
         except UnreadableImage as error:
-            account.unreadable[error.name] = error.reason
+            account.unreadable_of.setdefault(split, {})[error.name] = error.reason
             continue
         account.sides[form.width, form.height] += 1
         account.kinds[str(form)] += 1
