@@ -4,6 +4,7 @@ wants, the average that lies beside what it is an average of, and parts that no 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from layouts import GRID, WIDTH, State
 from test_elsewhere import IMAGES, check_tokens, opened, under
+
+from dsdmae_cli import plugins
 
 # -- pixels
 
@@ -33,6 +36,34 @@ def test_vitmae_without_its_decoder_is_known_by_its_positions(tmp_path: Path) ->
     torch.save(layouts.as_hugging_face(state), tmp_path / "encoder.pth")
     found = opened(tmp_path / "encoder.pth")
     check_tokens(found, layouts.vit_tokens(state, layouts.normalised(IMAGES)))
+
+
+@pytest.mark.parametrize(
+    ("said", "imagenet"),
+    [
+        ({"image_mean": layouts.MEAN, "image_std": layouts.STD}, True),  # facebook/dino-vits16
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, False),
+        ({"image_mean": layouts.MEAN, "image_std": layouts.STD, "do_normalize": False}, False),
+        ({"image_mean": "none"}, False),
+        ([], False),
+    ],
+)
+def test_pixels_are_those_that_stand_beside_hugging_faces_weights(said: Any, imagenet: bool, tmp_path: Path) -> None:
+    state = layouts.plain_vit(5)
+    torch.save(layouts.as_hugging_face(state), tmp_path / "pytorch_model.bin")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    found = opened(tmp_path)
+    check_tokens(found, layouts.vit_tokens(state, layouts.normalised(IMAGES) if imagenet else IMAGES))
+    assert ("but normalization = imagenet by preprocessor_config.json" in found.notes[0]) == imagenet
+    settings = plugins.find("backbone", "vit-tiny").spec.settings
+    given = opened(tmp_path, settings(normalization="none"))
+    assert given.mean == (0.5, 0.5, 0.5)
+
+
+def test_pixels_beside_weights_that_no_setting_says(tmp_path: Path) -> None:
+    torch.save(layouts.as_hugging_face(layouts.plain_vit(5)), tmp_path / "pytorch_model.bin")
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    assert "wants mean (0.0, 0.0, 0.0) and std (1.0, 1.0, 1.0), which backbone.norm" in opened(tmp_path).notes[0]
 
 
 @pytest.mark.parametrize("shared", [True, False])

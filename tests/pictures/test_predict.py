@@ -101,7 +101,9 @@ def test_pictures_that_cannot_be_read_are_named(tuned_run: Path, images: Path, d
 
 def test_a_picture_of_other_bands_gets_no_advice_about_settings(tuned_run: Path, do: Do, tmp_path: Path) -> None:
     """They are those of the fine-tuning, and `predict` has no --set."""
-    tifffile.imwrite(tmp_path / "five.tif", np.zeros((8, 8, 5), np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "five.tif", np.zeros((8, 8, 5), np.uint8), photometric="minisblack", planarconfig="contig"
+    )
     code, _, err = do(tuned_run, tmp_path / "five.tif")
     assert code == 2
     assert "5 bands, neither grey nor RGB; this network reads pictures as it learned to, of 3 channels" in err
