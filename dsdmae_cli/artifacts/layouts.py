@@ -17,7 +17,7 @@ State = dict[str, Tensor]
 # Keys under which checkpoints keep weights; of several the first is taken: a moving average is what authors evaluate.
 _WRAPPERS = (
     "teacher", "state_dict_ema", "model_ema", "ema", "target_encoder", "state_dict", "model_state_dict", "model_state",
-    "model", "module", "network", "net", "student", "encoder", "backbone", "visual", "params",
+    "model", "module", "network", "net", "student", "encoder", "backbone", "visual", "params", "weights",
 )  # fmt: skip
 # What the first layer of a backbone is called, and what must stand beside it where the name alone is a common one.
 _STEMS = (

@@ -109,9 +109,7 @@ def test_the_average_is_taken_before_what_it_is_an_average_of(average: str, othe
     assert f"{average.rstrip('.')}, {other.rstrip('.')}: {average.rstrip('.')} is taken" in found.notes[0]
 
 
-@pytest.mark.parametrize(
-    "keys", [("teacher_state_dict", "model"), ("ema_weights", "state_dict"), ("target_net", "net")]
-)
+@pytest.mark.parametrize("keys", [("teacher_state_dict", "model"), ("ema_weights", "weights"), ("target_net", "net")])
 def test_an_average_under_a_key_of_its_own(keys: tuple[str, str], tmp_path: Path) -> None:
     state = layouts.plain_vit(1)
     content: dict[str, Any] = {keys[1]: layouts.plain_vit(9), keys[0]: state}
