@@ -351,10 +351,9 @@ def _not_there(kind: Kind, full_name: str) -> str:
     if kind == "dataset" and looks_like_path(full_name):
         return f"there is no folder or archive {full_name}{beside(Path(full_name).expanduser())}; give one that exists"
     path = f", and there is no folder or archive ./{full_name}" if kind == "dataset" and full_name else ""
-    return (
-        f"{kind} {name!r} is not installed{nearest(name, there)}{path}; there is {', '.join(there) or 'none'}"
-        " (see `dsdmae plugins`)"
-    )
+    path = " (docs/datasets.md says how: pip install ./plugins/dsdmae-hf in a clone)" if path and name == "hf" else path
+    what = f"{kind} {name!r} is not installed{nearest(name, there)}{path}"
+    return f"{what}; there is {', '.join(there) or 'none'} (see `dsdmae plugins`)"
 
 
 def spelled_out(kind: Kind, text: str) -> str:

@@ -75,9 +75,11 @@ class Beginning:
         method.load_state_dict({**state, **fitting})
         filled = {key.partition(".")[0] for key in fitting}
         new = {key.partition(".")[0] for key in _without_encoder(method, state) if key not in fitting} - {"teacher"}
-        with_them = f" and {', '.join(sorted(filled))}" if filled else ""
-        rest = f"; new: {', '.join(sorted(new))}" if new else ""
-        return f"the encoder{with_them} begin with the weights of {self.text}{adapted}{rest}"
+        whole, parts = sorted(filled - new), sorted(filled & new)  # a deeper decoder has blocks of both kinds
+        with_them = f" and {', '.join(whole)} begin" if whole else " begins"
+        fit = f", and of {', '.join(parts)} what fits" if parts else ""
+        rest = f"; new: {', '.join(sorted(new - filled))}" if new - filled else ""
+        return f"the encoder{with_them} with the weights of {self.text}{fit}{adapted}{rest}"
 
 
 def _alike(one: Backbone, other: Backbone) -> bool:

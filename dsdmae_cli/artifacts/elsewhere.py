@@ -4,12 +4,15 @@ the backbone found that they belong to. foreign.py builds it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isclose
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, plugins
@@ -23,9 +26,13 @@ from dsdmae_cli.plugins import BackboneSpec, Plugin, Recognized
 
 # What a checkpoint has beside its backbone: what was trained on top of it, and what is computed anew.
 _BESIDE = (
-    "attn_pool", "classifier", "decoder", "dist_head", "dino_head", "fc", "head", "ibot_head", "lm_head", "mask_token",
-    "pooler", "prediction_head", "predictor", "proj", "projection_head", "projector", "rope_embed",
+    "attn_pool", "classifier", "cls_pt_layers", "decoder", "dist_head", "dino_head", "fc", "head", "ibot_head",
+    "lm_head", "mask_token", "masked_embed", "pooler", "pre_logits", "prediction_head", "predictor", "proj",
+    "projection_head", "projector", "rope_embed",
 )  # fmt: skip
+# Beside the weights of Hugging Face's models: how their pixels are normalised, of which their names say nothing.
+_PREPROCESSOR = "preprocessor_config.json"
+_NORMALIZATIONS = {"imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), "none": ((0.5,) * 3, (0.5,) * 3)}
 _COMPUTED = ("relative_position_index", "attn_mask", "bias_mask")
 
 
@@ -38,12 +45,14 @@ class Elsewhere:
         state: under timm's names, as far as they are known; heads and decoders among them.
         origin: whose names they had; "" for timm's own.
         notes: which part of the file they are.
+        pixels: mean and std by which a file beside them says that pixels are normalised; None where none says so.
     """
 
     path: Path
     state: dict[str, Tensor]
     origin: str
     notes: tuple[str, ...]
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def recognized(self, name: str | None = None) -> Recognized | None:
         """The backbone whose weights they are, by their shapes; None where no plugin knows them.
@@ -56,8 +65,25 @@ class Elsewhere:
             if plugin.spec.recognize is not None:
                 found: Recognized | None = plugins.load(plugin.spec.recognize)(shapes, self.origin)
                 if found is not None and (name is None or found.settings.name == name):
-                    return found
+                    return self._with_pixels(found)
         return None
+
+    def _with_pixels(self, found: Recognized) -> Recognized:
+        """With the normalisation that stands beside the weights in place of the one of most networks of these names."""
+        taken = getattr(found.settings, "normalization", None)
+        if self.pixels is None or taken not in _NORMALIZATIONS:
+            return found
+        mean, std = self.pixels
+        said = next(
+            (word for word, known in _NORMALIZATIONS.items() if _alike((*mean, *std), (*known[0], *known[1]))), None
+        )
+        if said is None:
+            more = f"{_PREPROCESSOR} beside it wants mean {mean} and std {std}, which backbone.normalization cannot say"
+            return replace(found, words=f"{found.words}; {more}")
+        if said == taken:
+            return found
+        settings = found.settings.model_copy(update={"normalization": said})
+        return replace(found, settings=settings, words=f"{found.words}; but normalization = {said} by {_PREPROCESSOR}")
 
     def first_names(self) -> str:
         """A few names as the file has them, for a message."""
@@ -75,10 +101,24 @@ def read_elsewhere(path: Path) -> Elsewhere:
     if state is None:
         kind = f"a {type(content).__name__}" if not isinstance(content, dict) else _keys(content)
         raise CheckpointError(f"{path} holds no weights by name but {kind}; give a file with a network's state dict")
-    state, cut = without_prefix(state)
-    named, origin = under_timm_names(state)
+    state, beside, cut = without_prefix(state)
+    named, origin = under_timm_names(state, beside)
     whose = [f"named as in {origin}"] if origin else []
-    return Elsewhere(path, named, origin, (*notes, *cut, *whose))
+    pixels = _pixels_beside(path) if origin.startswith("Hugging Face") else None
+    return Elsewhere(path, named, origin, (*notes, *cut, *whose), pixels)
+
+
+def _pixels_beside(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    try:
+        said = json.loads((path.parent / _PREPROCESSOR).read_text(encoding="utf-8"))
+        mean, std = (tuple(float(value) for value in said[key]) for key in ("image_mean", "image_std"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or of a model that has another way
+    return (mean, std) if said.get("do_normalize", True) else None
+
+
+def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return len(one) == len(other) and all(isclose(a, b, abs_tol=1e-4) for a, b in zip(one, other, strict=True))
 
 
 def recognized_tables(path: Path) -> Values:

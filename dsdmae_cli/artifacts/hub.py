@@ -54,7 +54,7 @@ def fetched(text: str, names: tuple[str, ...]) -> Path:
             if wanted is None:
                 raise CheckpointError(f"{text} has no weights: it has neither {' nor '.join(names)}")
             with _quiet():
-                patterns = [wanted, "config.json"]
+                patterns = [wanted, "config.json", "preprocessor_config.json"]
                 return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
         except DsdmaeError:
             raise

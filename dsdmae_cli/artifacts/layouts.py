@@ -17,20 +17,27 @@ State = dict[str, Tensor]
 # Keys under which checkpoints keep weights; of several the first is taken: a moving average is what authors evaluate.
 _WRAPPERS = (
     "teacher", "state_dict_ema", "model_ema", "ema", "target_encoder", "state_dict", "model_state_dict", "model_state",
-    "model", "module", "network", "net", "student", "encoder", "backbone", "visual", "params",
+    "model", "module", "network", "net", "student", "encoder", "backbone", "visual", "params", "weights",
 )  # fmt: skip
 # What the first layer of a backbone is called, and what must stand beside it where the name alone is a common one.
 _STEMS = (
     ("patch_embed.proj.weight", None),
+    ("patch_embed.projection.weight", "layers.0.ln1.weight"),
     ("embeddings.patch_embeddings.projection.weight", None),
     ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"),
     ("conv_proj.weight", None),
     ("conv1.weight", "class_embedding"),
     ("conv1.weight", "layer1.0.conv1.weight"),
 )
-# Of several copies of one network in one file: those that are taken first, and those that are only taken alone.
-_FIRST = re.compile(r"(^|\.)(teacher|ema|model_ema|target_encoder|base_encoder|encoder_q)\.")
-_LAST = re.compile(r"(^|\.)(student|momentum_encoder|encoder_k)\.")
+# Of several copies of one network in one file: what its authors evaluate though an average lies beside it (MoCo),
+# averages by any word of their names (teacher_backbone, backbone_momentum), and those that are only taken alone.
+_EVALUATED = re.compile(r"(^|\.)(base_encoder|encoder_q)\.")
+_AVERAGES = frozenset({"teacher", "ema", "target", "momentum", "averaged"})
+_LAST = re.compile(r"(^|\.)(student\w*|online\w*|encoder_k)\.")
+# What else may stand in the name of a key that keeps an average: state_dict_teacher, but not momentum_buffer.
+_NETWORK = frozenset(
+    {"state", "dict", "model", "encoder", "backbone", "network", "net", "weights", "params", "module", "vit"}
+)
 # Around any network, where its first layer has none of the names above.
 _AROUND = (
     "module.base_encoder.", "base_encoder.", "momentum_encoder.", "visual.trunk.", "trunk.", "visual.", "backbone.",
@@ -46,7 +53,8 @@ def unwrapped(content: Any) -> tuple[State | None, list[str]]:
         if not isinstance(content, Mapping):
             return None, notes
         state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-        inside = [key for key in _WRAPPERS if _has_tensors(content.get(key))]
+        averages = [key for key in content if isinstance(key, str) and key not in _WRAPPERS and _is_average(key)]
+        inside = [key for key in (*averages, *_WRAPPERS) if _has_tensors(content.get(key))]
         # A state dict may have a tensor or two beside it (a temperature, the centre of DINO's loss).
         if not inside or len(state) > 8:
             break
@@ -61,6 +69,12 @@ def unwrapped(content: Any) -> tuple[State | None, list[str]]:
     return state, notes
 
 
+def _is_average(key: str) -> bool:
+    """Whether a key's words say that a moving average of a network lies under it."""
+    words = set(key.lower().split("_"))
+    return bool(words & _AVERAGES) and words - _AVERAGES <= _NETWORK and words != {"momentum"}
+
+
 def _has_tensors(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
@@ -69,8 +83,9 @@ def _has_tensors(value: Any) -> bool:
     )
 
 
-def without_prefix(state: State) -> tuple[State, list[str]]:
-    """A backbone's weights without what all their names begin with; and what was cut off and left out, in words.
+def without_prefix(state: State) -> tuple[State, list[str], list[str]]:
+    """A backbone's weights without what all their names begin with; the names that were left out; and what was cut off
+    and left out, in words.
 
     Of several copies of a network (a teacher and a student, an encoder and its average) one is taken.
     """
@@ -83,17 +98,26 @@ def without_prefix(state: State) -> tuple[State, list[str]]:
     found = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
     prefix = min(found, key=_rank) if found else _common(state)
     if not prefix:
-        return state, []
+        return state, [], []
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     outside = [name for name in state if not name.startswith(prefix)]
-    notes = [f"names without {prefix!r}"]
+    notes = []
+    if len(found) > 1:
+        copies = [other.rstrip(".") or "a network without a prefix" for other in sorted(found, key=_rank)]
+        notes.append(f"it holds {', '.join(copies)}: {copies[0]} is taken")
+    notes.append(f"names without {prefix!r}")
     if outside:
         notes.append(f"left out {counted(outside, _shared_depth(prefix, outside))}")
-    return inside, notes
+    return inside, outside, notes
 
 
 def _rank(prefix: str) -> tuple[int, int, str]:
-    preferred = 0 if _FIRST.search(prefix) else 2 if _LAST.search(prefix) else 1
+    if _EVALUATED.search(prefix):
+        preferred = 0
+    elif any(_AVERAGES & set(part.split("_")) for part in prefix.lower().split(".")):
+        preferred = 1
+    else:
+        preferred = 3 if _LAST.search(prefix) else 2
     return preferred, len(prefix), prefix
 
 

@@ -1,5 +1,5 @@
 """Weights of other code under timm's names: CLIP (also Hugging Face's), Hugging Face's SigLIP, ViT and BEiT,
-torchvision's ViT, DINOv2, DINOv3.
+torchvision's and mmpretrain's ViT, DINOv2, DINOv3.
 
 MAE, DINO, MoCo v3, BEiT, OpenCLIP's SigLIP and torchvision's ResNets use these names already.
 """
@@ -7,6 +7,7 @@ MAE, DINO, MoCo v3, BEiT, OpenCLIP's SigLIP and torchvision's ResNets use these 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -114,6 +115,24 @@ _HUGGING_FACE = _Convention(
     ),
     merged=("query", "key", "value"),
 )
+_MMPRETRAIN = _Convention(
+    "mmpretrain",
+    "patch_embed.projection.weight",
+    (
+        (r"patch_embed\.projection\.", "patch_embed.proj."),
+        (r"ln1\.", "norm."),
+        (r"ln2\.", "fc_norm."),
+        (r"layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
+        (r"layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
+        (r"layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
+        (r"layers\.(\d+)\.attn\.gamma1\.weight$", r"blocks.\1.ls1.gamma"),
+        (r"layers\.(\d+)\.ffn\.gamma2\.(?:weight|scale)$", r"blocks.\1.ls2.gamma"),
+        (r"layers\.(\d+)\.", r"blocks.\1."),
+    ),
+)
+# Pre-training that is told by what lies beside the encoder, and whose pixels are not those of the encoder's layout.
+_VITMAE = "Hugging Face's ViTMAE"
+_SIMMIM = "SimMIM"
 _DINOV3 = _Convention(
     "DINOv3",
     "storage_tokens",
@@ -136,9 +155,14 @@ _DINOV2 = _Convention(
 )
 
 
-def under_timm_names(state: State) -> tuple[State, str]:
-    """The weights with the names and shapes that timm gives them, and whose names they had; "" for timm's own."""
-    known = (_CLIP, _TORCHVISION, _HUGGING_FACE_CLIP, _HUGGING_FACE_SIGLIP, _HUGGING_FACE, _DINOV3)
+def under_timm_names(state: State, beside: Iterable[str] = ()) -> tuple[State, str]:
+    """The weights with the names and shapes that timm gives them, and whose names they had; "" for timm's own.
+
+    Args:
+        state: of an encoder.
+        beside: names in the same file that are no part of it.
+    """
+    known = (_CLIP, _TORCHVISION, _HUGGING_FACE_CLIP, _HUGGING_FACE_SIGLIP, _HUGGING_FACE, _MMPRETRAIN, _DINOV3)
     convention = next((c for c in known if c.sign in state), None)
     words = convention.words if convention else ""
     named = _renamed(state, convention or _DINOV2)
@@ -154,7 +178,19 @@ def under_timm_names(state: State) -> tuple[State, str]:
     if "register_tokens" in named and named.keys() >= {"cls_token", "pos_embed"}:
         _part_registers(named)
         words = words or _DINOV2.words
+    if convention is _HUGGING_FACE and _is_vitmae(named, beside):
+        words = _VITMAE
+    if convention is None and "decoder.0.weight" in beside:
+        words = _SIMMIM
     return named, words
+
+
+def _is_vitmae(named: State, beside: Iterable[str]) -> bool:
+    """Its decoder lies beside it; alone it is known by its table of positions, sines and cosines after a row of zeros
+    for the class token, which no training has touched."""
+    positions = named.get("pos_embed")
+    sines = positions is not None and positions.ndim == 3 and not positions[:, 0].any() and bool(positions.any())
+    return sines or any(name.startswith("decoder.decoder_layers.") for name in beside)
 
 
 def _renamed(state: State, convention: _Convention) -> State:

@@ -100,6 +100,7 @@ def compose(
         command_line_layer(flags or {}, assignments or (), {**_names(schema), **(origins or {})}, schema),
     ]
 
+    datasets = [layer.values["data"]["dataset"] for layer in upper if "dataset" in layer.values.get("data", {})]
     named = (
         (preset, "--preset"),
         (environ.get("DSDMAE_PRESET") or None, "DSDMAE_PRESET"),
@@ -108,11 +109,10 @@ def compose(
     chosen = next(((names, origin) for names, origin in named if names is not None), None)
     if chosen is None and use_default_preset:
         tasks = [layer.values["finetune"]["task"] for layer in upper if "task" in layer.values.get("finetune", {})]
-        of_dataset = any("dataset" in layer.values.get("data", {}) for layer in upper)
-        default = schema.default_preset(of_dataset, str(tasks[-1]) if tasks else None)
+        default = schema.default_preset(bool(datasets), str(tasks[-1]) if tasks else None)
         chosen = (default, "default") if default is not None else None
     lower = [checked_layer(*base, schema)] if base else []
-    lower += preset_layers(*chosen, schema) if chosen else []
+    lower += preset_layers(*chosen, schema, str(datasets[-1]) if datasets else None) if chosen else []
     lower += [checked_layer(*start, schema)] if start else []
     return validate(*_merge([*lower, *upper], schema), schema)
 

@@ -2,7 +2,8 @@
 
 A preset is of one kind, the folder that it lies in: a whole recipe (quick, denoiser), a dataset, a size of the network
 or a method. At most one of each kind is named, in any order: a dataset stands above a recipe, a size above a dataset, a
-method above a size. What a preset says only beside another one stands in its tables [with.OTHER.SECTION].
+method above a size. What a preset says only beside another one stands in its tables [with.OTHER.SECTION], and what it
+says of the dataset that it names alone in [with.DATASET.SECTION]: the side of digits is none for photographs.
 """
 
 from __future__ import annotations
@@ -44,12 +45,15 @@ def read_preset(schema: Schema[Any], kind: str, name: str) -> dict[str, Any]:
     return tomllib.loads((_folder(schema, kind) / f"{name}.toml").read_text(encoding="utf-8"))
 
 
-def preset_layers(presets: str | Sequence[str], origin: str, schema: Schema[Any]) -> list[Layer]:
+def preset_layers(
+    presets: str | Sequence[str], origin: str, schema: Schema[Any], dataset: str | None = None
+) -> list[Layer]:
     """A layer for each preset, the lowest first.
 
     Args:
         presets: their names.
         origin: who names them, for messages: "--preset".
+        dataset: that is named above them; None = theirs is taken.
 
     Raises:
         SettingsError: there is no such preset, or two are of one kind.
@@ -67,11 +71,16 @@ def preset_layers(presets: str | Sequence[str], origin: str, schema: Schema[Any]
                 f"presets {chosen[kind]} and {name} (from {origin}) are both a {KINDS[kind]}; give one of them"
             )
         chosen[kind] = name
-    return [_layer(schema, kind, chosen[kind], set(chosen.values())) for kind in KINDS if kind in chosen]
+    if dataset is None and "datasets" in chosen:
+        dataset = read_preset(schema, "datasets", chosen["datasets"]).get("data", {}).get("dataset")
+    return [_layer(schema, kind, chosen[kind], set(chosen.values()), dataset) for kind in KINDS if kind in chosen]
 
 
-def _layer(schema: Schema[Any], kind: str, name: str, beside: set[str]) -> Layer:
+def _layer(schema: Schema[Any], kind: str, name: str, beside: set[str], dataset: str | None) -> Layer:
     values: Values = read_preset(schema, kind, name)
+    own = values.get("data", {}).get("dataset")
+    if own is not None and dataset in (None, own):
+        beside = {*beside, str(own)}
     for other, tables in values.pop("with", {}).items():
         for section, table in tables.items() if other in beside else ():
             values[section] = values.get(section, {}) | table

@@ -38,7 +38,7 @@ class Account:
         decoded: and its pixels.
         channels: that the network sees.
         grey: of the images that were looked at so many are.
-        unreadable: reasons by the names of images that cannot be read.
+        unreadable_of: reasons by the names of images that cannot be read, in each split that has some.
         masked: images have masks, and no labels of their own.
         stacks: of the images that were looked at so many are the first of several pages.
         values: what is to be said of the values of deep ones: what stands apart, what part of the range they use.
@@ -55,10 +55,15 @@ class Account:
     grey: int = 0
     channels: int = 3
     decoded: bool = False
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable_of: dict[str, dict[str, str]] = field(default_factory=dict)
     masked: bool = False
     stacks: int = 0
     values: tuple[str, ...] = ()
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Those of all splits."""
+        return {name: reason for of_split in self.unreadable_of.values() for name, reason in of_split.items()}
 
     def rows(self) -> dict[str, str]:
         """The three lines, each under its first word."""
@@ -140,7 +145,7 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
     in_memory = all(dataset.arrays() is not None for dataset in splits.values())
     account.decoded = in_memory or (decoded and total <= _DECODED)
     deep: list[Values] = []
-    for dataset in splits.values():
+    for name, dataset in splits.items():
         if in_memory:
             width, height = dataset.size(0)
             account.looked_at += len(dataset)
@@ -150,7 +155,7 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
             account.grey += form.is_grey * len(dataset)
             continue
         share = min(len(dataset), max(1, LOOKED_AT * len(dataset) // max(total, LOOKED_AT)))
-        found = _look(account, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
+        found = _look(account, name, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
         deep += deep_ones(dataset, found)
     reading = reading_of(first)
     if deep and reading is not None:
@@ -159,7 +164,7 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
     return account
 
 
-def _look(account: Account, dataset: ImageDataset, indices: Sequence[int]) -> list[int]:
+def _look(account: Account, split: str, dataset: ImageDataset, indices: Sequence[int]) -> list[int]:
     """Take these images into account; which of them are deep."""
     deep = []
     for index in indices:
@@ -169,7 +174,7 @@ def _look(account: Account, dataset: ImageDataset, indices: Sequence[int]) -> li
             if account.decoded:
                 dataset.load(index)
         except UnreadableImage as error:
-            account.unreadable[error.name] = error.reason
+            account.unreadable_of.setdefault(split, {})[error.name] = error.reason
             continue
         account.sides[form.width, form.height] += 1
         account.kinds[str(form)] += 1

@@ -289,6 +289,9 @@ def open_files(path: Path) -> Files:
     return shared(_open_files, path.absolute())
 
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
 def _open_files(path: Path) -> Files:
     from dsdmae_cli.data.archives import Archive  # they are made of Files, and must not be needed to define them
     from dsdmae_cli.data.shards import SUFFIX, Shards, expanded
@@ -309,6 +312,13 @@ def _open_files(path: Path) -> Files:
             beside = {suffix: count for suffix, count in others.items() if suffix != SUFFIX}
             shards.passed_over = beside | {key: n + beside.get(key, 0) for key, n in shards.passed_over.items()}
             return shards
+        packed = [name for name in files if name.lower().endswith(_COMPRESSED)]
+        if not names and packed:
+            raise DataError(
+                f"{path} holds no images but {len(packed)} compressed archive{'s' * (len(packed) > 1)} ({packed[0]}),"
+                f" which cannot be read in place as shards are; decompress them to {SUFFIX} (gunzip, unxz, unzstd), or"
+                " name one of them alone"
+            )
         require_images(path, len(names), others)
         return Directory(path, names, others)
 

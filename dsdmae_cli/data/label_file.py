@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from jaxtyping import Int64
 from dsdmae_cli.errors import DataError
 
 _DELIMITERS = ",;\t|"
+_SAYS_DELIMITER = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line that Excel takes as a setting
 # Headings that people give to a column of labels, in small letters.
 LABEL_HEADINGS = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "breed", "y")
 _LOOKED_AT = 1000  # rows that a guess stands on
@@ -64,6 +66,12 @@ def read_labels(path: Path, names: Sequence[str], columns: str | None = None) ->
             given[found[0]].append(label)
         else:
             (ambiguous if found else unknown).append(cell)
+    if not given and ambiguous:
+        cell = ambiguous[0]
+        raise DataError(
+            f"{len(ambiguous)} of the {len(cells)} rows of {path} fit several images and none fits one: {cell!r} may be"
+            f" {' or '.join(names[index] for index in files.find(cell)[:_SHOWN])}; write their folders with the names"
+        )
     if not given:
         shown = f"{cells[0][0]!r}" if cells else "nothing"
         raise DataError(
@@ -85,6 +93,7 @@ def read_labels(path: Path, names: Sequence[str], columns: str | None = None) ->
     taken = f"file names in {said[0]}, labels in {said[1]}, between them {named}"
     notes = [
         f"labels of {len(kept)} of {len(names)} images in {len(classes)} classes from {path}: {taken}",
+        "they fit by any case" if files.any_case else "",
         _counted(missing, "image has", "images have", "no row in it"),
         _counted(unknown, "row names", "rows name", "no image here"),
         _counted(ambiguous, "row names", "rows name", "several images and is not used"),
@@ -126,6 +135,11 @@ class _Files:
     """Files by whole or partial name."""
 
     def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self.any_case = False
+        self._learn(names)
+
+    def _learn(self, names: Sequence[str]) -> None:
         self._by_tail: defaultdict[str, list[int]] = defaultdict(list)
         self._dropped = 0
         for index, name in enumerate(names):
@@ -138,14 +152,22 @@ class _Files:
 
     def find(self, cell: str) -> list[int]:
         """The files that a cell may mean; its own folders count, but for those that all cells share and no file has."""
-        return self._by_tail.get("/".join(_parts(cell)[self._dropped :]), [])
+        return self._by_tail.get("/".join(self._parts(cell)[self._dropped :]), [])
+
+    def forget_case(self) -> None:
+        """Let capital and small letters be one: of a table whose names fit no file otherwise."""
+        self._learn([name.lower() for name in self._names])
+        self.any_case = True
+
+    def _parts(self, cell: str) -> list[str]:
+        return _parts(cell.lower() if self.any_case else cell)
 
     def learn_prefix(self, cells: Sequence[str]) -> None:
         """How many leading folders to drop: those of another place, which all cells begin with.
 
         The same number of all cells, so that train/1.png is never taken for test/1.png.
         """
-        split = [_parts(cell) for cell in cells]
+        split = [self._parts(cell) for cell in cells]
         shared = 0
         while split and all(len(parts) > shared + 1 and parts[shared] == split[0][shared] for parts in split):
             shared += 1
@@ -181,11 +203,14 @@ def _rows(path: Path) -> tuple[list[list[str]], str]:
             f"{path} is {'no text' if lines else 'empty'}; give a CSV file with a file name and a label a row"
         )
     delimiter = max(_DELIMITERS, key=lambda d: _lines_alike(lines, d))
+    body = text.splitlines()
+    if said := _SAYS_DELIMITER.fullmatch(body[0].strip()):
+        delimiter, body = said[1], body[1:]
     try:
-        rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in row)]
+        rows = [row for row in csv.reader(body, delimiter=delimiter) if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise DataError(f"{path} is no CSV file: {error}") from error
-    if max(map(len, rows)) < 2:
+    if max(map(len, rows), default=0) < 2:
         raise DataError(f"{path} has one column; give a CSV file with a file name and a label a row")
     return rows, delimiter
 
@@ -204,7 +229,11 @@ def _columns(
     first = [cell.strip() for cell in rows[0]]
     if wanted is not None:
         file_column, label_column, by_number = _named(path, wanted, first, width)
-        files.learn_prefix([row[file_column] for row in looked_at if len(row) > file_column])
+        cells = [row[file_column] for row in looked_at or rows if len(row) > file_column]
+        files.learn_prefix(cells)
+        if not any(map(files.find, cells)):
+            files.forget_case()
+            files.learn_prefix(cells)
         heading = not by_number or not files.find(first[file_column] if file_column < len(first) else "")
         return (
             file_column,
@@ -212,13 +241,10 @@ def _columns(
             heading,
             (_word(first, file_column, heading), _word(first, label_column, heading)),
         )
-    hits = []
-    for column in range(width):
-        cells = [row[column] for row in looked_at or rows if len(row) > column]
-        files.learn_prefix(cells)
-        # Labels may look like names too, 1 like 1.png; but they repeat, and names do not.
-        is_label = column < len(first) and first[column].lower() in LABEL_HEADINGS
-        hits.append(0 if is_label else sum(bool(files.find(cell)) for cell in set(cells)))
+    hits = _hits(looked_at or rows, width, first, files)
+    if not any(hits):
+        files.forget_case()
+        hits = _hits(looked_at or rows, width, first, files)
     file_column = max(range(width), key=hits.__getitem__)
     if not hits[file_column]:
         raise DataError(
@@ -238,6 +264,18 @@ def _columns(
         )
     words = (_word(first, file_column, heading), _word(first, choice[0], heading))
     return file_column, choice[0], heading, words
+
+
+def _hits(rows: list[list[str]], width: int, first: list[str], files: _Files) -> list[int]:
+    """How many values of each column name files."""
+    hits = []
+    for column in range(width):
+        cells = [row[column] for row in rows if len(row) > column]
+        files.learn_prefix(cells)
+        # Labels may look like names too, 1 like 1.png; but they repeat, and names do not.
+        is_label = column < len(first) and first[column].lower() in LABEL_HEADINGS
+        hits.append(0 if is_label else sum(bool(files.find(cell)) for cell in set(cells)))
+    return hits
 
 
 def _word(first: list[str], column: int, heading: bool) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ MAX_HELD_OUT = 1000
 _FEW = 0.1
 _LIKE_SPLIT = "^({})(set|[^a-z].*)?$"  # train2017, val_images, test-set
 _SHOWN = 4
+# Of more folders with the same ones below them nobody made splits: views of many classes look like that.
+_MOST_SPLITS = 10
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def arrange(
     else:
         parts, more = _label(members, wrapper)
         notes += more
+    notes += _in_one_only(parts["train"], parts["test"], said=folders is not None)
     return Arrangement(parts["train"], parts["test"], tuple(notes))
 
 
@@ -151,7 +155,33 @@ def _split_folders(names: list[str], splits: str, of: str, what: str) -> tuple[s
                 f" the first level; name a folder that holds them, such as {top}, or take what is there as it lies by"
                 " --splits none"
             )
+    if what == "folders":
+        _check_not_alike(names, tops, of)
     return None
+
+
+def _check_not_alike(names: list[str], tops: list[str], of: str) -> None:
+    """See that the first level is not splits by names that no list has: two, of the same classes.
+
+    Raises:
+        DataError: it looks like that.
+    """
+    below: dict[str, set[str]] = {top: set() for top in tops}
+    for name in names:
+        top, _, rest = name.partition("/")
+        if "/" in rest:
+            below[top].add(rest.partition("/")[0].lower())
+    if not 2 <= len(tops) <= _MOST_SPLITS:
+        return
+    shared, every = set.intersection(*below.values()), set.union(*below.values())
+    if len(shared) < 2 or 2 * len(shared) <= len(every):  # a class more or less is no other arrangement
+        return
+    most = sorted(tops, key=lambda top: (-sum(name.startswith(f"{top}/") for name in names), top))
+    raise DataError(
+        f"{of} holds the folders {_some(tops, 8)} with the same ones below each ({_some(sorted(shared))}), as splits"
+        f" have; say which two they are by --splits {shlex.quote(f'{most[0]},{most[1]}')} (TRAIN,TEST), or that every"
+        " folder is a class by --splits none"
+    )
 
 
 def _like(folders: Collection[str], known: Sequence[str]) -> list[str]:
@@ -168,7 +198,7 @@ def _which(of: str, what: str, tops: list[str], trains: list[str], tests: list[s
     return (
         f"{of} holds the {what} {_some(tops, 8)}, of which {_some([*trains, *tests])} may be splits; understood is one"
         f" of {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}; say which two they are by --splits"
-        f" {train},{test}, or that {meant} by --splits none"
+        f" {shlex.quote(f'{train},{test}')}, or that {meant} by --splits none"
     )
 
 
@@ -191,6 +221,36 @@ def _held_out(names: list[str], share: float) -> set[int]:
 
 
 # ------------------------------------------------------------------------------------------------------ labels
+
+
+def _in_one_only(train: Part, test: Part, *, said: bool) -> list[str]:
+    """Classes that only one split has images of; those without test images only where splits are `said`, for of few
+    images not every class gets one held out.
+    """
+    if train.labels is None or test.labels is None or train.classes is None:
+        return []
+    learned, judged = (set(np.unique(labels[labels >= 0]).tolist()) for labels in (train.labels, test.labels))
+    only = {
+        "test": sorted(train.classes[label] for label in judged - learned),
+        "training": sorted(train.classes[label] for label in learned - judged) if said else [],
+    }
+    what = {"test": "nothing can be learned of {}", "training": "no score speaks of {}"}
+    notes = []
+    for which, classes in only.items():
+        if classes:
+            one = len(classes) == 1
+            them = what[which].format("it" if one else "them")
+            notes.append(
+                f"{'class' if one else 'classes'} {_some(classes)} {'has' if one else 'have'} {which} images alone:"
+                f" {them}"
+            )
+    cases: dict[str, list[str]] = {}
+    for name in sorted({*only["test"], *only["training"]}):
+        cases.setdefault(name.lower(), []).append(name)
+    pairs = [" and ".join(names) for names in cases.values() if len(names) > 1]
+    if pairs:
+        notes.append(f"{_some(pairs)} differ in case alone and are two classes; rename one if they are one")
+    return notes
 
 
 def _label(members: dict[str, list[tuple[int, str]]], wrapper: str) -> tuple[dict[str, Part], list[str]]:

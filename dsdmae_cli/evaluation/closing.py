@@ -67,7 +67,8 @@ def _with_labels(scores: list[tuple[float, float]], n: int) -> str:
     (_, before), (_, after) = scores[0], scores[-1]
     gain, margin = after - before, _margin(before, after, n)
     measured = f"k-NN {after:.1%}, untrained {before:.1%}"
-    open_ = f"{100 * margin:.1f} points are what {n:,} test images leave open"
+    # Of a handful of images the interval of the difference is wider than differences can be.
+    open_ = f"{min(100 * margin, 100.0):.1f} points are what {_images(n)} leave{'s' if n == 1 else ''} open"
     if gain > margin:
         return f"Better than untrained by {100 * gain:.1f} points ({measured}; {open_}). {_further(scores, n)}".rstrip()
     if gain < -margin:
@@ -116,9 +117,13 @@ def knn_interval(scores: Sequence[Mapping[str, float]], num_queries: int) -> dic
     return {"knn_interval": None if interval is None else list(interval), "knn_images": num_queries or None}
 
 
+def _images(number: int) -> str:
+    return f"{number:,} test image{'' if number == 1 else 's'}"
+
+
 def open_words(result: Mapping[str, Any]) -> str:
     """The same for people; empty where it is not known."""
     if result["knn_interval"] is None:
         return ""
     low, high = result["knn_interval"]
-    return f", of {result['knn_images']} test images (95% interval {low:.0%} to {high:.0%})"
+    return f", of {_images(result['knn_images'])} (95% interval {low:.0%} to {high:.0%})"

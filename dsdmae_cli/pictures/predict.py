@@ -199,6 +199,14 @@ def predict(
             found[index] = Prediction(str(sources[index]), tuple((tuned.classes[at], share) for at, share in pairs))
         done += len(batch.indices)
         advance(done, len(images))
-    failures = tuple(Failure(name, reason) for name, reason in unreadable.reasons.items())
+    failures = tuple(Failure(name, _here(reason, data)) for name, reason in unreadable.reasons.items())
     predictions = tuple(found[index] for index in sorted(found))
     return Predicted(subject.text, tuned.sha256, tuned.classes, size, predictions, failures, notes)
+
+
+def _here(reason: str, data: ResolvedData) -> str:
+    """Why a picture cannot be read, without the advice to change a setting, which a fine-tuned network has no more."""
+    what, _, advice = reason.partition("; ")
+    if "data." not in advice:
+        return reason
+    return f"{what}; this network reads pictures as it learned to, of {data.channels} channels"

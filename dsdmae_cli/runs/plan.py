@@ -14,7 +14,8 @@ from dsdmae_cli.config.resolve import colour_notes
 from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import open_dataset, place
-from dsdmae_cli.data.source import Batching, seeded
+from dsdmae_cli.data.source import Batching, Unreadable, seeded
+from dsdmae_cli.data.square import require_some
 from dsdmae_cli.data.twins import find_twins, twins_row
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.methods.base import Method
@@ -115,7 +116,8 @@ def make_plan(
         further: rows of the account beside those of the images.
 
     Raises:
-        DataError: the dataset is not here and its official size is not known, or none of its images can be read.
+        DataError: the dataset is not here and its official size is not known, it has no image to hold out, or more of
+            its images cannot be read than a run passes over.
         PluginError, SettingsError: a tracker is not there.
     """
     with distributed.process_group(choose_device(settings.train.device)):
@@ -207,6 +209,11 @@ def _account(found: _Data, settings: ResolvedData, further: Mapping[str, str]) -
     if account.unreadable and not account.kinds:
         name, reason = next(iter(account.unreadable.items()))
         raise DataError(f"none of the {account.looked_at:,} images that were looked at can be read ({name}: {reason})")
+    for split, dataset in reversed(found.splits.items()):  # so many that a run would stop, in its order
+        unreadable = Unreadable(len(dataset), settings)
+        for name, reason in account.unreadable_of.get(split, {}).items():
+            unreadable.add(name, reason)
+        require_some(len(dataset) - len(unreadable), len(dataset), unreadable)
     twins = find_twins(*found.splits.values()) if len(found.splits) > 1 else None
     return {**account.rows(), **twins_row(twins), **further}
 
@@ -241,6 +248,8 @@ def _data(settings: ResolvedData, device: torch.device, split: str) -> _Data:
     try:
         splits["held-out"] = open_dataset(here, "test")
     except DataError:
+        if not (settings.download and plugins.find("dataset", settings.dataset).spec.num_images):
+            raise  # it will not be there when the run asks for it either
         return _Data(len(train), None, placement.word, placement.num_bytes, splits)
     return _Data(len(train), len(splits["held-out"]), placement.word, placement.num_bytes, splits)
 

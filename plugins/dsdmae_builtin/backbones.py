@@ -12,6 +12,11 @@ from pydantic import Field, model_validator
 from dsdmae_cli.plugins import BackboneSpec
 from dsdmae_cli.settings.models import BackboneSettings, PositiveFloat, PositiveInt
 
+_NORMALIZATION = (
+    "what the network sees: imagenet = pixels normalised by ImageNet's mean and std, as most published weights want"
+    " them; none = pixels in [-1, 1]"
+)
+
 
 class ViTSettings(BackboneSettings):
     """A plain vision transformer; the defaults are ViT-T's."""
@@ -27,11 +32,7 @@ class ViTSettings(BackboneSettings):
     layer_scale: PositiveFloat | None = Field(
         None, description="first factor of every branch, learned (CaiT's LayerScale); none = no such factors"
     )
-    normalization: Literal["imagenet", "none"] = Field(
-        "none",
-        description="what the network sees: imagenet = pixels normalised by ImageNet's mean and std, as most published"
-        " weights want them; none = pixels in [-1, 1]",
-    )
+    normalization: Literal["imagenet", "none"] = Field("none", description=_NORMALIZATION)
 
 
 class ViTSmallSettings(ViTSettings):
@@ -87,6 +88,7 @@ class BEiTViTSettings(BackboneSettings):
     num_heads: PositiveInt = Field(3, description="attention heads")
     mlp_ratio: PositiveFloat = Field(4.0, description="width of a block's hidden layer over embed_dim")
     layer_scale: PositiveFloat = Field(0.1, description="first factor of every branch, learned (CaiT's LayerScale)")
+    normalization: Literal["imagenet", "none"] = Field("none", description=_NORMALIZATION)
 
 
 class BEiTViTSmallSettings(BEiTViTSettings):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ class BEiTViT(Backbone):
     def __init__(self, settings: BEiTViTSettings, image_size: Size) -> None:
         super().__init__()
         in_chans = self.set_channels(settings.in_chans)
+        if settings.normalization == "imagenet":
+            self.set_normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         patch, self.grid = check_patches(settings.patch_size, image_size)
         if settings.embed_dim % settings.num_heads:
             raise SettingsError(
@@ -66,12 +69,12 @@ class BEiTViT(Backbone):
     def forward_tokens(
         self, images: Float[Tensor, "b c h w"]
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]:
-        return self._encode(to_autocast_dtype(self.vit.patch_embed(images)))
+        return self._encode(to_autocast_dtype(self.vit.patch_embed(self.normalize(images))))
 
     def forward_masked(
         self, images: Float[Tensor, "b c h w"], masked: Bool[Tensor, "b t"], mask_token: Float[Tensor, "1 1 d"]
     ) -> Float[Tensor, "b t d"]:
-        patches = to_autocast_dtype(self.vit.patch_embed(images))
+        patches = to_autocast_dtype(self.vit.patch_embed(self.normalize(images)))
         return self._encode(torch.where(masked.unsqueeze(-1), mask_token.to(patches.dtype), patches))[0]
 
     @property
@@ -81,7 +84,7 @@ class BEiTViT(Backbone):
     def forward_blocks(
         self, images: Float[Tensor, "b c h w"], blocks: Sequence[int]
     ) -> Sequence[tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]]:
-        return self._blocks(to_autocast_dtype(self.vit.patch_embed(images)), blocks)
+        return self._blocks(to_autocast_dtype(self.vit.patch_embed(self.normalize(images))), blocks)
 
     def _encode(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the patches and of the class token."""

@@ -61,6 +61,17 @@ def build(settings: DataSettings, split: str) -> FileImages | MaskedFiles:
     return with_masks(images, files, layout, part.indices, legend, own.without_mask == "skip")
 
 
+def _open(path: Path) -> Files:
+    try:
+        return open_files(path)
+    except DataError as error:
+        if path.is_dir() and (table := next(path.rglob("*.parquet"), None)):
+            raise DataError(
+                f"{error}, or --dataset parquet:{path}, whose images are in tables such as {table.name}"
+            ) from error
+        raise
+
+
 def _own(settings: DataSettings) -> FolderSettings:
     return settings if isinstance(settings, FolderSettings) else FolderSettings.model_validate(settings.model_dump())
 
@@ -70,13 +81,13 @@ def _layout(path: Path) -> Layout | None:
 
 
 def _layout_of(path: Path) -> Layout | None:
-    return layout_of(open_files(path).names)
+    return layout_of(_open(path).names)
 
 
 def _pictures(path: Path) -> Int64[np.ndarray, " n"]:
     """Which of the files are pictures to learn from."""
     layout = _layout(path)
-    return np.arange(len(open_files(path).names), dtype=np.int64) if layout is None else layout.pictures
+    return np.arange(len(_open(path).names), dtype=np.int64) if layout is None else layout.pictures
 
 
 def _found(settings: DataSettings) -> tuple[Files, Arrangement]:
@@ -86,7 +97,7 @@ def _found(settings: DataSettings) -> tuple[Files, Arrangement]:
 
 def _masked(path: Path, layout: Layout, holdout: float, splits: str) -> tuple[Files, Arrangement]:
     """Of images/ and masks/: the splits of the images, whose folders are no classes."""
-    files = open_files(path)
+    files = _open(path)
     found = arrange(layout.below(files.names, layout.pictures), holdout, splits, None, str(path))
     note = "images/ and masks/ are a dataset for segmentation: its pictures, without classes, and a mask each"
     train, test = (Part(layout.pictures[part.indices], None, None) for part in (found.train, found.test))
@@ -97,7 +108,7 @@ def _masked(path: Path, layout: Layout, holdout: float, splits: str) -> tuple[Fi
 def _arranged(
     path: Path, holdout: float, splits: str, labels: Path | None, columns: str | None
 ) -> tuple[Files, Arrangement]:
-    files, layout = open_files(path), _layout(path)
+    files, layout = _open(path), _layout(path)
     if layout is not None and labels is None:
         return _masked(path, layout, holdout, splits)
     if labels is None and splits == "auto" and (wrong := no_png(files.names)):
@@ -155,7 +166,7 @@ def _value_range(path: Path, how: Reading) -> Ranges | None:
 
 def _able(path: Path, suffixes: Collection[str], how: Reading = AS_STORED) -> FileImages:
     """The images whose suffix says that they may be what is looked for."""
-    files = open_files(path)
+    files = _open(path)
     able = [i for i in _pictures(path).tolist() if os.path.splitext(files.names[i])[1].lower() in suffixes]  # noqa: PTH122
     return FileImages(files, np.array(able, dtype=np.int64), reading=how)
 
@@ -177,7 +188,7 @@ def native_size(settings: DataSettings) -> int:
 
 
 def _native_size(path: Path) -> int:
-    files = open_files(path)
+    files = _open(path)
     side = common_side(FileImages(files, _pictures(path)))
     return side if side is not None and side <= LARGEST_NATIVE_SIDE else DEFAULT_SIDE
 

@@ -6,7 +6,7 @@ import glob
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
 _IMAGE_HEADINGS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
+# Headings of a column that says which split a row belongs to, in small letters.
+_SPLIT_HEADINGS = ("split", "subset", "partition", "set", "fold")
 # Row groups that a process keeps, by the bytes of their images; one that is larger is kept alone.
 KEPT_BYTES = 256 * 2**20
 LARGE_GROUP = 64 * 2**20
@@ -88,7 +90,7 @@ def _found(settings: DataSettings) -> tuple[Tables, Arrangement]:
 
 def _arranged(path: str, image: str | None, label: str | None, holdout: float) -> tuple[Tables, Arrangement]:
     files = shared(Tables, path, image, label)
-    found = arrange(files.names, holdout, labels=files.labels, of=path)
+    found = arrange(files.names, holdout, labels=files.labels, of=path, what=files.splits_are)
     return files, replace(found, notes=(*files.notes, *found.notes))
 
 
@@ -141,6 +143,7 @@ class Tables(Files):
         self._stamps = [stamp_of(path) for path in self._paths]
         groups: list[tuple[int, int, int]] = []  # file, row group, rows
         values: list[Any] = []
+        splits: list[Any] = []
         largest = 0
         for number, path in enumerate(self._paths):
             try:
@@ -149,7 +152,8 @@ class Tables(Files):
                     if number == 0:
                         self._column, self._in_struct = image_column(schema, image, path)
                         label_column, names, words = label_column_of(schema, label, self._column, path)
-                    missing = {self._column, *((label_column,) if label_column else ())} - set(schema.names)
+                        split_column = split_column_of(schema, {self._column, label_column})
+                    missing = {self._column, label_column or self._column} - set(schema.names)
                     if missing:
                         raise DataError(f"{path} has no column {missing.pop()!r}, which {self._paths[0]} has")
                     for group in range(table.num_row_groups):
@@ -158,15 +162,19 @@ class Tables(Files):
                         largest = max(largest, about.total_byte_size)
                     if label_column:
                         values += table.read(columns=[label_column]).column(0).to_pylist()
+                    if split_column in schema.names:
+                        splits += table.read(columns=[split_column]).column(0).to_pylist()
             except (OSError, ValueError) as error:  # pyarrow's errors are of both
                 raise DataError(f"{path} is no whole Parquet file ({str(error).splitlines()[0]})") from error
         self._groups = np.array(groups, dtype=np.int64).reshape(-1, 3)
         self._firsts = np.concatenate([[0], np.cumsum(self._groups[:, 2])]).astype(np.int64)
         if not self._firsts[-1]:
             raise DataError(f"{text} holds no rows")
-        self.names = self._named()
+        said_splits, about_splits = splits_of(split_column, splits, int(self._firsts[-1]))
+        self.splits_are = f"rows by column {split_column!r}" if said_splits else "folders"
+        self.names = self._named(said_splits)
         self.labels = _labels(values, names) if label_column else None
-        said = [f"images are in column {self._column!r}", words]
+        said = [f"images are in column {self._column!r}", words, about_splits]
         if largest > LARGE_GROUP:
             said.append(
                 f"row groups of up to {largest / 2**20:.0f} MiB are read whole for an image of theirs; where training"
@@ -186,8 +194,13 @@ class Tables(Files):
         self.__dict__.update(state)
         self._prepare()
 
-    def _named(self) -> Names:
-        """A row's name: below the folder of its split, where the file is in one or is named after one."""
+    def _named(self, splits: Sequence[str]) -> Names:
+        """A row's name: below the folder of its split, where a column says one, or the file is in one or is named after
+        one.
+
+        Args:
+            splits: of each row; empty where no column says them.
+        """
         common = self._paths[0].parent
         while not all(path.is_relative_to(common) for path in self._paths):
             common = common.parent
@@ -198,6 +211,8 @@ class Tables(Files):
             if len(self._paths) > 1 and not folders and split in (*TRAIN_FOLDERS, *TEST_FOLDERS):
                 folders = (split,)  # train-00000-of-00002.parquet, as the Hub has them
             prefixes.append("/".join((*folders, path.stem)))
+        if splits:  # of files too, whose folders then say nothing
+            return Names([f"{split}/{row:09d}" for row, split in enumerate(splits)])
         rows: list[str] = []
         seen = [0] * len(self._paths)
         for number, _, count_ in self._groups.tolist():
@@ -311,6 +326,31 @@ def label_column_of(
     except (KeyError, TypeError, ValueError):
         pass  # a file of other origin
     return found, names, f"labels are those of column {found!r}" + ("" if wanted else ", by its name")
+
+
+def split_column_of(schema: Any, taken: Collection[str | None]) -> str:
+    """The column that is called as one of splits; "" where there is none."""
+    names = [name for name in schema.names if name.lower() in _SPLIT_HEADINGS and name not in taken]
+    return min(names, key=lambda name: _SPLIT_HEADINGS.index(name.lower()), default="")
+
+
+def splits_of(column: str, values: Sequence[Any], rows: int) -> tuple[list[str], str]:
+    """The split of each row by a column, in small letters, and what is to be said of that; none where the column says
+    something else, or one split alone."""
+    there = sorted({str(value) for value in values})
+    words = [str(value).strip().lower() for value in values]
+    known = {*TRAIN_FOLDERS, *TEST_FOLDERS}
+    if not column or len(there) < 2:
+        return [], ""
+    unknown = [value for value in there if value.strip().lower() not in known]
+    if not unknown and len(words) == rows and set(words) & {*TRAIN_FOLDERS} and set(words) & {*TEST_FOLDERS}:
+        words = [TRAIN_FOLDERS[0] if word in TRAIN_FOLDERS else word for word in words]
+        return words, f"splits are those of column {column!r}, by its name"
+    if set(words) & known:
+        odd = f"it says {', '.join(there[:4])}" if len(words) == rows else "not every file has it"
+        wanted = f"one of {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}"
+        return [], f"column {column!r} is not taken for splits: {odd}; understood is {wanted}"
+    return [], ""
 
 
 def _labels(values: Sequence[Any], names: tuple[str, ...] | None) -> LabelFile:

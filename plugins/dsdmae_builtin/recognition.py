@@ -41,6 +41,11 @@ _VITS = {
 _BEITS = {192: BEiTViTSettings, 384: BEiTViTSmallSettings, 768: BEiTViTBaseSettings}
 _HUGGING_FACE = "Hugging Face"
 _SIGLIP_OF_HUGGING_FACE = "Hugging Face's SigLIP"
+# Pre-trained on pixels by ImageNet's mean and std in a layout of others, who have them in [-1, 1]: SimMIM's
+# data_simmim.py, ViTMAE's image processor, and BEiT v2 (its PRETRAINING.md) say so.
+_VITMAE, _SIMMIM, _MMPRETRAIN = "Hugging Face's ViTMAE", "SimMIM", "mmpretrain"
+_PIXELS = {True: "pixels in [-1, 1]", False: "pixels by ImageNet's mean and std"}
+_CHANGES = "(backbone.normalization changes it)"
 # timm's ResNets: (bottleneck, blocks of each stage, output and input channels of the first block's second layer).
 _RESNETS: dict[tuple[bool, tuple[int, ...], int, int], str] = {
     (False, (2, 2, 2, 2), 64, 64): "resnet18",
@@ -81,7 +86,7 @@ class _Transformer:
     @property
     def embeds_class_token(self) -> bool:
         """Whether the table of positions has one for the class token: unless it is a square without one."""
-        tokens = self.shapes["pos_embed"][-2]
+        tokens = self.shapes["pos_embed"][-2] - self.has("dist_token")
         return self.class_token and (_is_square(tokens - 1) or not _is_square(tokens))
 
     @property
@@ -95,7 +100,7 @@ class _Transformer:
     @property
     def positions(self) -> int:
         """Patches that the table of positions is for."""
-        return self.shapes["pos_embed"][-2] - self.embeds_class_token
+        return self.shapes["pos_embed"][-2] - self.embeds_class_token - self.has("dist_token")
 
     def is_siglip(self, origin: str) -> bool:
         """Attention pooling behind the blocks, or a size that nobody else has; its pixels are in [-1, 1]."""
@@ -153,7 +158,8 @@ def vit(shapes: Shapes, origin: str) -> Recognized | None:
     if found.width % 4 or found.is_siglip(origin) or found.embeds_class_token != found.class_token:
         return None
     # Google's ViTs, which Hugging Face has most of, see pixels in [-1, 1]; MAE's and DINOv2's there do not.
-    plain = origin.startswith(_HUGGING_FACE) and not found.has("blocks.0.ls1.gamma") and not _has_decoder(shapes)
+    plain = origin.startswith(_HUGGING_FACE) and origin != _VITMAE and not found.has("blocks.0.ls1.gamma")
+    plain = plain and not _has_decoder(shapes)
     number, _ = found.heads()
     kind = _VITS.get(found.width, ViTSettings if found.width < 768 else ViTBaseSettings)
     settings = kind(
@@ -163,8 +169,10 @@ def vit(shapes: Shapes, origin: str) -> Recognized | None:
         in_chans=found.channels,
     )  # fmt: skip
     renamed, also = _final_norm(shapes)
-    pixels = "pixels in [-1, 1]" if plain else "pixels by ImageNet's mean and std"
-    words = found.words("backbone.num_heads", f"{pixels} (backbone.normalization changes it)", *also)
+    # mmpretrain has Google's ViTs too, under the same names.
+    others = " to none, as the ViTs from Google's weights there want it" if origin == _MMPRETRAIN else ""
+    changes = _CHANGES.removesuffix(")") + others + ")"
+    words = found.words("backbone.num_heads", f"{_PIXELS[plain]} {changes}", *also)
     return Recognized(settings=settings, image_size=found.image_size, words=words, renamed=renamed)
 
 
@@ -175,25 +183,31 @@ def beit(shapes: Shapes, origin: str) -> Recognized | None:
     if found is None or table is None or found.has("pos_embed") or not found.has("blocks.0.gamma_1"):
         return None
     kind = _BEITS.get(found.width, BEiTViTSettings if found.width < 768 else BEiTViTBaseSettings)
-    size = _size_of_bias(table, found.patch)
+    size, plain = _size_of_bias(table, found.patch), origin != _SIMMIM and not _is_beit_v2(shapes)
     settings = kind(
         name=str(kind.model_fields["name"].default), patch_size=found.patch, embed_dim=found.width, depth=found.depth,
         num_heads=table[1], mlp_ratio=found.mlp_ratio, layer_scale=0.1, in_chans=found.channels,
+        normalization="none" if plain else "imagenet",
     )  # fmt: skip
     renamed, also = _final_norm(shapes)
     words = ", ".join([
         f"{found.depth} blocks of width {found.width}", f"{table[1]} heads",
         f"patches of {found.patch} px{_of(found.channels)}", f"MLP ratio {found.mlp_ratio:.3g}", f"images of {size} px",
-        "relative positions that all blocks share", "layer scale", "pixels in [-1, 1]", *also,
+        "relative positions that all blocks share", "layer scale", f"{_PIXELS[plain]} {_CHANGES}", *also,
     ])  # fmt: skip
     return Recognized(settings=settings, image_size=size, words=words, renamed=renamed)
+
+
+def _is_beit_v2(shapes: Shapes) -> bool:
+    """By the blocks that only its pre-training has; fine-tuned it cannot be told from the first."""
+    return any(name.startswith("cls_pt_layers.") for name in shapes)
 
 
 def timm(shapes: Shapes, origin: str) -> Recognized | None:
     """What timm has and our own backbones have not."""
     if vit(shapes, origin) or beit(shapes, origin):
         return None
-    return _resnet(shapes) or _timm_beit(shapes) or _dinov3(shapes) or _timm_vit(shapes, origin)
+    return _resnet(shapes) or _timm_beit(shapes, origin) or _dinov3(shapes) or _timm_vit(shapes, origin)
 
 
 def _resnet(shapes: Shapes) -> Recognized | None:
@@ -208,33 +222,46 @@ def _resnet(shapes: Shapes) -> Recognized | None:
     name = _RESNETS.get((bottleneck, stages, second[0], second[1]))
     if name is None:
         return None
-    words = f"{name}{_of(stem[1])}, pixels by ImageNet's mean and std (backbone.normalization changes it)"
+    words = f"{name}{_of(stem[1])}, {_PIXELS[False]} {_CHANGES}"
     settings = TimmSettings(name=f"timm:{name}", pretrained=False, normalization="timm", in_chans=stem[1])
     return Recognized(settings=settings, image_size=None, words=words)
 
 
-def _timm_beit(shapes: Shapes) -> Recognized | None:
-    """BEiT as it is fine-tuned: a table of relative positions in each block, or absolute ones."""
+def _timm_beit(shapes: Shapes, origin: str) -> Recognized | None:
+    """BEiT as it is fine-tuned: a table of relative positions in each block, or absolute ones beside any table."""
     found = _transformer(shapes)
-    table = shapes.get("blocks.0.attn.relative_position_bias_table")
-    if found is None or table is None or not found.has("blocks.0.attn.q_bias"):
+    in_blocks = shapes.get("blocks.0.attn.relative_position_bias_table")
+    table = in_blocks or shapes.get("rel_pos_bias.relative_position_bias_table")
+    if found is None or not found.has("blocks.0.attn.q_bias"):
         return None
-    size = _size_of_bias(table, found.patch)
+    if table is None and not found.has("pos_embed"):
+        return None
+    size = _size_of_bias(table, found.patch) if table else found.image_size
+    heads, how = (table[1], "") if table else found.heads()
     options = {
-        **_sizes(found, table[1]),
+        **_sizes(found, heads),
         "init_values": 0.1 if found.has("blocks.0.gamma_1") else None,
         "use_abs_pos_emb": found.has("pos_embed"),
-        "use_rel_pos_bias": True,
+        "use_rel_pos_bias": in_blocks is not None,
         "use_shared_rel_pos_bias": found.has("rel_pos_bias.relative_position_bias_table"),
         "global_pool": "token",
     }
+    kinds = (
+        (in_blocks is not None, "relative positions in each block"),
+        (options["use_shared_rel_pos_bias"], "relative positions that all blocks share"),
+        (options["use_abs_pos_emb"], "absolute positions"),
+    )
+    plain = origin != _SIMMIM
     renamed, also = _final_norm(shapes)
     words = ", ".join([
-        f"{found.depth} blocks of width {found.width}", f"{table[1]} heads",
-        f"patches of {found.patch} px{_of(found.channels)}", f"images of {size} px", "relative positions in each block",
-        "pixels in [-1, 1] (backbone.normalization changes it)", *also,
+        f"{found.depth} blocks of width {found.width}",
+        f"{heads} heads" + (f" ({how}; backbone.options changes it)" if how else ""),
+        f"patches of {found.patch} px{_of(found.channels)}", f"images of {size} px",
+        *(kind for there, kind in kinds if there), f"{_PIXELS[plain]} {_CHANGES}", *also,
     ])  # fmt: skip
-    return _as_timm("beit_base_patch16_224", found, options, size, words, renamed)
+    # Of the two, which are one network, the second sees pixels by ImageNet's mean and std.
+    name = "beit_base_patch16_224" if plain else "beitv2_base_patch16_224"
+    return _as_timm(name, found, options, size, words, renamed)
 
 
 def _dinov3(shapes: Shapes) -> Recognized | None:
@@ -257,9 +284,7 @@ def _timm_vit(shapes: Shapes, origin: str) -> Recognized | None:
     found = _transformer(shapes)
     if found is None or not found.has("blocks.0.attn.qkv.weight"):
         return None
-    if not found.has("pos_embed"):
-        return None
-    if found.has("blocks.0.gamma_1") or found.has("dist_token"):
+    if not found.has("pos_embed") or found.has("blocks.0.gamma_1"):
         return None
     number, _ = found.heads()
     options: dict[str, Any] = {**_sizes(found, number), "class_token": found.class_token, "fc_norm": False}
@@ -288,6 +313,9 @@ def _timm_vit(shapes: Shapes, origin: str) -> Recognized | None:
         more.append("GELU by tanh" if tanh else "GELU as timm has it for this size (others have it by tanh)")
         if tanh:
             options["act_layer"] = "gelu_tanh"
+    elif found.has("dist_token"):
+        name = "deit_base_distilled_patch16_224"
+        more.append("a token for distillation")
     elif gated:
         name = "vit_giant_patch14_dinov2"
         more.append("a gated MLP (SwiGLU)")

@@ -179,6 +179,46 @@ def as_hugging_face_clip(state: State) -> State:
     return named
 
 
+def as_hugging_face_mae(state: State) -> State:
+    """A plain ViT as Hugging Face's ViTMAEForPreTraining saves it, its decoder beside it."""
+    beside = {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, WIDTH),
+              "decoder_layers.0.layernorm_before.weight": torch.ones(8)}  # fmt: skip
+    encoder = {f"vit.{name}": tensor for name, tensor in as_hugging_face(state).items()}
+    return encoder | {f"decoder.{name}": tensor for name, tensor in beside.items()}
+
+
+def as_simmim(state: State) -> State:
+    """SimMIM's ViT, which is BEiT's (beit_vit), with the layer that restores pixels."""
+    beside = {
+        "encoder.mask_token": torch.zeros(1, 1, WIDTH),
+        "decoder.0.weight": torch.zeros(3 * PATCH**2, WIDTH, 1, 1),
+    }
+    return {f"encoder.{name}": tensor for name, tensor in state.items()} | beside
+
+
+def as_mmpretrain(state: State) -> State:
+    """A plain ViT, with layer scale or without, with the names of mmpretrain's VisionTransformer and its classifier."""
+    parts = (
+        ("patch_embed.proj.", "patch_embed.projection."), ("blocks.", "layers."), (".norm", ".ln"),
+        (".mlp.fc1.", ".ffn.layers.0.0."), (".mlp.fc2.", ".ffn.layers.1."),
+        (".ls1.gamma", ".attn.gamma1.weight"), (".ls2.gamma", ".ffn.gamma2.scale"),
+    )  # fmt: skip
+    named: State = {"head.fc.weight": torch.zeros(3, WIDTH)}
+    for name, tensor in state.items():
+        new = name.replace("norm.", "ln1.") if name.startswith("norm.") else name
+        for ours, theirs in parts:
+            new = new.replace(ours, theirs)
+        named[f"backbone.{new}"] = tensor
+    return named
+
+
+def distilled_vit(seed: int) -> State:
+    """DeiT with its token for distillation behind the class token, each with a position."""
+    state = plain_vit(seed)
+    more = drawn(seed + 1, {"dist_token": (1, 1, WIDTH), "pos_embed": (1, GRID**2 + 2, WIDTH)})
+    return {**state, **more, "head.weight": torch.zeros(3, WIDTH), "head_dist.weight": torch.zeros(3, WIDTH)}
+
+
 def as_dinov3(state: State) -> State:
     """timm's names of a DINOv3 ViT as its own code has them."""
     named: State = {"mask_token": torch.zeros(1, WIDTH), "rope_embed.periods": torch.ones(WIDTH // HEADS // 4)}
@@ -205,10 +245,10 @@ def normalised(images: Tensor) -> Tensor:
 
 def vit_tokens(w: State, images: Tensor, approximate: str = "none") -> Tensor:
     """Dosovitskiy et al. 2021, eq. 1 to 4, before the first token is singled out; Darcet et al. 2024 for registers; the
-    GELU of Hendrycks and Gimpel 2016, or its approximation by tanh there."""
+    GELU of Hendrycks and Gimpel 2016, or its approximation by tanh there; Touvron et al. 2021 for a second token."""
     x = _patches(w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], images)
     if "cls_token" in w:
-        x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], 1)
+        x = torch.cat([w[name].expand(len(x), -1, -1) for name in ("cls_token", "dist_token") if name in w] + [x], 1)
     x = x + w["pos_embed"]
     if "register_tokens" in w:
         x = torch.cat([x[:, :1], w["register_tokens"].expand(len(x), -1, -1), x[:, 1:]], 1)
@@ -224,16 +264,16 @@ def vit_tokens(w: State, images: Tensor, approximate: str = "none") -> Tensor:
 
 
 def beit_tokens(w: State, images: Tensor) -> Tensor:
-    """Bao et al. 2022, with the relative positions of its released code."""
+    """Bao et al. 2022, with the relative positions of its released code, and absolute ones where there are any."""
     x = _patches(w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], images)
-    x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], 1)
+    x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], 1) + w.get("pos_embed", torch.tensor(0.0))
     shared = w.get("rel_pos_bias.relative_position_bias_table")
     for n in range(DEPTH):
         p = _under(w, f"blocks.{n}.")
         bias = torch.cat([p["attn.q_bias"], torch.zeros(WIDTH), p["attn.v_bias"]])
         y = _norm(x, p["norm1.weight"], p["norm1.bias"]) @ p["attn.qkv.weight"].T + bias
-        table = shared if shared is not None else p["attn.relative_position_bias_table"]
-        y = _attention(y, table[relative_index()].permute(2, 0, 1))
+        table = shared if shared is not None else p.get("attn.relative_position_bias_table")
+        y = _attention(y, table[relative_index()].permute(2, 0, 1) if table is not None else 0.0)
         x = x + p["gamma_1"] * (y @ p["attn.proj.weight"].T + p["attn.proj.bias"])
         y = _norm(x, p["norm2.weight"], p["norm2.bias"]) @ p["mlp.fc1.weight"].T + p["mlp.fc1.bias"]
         x = x + p["gamma_2"] * (F.gelu(y) @ p["mlp.fc2.weight"].T + p["mlp.fc2.bias"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers import cli, one_line
 
+from dsdmae_cli import plugins
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, PROBE, Schema
 from dsdmae_cli.config.use import given
@@ -55,6 +56,29 @@ def test_a_near_miss_names_both_readings(tmp_path: Path, monkeypatch: pytest.Mon
             compose(PRETRAIN, flags={"data.dataset": name}, environ={})
         message = str(caught.value)
         assert all(part in message for part in (*parts, "--dataset")), message
+
+
+def test_a_plugin_with_a_distribution_of_its_own_is_told_how_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_entries", lambda _kind: [])
+    with pytest.raises(PluginError, match=r"docs/datasets\.md says how: pip install \./plugins/dsdmae-hf"):
+        plugins.find("dataset", "hf:beans")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("train-0.parquet", "or --dataset parquet:{path}, whose images are in tables such as train-0.parquet"),
+        ("000.tar.gz", "holds no images but 1 compressed archive (000.tar.gz), which cannot be read in place"),
+        ("000.tgz", "decompress them to .tar (gunzip, unxz, unzstd), or name one of them alone"),
+    ],
+)
+def test_a_folder_of_what_is_named_otherwise(
+    name: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"any")
+    code, _, err = cli(capfd, "pretrain", tmp_path, "--dry-run")
+    assert code == 2
+    assert says.format(path=tmp_path) in one_line(err)
 
 
 def test_the_argument_of_pretrain(

@@ -133,8 +133,10 @@ def test_a_preset_names_others_that_there_are(schema: Schema[Any]) -> None:
     assert len(set(names)) == len(names)
     for kind, of_kind in presets_by_kind(schema).items():
         for name in of_kind:
-            beside = read_preset(schema, kind, name).get("with", {})
-            assert beside.keys() <= set(names) - set(of_kind)
+            found = read_preset(schema, kind, name)
+            beside = found.get("with", {})
+            own = {found["data"]["dataset"]} if "dataset" in found.get("data", {}) else set()
+            assert beside.keys() <= (set(names) - set(of_kind)) | own
             assert all(table.keys() <= set(schema.sections) for table in beside.values())
 
 

@@ -81,6 +81,30 @@ def test_columns(tmp_path: Path) -> None:
         assert "has the columns id, age, species" in message_of(lambda w=wrong: table(tmp_path, several, columns=w))
 
 
+@pytest.mark.parametrize("columns", [None, "filename,class"])
+def test_names_in_other_case(tmp_path: Path, columns: str | None) -> None:
+    """All of them are: a table from a system that does not tell case; one that fits as it is stays so."""
+    found = table(tmp_path, "filename,class\nIMG_1.PNG,cat\nIMG_2.PNG,dog\n", ["x/img_1.png", "x/img_2.png"], columns)
+    assert found.labels.tolist() == [0, 1]
+    assert "they fit by any case" in found.notes
+    exact = table(tmp_path, "filename,class\na.png,cat\nA.png,dog\n", ["a.png", "A.png"], columns)
+    assert (exact.labels.tolist(), "they fit by any case" in exact.notes) == ([0, 1], False)
+
+
+def test_rows_that_fit_several_images_alone(tmp_path: Path) -> None:
+    names = ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
+    message = message_of(lambda: table(tmp_path, "filename,class\n1.png,cat\n2.png,dog\n", names))
+    assert "2 of the 2 rows of " in message
+    assert "fit several images and none fits one: '1.png' may be a/1.png or b/1.png; write their folders" in message
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;"])
+def test_excels_line_about_the_delimiter_is_no_heading(tmp_path: Path, line: str) -> None:
+    found = table(tmp_path, f"{line}\nfilename;class\n1.png;cat\n2.png;dog\n", ["1.png", "2.png"])
+    assert (found.classes, found.labels.tolist()) == (("cat", "dog"), [0, 1])
+    assert "file names in column 'filename', labels in column 'class', between them ';'" in found.notes[0]
+
+
 def test_labels_that_look_like_names_are_not_taken_for_them(tmp_path: Path) -> None:
     names = [f"{k}.png" for k in range(9)]
     text = "".join(f"{k % 3},{k}.png\n" for k in range(9))

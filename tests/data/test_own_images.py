@@ -13,6 +13,7 @@ from image_files import crops, png, write
 from dsdmae_cli.ablation.sweep import Base, parse_axes
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import remarks
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded
 from dsdmae_cli.recipes.gather import judging, pretraining
 
@@ -98,14 +99,49 @@ def test_masks_are_no_labels_and_no_batch_is_made_of_them(tmp_path: Path) -> Non
     assert remarks(loaded, FINETUNE) == []  # it is refused where the labels are looked for
 
 
-def test_a_preset_for_small_images_says_that_it_shrinks_photographs(few: Path) -> None:
-    loaded = pretraining(Given(flags={"data.dataset": str(few)}, preset=("quick",)))
-    said = remarks(loaded, PRETRAIN)
-    assert loaded.settings.train.batch_size == 8
-    assert "brought to 16x16 px, which preset quick has for digits; their own size is 224" in said[1]
+@pytest.mark.parametrize("preset", ["quick", "quick-ablate", "tokenizer-quick"])
+def test_a_preset_made_for_digits_does_not_shrink_photographs(preset: str, few: Path) -> None:
+    """Nor has it the mask ratio and the noise that are right for strokes; what a person says still counts."""
+    found = resolve(pretraining(Given(flags={"data.dataset": str(few)}, preset=(preset,))).settings)
+    assert (found.data.image_size, found.backbone.patch_size, found.train.batch_size) == (224, 16, 8)
+    digits = resolve(pretraining(Given(preset=(preset,))).settings)
+    assert (digits.data.image_size, digits.backbone.patch_size) == (16, 4)
+    assert digits == resolve(pretraining(Given(flags={"data.dataset": "digits"}, preset=(preset,))).settings)
+    said = {"data.dataset": str(few), "data.image_size": "32", "backbone.patch_size": "8"}
+    own = resolve(pretraining(Given(flags=said, preset=(preset,))).settings)
+    assert (own.data.image_size, own.backbone.patch_size) == (32, 8)
+
+
+def test_a_preset_of_small_images_says_that_it_shrinks_others(few: Path) -> None:
+    loaded = pretraining(Given(flags={"data.dataset": str(few)}, preset=("cifar10",)))
+    assert (
+        "brought to 32x32 px, which preset cifar10 has for cifar10; their own size is 224"
+        in remarks(loaded, PRETRAIN)[1]
+    )
     assert remarks(pretraining(Given(preset=("quick",))), PRETRAIN) == []
-    own = pretraining(Given(flags={"data.dataset": str(few), "data.image_size": "16"}, preset=("quick",)))
-    assert len(remarks(own, PRETRAIN)) == 1
+
+
+def test_a_dry_run_refuses_images_that_a_run_refuses(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One image alone, and more broken ones than a run passes over, in the same words."""
+    content = next(few.rglob("*.png")).read_bytes()
+    alone = write(tmp_path / "alone", {"a.png": content})
+    broken, judged = (
+        write(tmp_path / name, {f"{k}.png": content[:60] if k in bad else content for k in range(20)})
+        for name, bad in (("broken", (0, 1, 2)), ("judged", (19,)))  # which is the one that is held out
+    )
+    for root, says in (
+        (alone, "image"),
+        (broken, "2 unreadable images so far, more than the limit of 1 of 19 (first: "),
+        (judged, "none of 1 images can be read (first: "),
+    ):
+        given = ["--dataset", root, "--image-size", "16", "--epochs", "1", "--device", "cpu"]
+        codes = [cli(capfd, "pretrain", *given, *more)[::2] for more in (["--dry-run"], ["--out", tmp_path / "run"])]
+        assert codes[0][0] == codes[1][0] == 2
+        assert says in codes[0][1]
+        ends = [err.splitlines()[-1].partition("(first")[0] for _, err in codes]  # of a random order
+        assert ends[0] == ends[1]
 
 
 def test_few_images_are_pretrained_on_without_false_alarms(

@@ -74,6 +74,35 @@ def test_the_hubs_form_with_splits_by_name(tmp_path: Path) -> None:
     assert train.labels.tolist() == [0, 1] * 10
 
 
+@pytest.mark.parametrize("heading", ["split", "Subset", "partition"])
+def test_splits_by_a_column(heading: str, tmp_path: Path) -> None:
+    words = ["Train"] * 5 + ["test"] * 2 + ["val"] * 1
+    columns = {"image": [png(k) for k in range(8)], "target": ["cat", "dog"] * 4, heading: words}
+    train, test = both(write(tmp_path / "a.parquet", columns))
+    assert (len(train), greys(test)) == (5, [5, 6])
+    said = " ".join(train.notes)
+    assert f"splits are those of column {heading!r}, by its name" in said
+    assert f"train (rows by column {heading!r}) is learned from and test" in said
+    assert "1 image beside them left out (val)" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train"] * 4 + ["later"] * 4, "column 'split' is not taken for splits: it says later, train; understood is"),
+        (["train"] * 4 + [None] * 4, "column 'split' is not taken for splits: it says None, train; understood is"),
+        (["train"] * 8, ""),
+        (["a"] * 4 + ["b"] * 4, ""),
+    ],
+)
+def test_a_column_that_says_no_splits(words: list[str | None], said: str, tmp_path: Path) -> None:
+    columns = {"image": [png(k) for k in range(8)], "label": [0, 1] * 4, "split": words}
+    train, test = both(write(tmp_path / "a.parquet", columns))
+    assert len(train) + len(test) == 8
+    assert said in " ".join(train.notes)
+    assert bool(said) == ("split" in " ".join(train.notes))
+
+
 def test_missing_values(tmp_path: Path) -> None:
     rows = [None if n == 5 else {"bytes": None if n == 6 else png(n), "path": None} for n in range(8)]
     labels = pa.array([3, 3, None, 7, -1, 7, 7, 3], pa.int64())

@@ -73,6 +73,53 @@ def test_what_looks_like_splits_is_asked_about(
     assert sum(map(len, whole)) == len(names)
 
 
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("tr", "te"), "tr,te"),
+        (("learn", "unseen"), "learn,unseen"),
+        (("fold1", "fold2", "fold3"), "fold1,fold2"),
+        (("Entrenamiento", "Prueba"), "Entrenamiento,Prueba"),
+        (("my pictures", "new ones"), "'my pictures,new ones'"),
+    ],
+)
+def test_the_same_folders_below_each_are_the_classes_of_splits(folders: tuple[str, ...], splits: str) -> None:
+    names = sorted([*pictures(*(f"{top}/{name}" for top in folders for name in ("cat", "dog", "owl"))),
+                    *pictures(f"{folders[0]}/Fox")])  # fmt: skip
+    message = message_of(lambda: arrange(names, 0.1, of="set"))
+    assert (
+        f"with the same ones below each (cat, dog, owl), as splits have; say which two they are by --splits {splits}"
+        in message
+    )
+    assert "--splits none" in message
+    assert arrange(names, 0.1, splits.strip("'")).train.classes == ("Fox", "cat", "dog", "owl")
+    assert arrange(names, 0.1, "none").train.classes == tuple(sorted(folders))
+
+
+def test_folders_below_classes_that_are_no_classes() -> None:
+    """One folder each, as Tiny ImageNet has them; others below each; views of more classes than there are splits."""
+    many = [f"class{k}/{view}" for k in range(11) for view in ("left", "right")]
+    for folders in (["cat/images", "dog/images"], ["cat/a", "cat/b", "dog/b", "dog/c", "dog/d"], many):
+        found = arrange(sorted(pictures(*folders, count=2)), 0.1)
+        assert found.train.classes == tuple(sorted({name.partition("/")[0] for name in folders}))
+
+
+def test_advice_is_quoted_where_a_shell_needs_it() -> None:
+    names = sorted(pictures("Training Set/a", "Test Set/a"))
+    assert "--splits 'Training Set,Test Set'," in message_of(lambda: arrange(names, 0.1))
+
+
+def test_classes_that_one_split_alone_has() -> None:
+    tops = ("train/cat", "train/dog", "train/owl", "test/Cat", "test/dog", "test/fox")
+    assert arrange(sorted(pictures(*tops)), 0.1).notes[1:] == (
+        "classes Cat, fox have test images alone: nothing can be learned of them",
+        "classes cat, owl have training images alone: no score speaks of them",
+        "Cat and cat differ in case alone and are two classes; rename one if they are one",
+    )
+    few = arrange(pictures("a", "b", count=3), 0.2)  # one class has none held out
+    assert not few.notes
+
+
 def test_classes_that_only_begin_like_a_split_are_classes() -> None:
     for folders in (("train_station", "airport"), ("tests", "trainers"), ("valley", "devil", "evaluator")):
         assert arrange(sorted(pictures(*folders)), 0.1).train.classes == tuple(sorted(folders))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsdmae_cli.evaluation.closing import closing_words, last_words, wilson_interval
+from dsdmae_cli.evaluation.closing import closing_words, last_words, open_words, wilson_interval
 
 
 def scores(*knn: float) -> list[dict[str, float]]:
@@ -28,6 +28,13 @@ def test_the_verdict(knn: tuple[float, ...], said: str) -> None:
 
 def test_a_run_that_levelled_off_is_not_told_to_go_on() -> None:
     assert "--epochs" not in closing_words(scores(0.64, 0.80, 0.84, 0.841), 397)
+
+
+def test_a_handful_of_images_leaves_no_more_open_than_there_is() -> None:
+    assert "100.0 points are what 2 test images leave open" in closing_words(scores(0.5, 0.5), 2)
+    assert "100.0 points are what 1 test image leaves open" in closing_words(scores(0.0, 0.0), 1)
+    said = open_words({"knn_interval": [0.2, 1.0], "knn_images": 1})
+    assert said == ", of 1 test image (95% interval 20% to 100%)"
 
 
 def test_many_images_tell_apart_what_few_do_not() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from helpers import cli, one_line
 from PIL import Image
 from safetensors import safe_open
@@ -96,6 +97,17 @@ def test_pictures_that_cannot_be_read_are_named(tuned_run: Path, images: Path, d
     assert [one["picture"] for one in told["unreadable"]] == [str(tmp_path / "torn.png")]
     code, out, _ = do(tuned_run, tmp_path / "torn.png")
     assert (code, rows(out)) == (2, [])
+
+
+def test_a_picture_of_other_bands_gets_no_advice_about_settings(tuned_run: Path, do: Do, tmp_path: Path) -> None:
+    """They are those of the fine-tuning, and `predict` has no --set."""
+    tifffile.imwrite(
+        tmp_path / "five.tif", np.zeros((8, 8, 5), np.uint8), photometric="minisblack", planarconfig="contig"
+    )
+    code, _, err = do(tuned_run, tmp_path / "five.tif")
+    assert code == 2
+    assert "5 bands, neither grey nor RGB; this network reads pictures as it learned to, of 3 channels" in err
+    assert "--set" not in err
 
 
 def test_a_palette_is_its_colours(tuned_run: Path, images: Path, do: Do, tmp_path: Path) -> None:

@@ -94,6 +94,15 @@ def test_an_encoder_file_and_images_of_another_size(
     assert not any(str(tmp_path) in file.read_text(errors="replace") for file in (tmp_path / "card").iterdir())
 
 
+def test_a_part_that_fits_in_part_is_not_called_both_old_and_new(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, err = _begun(capfd, tmp_path / "deeper", run, *_options(folder, "method.decoder_depth=2", network=False))
+    [line] = [line for line in err.splitlines() if "with the weights of" in line]
+    assert f"the encoder and regressor, teacher begin with the weights of {run}, and of decoder what fits" in line
+    assert "new:" not in line
+
+
 def test_a_denoiser_brings_its_decoder(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     unet = [
         "backbone.name=unet", "backbone.patch_size=2", "backbone.widths=[8, 12]", "backbone.depths=[1, 1]",
