@@ -13,8 +13,10 @@ import pytest
 import torch
 from layouts import GRID, WIDTH, State
 from test_elsewhere import IMAGES, check_tokens, opened, under
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from dsdmae_cli import plugins
+from dsdmae_cli.artifacts import elsewhere
 
 # -- pixels
 
@@ -165,3 +167,7 @@ def test_beit_with_absolute_positions(tables: str, tmp_path: Path) -> None:
     found = opened(tmp_path / "beit.pth")
     check_tokens(found, layouts.beit_tokens(state, IMAGES))
     assert "absolute positions" in found.notes[0]
+
+
+def test_imagenets_mean_and_deviation_are_timms() -> None:
+    assert elsewhere._NORMALIZATIONS["imagenet"] == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)

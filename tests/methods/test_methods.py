@@ -248,10 +248,15 @@ def test_a_range_of_sigma_is_drawn_from_for_each_image() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("method.noise_std=[0.05, 5]", "method.noise_law=loguniform", "method.noise_per=patch")], ids=str
+    "more",
+    [
+        ("method.noise_correlation=0",),
+        ("method.noise_std=[0.05, 5]", "method.noise_law=loguniform", "method.noise_per=patch"),
+    ],
+    ids=str,
 )
 def test_a_level_of_its_own_for_each_patch(more: tuple[str, ...]) -> None:
-    """The default, and the same said."""
+    """The default's levels, and the same said; white, so that a patch says its own."""
     method = tiny(*more, "method.mask_ratio=0.75")
     clean = images(200)
     corruption = method.corrupt(clean, seeded(CPU, 0))
