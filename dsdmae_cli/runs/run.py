@@ -150,8 +150,10 @@ class Run(Hooks):
                 self._restore()
             if self.main:
                 self._describe()
-            with listening() as self.requests:
-                self.report.stopping = lambda: bool(self.requests.stop_signal)
+            with listening() as requests:
+                self.requests = requests
+                # Not self: the report outlives the run, and would hold its network and process group.
+                self.report.stopping = lambda: bool(requests.stop_signal)
                 self.progress.open(self)
                 self.page.open(self)
                 self._tell(lambda observer: observer.begin(self))
