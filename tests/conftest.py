@@ -19,6 +19,9 @@ import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 
+# As in the programs that tests start: sums by another number of threads differ in the last bit. Before torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 jaxtyping.install_import_hook(
     [
         "dsdmae_cli.backbone",
