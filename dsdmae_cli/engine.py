@@ -182,8 +182,12 @@ class Trainer:
                 self.hooks.logged(self._read(float("inf"), self.window.steps))
             while self.step < self.total_steps and self._epoch():
                 pass
-        except (RuntimeError, MemoryError) as error:
-            self.source.close()  # of several workers that were killed each would tell its own end, in the midst of this
+        except BaseException as error:
+            # Workers whose source a traceback holds would keep this process from ending; and of several that were
+            # killed each would tell its own end, in the midst of this.
+            self.source.close()
+            if not isinstance(error, RuntimeError | MemoryError):
+                raise
             known = _explained(error, self.runtime, self.method.whole_batch)
             if known is None:
                 raise

@@ -102,31 +102,36 @@ class PlainReport(_Telling):
         self.began = self.said = self.clock()
         self.said_step = 0
         self._over: threading.Event | None = None
+        self._patience, self._told_stopping = _SILENT_SECONDS, False
 
     def start(self, total_steps: int, step: int, steps_per_epoch: int, directions: int | None = None) -> None:
         super().start(total_steps, step, steps_per_epoch, directions)
         self.stop()
         self.began = self.said = self.clock()
         self.said_step = step
+        self._patience, self._told_stopping = _SILENT_SECONDS, False
         self._over = threading.Event()
         threading.Thread(target=self._watch, args=(self._over,), name="dsdmae-report", daemon=True).start()
 
     def _watch(self, over: threading.Event) -> None:
         """A line where nothing has been said for a minute: how far it is, or, where no step has ended for one minute,
         for two, four, ..., that all is well and only takes long."""
-        patience, told = _SILENT_SECONDS, False
-        while not over.wait(min(patience, _SILENT_SECONDS) / 4):
-            silent = self.clock() - self.said
-            if self.stopping() and not told:
-                told = True
-                say("; ".join(figure.text for figure in _STOPPING))
-            if silent < _SILENT_SECONDS:
-                patience = _SILENT_SECONDS
-            elif self.step != self.said_step:  # of what has steps and no figures, as a probe's
-                self._tell()
-            elif silent >= patience:
-                patience *= 2
-                say(f"{self._where()}{GAP}still at work: no step has ended for {duration(silent)}")
+        while not over.wait(_SILENT_SECONDS / 4):
+            self.attend()
+
+    def attend(self) -> None:
+        """What the watching thread does four times a minute."""
+        silent = self.clock() - self.said
+        if self.stopping() and not self._told_stopping:
+            self._told_stopping = True
+            say("; ".join(figure.text for figure in _STOPPING))
+        if silent < _SILENT_SECONDS:
+            self._patience = _SILENT_SECONDS
+        elif self.step != self.said_step:  # of what has steps and no figures, as a probe's
+            self._tell()
+        elif silent >= self._patience:
+            self._patience *= 2
+            say(f"{self._where()}{GAP}still at work: no step has ended for {duration(silent)}")
 
     def wants_figures(self) -> bool:
         """After the first step, then every ten seconds, and of a long run once a minute."""

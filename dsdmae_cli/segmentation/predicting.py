@@ -24,7 +24,8 @@ from dsdmae_cli.evaluation.windows import cut_image, frame, put_together
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.outcome import Outcome
 from dsdmae_cli.pictures.paths import Failure, Results, Source, targets
-from dsdmae_cli.pictures.predict import as_its_run_read
+from dsdmae_cli.pictures.predict import as_its_run_read, how_seen
+from dsdmae_cli.report import say
 from dsdmae_cli.report.counted import Counted
 from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.segmentation.drawing import class_colours
@@ -89,6 +90,7 @@ def segment(
 
     Raises:
         CheckpointError: the network is damaged.
+        DataError: the network's range makes these pictures black or white all over.
         SettingsError: there is no such device, two masks would have one name or lie in one file, or one where its
             picture is.
         RunFailed, RunInterrupted: see pictures/each.py.
@@ -108,6 +110,8 @@ def segment(
     network = tuned.network.to(where).eval()
     assert isinstance(network, PixelNetwork)
     images = as_its_run_read(settings.data, sources)
+    for note in how_seen(images):
+        say(note)
     palette = _palette(tuned)
     values = np.array(tuned.values, dtype=np.uint8)
     outcome = Outcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import small_runs
+import tifffile
 import torch
 from helpers import cli, digit_folder, listing, one_line, records, start, untimed, words
 from PIL import Image
@@ -134,6 +136,17 @@ def test_pictures_of_any_size_and_what_cannot_be_read(
     assert one.read_bytes() == (masks / "wide.png").read_bytes()
     code, _, err = cli(capfd, "predict", tuned, pictures / "wide.png", "--out", tmp_path / "one.jpg")
     assert (code, "a mask is a PNG" in one_line(err)) == (2, True)
+
+
+def test_the_range_and_the_pages_of_pictures_are_told(
+    tuned: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = np.random.default_rng(0).integers(0, 65535, (24, 32), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([page, page]))
+    code, _, err = cli(capfd, "predict", tuned, tmp_path / "stack.tif", "--out", tmp_path / "masks")
+    assert code == 0
+    assert "values of 0 to 65535 are seen as black to white" in err
+    assert "its first page is taken" in err
 
 
 @pytest.mark.parametrize(
@@ -312,6 +325,7 @@ def test_a_mask_that_fails_on_the_way_is_one_line(
         )
     assert "003.png has the value 77" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+    assert not multiprocessing.active_children()  # which do not hear SIGTERM, and would hold whoever keeps the error
 
 
 def test_few_labels_are_a_share_of_the_images(masked_run: Path, tmp_path: Path) -> None:

@@ -238,35 +238,49 @@ def test_a_log_file_is_not_flooded(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == "epoch 100/100  step 100000/100000  100%  loss 1.0000  lr 1.00e-03"
 
 
-def test_a_step_that_takes_long_is_not_silent(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "_SILENT_SECONDS", 0.2)
-    report = PlainReport()
+def test_a_step_that_takes_long_is_not_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    report = PlainReport(clock)
     report.start(100, 0, 10)
-    over = threading.Event()
-    over.wait(1.2)
+    for _ in range(600):  # ten minutes without a step
+        clock.now += 1
+        report.attend()
     report.stop()
-    lines = capsys.readouterr().err.splitlines()
-    assert 2 <= len(lines) <= 4  # after 0.2, 0.4 and 0.8 s
-    assert all(line.startswith("epoch 1/10  step 0/100  still at work: no step has ended for ") for line in lines)
-    over.wait(0.5)
-    assert capsys.readouterr().err == ""
+    said = "epoch 1/10  step 0/100  still at work: no step has ended for "
+    assert capsys.readouterr().err.splitlines() == [
+        f"{said}1 min 00 s",
+        f"{said}2 min 00 s",
+        f"{said}4 min 00 s",
+        f"{said}8 min 00 s",
+    ]
 
 
-def test_steps_without_figures_are_told_as_steps(
+def test_silence_is_watched_while_steps_are_waited_for_and_no_longer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(training, "_SILENT_SECONDS", 0.05)
     report = PlainReport()
+    attended = threading.Event()
+    monkeypatch.setattr(report, "attend", attended.set)
+    report.start(100, 0, 10)
+    assert attended.wait(30)
+    (watching,) = [thread for thread in threading.enumerate() if thread.name == "dsdmae-report"]
+    report.stop()
+    watching.join(30)
+    assert not watching.is_alive()
+
+
+def test_steps_without_figures_are_told_as_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    report = PlainReport(clock)
     report.start(100, 0, 10)
     for step in range(1, 7):
-        threading.Event().wait(0.1)
+        clock.now += 30
         report.stepped(step)
+        report.attend()
     report.stop()
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("epoch 1/10  step ") and "%" in line for line in lines)
-    assert not any("no step has ended" in line for line in lines)
+    assert [line[:28] for line in lines] == [f"epoch 1/10  step {n}/100  {n}.0%" for n in (2, 4, 6)]
 
 
 def test_epochs_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,12 +351,12 @@ def test_who_asks_to_stop_is_heard_before_the_step_ends(width: int, record_of: A
         report.stop()
 
 
-def test_a_log_file_hears_it_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_SILENT_SECONDS", 0.2)
-    report = PlainReport()
+def test_a_log_file_hears_it_once(capsys: pytest.CaptureFixture[str]) -> None:
+    report = PlainReport(Clock())
     report.start(100, 0, 10)
     report.stopping = lambda: True
-    threading.Event().wait(0.4)
+    report.attend()
+    report.attend()
     report.stop()
     said = capsys.readouterr().err.splitlines()
     assert said.count("stopping after this step, and saving; once more ends at once, unsaved") == 1
