@@ -82,14 +82,13 @@ def given(task: str, path: Path, level: int, index: int) -> np.ndarray:
 def network(kind: str, where: str) -> Denoiser:
     from dsdmae_cli.artifacts.denoiser import load_denoiser
 
-    if kind == "shipped":
-        return load_denoiser()
     return load_denoiser(run=Path(where)) if kind == "run" else load_denoiser(weights=Path(where))
 
 
 def ours(kind: str, where: str, passes: int, strength: float | None, precision: str) -> Denoise:
     import torch
 
+    from dsdmae_cli.pictures.engines import open_restorer
     from dsdmae_cli.pictures.picture import Picture
     from dsdmae_cli.pictures.restore import Restorer
     from dsdmae_cli.pictures.torch_network import TorchNetwork
@@ -97,7 +96,10 @@ def ours(kind: str, where: str, passes: int, strength: float | None, precision: 
 
     keep_freed_memory()
     device = torch.device("cpu")
-    restorer = Restorer(TorchNetwork(network(kind, where), device, choose_precision(precision, device)), passes)
+    if kind == "shipped":
+        restorer = open_restorer(engine="torch", device="cpu", precision=precision, passes=passes)
+    else:
+        restorer = Restorer(TorchNetwork(network(kind, where), device, choose_precision(precision, device)), passes)
     return lambda picture, sigma: restorer(Picture.of(np.ascontiguousarray(picture)), strength).picture.pixels
 
 

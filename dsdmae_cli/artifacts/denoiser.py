@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsdmae_cli import checkpoint
-from dsdmae_cli.artifacts import packaged
 from dsdmae_cli.artifacts.elsewhere import check_values
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
+from dsdmae_cli.artifacts.packaged import PHOTOGRAPHS, Packaged
 from dsdmae_cli.artifacts.trained_method import open_method, settings_of
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.errors import CheckpointError, SettingsError
@@ -95,8 +95,8 @@ def save_denoiser(
     checkpoint.save_weights(path, state, metadata)
 
 
-def load_denoiser(run: Path | None = None, weights: Path | None = None) -> Denoiser:
-    """The denoiser of a run (its newest whole checkpoint), of a file, or by default the one that is packaged.
+def load_denoiser(run: Path | None = None, weights: Path | None = None, packaged: Packaged = PHOTOGRAPHS) -> Denoiser:
+    """The denoiser of a run (its newest whole checkpoint), of a file, or by default one that is packaged.
 
     Raises:
         CheckpointError: there is none, it is damaged, or does not fit its own settings.
@@ -107,7 +107,12 @@ def load_denoiser(run: Path | None = None, weights: Path | None = None) -> Denoi
     if weights is not None:
         return _from_file(weights, str(weights))
     with as_file(packaged.find()) as path:
-        return _from_file(path, packaged.ORIGIN)
+        found = _from_file(path, packaged.origin)
+    if found.sha256 != packaged.sha256:
+        raise CheckpointError(
+            f"{packaged.origin} is damaged: its tensors are not those that were packaged; install dsdmae again"
+        )
+    return found
 
 
 def _from_run(folder: Path) -> Denoiser:
@@ -131,12 +136,7 @@ def _from_file(path: Path, origin: str) -> Denoiser:
             f"{origin} holds an encoder alone, without the decoder that restores pixels; give the run with --run DIR"
         )
     checkpoint.load_into(parts, state, origin)
-    found = _ready(method, settings, state, origin)
-    if origin == packaged.ORIGIN and found.sha256 != packaged.SHA256:
-        raise CheckpointError(
-            f"{origin} is damaged: its tensors are not those that were packaged; install dsdmae again"
-        )
-    return found
+    return _ready(method, settings, state, origin)
 
 
 def _ready(method: Method, settings: ResolvedSettings, state: Mapping[str, Tensor], origin: str) -> Denoiser:

@@ -1,38 +1,67 @@
-"""The denoiser that ships with the program: where it is and what it is called. No torch here."""
+"""The denoisers that ship with the program: where they are and what they are called. No torch here.
+
+Two of one architecture: white noise and what happens to photographs want different things of a small network
+(docs/results/denoiser-cpu.md), and which of them a picture carries can be told (pictures/traces.py).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from dsdmae_cli.errors import CheckpointError
 
-PACKAGED = "denoiser.safetensors"
-# How a command line names it where a run or a file may stand.
-WORD = "packaged"
-ORIGIN = "the packaged denoiser"
-# Of its tensors, as checkpoint.weights_sha256 computes it.
-SHA256 = "c2487318a52824416ab9656bdb6151a5a653278147097741cbab6227cec98c0b"
 
+@dataclass(frozen=True)
+class Packaged:
+    """Weights that ship.
 
-def find() -> Traversable:
-    """Its file.
-
-    Raises:
-        CheckpointError: this installation has none.
+    Attributes:
+        file: its name.
+        word: how a command line names it where a run or a file may stand.
+        origin: for messages.
+        sha256: of its tensors, as checkpoint.weights_sha256 computes it.
     """
-    file = files("dsdmae_cli") / "weights" / PACKAGED
-    if not file.is_file():
-        raise CheckpointError(
-            "this installation has no packaged denoiser; give --run DIR or --weights FILE, or install dsdmae again"
-        )
-    return file
+
+    file: str
+    word: str
+    origin: str
+    sha256: str
+
+    def find(self) -> Traversable:
+        """The file.
+
+        Raises:
+            CheckpointError: this installation has none.
+        """
+        file = files("dsdmae_cli") / "weights" / self.file
+        if not file.is_file():
+            raise CheckpointError(
+                f"this installation has no {self.origin.removeprefix('the ')}; give --run DIR or --weights FILE, or"
+                " install dsdmae again"
+            )
+        return file
+
+    def read(self) -> bytes:
+        """What it holds.
+
+        Raises:
+            CheckpointError: this installation has none.
+        """
+        return self.find().read_bytes()
 
 
-def read() -> bytes:
-    """What it holds.
-
-    Raises:
-        CheckpointError: this installation has none.
-    """
-    return find().read_bytes()
+PHOTOGRAPHS = Packaged(
+    "denoiser.safetensors",
+    "packaged",
+    "the packaged denoiser",
+    "c2487318a52824416ab9656bdb6151a5a653278147097741cbab6227cec98c0b",
+)
+WHITE_NOISE = Packaged(
+    "white-noise.safetensors",
+    "packaged-white-noise",
+    "the packaged denoiser of white noise",
+    "9af3eb0f49cd189d6ab52b56c2424a6c7fda09e528d4da83ca453b65cfdef4f5",
+)
+ALL = (PHOTOGRAPHS, WHITE_NOISE)

@@ -18,7 +18,7 @@ Subject = Annotated[
     typer.Argument(metavar="RUN|FILE|NAME", help="A run's directory (of pre-training also one that"
                    " has not ended), a file of weights (.safetensors, .pth, ...), timm's published ones (timm:NAME), or"
                    " those of a repository on the Hugging Face hub (hf:OWNER/NAME); for denoiser-onnx also a denoiser's"
-                   " file, or the word packaged for the one that ships", show_default=False,
+                   " file, or the word packaged (packaged-white-noise) for one that ships", show_default=False,
                    autocompletion=completion.subjects),
 ]  # fmt: skip
 To = Annotated[

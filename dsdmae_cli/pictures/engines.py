@@ -1,6 +1,6 @@
 """Which engine restores: torch anywhere, onnxruntime on a CPU, which starts in a fraction of the time. No torch here.
 
-onnxruntime reads an .onnx file. One of a .safetensors file, the packaged one among them, is made by torch the first
+onnxruntime reads an .onnx file. One of a .safetensors file, the packaged ones among them, is made by torch the first
 time that it is asked for and kept in the user's cache, with the SHA-256 of both in its name: so other weights are
 another file, and a damaged one is seen and made again.
 """
@@ -14,14 +14,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from dsdmae_cli.artifacts import packaged
 from dsdmae_cli.artifacts.onnx_denoiser import FORMAT
+from dsdmae_cli.artifacts.packaged import ALL, PHOTOGRAPHS, WHITE_NOISE, Packaged
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.pictures.network import Engine, Network
 from dsdmae_cli.pictures.restore import Restorer
+
+if TYPE_CHECKING:
+    from dsdmae_cli.artifacts.denoiser import Denoiser
 
 Wanted = Literal["auto", "torch", "onnx"]
 Say = Callable[[str], None]
@@ -39,7 +42,7 @@ def open_restorer(
     passes: int = 1,
     say: Say | None = None,
 ) -> Restorer:
-    """The denoiser of a run, of a file, or by default the one that is packaged, at work on a device.
+    """The denoiser of a run, of a file, or by default those that are packaged, at work on a device.
 
     Args:
         weights: a .safetensors or .onnx file.
@@ -54,8 +57,15 @@ def open_restorer(
         RunFailed: the file for onnxruntime cannot be made.
     """
     chosen = choose_engine(engine, run, weights, device, precision)
-    network = _onnx(weights, say) if chosen == "onnx" else _torch(run, weights, device, precision)
-    return Restorer(network, passes)
+
+    def opened(named: Path | Packaged) -> Network:
+        return _onnx(named, say) if chosen == "onnx" else _torch(None, named, device, precision)
+
+    if run is not None:
+        return Restorer(_torch(run, PHOTOGRAPHS, device, precision), passes)
+    if weights is not None:
+        return Restorer(opened(weights), passes)
+    return Restorer(opened(PHOTOGRAPHS), passes, lambda: opened(WHITE_NOISE))
 
 
 def choose_engine(engine: Wanted, run: Path | None, weights: Path | None, device: str, precision: str) -> Engine:
@@ -75,7 +85,7 @@ def choose_engine(engine: Wanted, run: Path | None, weights: Path | None, device
         return "onnx"
     on_cpu = device == "cpu" or (device == "auto" and not _maybe_gpu())
     able = run is None and on_cpu and precision in ("auto", "fp32") and find_spec("onnxruntime") is not None
-    return "onnx" if able and _kept(weights) else "torch"
+    return "onnx" if able and all(map(_kept, ALL if weights is None else (weights,))) else "torch"
 
 
 def _check_onnx(run: Path | None, device: str, precision: str) -> None:
@@ -90,26 +100,33 @@ def _check_onnx(run: Path | None, device: str, precision: str) -> None:
         raise SettingsError(f"--engine onnx computes in fp32, not {precision}; leave out --precision or --engine")
 
 
-def _torch(run: Path | None, weights: Path | None, device: str, precision: str) -> Network:
+def _loaded(named: Path | Packaged) -> Denoiser:
+    from dsdmae_cli.artifacts.denoiser import load_denoiser
+
+    return load_denoiser(packaged=named) if isinstance(named, Packaged) else load_denoiser(weights=named)
+
+
+def _torch(run: Path | None, named: Path | Packaged, device: str, precision: str) -> Network:
     from dsdmae_cli.artifacts.denoiser import load_denoiser
     from dsdmae_cli.pictures.torch_network import TorchNetwork
     from dsdmae_cli.runtime import choose_device, choose_precision
 
     where = choose_device(device)
-    return TorchNetwork(load_denoiser(run, weights), where, choose_precision(precision, where))
+    denoiser = _loaded(named) if run is None else load_denoiser(run)
+    return TorchNetwork(denoiser, where, choose_precision(precision, where))
 
 
-def _onnx(weights: Path | None, say: Say | None) -> Network:
+def _onnx(named: Path | Packaged, say: Say | None) -> Network:
     from dsdmae_cli.pictures.onnx_network import open_onnx
 
-    if weights is not None and weights.suffix.lower() == ".onnx":
-        return open_onnx(weights, str(weights))
-    origin = packaged.ORIGIN if weights is None else str(weights)
-    for path in _kept(weights):
+    if isinstance(named, Path) and named.suffix.lower() == ".onnx":
+        return open_onnx(named, str(named))
+    origin = named.origin if isinstance(named, Packaged) else str(named)
+    for path in _kept(named):
         if (content := _whole(path)) is not None:
             return open_onnx(content, origin)
         path.unlink(missing_ok=True)
-    return open_onnx(_made(weights, origin, say), origin)
+    return open_onnx(_made(named, origin, say), origin)
 
 
 def onnx_folder() -> Path:
@@ -119,22 +136,22 @@ def onnx_folder() -> Path:
     return user_cache_path("dsdmae") / "onnx"
 
 
-def _stem(weights: Path | None) -> str:
+def _stem(named: Path | Packaged) -> str:
     """What the kept file's name begins with: which weights, and how it was made of them.
 
     Raises:
         CheckpointError: they cannot be read.
     """
     try:
-        content = packaged.read() if weights is None else weights.read_bytes()
+        content = named.read() if isinstance(named, Packaged) else named.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"cannot read {weights}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {named}: {error.strerror or error}") from error
     return f"denoiser{FORMAT}-{hashlib.sha256(content).hexdigest()[:_SHORT]}"
 
 
-def _kept(weights: Path | None) -> list[Path]:
+def _kept(named: Path | Packaged) -> list[Path]:
     """Files made of these weights; none where the cache cannot be looked into."""
-    stem = _stem(weights)
+    stem = _stem(named)
     with suppress(OSError):
         return sorted(onnx_folder().glob(f"{stem}-*.onnx"))
     return []
@@ -150,22 +167,21 @@ def _whole(path: Path) -> bytes | None:
     return content if hashlib.sha256(content).hexdigest()[:_SHORT] == digest else None
 
 
-def _made(weights: Path | None, origin: str, say: Say | None) -> bytes:
+def _made(named: Path | Packaged, origin: str, say: Say | None) -> bytes:
     """The ONNX file of weights, made by torch and kept."""
     from tempfile import TemporaryDirectory
 
     if say is not None:
         say(f"making an ONNX file of {origin}, once; it is kept in {onnx_folder()}")
-    from dsdmae_cli.artifacts.denoiser import load_denoiser
     from dsdmae_cli.artifacts.onnx_denoiser import write_onnx_denoiser
     from dsdmae_cli.runtime import undisturbed
 
     with TemporaryDirectory() as folder, undisturbed():
-        denoiser = load_denoiser(weights=weights)
+        denoiser = _loaded(named)
         path = Path(folder) / "denoiser.onnx"
         write_onnx_denoiser(denoiser, path, _ADVICE)
         content = path.read_bytes()
-    target = onnx_folder() / f"{_stem(weights)}-{hashlib.sha256(content).hexdigest()[:_SHORT]}.onnx"
+    target = onnx_folder() / f"{_stem(named)}-{hashlib.sha256(content).hexdigest()[:_SHORT]}.onnx"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -102,6 +102,7 @@ class Done:
         changed: whether any value of the result is another.
         scores: None where there was nothing to compare with.
         left_out: values that say that nothing was measured, or that stand apart; where they are nothing is changed.
+        weights: SHA-256 of those that restored it; of a stack its first page.
         seconds: from reading to writing.
     """
 
@@ -120,6 +121,7 @@ class Done:
     changed: bool
     scores: Scores | None
     left_out: tuple[float, ...] = ()
+    weights: str = ""
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
@@ -139,6 +141,7 @@ class Done:
             "found": self.found or None,
             "strength": round(self.strength, 3),
             "changed": self.changed,
+            "weights_sha256": self.weights,
             **(self.scores.record() if self.scores else {}),
             "seconds": round(self.seconds, 2),
         }

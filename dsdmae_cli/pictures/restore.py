@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
 from dsdmae_cli.data.base import Refused
-from dsdmae_cli.pictures.halving import add_enlarged, halved
+from dsdmae_cli.pictures.brightness import add_brightness, brightness
 from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.picture import Picture, Pixels
 from dsdmae_cli.pictures.tiling import Corner, blended, grids, reflected, turn, turn_back
-from dsdmae_cli.pictures.traces import judge
+from dsdmae_cli.pictures.traces import WHITE, bright_noise, is_white_noise, judge
 
 # Tiles overlap by a quarter of their side: less shows seams, more costs time that shifted passes spend better.
 _OVERLAP = 0.25
 _ROWS = 512
-# Of what the network finds in the restored picture at half its size, this much goes too where noise is coarse. On 20
-# real pairs 0.3 gained 0.09 dB, 0.45 to 0.6 gained 0.15, 1 gained 0.06.
-_COARSE_SHARE, _SMALLEST_HALVED = 0.5, 64
 Progress = Callable[[int, int], None]
 
 
@@ -38,12 +36,14 @@ class Restored(NamedTuple):
             noise where it is noise that was taken.
         found: what kind of noise it is (pictures/traces.py); empty for none.
         strength: share of the network's correction that was taken, 0..1.
+        network: which restored it.
     """
 
     picture: Picture
     noise_level: float
     found: str
     strength: float
+    network: Network
 
 
 @dataclass(frozen=True)
@@ -53,91 +53,109 @@ class Restorer:
     Args:
         network: see pictures/network.py.
         passes: shifted and turned passes to average.
+        open_white: opens another for pictures whose noise is white (pictures/traces.py), when the first of them comes.
     """
 
     network: Network
     passes: int = 1
+    open_white: Callable[[], Network] | None = None
 
-    def __call__(self, picture: Picture, strength: float | None = None, progress: Progress | None = None) -> Restored:
+    def __call__(
+        self,
+        picture: Picture,
+        strength: float | None = None,
+        progress: Progress | None = None,
+        *,
+        white: bool | None = None,
+    ) -> Restored:
         """The picture without its noise; alpha is as it was.
 
         Args:
             strength: 0 gives the picture back, 1 what the network says, between is a mixture; None = by the traces of
                 noise in what the network would take out (pictures/traces.py).
             progress: told the number of tiles done and of all tiles.
+            white: whether its noise is white, where that is known; None = as its traces say.
 
         Raises:
             Refused: other numbers than 8 and 16 bits, which pictures/depths.py makes of any.
         """
         if picture.pixels.dtype not in (np.uint8, np.uint16):
             raise Refused(f"{picture.pixels.dtype} values have no range of their own; give one, as --range LOW,HIGH")
-        result = self._restored(picture, progress or _silent)
-        colors = slice(3 if picture.num_colors >= 3 else 1)
-        verdict = judge(picture.pixels[..., colors], result[..., colors])
+        given = picture.pixels[..., : 3 if picture.num_colors >= 3 else 1]
+        white = is_white_noise(given) if white is None else white
+        network = self._white if white and self.open_white else self.network
+        # Brightness is looked at alone where colours have it too, and noise is not white: known before, or found.
+        alone = picture.num_colors == 3 and not white and not _is_grey(picture)
+        first = alone and bright_noise(given) > 0.5
+        began = self._without_bright_noise(network, picture, _part(progress, 0, 2)) if first else picture
+        result = corrected(network, began, self.passes, _part(progress, int(first), 1 + alone))
+        verdict = judge(given, result[..., : given.shape[2]])
         strength = verdict.strength if strength is None else strength
-        if strength > 0 and verdict.coarse > 0:
-            self._take_coarse(picture, result, _COARSE_SHARE * verdict.coarse)
+        if alone and not first and strength > 0 and verdict.kind not in ("", WHITE):
+            result = self._without_bright_noise(network, picture.with_pixels(result), _part(progress, 1, 2)).pixels
         _mix(picture.pixels, result, strength)
-        return Restored(picture.with_pixels(result), verdict.removed, verdict.kind, strength)
+        return Restored(picture.with_pixels(result), verdict.removed, verdict.kind, strength, network)
 
-    def _take_coarse(self, picture: Picture, result: Pixels, share: float) -> None:
-        """Take a share of what the network finds in the result at half its size out of the result, in place.
+    def _without_bright_noise(self, network: Network, picture: Picture, progress: Progress) -> Picture:
+        """The picture without noise in its brightness."""
+        pixels = picture.pixels.copy()
+        before = brightness(pixels[..., :3])
+        after = corrected(network, Picture(before, "L"), self.passes, progress)
+        add_brightness(pixels[..., :3], before, after)
+        return picture.with_pixels(pixels)
 
-        A camera leaves noise in blotches, which a network that restores detail hardly dares to touch; at half the size
-        they are as fine as the noise that it knows (several scales, as Lebrun et al. 2015, "The Noise Clinic").
-        """
-        if min(picture.height, picture.width) < _SMALLEST_HALVED:
-            return
-        before = halved(result)
-        after = self._restored(picture.with_pixels(before), _silent)
-        scale = share * picture.peak / np.iinfo(before.dtype).max
-        colors = slice(picture.num_colors)
-        add_enlarged(result[..., colors], before[..., colors], after[..., colors], scale)
+    @cached_property
+    def _white(self) -> Network:
+        assert self.open_white is not None
+        return self.open_white()
 
-    def _restored(self, picture: Picture, progress: Progress) -> Pixels:
-        """All of the network's correction, rounded to the picture's depth."""
-        result = picture.pixels.copy()
-        # Bands run across the shorter side, so that they stay small for panoramas and strips too.
-        turned = picture.width > picture.height
-        source, target = (image.transpose(1, 0, 2) if turned else image for image in (picture.pixels, result))
-        height, width, _ = source.shape
-        side = self.network.image_size
-        passes = grids(height, width, side, int(side * _OVERLAP), self.passes)
-        num_tiles = sum(map(len, passes))
-        grey = _is_grey(picture)
-        groups = [(0,)] if grey else picture.color_groups
-        for number, channels in enumerate(groups):
-            color_noise = _ColorNoise(picture.pixels[..., channels]) if len(channels) == 1 else None
 
-            def predict(
-                corners: list[Corner], channels: tuple[int, ...] = channels, noise: _ColorNoise | None = color_noise
-            ) -> Float32[np.ndarray, "b c s s"]:
-                tiles = [turn(_cut(source, corner, side, channels), corner.way) for corner in corners]
-                restored = self._predict(np.stack(tiles), corners, turned, noise)
-                return np.stack([turn_back(x, c.way) for x, c in zip(restored, corners, strict=True)])
+def corrected(network: Network, picture: Picture, passes: int = 1, progress: Progress | None = None) -> Pixels:
+    """The picture after all of the network's correction, rounded to its depth; channels of no colour as they were."""
+    progress = progress or _silent
+    result = picture.pixels.copy()
+    # Bands run across the shorter side, so that they stay small for panoramas and strips too.
+    turned = picture.width > picture.height
+    source, target = (image.transpose(1, 0, 2) if turned else image for image in (picture.pixels, result))
+    height, width, _ = source.shape
+    side = network.image_size
+    tiled = grids(height, width, side, int(side * _OVERLAP), passes)
+    num_tiles = sum(map(len, tiled))
+    grey = _is_grey(picture)
+    groups = [(0,)] if grey else picture.color_groups
+    for number, channels in enumerate(groups):
+        color_noise = _ColorNoise(picture.pixels[..., channels]) if len(channels) == 1 else None
 
-            for band in blended(height, width, side, passes, predict, self.network.batch_size):
-                rows = slice(band.top, band.top + band.pixels.shape[1])
-                restored = (band.pixels.transpose(1, 2, 0) + 1) * (picture.peak / 2)
-                target[rows][..., channels] = np.rint(restored).clip(0, picture.peak).astype(result.dtype)
-                progress(number * num_tiles + band.tiles, len(groups) * num_tiles)
-        if grey:
-            result[..., 1 : picture.num_colors] = result[..., :1]
-        return result
+        def predict(
+            corners: list[Corner], channels: tuple[int, ...] = channels, noise: _ColorNoise | None = color_noise
+        ) -> Float32[np.ndarray, "b c s s"]:
+            tiles = [turn(_cut(source, corner, side, channels), corner.way) for corner in corners]
+            restored = _predict(network, np.stack(tiles), corners, turned, noise)
+            return np.stack([turn_back(x, c.way) for x, c in zip(restored, corners, strict=True)])
 
-    def _predict(
-        self, tiles: Pixels, corners: list[Corner], turned: bool, color_noise: _ColorNoise | None
-    ) -> Float32[np.ndarray, "b c s s"]:
-        """What the network makes of tiles [b, s, s, c] at these corners."""
-        peak = float(np.iinfo(tiles.dtype).max)
-        # The network sees every tile the way up that the picture has.
-        x = tiles.transpose((0, 3, 2, 1) if turned else (0, 3, 1, 2)).astype(np.float32) / np.float32(peak / 2) - 1
-        if color_noise is not None:
-            x = color_noise.added_to(x, corners)
-        restored = self.network.predict(np.ascontiguousarray(x))
-        if color_noise is not None:
-            restored = restored.mean(axis=1, keepdims=True)
-        return restored.transpose(0, 1, 3, 2) if turned else restored
+        for band in blended(height, width, side, tiled, predict, network.batch_size):
+            rows = slice(band.top, band.top + band.pixels.shape[1])
+            restored = (band.pixels.transpose(1, 2, 0) + 1) * (picture.peak / 2)
+            target[rows][..., channels] = np.rint(restored).clip(0, picture.peak).astype(result.dtype)
+            progress(number * num_tiles + band.tiles, len(groups) * num_tiles)
+    if grey:
+        result[..., 1 : picture.num_colors] = result[..., :1]
+    return result
+
+
+def _predict(
+    network: Network, tiles: Pixels, corners: list[Corner], turned: bool, color_noise: _ColorNoise | None
+) -> Float32[np.ndarray, "b c s s"]:
+    """What the network makes of tiles [b, s, s, c] at these corners."""
+    peak = float(np.iinfo(tiles.dtype).max)
+    # The network sees every tile the way up that the picture has.
+    x = tiles.transpose((0, 3, 2, 1) if turned else (0, 3, 1, 2)).astype(np.float32) / np.float32(peak / 2) - 1
+    if color_noise is not None:
+        x = color_noise.added_to(x, corners)
+    restored = network.predict(np.ascontiguousarray(x))
+    if color_noise is not None:
+        restored = restored.mean(axis=1, keepdims=True)
+    return restored.transpose(0, 1, 3, 2) if turned else restored
 
 
 def _mix(given: Pixels, restored: Pixels, strength: float) -> None:
@@ -152,6 +170,11 @@ def _mix(given: Pixels, restored: Pixels, strength: float) -> None:
 
 def _silent(done: int, total: int) -> None:
     pass
+
+
+def _part(progress: Progress | None, number: int, of: int) -> Progress:
+    """Progress of one of several parts that take as long as each other."""
+    return (lambda done, total: progress(number * total + done, of * total)) if progress else _silent
 
 
 class _ColorNoise:

@@ -9,6 +9,7 @@ two apart by strength alone: the noise of a good camera at ISO 1600 is as strong
 - A camera smooths its noise, so that neighbours of what is taken out are alike. Of texture the network takes the
   finest only, where neighbours differ.
 - Noise that was strong before JPEG took its colour is more than any texture even in the calmest blocks.
+- Of fine noise half is left where 2x2 pixels become one, of texture more. Where colours show none, it is brightness's.
 
 Each is a witness that says a strength; the boldest is believed. docs/log.md has the figures behind the bounds.
 """
@@ -20,19 +21,24 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 
+from dsdmae_cli.pictures.brightness import brightness
+from dsdmae_cli.pictures.halving import halved
 from dsdmae_cli.pictures.noise import color_noise_level, noise_level
 
 Pixels = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
 
-WHITE, COMPRESSED, STRONG = "white noise", "camera noise or JPEG", "strong noise"
+WHITE, COMPRESSED, STRONG, BRIGHT = "white noise", "camera noise or JPEG", "strong noise", "noise in brightness"
 # σ of white noise at which the network's own error is as large: half of its correction is taken (of 255).
 _WHITE_HALF = 3.0
 # The same for grey pictures, which have no colours to compare.
 _GREY_HALF = 4.0
 # Where a witness begins to speak and where it is sure: below the first nothing is taken, above the second all.
 _GRID, _ALIKE, _CALM = (1.4, 1.9), (0.25, 0.4), (4.5, 7.0)
-# The same for noise that is coarse. White noise leaves -0.2 to 0, JPEG up to 0.26, 20 cameras' pictures 0.26 to 0.55.
-_COARSE = (0.25, 0.33)
+# Halved, a picture has half of its white noise left; from this σ on (of 255), and up to this share, noise is white.
+_WHITE_LEAST, _WHITE_HALVED = 2.0, 0.65
+_GREY_LEAST, _GREY_HALVED = 4.0, 0.6
+# The same for brightness: where it begins to speak and is sure, and how much of it colours may show.
+_BRIGHT_LEVEL, _BRIGHT_LEFT, _BRIGHT_COLOR = (2.5, 4.0), (0.9, 0.75), 0.35
 _BLOCK, _PERIOD = 16, 8
 _CALM_SHARE = 0.15
 _ROWS = 64 * _BLOCK
@@ -46,13 +52,11 @@ class Verdict:
         strength: share of the correction to take, 0..1.
         kind: WHITE, COMPRESSED or STRONG, whichever witness is the boldest; empty where none speaks.
         removed: root mean square of the whole correction, in units of 1/255 of the full range.
-        coarse: how sure it is that noise is coarser than single pixels, 0..1.
     """
 
     strength: float
     kind: str
     removed: float
-    coarse: float
 
 
 def judge(given: Pixels, restored: Pixels) -> Verdict:
@@ -73,10 +77,41 @@ def judge(given: Pixels, restored: Pixels) -> Verdict:
     strengths |= {
         COMPRESSED: max(_ramp(taken.grid, _GRID), _ramp(taken.alike, _ALIKE)),
         STRONG: _ramp(taken.calm, _CALM),
+        BRIGHT: bright_noise(given),
     }
     kind = max(strengths, key=lambda name: strengths[name])
     strength = strengths[kind]
-    return Verdict(strength, kind if strength > 0 else "", taken.removed, _ramp(taken.alike, _COARSE))
+    return Verdict(strength, kind if strength > 0 else "", taken.removed)
+
+
+def is_white_noise(given: Pixels) -> bool:
+    """Whether the noise of a picture is white: half of it is left where 2x2 pixels become one.
+
+    Of noise that a camera, JPEG or an enlargement has made alike in neighbours more is left, as of texture.
+
+    Args:
+        given: colours alone, three or one.
+    """
+    if given.shape[2] < 3 or _is_grey(given):
+        level, least, most = (lambda of: noise_level(of[..., :1])), _GREY_LEAST, _GREY_HALVED
+    else:
+        level, least, most = color_noise_level, _WHITE_LEAST, _WHITE_HALVED
+    found = level(given)
+    return found >= least and level(halved(given)) <= most * found
+
+
+def bright_noise(given: Pixels) -> float:
+    """How sure it is that a colour picture has fine noise in its brightness that its colours do not have, 0..1.
+
+    Args:
+        given: colours alone; of grey pictures it says 0.
+    """
+    if given.shape[2] < 3 or _is_grey(given):
+        return 0.0
+    level = noise_level(bright := brightness(given))
+    if level < _BRIGHT_LEVEL[0] or color_noise_level(given) > _BRIGHT_COLOR * level:
+        return 0.0
+    return _ramp(level, _BRIGHT_LEVEL) * _ramp(noise_level(halved(bright)) / level, _BRIGHT_LEFT)
 
 
 @dataclass

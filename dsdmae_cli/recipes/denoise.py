@@ -163,7 +163,7 @@ def _page(
         noisy = corrupted(given, options.corrupt, restorer.network.patch)
         # Noise that was added on purpose is there whatever the estimate says, which goes by the calmest patches.
         strength = 1.0 if strength is None else strength
-    result = restorer(noisy, strength, report.advance)
+    result = restorer(noisy, strength, report.advance, white=True if options.corrupt else None)
     restored = result.picture
     back = restored if limits is None else brought_back(page, given, restored, limits)
     scores = None if original is None else Scores.of(noisy, restored, original, on_purpose=options.corrupt is not None)
@@ -183,6 +183,7 @@ def _page(
         changed=not np.array_equal(restored.pixels, noisy.pixels) and not np.array_equal(back.pixels, page.pixels),
         scores=scores,
         left_out=() if limits is None else left_out(page, limits),
+        weights=result.network.sha256,
     )
     panels = _panels(noisy, restored, original, scores)
     return _Page(draw([panels]) if options.corrupt else back, done, panels)

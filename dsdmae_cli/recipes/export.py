@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli import files
-from dsdmae_cli.artifacts import hub, packaged
+from dsdmae_cli.artifacts import hub
 from dsdmae_cli.artifacts.card import found_results, model_card, short_list
 from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser, save_denoiser
 from dsdmae_cli.artifacts.elsewhere import check_values
@@ -24,6 +24,7 @@ from dsdmae_cli.artifacts.onnx import write_onnx
 from dsdmae_cli.artifacts.onnx_denoiser import write_onnx_denoiser
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.packaged import ALL
 from dsdmae_cli.artifacts.subject import Subject, parse
 from dsdmae_cli.artifacts.timm_folder import timm_config, write_folder
 from dsdmae_cli.errors import CheckpointError, SettingsError
@@ -178,13 +179,18 @@ def _denoiser(request: Request) -> Denoiser:
         CheckpointError: it is none of these, or restores no pixels.
     """
     to_onnx = request.form == "denoiser-onnx"
-    if to_onnx and request.subject == packaged.WORD and not Path(packaged.WORD).exists():
-        return load_denoiser()
+    for packaged in ALL:
+        if to_onnx and request.subject == packaged.word and not Path(packaged.word).exists():
+            return load_denoiser(packaged=packaged)
     subject = parse(request.subject)
     if to_onnx and subject.kind == "weights" and subject.weights is not None:
         return load_denoiser(weights=subject.weights)
     if subject.kind != "run" or subject.path is None:
-        more = f", a denoiser's .safetensors file, or the word {packaged.WORD}" if to_onnx else ""
+        more = (
+            f", a denoiser's .safetensors file, or the word {' or '.join(packaged.word for packaged in ALL)}"
+            if to_onnx
+            else ""
+        )
         raise CheckpointError(
             f"--to {request.form} needs a run's directory with its checkpoints{more}, and {subject.text} is none"
         )

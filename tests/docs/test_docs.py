@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsdmae_cli.__main__ import _run
-from dsdmae_cli.artifacts import onnx, packaged
+from dsdmae_cli.artifacts import onnx
+from dsdmae_cli.artifacts.packaged import PHOTOGRAPHS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -78,7 +79,7 @@ def test_documented_command(
             (tmp_path / name).write_bytes((images / "0.png").read_bytes())
     if "onnx" in command:
         monkeypatch.setattr(onnx, "write_checked", _unexported)
-        (tmp_path / "mine.safetensors").write_bytes(packaged.read())
+        (tmp_path / "mine.safetensors").write_bytes(PHOTOGRAPHS.read())
     of_runs = ("compare", "embed", "export", "predict", "probe", "finetune", "restore", "worth")
     if arguments[0] in of_runs or "--from" in arguments:
         (tmp_path / "RUN").symlink_to(encoder_run)

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser
-from dsdmae_cli.artifacts.packaged import PACKAGED
+from dsdmae_cli.artifacts.packaged import ALL, PHOTOGRAPHS, WHITE_NOISE
 from dsdmae_cli.data.decode import decode
+from dsdmae_cli.pictures.engines import open_restorer
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import compare
 from dsdmae_cli.pictures.restore import Restorer
@@ -31,9 +32,10 @@ ROOT = Path(__file__).parents[2]
 Rgb = Any
 
 
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return load_denoiser()
+@pytest.fixture(scope="module", params=ALL, ids=lambda packaged: packaged.word)
+def denoiser(request: pytest.FixtureRequest) -> Denoiser:
+    """Each of them."""
+    return load_denoiser(packaged=request.param)
 
 
 def restored(denoiser: Denoiser, pixels: Rgb, passes: int = 1, precision: str = "fp32") -> Rgb:
@@ -46,11 +48,10 @@ def noisy(clean: Rgb, sigma: float) -> Rgb:
     return np.clip(np.rint(clean + noise), 0, 255).astype(np.uint8)
 
 
-def test_it_is_small_and_has_its_card() -> None:
-    folder = files("dsdmae_cli") / "weights"
-    assert len((folder / PACKAGED).read_bytes()) <= 15e6
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    for word in ("dsdmae pretrain", "seed", "licence", load_denoiser().sha256):
+def test_they_are_small_and_have_their_card() -> None:
+    assert sum(len(packaged.read()) for packaged in ALL) <= 20e6
+    card = (files("dsdmae_cli") / "weights" / "README.md").read_text(encoding="utf-8")
+    for word in ("dsdmae pretrain", "seed", "licence", *(packaged.sha256 for packaged in ALL)):
         assert word in card.replace("license", "licence").replace("Licence", "licence").replace("Seed", "seed")
 
 
@@ -134,8 +135,8 @@ def test_passes_help(denoiser: Denoiser, photos_folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def restorer(denoiser: Denoiser) -> Restorer:
-    return Restorer(TorchNetwork(denoiser, torch.device("cpu"), "fp32"))
+def restorer() -> Restorer:
+    return open_restorer(engine="torch", device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,7 @@ def test_noisy_photographs_get_nearly_all_of_the_correction(restorer: Restorer, 
         assert found.noise_level == pytest.approx(15, rel=0.25)
         assert found.found in (WHITE, STRONG)
         assert found.strength > 0.95
+        assert found.network.sha256 == WHITE_NOISE.sha256
         gains.append(compare(found.picture.pixels, clean).psnr - compare(given, clean).psnr)
     assert 8.5 < np.mean(gains) < 11
     assert min(gains) > 4
@@ -161,6 +163,7 @@ def test_clean_photographs_are_left_nearly_as_they_are(restorer: Restorer, clean
     for clean in cleans:
         found = restorer(Picture.of(clean))
         assert found.strength < 0.3
+        assert found.network.sha256 == PHOTOGRAPHS.sha256
         scores.append(min(99, compare(found.picture.pixels, clean).psnr))
     assert min(scores) > 45
     assert np.mean(scores) > 60
@@ -176,6 +179,7 @@ def test_jpeg_is_something_to_be_removed(quality: int, restorer: Restorer, kodak
         given = np.asarray(Image.open(file).convert("RGB"))
         found = restorer(Picture.of(given))
         assert found.found == COMPRESSED
+        assert found.network.sha256 == PHOTOGRAPHS.sha256
         gains.append(compare(found.picture.pixels, clean).psnr - compare(given, clean).psnr)
     assert np.mean(gains) > 0.4
     assert min(gains) > 0
@@ -190,8 +194,19 @@ def test_real_camera_noise_goes(restorer: Restorer, real_noise_folder: Path) -> 
             for which in ("noisy", "clean")
         )
         found = restorer(Picture.of(given))
+        assert found.network.sha256 == PHOTOGRAPHS.sha256
         gains.append(compare(found.picture.pixels, clean).psnr - compare(given, clean).psnr)
     assert np.mean(gains) > 1
+    assert min(gains) > -0.05
+
+
+def test_white_noise_is_restored_better_by_the_network_for_it(restorer: Restorer, cleans: list[Rgb]) -> None:
+    gains = []
+    for clean in cleans:
+        given = Picture.of(noisy(clean, 25))
+        by = [compare(restorer(given, 1.0, white=white).picture.pixels, clean).psnr for white in (True, False)]
+        gains.append(by[0] - by[1])
+    assert np.mean(gains) > 0.1
     assert min(gains) > -0.05
 
 

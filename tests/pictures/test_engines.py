@@ -14,9 +14,10 @@ import torch
 from helpers import cli, identity_onnx, one_line, start
 from PIL import Image
 
-from dsdmae_cli.artifacts import onnx_denoiser, packaged
+from dsdmae_cli.artifacts import onnx_denoiser
 from dsdmae_cli.artifacts.denoiser import Denoiser, load_denoiser, save_denoiser
 from dsdmae_cli.artifacts.onnx_denoiser import IMAGES, KEY, RESTORED, write_onnx_denoiser
+from dsdmae_cli.artifacts.packaged import ALL, PHOTOGRAPHS
 from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.use import hardware
@@ -147,10 +148,10 @@ def test_export_takes_a_denoisers_file_and_the_packaged_one(
         return {"files": [out.name]}
 
     monkeypatch.setattr(export, "write_onnx_denoiser", write)
-    for subject in (str(weights), packaged.WORD):
+    for subject in (str(weights), *(packaged.word for packaged in ALL)):
         said = export.export(export.Request(subject, "denoiser-onnx", tmp_path / "d.onnx"))
         assert said["weights_sha256"] == given[-1].sha256
-    assert [denoiser.origin for denoiser in given] == [str(weights), packaged.ORIGIN]
+    assert [denoiser.origin for denoiser in given] == [str(weights), *(packaged.origin for packaged in ALL)]
 
 
 def test_an_onnx_file_is_enough(run: Run, exported: Path) -> None:
@@ -231,7 +232,7 @@ def test_other_weights_are_another_file(run: Run, weights: Path, made: list[Path
     denoiser = load_denoiser(weights=weights)
     save_denoiser(denoiser.network, denoiser.settings, tmp_path / "other.safetensors", dtype=torch.float32)
     assert json.loads(run("--weights", tmp_path / "other.safetensors", "--device", "cpu")[1])["engine"] == "torch"
-    assert packaged.read() != weights.read_bytes()
+    assert PHOTOGRAPHS.read() != weights.read_bytes()
 
 
 def test_files_that_are_none(run: Run, exported: Path, tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from skimage import data
 
 from dsdmae_cli.pictures import traces as T
 from dsdmae_cli.pictures.noise import color_noise_level
-from dsdmae_cli.pictures.traces import COMPRESSED, STRONG, WHITE, Taken, judge
+from dsdmae_cli.pictures.traces import COMPRESSED, STRONG, WHITE, Taken, bright_noise, is_white_noise, judge
 
 Rgb = np.ndarray
 
@@ -35,6 +39,51 @@ def test_the_level_of_white_noise_is_read_off_the_colours(sigma: float) -> None:
 def test_texture_that_all_colours_share_is_no_white_noise() -> None:
     texture = np.random.default_rng(0).normal(0, 12, (128, 128, 1))
     assert color_noise_level(_plus(np.full((128, 128, 3), 120), texture)) < 0.5
+
+
+@pytest.mark.parametrize("depth", [1, 257])
+@pytest.mark.parametrize(("sigma", "channels"), [(5, 3), (15, 3), (40, 3), (15, 1), (40, 1)])
+def test_white_noise_halves_with_the_picture(sigma: float, channels: int, depth: int) -> None:
+    """In grey there is texture beside it, so that it is seen from a higher level on."""
+    clean = _clean()[..., :channels]
+    noise = np.random.default_rng(0).normal(0, sigma, clean.shape)
+    given = _plus(clean, noise).astype(np.uint8 if depth == 1 else np.uint16) * depth
+    assert is_white_noise(given)
+    assert is_white_noise(np.ascontiguousarray(given[:, :200].transpose(1, 0, 2)))
+    if channels == 1:
+        assert is_white_noise(np.repeat(given, 3, axis=2))  # black and white, stored as colour
+
+
+@pytest.mark.parametrize("sigma", [5, 15, 40])
+def test_noise_that_neighbours_or_colours_share_is_not_white(sigma: float) -> None:
+    clean, draw = _clean(), np.random.default_rng(0)
+    smoothed = gaussian_filter(draw.normal(0, 1, clean.shape), (0.8, 0.8, 0))
+    enlarged = np.kron(draw.normal(0, sigma, (128, 128, 3)), np.ones((2, 2, 1)))
+    for noise in (sigma * smoothed / smoothed.std(), enlarged, draw.normal(0, sigma, clean.shape[:2])[..., None]):
+        assert not is_white_noise(_plus(clean, noise))
+    assert not is_white_noise(clean)
+    assert not is_white_noise(np.zeros((1, 1, 3), np.uint8))
+
+
+@pytest.mark.parametrize("quality", [50, 90])
+def test_noise_under_jpeg_is_not_white(quality: int) -> None:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).normal(0, 15, (256, 256, 3))
+    Image.fromarray(_plus(_clean(), noise)).save(file, "jpeg", quality=quality)
+    assert not is_white_noise(np.asarray(Image.open(file)))
+
+
+def test_fine_noise_that_colours_do_not_have_is_brightness_s() -> None:
+    clean, draw = _clean(), np.random.default_rng(0)
+    for sigma, sure in ((1, 0), (15, 1)):
+        given = _plus(clean, draw.normal(0, sigma, (256, 256, 1)))
+        assert bright_noise(given) == sure
+        assert judge(given, given).strength >= sure  # a network that takes nothing: the picture alone speaks
+    file = io.BytesIO()
+    Image.fromarray(_plus(clean, draw.normal(0, 15, clean.shape))).save(file, "jpeg", quality=90)
+    assert bright_noise(np.asarray(Image.open(file))) > 0.5  # of colour noise JPEG leaves brightness's
+    assert bright_noise(_plus(clean, draw.normal(0, 15, clean.shape))) == 0
+    assert bright_noise(clean) == bright_noise(np.repeat(clean[..., :1], 3, axis=2)) == 0
 
 
 @pytest.mark.parametrize(("sigma", "share"), [(1, 0.1), (3, 0.5), (9, 0.9)])
@@ -91,7 +140,7 @@ def test_small_pictures(shape: tuple[int, int], channels: int) -> None:
 
 def test_nothing_taken_is_nothing_found() -> None:
     flat = np.full((64, 64, 3), 80, np.uint8)
-    assert judge(flat, flat) == T.Verdict(0.0, "", 0.0, 0)
+    assert judge(flat, flat) == T.Verdict(0.0, "", 0.0)
 
 
 def test_bands_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from helpers import (
 from safetensors.torch import load_file, save_file
 
 from dsdmae_cli import checkpoint, optim
-from dsdmae_cli.artifacts import packaged
 from dsdmae_cli.artifacts.denoiser import load_denoiser
+from dsdmae_cli.artifacts.packaged import ALL, Packaged
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.rundir import RunDir
@@ -274,11 +275,13 @@ def test_a_flipped_bit_in_a_file_of_weights_is_noticed(
     assert code == 0, err
 
 
-def test_the_packaged_weights_are_those_that_were_packaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_denoiser().sha256 == packaged.SHA256
-    monkeypatch.setattr(packaged, "SHA256", "0" * 64)
+@pytest.mark.parametrize("packaged", ALL, ids=lambda one: one.word)
+def test_the_packaged_weights_are_those_that_were_packaged(packaged: Packaged) -> None:
+    assert load_denoiser(packaged=packaged).sha256 == packaged.sha256
     with pytest.raises(CheckpointError, match="install dsdmae again"):
-        load_denoiser()
+        load_denoiser(packaged=replace(packaged, sha256="0" * 64))
+    with pytest.raises(CheckpointError, match="this installation has no packaged denoiser"):
+        load_denoiser(packaged=replace(packaged, file="gone"))
 
 
 @pytest.mark.parametrize(
