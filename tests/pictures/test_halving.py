@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -51,9 +53,9 @@ class _Smoothing:
     def __init__(self) -> None:
         self.tiles = 0
 
-    def predict(self, tiles: np.ndarray) -> np.ndarray:
+    def begin(self, tiles: np.ndarray) -> Callable[[], np.ndarray]:
         self.tiles += len(tiles)
-        return gaussian_filter(tiles, (0, 0, 1, 1))
+        return lambda: gaussian_filter(tiles, (0, 0, 1, 1))
 
 
 def _noisy(width: float) -> tuple[np.ndarray, np.ndarray]:
