@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dsdmae_cli.errors import CheckpointError, DataError, DsdmaeError, PluginError, RunFailed, SettingsError
+from dsdmae_cli.signals import stopping
 
 T = TypeVar("T")
 # Of a step's exchanges: long enough for rank 0 to judge features while the others wait, short enough to notice one
@@ -26,6 +27,15 @@ _TIMEOUT = timedelta(minutes=10)
 _PREPARATION = timedelta(hours=12)
 # The group whose exchanges wait that long; None = the default one.
 _patient: dist.ProcessGroup | None = None
+# What gloo and NCCL say where a process of the group is gone.
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "ncclRemoteError",
+    "gloo",
+    "NCCL",
+)
 
 
 def launched_by_torchrun() -> bool:
@@ -80,14 +90,17 @@ def process_group(device: torch.device) -> Iterator[None]:
         _patient = dist.new_group(backend="gloo", timeout=_PREPARATION)  # type: ignore[assignment]
     except (ValueError, RuntimeError) as error:
         raise SettingsError(f"cannot join torchrun's process group: {str(error).splitlines()[0]}") from error
-    try:
-        yield
-    finally:
-        _patient = None
-        # DistributedDataParallel lies in reference cycles and holds the group: one that is left until the interpreter
-        # ends takes the process down with gloo's threads now and then (terminate called without an active exception).
-        gc.collect()
-        dist.destroy_process_group()
+    # Until the group is left: where a process died, torchrun's SIGTERM comes while the others clear up.
+    with stopping():
+        try:
+            yield
+        finally:
+            _patient = None
+            # DistributedDataParallel lies in reference cycles and holds the group: one that is left until the
+            # interpreter ends takes the process down with gloo's threads now and then (terminate called without an
+            # active exception).
+            gc.collect()
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -108,7 +121,8 @@ def main_first() -> Iterator[None]:
 
 def _barrier() -> None:
     if world_size() > 1:
-        dist.barrier(group=_patient)
+        with _all_there():
+            dist.barrier(group=_patient)
 
 
 @contextmanager
@@ -125,7 +139,7 @@ def one_fate() -> Iterator[None]:
         if world_size() == 1:
             raise
         problem = error
-    failed = [(number, told) for number, told in enumerate(_all_gathered(_told(problem))) if told is not None]
+    failed = [(number, told) for number, told in enumerate(all_gathered(_told(problem))) if told is not None]
     if not failed:
         return
     if problem is not None and not isinstance(problem, DsdmaeError):
@@ -151,13 +165,35 @@ def _elsewhere(error: DsdmaeError) -> DsdmaeError:
     return error
 
 
-def _all_gathered(value: T) -> list[T]:
-    """All processes' values, in the order of ranks."""
+def all_gathered(value: T) -> list[T]:
+    """All processes' values, in the order of ranks.
+
+    Raises:
+        RunFailed: a process is gone.
+    """
     if world_size() == 1:
         return [value]
     box: list[T] = [value] * world_size()
-    dist.all_gather_object(box, value, group=_patient)
+    with _all_there():
+        dist.all_gather_object(box, value, group=_patient)
     return box
+
+
+@contextmanager
+def _all_there() -> Iterator[None]:
+    """An exchange of preparation: where a process is gone, one sentence says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise (lost(error, "the first that ended says why; start all of them again") or error) from error
+
+
+def lost(error: RuntimeError, advice: str) -> RunFailed | None:
+    """What to say where gloo or NCCL miss a process of the group; None of other errors."""
+    if world_size() == 1 or not any(sign in str(error) for sign in _LOST):
+        return None
+    first = str(error).splitlines()[0][:200]
+    return RunFailed(f"another process of this run ended or cannot be reached ({first}); {advice}")
 
 
 def agree(what: str, mine: object, advice: str) -> None:
@@ -170,7 +206,7 @@ def agree(what: str, mine: object, advice: str) -> None:
     Raises:
         DataError: in all processes, where one has another than the first.
     """
-    found = _all_gathered(mine)
+    found = all_gathered(mine)
     for number, theirs in enumerate(found):
         if theirs != found[0]:
             raise _elsewhere(
@@ -186,7 +222,8 @@ def from_main(value: T) -> T:
     if world_size() == 1:
         return value
     box: list[T] = [value]
-    dist.broadcast_object_list(box, src=0, group=_patient)
+    with _all_there():
+        dist.broadcast_object_list(box, src=0, group=_patient)
     return box[0]
 
 

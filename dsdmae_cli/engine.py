@@ -52,17 +52,6 @@ class Hooks:
         return False
 
 
-# What gloo and NCCL say where a process of the group is gone.
-_LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Timed out waiting",
-    "ncclRemoteError",
-    "gloo",
-    "NCCL",
-)
-
-
 def _explained(error: RuntimeError | MemoryError, runtime: Runtime, whole_batch: bool = False) -> RunFailed | None:
     """What a person can do about an error out of torch; None where there is nothing to say."""
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc")):
@@ -91,12 +80,7 @@ def _explained(error: RuntimeError | MemoryError, runtime: Runtime, whole_batch:
             "a weight was used elsewhere than in the forward pass of the network or block that has it, so that this"
             " method or backbone cannot be divided among processes; say --set train.shard=none"
         )
-    if distributed.world_size() > 1 and any(sign in str(error) for sign in _LOST):
-        return RunFailed(
-            f"another process of this run ended or cannot be reached ({str(error).splitlines()[0][:200]}); go on from"
-            " the last checkpoint with --resume"
-        )
-    return None
+    return distributed.lost(error, "go on from the last checkpoint with --resume")
 
 
 class Trainer:

@@ -14,6 +14,23 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
+class Coming:
+    """A result of a device on its way to the host, which is waited for when it is asked for."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._there: torch.cuda.Event | None = None
+        if tensor.device.type == "cuda":
+            tensor = tensor.to("cpu", non_blocking=True)  # into pinned memory
+            self._there = torch.cuda.Event()
+            self._there.record()
+        self._tensor = tensor
+
+    def __call__(self) -> Tensor:
+        if self._there is not None:
+            self._there.synchronize()  # what the device was given since goes on
+        return self._tensor.cpu()
+
+
 class Gathered:
     """Results of a device, batch by batch, on their way to the host; waited for once, when all are asked for."""
 

@@ -16,6 +16,9 @@ class ArrayImages(ImageDataset):
         labels: -1 where an image has none.
         classes: names by label.
         what: what to call the whole in messages ("cifar10 train").
+
+    Attributes:
+        is_common: the pixels lie in memory that all processes of the machine have in common (together.py).
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class ArrayImages(ImageDataset):
         what: str,
     ) -> None:
         self._images = images
+        self.is_common = False
         self.channels = images.shape[3]
         self.labels = labels
         self.classes = classes
@@ -46,3 +50,8 @@ class ArrayImages(ImageDataset):
 
     def arrays(self) -> UInt8[np.ndarray, "n height width 3"]:
         return self._images
+
+    def lie_in(self, images: UInt8[np.ndarray, "n height width c"]) -> None:
+        """Have the same pixels in common memory, and let go of one's own."""
+        self._images = images
+        self.is_common = True

@@ -6,6 +6,7 @@ A mask's values are names and cannot be averaged: each new pixel takes the one u
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,12 +15,14 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Generator, Tensor
 
+from dsdmae_cli import distributed
 from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import Subset
-from dsdmae_cli.data.cores import usable_cores
+from dsdmae_cli.data.cores import own_cores, usable_cores
 from dsdmae_cli.data.cutting import crop_box, window_corner
 from dsdmae_cli.data.masks import VOID, MaskedImages, size_fault
 from dsdmae_cli.data.square import middle
+from dsdmae_cli.data.together import Memory, Note, fill_together
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.size import Size, height_width
 
@@ -78,18 +81,26 @@ def mask_square(mask: Mask, size: Size) -> UInt8[np.ndarray, "rows columns"]:
 
 
 def mask_squares(
-    dataset: MaskedImages, indices: Sequence[int], size: Size, device: torch.device
+    dataset: MaskedImages, indices: Sequence[int], size: Size, device: torch.device, note: Note
 ) -> UInt8[Tensor, "n rows columns"]:
-    """Those of images whose squares are resident, on the same device.
+    """Those of images whose squares are resident, on the same device; in the host's memory once a machine.
+
+    Args:
+        note: see together.decode_together.
 
     Raises:
         DataError: one has another size than its image, or cannot be used.
     """
-    room = np.empty((len(indices), *height_width(size)), dtype=np.uint8)
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for place, mask in enumerate(pool.map(lambda index: load_checked(dataset, index), indices)):
-            room[place] = mask_square(mask, size)
-    return torch.from_numpy(room).to(device)
+    shape = (len(indices), *height_width(size))
+
+    def fill(part: slice, memories: list[Memory]) -> None:
+        room = memories[0].reshape(shape)[part]
+        with ThreadPoolExecutor(own_cores(distributed.local_processes())) as pool:
+            for place, mask in enumerate(pool.map(lambda index: load_checked(dataset, index), indices[part])):
+                room[place] = mask_square(mask, size)
+
+    [memory], _, _ = fill_together([math.prod(shape)], len(indices), fill, note)
+    return torch.from_numpy(memory.reshape(shape)).to(device)
 
 
 def mask_crop(mask: Mask, plan: Augmentation, generator: Generator) -> UInt8[Tensor, "rows columns"]:

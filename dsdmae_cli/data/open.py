@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from dsdmae_cli import distributed, plugins
+from dsdmae_cli.data.arrays import ArrayImages
 from dsdmae_cli.data.augment import Augmentation
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.channels import in_channels
@@ -18,8 +19,9 @@ from dsdmae_cli.data.mask_views import mask_squares
 from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable, derive_seed
-from dsdmae_cli.data.square import Squares, common_size, decode_into
+from dsdmae_cli.data.square import Squares, common_size
 from dsdmae_cli.data.streaming import StreamingSource, Transform
+from dsdmae_cli.data.together import Note, array_together, decode_together
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.resolved import ResolvedData
@@ -87,7 +89,7 @@ class Placement:
 
 def place(dataset: ImageDataset, settings: ResolvedData, device: torch.device, *, masked: bool = False) -> Placement:
     """Decide where the images live: images of one size, and of the shape of
-    data.image_size, that fit are resident, all others are streamed.
+    data.image_size, that fit are resident, all others are streamed. In all processes of a run alike.
 
     Args:
         masked: their masks live beside them.
@@ -95,6 +97,13 @@ def place(dataset: ImageDataset, settings: ResolvedData, device: torch.device, *
     Raises:
         DataError: data.placement demands resident images that do not fit.
     """
+    with distributed.one_fate():
+        found = _place(dataset, settings, device, masked)
+    alike = all(place.size is not None for place in distributed.all_gathered(found))  # memory may differ
+    return found if alike else Placement(None, 0)
+
+
+def _place(dataset: ImageDataset, settings: ResolvedData, device: torch.device, masked: bool) -> Placement:
     if settings.placement == "streaming":
         return Placement(None, 0)
     size = settings.crop_from or _common(dataset, settings.image_size)
@@ -127,15 +136,20 @@ def _common(dataset: ImageDataset, wanted: Size) -> Size | None:
 def _room(device: torch.device) -> tuple[int, str]:
     """Bytes to spare, and where that is: half of what is free, the other half is the training's.
 
-    Also for a GPU the images are decoded in the host's memory, by every process of the machine for itself.
+    Also for a GPU the images are decoded in the host's memory, where all processes of the machine have them in common.
     """
     processes = distributed.local_processes()
-    host = int(psutil.virtual_memory().available // 2 // processes)
-    rooms = [(host, f"in the machine's memory for each of {processes} processes" if processes > 1 else f"on {device}")]
+    host = int(psutil.virtual_memory().available // 2)
+    rooms = [(host, f"in the memory that {processes} processes have in common" if processes > 1 else f"on {device}")]
     if device.type == "cuda":
-        rooms = [(host, f"in the machine's memory for {processes} processes, which decode them")]
+        rooms = [(host, "in the machine's memory, where they are decoded")]
         rooms.append((torch.cuda.mem_get_info(device)[0] // 2, f"on {device}"))
     return min(rooms)
+
+
+def in_common(device: torch.device) -> bool:
+    """Whether resident images are one memory of several processes."""
+    return distributed.local_processes() > 1 and device.type == "cpu"
 
 
 def open_source(
@@ -150,10 +164,11 @@ def open_source(
     num_views: int = 1,
     also: Sequence[Squares] = (),
     masked: MaskedImages | None = None,
+    note: Note = lambda text: None,
 ) -> Source:
-    """Training batches of a dataset.
+    """Training batches of a dataset; all processes of a run ask for them.
 
-    A resident dataset is decoded here; `batching.num_images` shrinks by what could not be read.
+    A resident dataset is decoded here, once a machine; `batching.num_images` shrinks by what could not be read.
 
     Args:
         labelled: the batches carry labels.
@@ -162,6 +177,7 @@ def open_source(
         num_views: how many crops of each image a batch holds; with more than one, images are [b, v, c, height, width].
         also: filled from the same decoding, if there is one.
         masked: the dataset itself, where its masks are the labels that the batches carry.
+        note: see together.decode_together.
 
     Raises:
         DataError: too many images cannot be read, or none of them can.
@@ -172,11 +188,15 @@ def open_source(
         return StreamingSource(
             dataset, batching, plan, device, workers, unreadable, labelled, transform, num_views, masked
         )
-    arrays, kept = dataset.arrays(), None
+    array_together(dataset, unreadable, note)
+    # Of several processes only such an array is taken as it is that lies in memory they have in common.
+    alone = distributed.world_size() == 1
+    arrays = dataset.arrays() if alone or (isinstance(dataset, ArrayImages) and dataset.is_common) else None
+    kept = None
     if arrays is None or arrays.shape[1:3] != height_width(placement.size):
         every = range(len(dataset))
         squares = Squares(every, placement.size, dataset.channels)
-        decode_into(dataset, every, [squares, *also], unreadable)
+        decode_together(dataset, every, [squares, *also], unreadable, note)
         squares.require(unreadable)
         arrays = squares.pixels
         kept = np.array(squares.kept) if len(squares.kept) < len(dataset) else None
@@ -186,7 +206,9 @@ def open_source(
         labels = torch.from_numpy(dataset.labels if kept is None else dataset.labels[kept]).to(device)
     masks = None
     if masked is not None:
-        masks = mask_squares(masked, range(len(dataset)) if kept is None else kept.tolist(), placement.size, device)
+        masks = mask_squares(
+            masked, range(len(dataset)) if kept is None else kept.tolist(), placement.size, device, note
+        )
     batching = replace(batching, num_images=len(arrays))
     return ResidentSource(to_tensor(arrays, device), batching, plan, labels, num_views, kept, masks)
 

@@ -21,7 +21,8 @@ from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import choose, open_dataset, open_source, place
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable
-from dsdmae_cli.data.square import Squares, decode_into, decode_square, require_some
+from dsdmae_cli.data.square import Squares, require_some
+from dsdmae_cli.data.together import Note, decode_together
 from dsdmae_cli.settings.resolved import ResolvedData
 from dsdmae_cli.settings.size import Size, height_width
 
@@ -88,10 +89,11 @@ def open_run_data(
     *,
     num_views: int,
     most: int | None,
-    note: Callable[[str], None],
+    note: Note,
     account: Callable[[Mapping[str, str]], None],
 ) -> RunData:
-    """Open the test split beside the training images, and decode what is to be resident or looked at.
+    """Open the test split beside the training images, and decode what is to be resident or looked at, each image once
+    a machine; all processes of a run do.
 
     Args:
         train: the training split.
@@ -117,7 +119,9 @@ def open_run_data(
         note(f"decoding {len(train)} images")
     squares = Squares(chosen, size, labelled.channels)
     also = [squares] if labelled is train and placement.size != size else []
-    source = open_source(train, settings, placement, batching, device, unreadable, num_views=num_views, also=also)
+    source = open_source(
+        train, settings, placement, batching, device, unreadable, num_views=num_views, also=also, note=note
+    )
     bank = None
     own = isinstance(source, ResidentSource) and source.images.shape[2:] == height_width(size)
     if chosen and labelled is train and own:
@@ -125,11 +129,11 @@ def open_run_data(
         bank = _rows_of(source, train, chosen, unreadable)
     elif chosen:
         if not squares.kept:  # no training images were decoded, or others
-            decode_into(labelled, chosen, [squares], unreadable)
+            decode_together(labelled, chosen, [squares], unreadable, note)
         squares.require(unreadable)
         bank = _labelled(to_tensor(squares.pixels, device), labelled, squares.kept)
     held_out_unreadable = Unreadable(len(test), settings)
-    queries, watched, pictures = _held_out(test, size, device, most, bank is not None, held_out_unreadable)
+    queries, watched, pictures = _held_out(test, size, device, most, bank is not None, held_out_unreadable, note)
     return RunData(source, unreadable, held_out_unreadable, pictures, bank, queries, watched)
 
 
@@ -166,7 +170,13 @@ def _rows_of(source: ResidentSource, dataset: ImageDataset, chosen: list[int], u
 
 
 def _held_out(
-    test: ImageDataset, size: Size, device: torch.device, most: int | None, labelled: bool, unreadable: Unreadable
+    test: ImageDataset,
+    size: Size,
+    device: torch.device,
+    most: int | None,
+    labelled: bool,
+    unreadable: Unreadable,
+    note: Note,
 ) -> tuple[Labelled | None, UInt8[Tensor, "n c s t"] | None, UInt8[Tensor, "m c s t"]]:
     """(queries, watched, pictures), out of one decoding of the test images."""
     asked = queried = labelled_indices(test, most) if labelled and most is not None else []
@@ -174,8 +184,11 @@ def _held_out(
         asked = choose(len(test), min(most, _WATCHED), 0, "watched")
     shown = choose(len(test), _PICTURES, 0, "pictures")
     # What is watched comes first and is a view of the whole; the few pictures are copied.
-    arrays, kept = decode_square(test, [*asked, *sorted(set(shown).difference(asked))], size, unreadable)
-    images = to_tensor(arrays, device)
+    every = [*asked, *sorted(set(shown).difference(asked))]
+    squares = Squares(every, size, test.channels)
+    decode_together(test, every, [squares], unreadable, note)
+    squares.require(unreadable)
+    images, kept = to_tensor(squares.pixels, device), squares.kept
     rows = [kept.index(index) for index in shown if index in kept]
     require_some(len(rows), len(shown), unreadable)
     pictures = images[rows]

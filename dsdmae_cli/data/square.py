@@ -5,7 +5,8 @@ What is called a square here is a rectangle where data.image_size names two side
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from dsdmae_cli.errors import DataError
 from dsdmae_cli.settings.size import Size, as_size, height_width
 
 _RGB = 3
+_PIECE = 16  # images that a thread decodes one after the other
 
 if TYPE_CHECKING:
     from dsdmae_cli.data.source import Unreadable  # whose module needs torch
@@ -85,7 +87,7 @@ def common_size(dataset: ImageDataset, look_at: int = 64) -> Size | None:
 
 
 class Squares:
-    """Room for squares of one size of some images, which `decode_into` fills.
+    """Squares of one size of some images; `decode_into`, or together.decode_together, fills them.
 
     Args:
         indices: which images of a dataset, each once.
@@ -93,31 +95,58 @@ class Squares:
         channels: of the images.
 
     Attributes:
-        kept: the images that could be read, in the order in which they were decoded.
+        kept: the images that could be read, in the order of `indices`.
     """
 
     def __init__(self, indices: Sequence[int], size: Size, channels: int = _RGB) -> None:
         self.size = size
         self.kept: list[int] = []
-        self._wanted = indices if isinstance(indices, range) else frozenset(indices)
-        self._room = np.empty((len(indices), *height_width(size), channels), dtype=np.uint8)
+        self._indices = indices
+        self._places = None if isinstance(indices, range) else {index: place for place, index in enumerate(indices)}
+        self._shape = (len(indices), channels, *height_width(size))
+        self._room: UInt8[np.ndarray, "n rows columns c"] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all squares."""
+        return math.prod(self._shape)
 
     @property
     def pixels(self) -> UInt8[np.ndarray, "n rows columns c"]:
-        """One square for each of `kept`; a view."""
+        """One square for each of `kept`; a view of memory where channels come first, as networks have them."""
+        assert self._room is not None
         return self._room[: len(self.kept)]
 
     def __contains__(self, index: int) -> bool:
-        return index in self._wanted
+        return index in (self._indices if self._places is None else self._places)
 
-    def add(self, index: int, square: UInt8[np.ndarray, "rows columns c"]) -> None:
-        """The square of an image."""
-        self._room[len(self.kept)] = square
-        self.kept.append(index)
+    def lie_in(self, memory: UInt8[np.ndarray, " num_bytes"] | None = None) -> None:
+        """Have this memory, or some of its own, for the squares."""
+        room = np.empty(self.num_bytes, dtype=np.uint8) if memory is None else memory
+        self._room = room.reshape(self._shape).transpose(0, 2, 3, 1)
+
+    def put(self, index: int, square: UInt8[np.ndarray, "rows columns c"]) -> None:
+        """The square of an image, at its place."""
+        assert self._room is not None
+        self._room[self._indices.index(index) if self._places is None else self._places[index]] = square
+
+    def close_up(self, missing: Collection[int], *, move: bool = True) -> None:
+        """Leave out the images that are missing.
+
+        Args:
+            move: what comes after them; False where another process does, in the same memory.
+        """
+        assert self._room is not None
+        places = [place for place, index in enumerate(self._indices) if index not in missing]
+        if move and len(places) < len(self._indices):
+            for row, place in enumerate(places):
+                if row != place:
+                    self._room[row] = self._room[place]
+        self.kept = [self._indices[place] for place in places]
 
     def require(self, unreadable: Unreadable) -> None:
         """Raise DataError if none of the images could be read."""
-        require_some(len(self.kept), len(self._room), unreadable)
+        require_some(len(self.kept), len(self._indices), unreadable)
 
 
 def require_some(num_kept: int, num_asked: int, unreadable: Unreadable) -> None:
@@ -134,22 +163,44 @@ def decode_into(
     Raises:
         DataError: too many are unreadable.
     """
+    for room in rooms:
+        room.lie_in()
+    missing = decode_each(dataset, indices, rooms, unreadable, usable_cores())
+    for room in rooms:
+        room.close_up(missing)
 
-    def one(index: int) -> list[UInt8[np.ndarray, "_ _ c"] | None] | UnreadableImage:
-        try:
-            pixels = dataset.load(index)
-        except UnreadableImage as error:
-            return error
-        return [to_square(pixels, room.size) if index in room else None for room in rooms]
 
-    with ThreadPoolExecutor(usable_cores()) as pool:  # PIL decodes outside the interpreter's lock
-        for index, squares in zip(indices, pool.map(one, indices), strict=True):
-            if isinstance(squares, UnreadableImage):
-                unreadable.add(squares.name, squares.reason)
+def decode_each(
+    dataset: ImageDataset, indices: Sequence[int], rooms: Sequence[Squares], unreadable: Unreadable, threads: int
+) -> dict[int, UnreadableImage]:
+    """The same into rooms that have memory; those that cannot be read are told, and their places are left as they are.
+
+    Raises:
+        DataError: too many are unreadable.
+    """
+
+    def some(chosen: Sequence[int]) -> list[tuple[int, UnreadableImage]]:
+        found = []
+        for index in chosen:
+            try:
+                pixels = dataset.load(index)
+            except UnreadableImage as error:
+                found.append((index, error))
                 continue
-            for room, square in zip(rooms, squares, strict=True):
-                if square is not None:
-                    room.add(index, square)
+            for room in rooms:
+                if index in room:
+                    room.put(index, to_square(pixels, room.size))
+        return found
+
+    piece = max(1, min(_PIECE, len(indices) // (4 * threads)))  # what is to be done is a list: not of a million
+    pieces = [indices[start : start + piece] for start in range(0, len(indices), piece)]
+    missing: dict[int, UnreadableImage] = {}
+    with ThreadPoolExecutor(threads) as pool:  # PIL decodes outside the interpreter's lock
+        for found in pool.map(some, pieces):
+            for index, error in found:
+                unreadable.add(error.name, error.reason)
+                missing[index] = error
+    return missing
 
 
 def decode_square(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsdmae_cli import distributed
-from dsdmae_cli.methods.exchange import mean_over_processes
+from dsdmae_cli.methods.exchange import moments_over_processes
 
 
 def mlp(width: int, hidden: int, out: int, layers: int) -> nn.Sequential:
@@ -46,26 +46,26 @@ class GlobalBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        wide = x.float()
-        # In two passes: a mean of squares less the square of the mean would cancel.
-        centred = wide - mean_over_processes(wide.mean(dim=0))
-        var = mean_over_processes(centred.square().mean(dim=0))
+        _, var, centred = _moments(x.float(), [0])
         normal = centred * (var + self.eps).rsqrt()
         if self.weight is not None and self.bias is not None:
             normal = normal * self.weight + self.bias
         return normal.to(x.dtype)
 
 
+def _moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of the whole batch over all processes, and x less the mean."""
+    # In two passes: a mean of squares less the square of the mean would cancel.
+    own = x.mean(dim=dims, keepdim=True)
+    centred = x - own
+    mean, var = moments_over_processes(own.flatten(), centred.square().mean(dim=dims))
+    return mean, var, centred if distributed.world_size() == 1 else x - mean.view_as(own)
+
+
 def _normalized_over_all(norm: Any, x: Tensor) -> Tensor:
     """What torch's batch norm gives in training, before scale and shift, with the statistics of the whole batch over
     all processes; they move its running ones, which are then the same in every process."""
-    wide = x.float()
-    dims = [dim for dim in range(x.ndim) if dim != 1]
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    # In two passes: a mean of squares less the square of the mean would cancel.
-    mean = mean_over_processes(wide.mean(dim=dims))
-    centred = wide - mean.view(shape)
-    var = mean_over_processes(centred.square().mean(dim=dims))
+    mean, var, centred = _moments(x.float(), [dim for dim in range(x.ndim) if dim != 1])
     if norm.track_running_stats:
         with torch.no_grad():
             norm.num_batches_tracked += 1
@@ -73,7 +73,7 @@ def _normalized_over_all(norm: Any, x: Tensor) -> Tensor:
             count = x.numel() // x.shape[1] * distributed.world_size()
             norm.running_mean.lerp_(mean, rate)
             norm.running_var.lerp_(var * count / max(1, count - 1), rate)
-    return centred * (var.view(shape) + norm.eps).rsqrt()
+    return centred * (var.view([1, -1, *[1] * (x.ndim - 2)]) + norm.eps).rsqrt()
 
 
 class TrackingBatchNorm(nn.BatchNorm1d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
@@ -39,9 +40,11 @@ class Network(Protocol):
     @property
     def batch_size(self) -> int: ...
 
-    def predict(self, images: Images) -> Images:
-        """Images in [-1, 1] without their noise, in float32.
+    def begin(self, images: Images) -> Callable[[], Images]:
+        """Images in [-1, 1] on their way to being without their noise, in float32; what is given back waits for them.
+
+        A device of its own works meanwhile; where there is none, all work is done when the result is asked for.
 
         Raises:
-            MemoryError: the device has too little.
+            MemoryError: the device has too little, which may be known only when the result is asked for.
         """

@@ -126,14 +126,14 @@ def corrected(network: Network, picture: Picture, passes: int = 1, progress: Pro
     for number, channels in enumerate(groups):
         color_noise = _ColorNoise(picture.pixels[..., channels]) if len(channels) == 1 else None
 
-        def predict(
+        def begin(
             corners: list[Corner], channels: tuple[int, ...] = channels, noise: _ColorNoise | None = color_noise
-        ) -> Float32[np.ndarray, "b c s s"]:
+        ) -> Callable[[], Float32[np.ndarray, "b c s s"]]:
             tiles = [turn(_cut(source, corner, side, channels), corner.way) for corner in corners]
-            restored = _predict(network, np.stack(tiles), corners, turned, noise)
-            return np.stack([turn_back(x, c.way) for x, c in zip(restored, corners, strict=True)])
+            coming = _begun(network, np.stack(tiles), corners, turned, noise)
+            return lambda: np.stack([turn_back(x, c.way) for x, c in zip(coming(), corners, strict=True)])
 
-        for band in blended(height, width, side, tiled, predict, network.batch_size):
+        for band in blended(height, width, side, tiled, begin, network.batch_size):
             rows = slice(band.top, band.top + band.pixels.shape[1])
             restored = (band.pixels.transpose(1, 2, 0) + 1) * (picture.peak / 2)
             target[rows][..., channels] = np.rint(restored).clip(0, picture.peak).astype(result.dtype)
@@ -143,19 +143,22 @@ def corrected(network: Network, picture: Picture, passes: int = 1, progress: Pro
     return result
 
 
-def _predict(
+def _begun(
     network: Network, tiles: Pixels, corners: list[Corner], turned: bool, color_noise: _ColorNoise | None
-) -> Float32[np.ndarray, "b c s s"]:
-    """What the network makes of tiles [b, s, s, c] at these corners."""
+) -> Callable[[], Float32[np.ndarray, "b c s s"]]:
+    """What the network makes of tiles [b, s, s, c] at these corners, when it is asked for."""
     peak = float(np.iinfo(tiles.dtype).max)
     # The network sees every tile the way up that the picture has.
     x = tiles.transpose((0, 3, 2, 1) if turned else (0, 3, 1, 2)).astype(np.float32) / np.float32(peak / 2) - 1
     if color_noise is not None:
         x = color_noise.added_to(x, corners)
-    restored = network.predict(np.ascontiguousarray(x))
-    if color_noise is not None:
-        restored = restored.mean(axis=1, keepdims=True)
-    return restored.transpose(0, 1, 3, 2) if turned else restored
+    coming = network.begin(np.ascontiguousarray(x))
+
+    def end() -> Float32[np.ndarray, "b c s s"]:
+        restored = coming() if color_noise is None else coming().mean(axis=1, keepdims=True)
+        return restored.transpose(0, 1, 3, 2) if turned else restored
+
+    return end
 
 
 def _mix(given: Pixels, restored: Pixels, strength: float) -> None:

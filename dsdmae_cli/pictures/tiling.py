@@ -141,7 +141,7 @@ def blended(
     width: int,
     tile: int,
     passes: Iterable[Grid],
-    predict: Callable[[list[Corner]], Float32[np.ndarray, "b c tile tile"]],
+    begin: Callable[[list[Corner]], Callable[[], Float32[np.ndarray, "b c tile tile"]]],
     batch_size: int,
 ) -> Iterator[Band]:
     """Predict all tiles of all passes and average them, weighted by `window`; rows are handed out as soon as no tile to
@@ -150,15 +150,19 @@ def blended(
     Memory grows with the width of the picture and the height of a tile, not with the height of the picture.
 
     Args:
-        predict: tiles at these corners, at most `batch_size`.
+        begin: to predict tiles at these corners, at most `batch_size`; what it gives waits for them. The next ones are
+            begun before, so that a device predicts while tiles are blended here.
     """
     weight = window(tile)
     corners = heapq.merge(*(grid.corners() for grid in passes))
     batch, done = list(itertools.islice(corners, batch_size)), 0
     total, weights = np.zeros((0, 0, width), np.float32), np.zeros((0, width), np.float32)
     top = 0
+    coming = begin(batch)
     while batch:
-        predicted = predict(batch)
+        following = list(itertools.islice(corners, batch_size))
+        next_coming = begin(following) if following else coming
+        predicted = coming()
         rows = min(batch[-1].y + tile, height) - top
         if not done:
             total = np.zeros((predicted.shape[1], 0, width), np.float32)
@@ -170,7 +174,7 @@ def blended(
             total[:, outer[0], outer[1]] += values[:, inner[0], inner[1]] * weight[inner]
             weights[outer] += weight[inner]
         done += len(batch)
-        batch = list(itertools.islice(corners, batch_size))
+        batch, coming = following, next_coming
         finished = max(0, (min(batch[0].y, height) if batch else height) - top)
         yield Band(top, total[:, :finished] / weights[:finished], done)
         total, weights = total[:, finished:], weights[finished:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from dsdmae_cli.artifacts.denoiser import Denoiser
 from dsdmae_cli.pictures.network import Engine, Images
 from dsdmae_cli.runtime import Runtime, autocast, choose_attention, choose_micro_batch
+from dsdmae_cli.transfer import Coming, sent
 
 _GPU_TILES = 256
 
@@ -60,10 +62,16 @@ class TorchNetwork:
         encoder = self.denoiser.network.encoder()
         return choose_micro_batch("auto", _GPU_TILES, encoder.num_tokens, encoder.width, self.where)
 
+    def begin(self, images: Images) -> Callable[[], Images]:
+        if self.where.type != "cuda":
+            return lambda: self._run(images)().numpy()
+        coming = self._run(images)
+        return lambda: coming().numpy()
+
     @torch.inference_mode()
-    def predict(self, images: Images) -> Images:
+    def _run(self, images: Images) -> Coming:
         try:
             with autocast(self.where, self.precision):
-                return self.denoiser(torch.from_numpy(images).to(self.where)).cpu().numpy()
+                return Coming(self.denoiser(sent(torch.from_numpy(images), self.where)))
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from None

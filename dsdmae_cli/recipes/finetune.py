@@ -161,7 +161,7 @@ def _put_together(start: Start) -> Parts:
     source = open_source(
         train, settings.data, placement, start.batching(train, runtime), runtime.device, unreadable,
         labelled=not task.of_pixels, masked=train if isinstance(train, MaskedImages) else None,
-        transform=_transform(settings),
+        transform=_transform(settings), note=start.report.note,
     )  # fmt: skip
     answering = Answering(settings, method, runtime, start.report)
     validation = None if held_out is None else _validation(start, task, answering, held_out)

@@ -13,7 +13,7 @@ from dsdmae_cli import distributed, plugins
 from dsdmae_cli.config.resolve import colour_notes
 from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.base import ImageDataset
-from dsdmae_cli.data.open import open_dataset, place
+from dsdmae_cli.data.open import in_common, open_dataset, place
 from dsdmae_cli.data.source import Batching, Unreadable, seeded
 from dsdmae_cli.data.square import require_some
 from dsdmae_cli.data.twins import find_twins, twins_row
@@ -34,7 +34,12 @@ _TIMED_GFLOP = 400
 
 @dataclass(frozen=True)
 class Plan:
-    """A run in numbers."""
+    """A run in numbers.
+
+    Attributes:
+        memory_gib: of a process, on its device.
+        common_gib: of that, what all processes of a machine have in common.
+    """
 
     dataset: str
     train_images: int
@@ -57,6 +62,7 @@ class Plan:
     processes: int
     sharded: bool
     unshared: str | None
+    common_gib: float
     estimated_seconds: float | None
     beforehand: str | None = None
     account: dict[str, str] | None = None
@@ -78,12 +84,15 @@ class Plan:
             "batch": f"{self.effective_batch} in micro-batches of {self.micro_batch}",
             "learning rate": f"{self.learning_rate:.3g} at its peak",
             "work": f"{self.gflop_per_image:.3g} GFLOP per image and step",
-            "memory": f"about {self.memory_gib:.2g} GiB on {self.device}",
+            "memory": f"about {self.memory_gib - self.common_gib:.2g} GiB on {self.device}",
             "device": f"{self.device}, {self.precision}{', compiled' if self.compile else ''}",
             "time": f"about {duration(self.estimated_seconds or 0)}" if known else "unknown until it runs",
         }
-        if self.sharded:
+        if self.sharded or self.common_gib:
             rows["memory"] += f", of each of {self.processes} processes"
+        if self.common_gib:
+            rows["memory"] += f", and {self.common_gib:.2g} GiB of images once on each machine"
+        if self.sharded:
             rows["weights"] = "divided among the processes, with gradients and moments (train.shard)"
         if self.unshared is not None:
             rows["weights"] = self.unshared
@@ -169,6 +178,7 @@ def _plan(
         processes=world,
         sharded=runtime.sharded,
         unshared=runtime.unshared,
+        common_gib=found.num_bytes / 2**30 if in_common(runtime.device) else 0.0,
         estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
         beforehand=beforehand,
         account=account,

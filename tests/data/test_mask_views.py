@@ -168,7 +168,9 @@ def test_a_part_has_the_masks_of_its_images(folder: Path) -> None:
     assert np.array_equal(part.load_mask(0), dataset.load_mask(7))
     assert (part.mask_name(1), part.mask_size(1)) == (dataset.mask_name(1), (32, 24))
     assert part.identity() != MaskedSubset(dataset, np.array([7, 4])).identity()
-    assert torch.equal(mask_squares(part, [0, 1], 12, CPU)[1], torch.from_numpy(mask_square(dataset.load_mask(1), 12)))
+    assert torch.equal(
+        mask_squares(part, [0, 1], 12, CPU, print)[1], torch.from_numpy(mask_square(dataset.load_mask(1), 12))
+    )
 
 
 def test_masks_of_nothing_but_void_teach_nothing(folder: Path) -> None:

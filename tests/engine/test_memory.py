@@ -282,14 +282,15 @@ def test_a_network_without_blocks_cannot_recompute() -> None:
 # -- the machine's memory
 
 
-def test_resident_images_are_counted_for_every_process_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resident_images_are_counted_once_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=16 << 30))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 << 30, 80 << 30))
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     assert opening._room(cpu)[0] == 8 << 30
     assert opening._room(cuda)[0] == 8 << 30
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert opening._room(cuda) == (1 << 30, "in the machine's memory for 8 processes, which decode them")
+    assert opening._room(cuda) == (8 << 30, "in the machine's memory, where they are decoded")
+    assert opening._room(cpu) == (8 << 30, "in the memory that 8 processes have in common")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
     assert opening._room(cuda) == (35 << 30, "on cuda:0")
 

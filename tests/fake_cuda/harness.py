@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -39,6 +40,7 @@ _READS = {
     "aten::is_nonzero",
     "aten::repeat_interleave.Tensor",
 }
+_TO = {"aten::_to_copy", "aten::to"}  # the latter where it is seen whole, in inference mode
 _WITHOUT_FAKES = {"aten::_fused_sgd_"}  # changes its arguments and returns nothing
 _NO_KERNEL = {
     "aten::empty",
@@ -144,7 +146,7 @@ class _Watch(TorchDispatchMode):
             return kind is torch.bool or (1.0 if kind.is_floating_point else 1)
         out = None if name in _WITHOUT_FAKES else func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        self._note_copy(name, args, kwargs, given, made)
+        self._note_copy(func, args, kwargs, given, made)
         if on_cuda or any(tensor.is_cuda for tensor in made):
             count = _launched(func, args, given, made)
             (audit.forward if audit.in_forward else audit.around)[_where(1)] += count
@@ -156,19 +158,21 @@ class _Watch(TorchDispatchMode):
         if device.type != kind:
             self.audit.faults.append(f"{full}: tensors on {device.type}, generator on {kind}: {_where()}")
 
-    def _note_copy(self, name: str, args: tuple, kwargs: dict, given: list, made: list) -> None:
-        if name == "aten::_to_copy":
-            source, target, free = given[0], made[0], kwargs.get("non_blocking", False)
+    def _note_copy(self, func: Any, args: tuple, kwargs: dict, given: list, made: list) -> None:
+        name = func._schema.name
+        if name in _TO:
+            source, target = given[0], made[0]
         elif name == "aten::copy_":
             target, source = args[:2]
-            free = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
         else:
             return
+        named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        free = named.get("non_blocking", False)
         if source.device.type == target.device.type:
             return
         # torch pins what it makes itself for a copy to the host that need not be waited for.
         host = target if source.is_cuda else source
-        of_torch = source.is_cuda and name == "aten::_to_copy"
+        of_torch = source.is_cuda and name in _TO
         free = free and (of_torch or host.untyped_storage()._cdata in self.pinned)
         text = (
             f"{source.device.type} -> {target.device.type}, {source.numel() * source.element_size()} bytes: {_where()}"
@@ -227,7 +231,7 @@ def _backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
 def no_cuda(free_bytes: int = 70 << 30, total_bytes: int = 80 << 30) -> Iterator[Audit]:
     """Within, torch says that there is one CUDA device, tensors on it are fakes, and what is done to them is noted."""
     audit, generators, pinned = Audit(), _Generators(), set[int]()
-    tolist = torch.Tensor.tolist
+    tolist, array = torch.Tensor.tolist, torch.Tensor.numpy
 
     def read(tensor: Tensor) -> Any:
         if not isinstance(tensor, FakeTensor):
@@ -248,8 +252,28 @@ def no_cuda(free_bytes: int = 70 << 30, total_bytes: int = 80 << 30) -> Iterator
         kept.append(copy)  # or its storage's address would be another's later
         return copy
 
+    def as_array(tensor: Tensor, *, force: bool = False) -> np.ndarray:
+        if not isinstance(tensor, FakeTensor):
+            return array(tensor, force=force)
+        assert not tensor.is_cuda
+        return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+    def launched() -> int:
+        return sum(audit.around.values()) + sum(audit.forward.values())
+
+    class Event:
+        """Waiting for it is a wait only where the device was given nothing since: it would stand idle afterwards."""
+
+        def record(self) -> None:
+            self.at = launched()
+
+        def synchronize(self) -> None:
+            if launched() == self.at:
+                audit.waits.append(f"event: {_where()}")
+
     kept: list[Tensor] = []
     cuda = {
+        "Event": Event,
         "is_available": lambda: True,
         "is_initialized": lambda: False,
         "is_bf16_supported": lambda including_emulation=True: True,
@@ -272,6 +296,7 @@ def no_cuda(free_bytes: int = 70 << 30, total_bytes: int = 80 << 30) -> Iterator
         patch(torch, "Generator", generators.kind)
         for kind in (torch.Tensor, FakeTensor):  # the latter has a tolist of its own, element by element
             patch(kind, "tolist", read)
+        patch(torch.Tensor, "numpy", as_array)
         patch(torch.Tensor, "pin_memory", pin)
         patch(torch.Tensor, "backward", _backward)
         # Plain tensors on CUDA go through multi-tensor kernels, and so must their fakes.

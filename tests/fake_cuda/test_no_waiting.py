@@ -5,9 +5,11 @@ On a CUDA device that is not there (harness.py), so that it is known before ther
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from harness import CUDA, Audit, no_cuda, on_fake_cuda
@@ -15,11 +17,16 @@ from steps import attentive_step, built, classifier_step, log_line, paper_step, 
 from torch import Tensor
 
 from dsdmae_builtin.methods.dsdmae import DSdMAE
+from dsdmae_cli.artifacts.denoiser import Denoiser
 from dsdmae_cli.data.resident import ResidentSource
 from dsdmae_cli.evaluation.features import Batch, extract, mean_features
 from dsdmae_cli.evaluation.knn import knn_accuracy
 from dsdmae_cli.evaluation.linear import Protocol, train_heads
 from dsdmae_cli.methods.ema import EMATeacher
+from dsdmae_cli.pictures import torch_network
+from dsdmae_cli.pictures.picture import Picture
+from dsdmae_cli.pictures.restore import Restorer
+from dsdmae_cli.pictures.torch_network import TorchNetwork
 from dsdmae_cli.plugins import BrokenPlugin, discover
 
 pytestmark = pytest.mark.fake_cuda
@@ -109,6 +116,21 @@ def test_evaluation_does_not_wait_for_a_batch(work: Callable[[int], None]) -> No
         assert audit.around
         found.append(len(audit.waits))
     assert found[0] == found[1], audit.waits
+
+
+def test_a_device_predicts_while_tiles_are_blended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches come from pinned memory; waited for is one with the next under way, and so for nothing but the last."""
+    monkeypatch.setattr(torch_network, "_GPU_TILES", 4)
+    for side, batches in ((64, 3), (128, 7)):  # of 9 and of 25 tiles
+        settings, method = built("dsdmae")
+        monkeypatch.setattr(method, "to", lambda device, method=method: method)  # it is there; fakes do not move
+        with no_cuda() as audit:
+            network = TorchNetwork(Denoiser(on_fake_cuda(method), settings, "", "tests"), CUDA, "bf16")
+            Restorer(network)._restored(Picture.of(np.zeros((side, side, 3), np.uint8)), lambda done, total: None)
+        copies = Counter(text.partition(",")[0] for text in audit.copies)
+        assert copies == {"cpu -> cuda": batches, "cuda -> cpu": batches}
+        assert len(audit.waits) == 1, audit.waits
+        assert "transfer.py" in audit.waits[0]
 
 
 # -- that it would be seen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -25,12 +27,12 @@ class _Smoothing:
     def __init__(self) -> None:
         self.tiles = 0
 
-    def predict(self, tiles: np.ndarray) -> np.ndarray:
+    def begin(self, tiles: np.ndarray) -> Callable[[], np.ndarray]:
         self.tiles += len(tiles)
         smooth = gaussian_filter(tiles, (0, 0, 1, 1))
         detail = tiles - smooth
         apart = (detail - detail.mean(axis=1, keepdims=True)).std() > 0.003
-        return smooth if apart else tiles
+        return lambda: smooth if apart else tiles
 
 
 def _noisy(width: float, shared: bool, sigma: float = 12) -> tuple[np.ndarray, np.ndarray]:

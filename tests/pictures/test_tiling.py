@@ -61,7 +61,7 @@ def gather(picture: np.ndarray, corners: list[Corner]) -> np.ndarray:
 def test_a_network_that_changes_nothing_changes_nothing(height: int, width: int, passes: int, batch_size: int) -> None:
     picture = np.random.default_rng(0).random((2, height, width), np.float32)
     grid = grids(height, width, TILE, OVERLAP, passes)
-    bands = list(blended(height, width, TILE, grid, lambda corners: gather(picture, corners), batch_size))
+    bands = list(blended(height, width, TILE, grid, lambda corners: lambda: gather(picture, corners), batch_size))
     np.testing.assert_allclose(np.concatenate([band.pixels for band in bands], axis=1), picture, rtol=0, atol=1e-6)
     assert [band.top for band in bands] == [0, *np.cumsum([band.pixels.shape[1] for band in bands])[:-1]]
     assert bands[-1].tiles == sum(map(len, grid))
@@ -80,7 +80,7 @@ def test_blending_is_the_weighted_mean_of_all_tiles() -> None:
         total[place] += window(TILE).astype(float) * answers[corner][0].astype(float)
         weights[place] += window(TILE)
     wanted = (total / np.where(weights, weights, 1))[TILE:-TILE, TILE:-TILE]
-    bands = blended(height, width, TILE, passes, lambda batch: np.stack([answers[c] for c in batch]), 5)
+    bands = blended(height, width, TILE, passes, lambda batch: lambda: np.stack([answers[c] for c in batch]), 5)
     found = np.concatenate([band.pixels for band in bands], axis=1)[0]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
@@ -105,7 +105,7 @@ def test_memory_does_not_grow_with_the_height(passes: int) -> None:
     def peak(height: int) -> int:
         tracemalloc.start()  # which counts NumPy's arrays too
         grid = grids(height, 64, TILE, OVERLAP, passes)
-        for _ in blended(height, 64, TILE, grid, lambda c: np.ones((len(c), 3, 16, 16), np.float32), 8):
+        for _ in blended(height, 64, TILE, grid, lambda c: lambda: np.ones((len(c), 3, 16, 16), np.float32), 8):
             pass
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
