@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dsdmae_cli.errors import AGAIN as AGAIN
 from dsdmae_cli.errors import RESUME as RESUME
@@ -86,6 +89,23 @@ def sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def typed(path: Path | str) -> str:
+    """A path as a person types it into a shell, in words that say how to go on."""
+    return shlex.quote(str(path))
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """What JSON from outside holds.
+
+    Raises:
+        ValueError: it is none, or nested too deep to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def is_pattern(text: str) -> bool:

@@ -47,12 +47,14 @@ class _Piece(NamedTuple):
 
     Attributes:
         refused: why the run cannot go on: a mask that cannot be used.
+        short: why it cannot for the moment: what the system is short of.
     """
 
     images: UInt8[Tensor, "b v s t c"] | None
     labels: Int64[Tensor, " b"] | UInt8[Tensor, "b s t"]
     faults: Faults
     refused: str = ""
+    short: str = ""
 
 
 class _Crops(Dataset[_Piece]):
@@ -82,7 +84,10 @@ class _Crops(Dataset[_Piece]):
         # Faults travel as data: DataLoader cannot carry an exception of ours out of a worker whole.
         faults: Faults = []
         for place, (epoch, index) in enumerate(keys):
-            found = self._fill(images[place], epoch, index, faults)
+            try:
+                found = self._fill(images[place], epoch, index, faults)
+            except RunFailed as error:
+                return _Piece(None, labels, faults, short=str(error))
             if found is None:
                 return _Piece(None, labels, faults)
             if self.masked is not None:
@@ -236,13 +241,15 @@ class StreamingSource(Source):
     def _receive(self) -> tuple[UInt8[Tensor, "b v s t c"], Tensor]:
         assert self._stream is not None
         try:
-            images, labels, faults, refused = next(self._stream)
+            images, labels, faults, refused, short = next(self._stream)
         except (ConnectionError, EOFError) as error:  # a worker died while its tensors were being handed over
             raise RuntimeError(f"DataLoader worker hung up: {error or type(error).__name__}") from error
         for name, reason in faults:
             self.unreadable.add(name, reason)
         if refused:
             raise DataError(refused)
+        if short:
+            raise RunFailed(short)
         if images is None:
             raise DataError(f"{_SUBSTITUTES} images in a row cannot be read (last: {': '.join(faults[-1])})")
         return images, labels

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dsdmae_cli.data.base import Refused
+from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.pictures.halving import add_enlarged, halved
 from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.noise import noise_level
@@ -67,6 +68,7 @@ class Restorer:
             progress: told the number of tiles done and of all tiles.
 
         Raises:
+            CheckpointError: the network gives no numbers.
             Refused: other numbers than 8 and 16 bits, which pictures/depths.py makes of any.
         """
         if picture.pixels.dtype not in (np.uint8, np.uint16):
@@ -135,6 +137,11 @@ class Restorer:
         if color_noise is not None:
             x = color_noise.added_to(x, corners)
         restored = self.network.predict(np.ascontiguousarray(x))
+        if not np.isfinite(restored).all():  # it would be a black picture, and called done
+            raise CheckpointError(
+                f"{self.network.origin} gives values that are not finite; its file is damaged, or it needs --precision"
+                " fp32"
+            )
         if color_noise is not None:
             restored = restored.mean(axis=1, keepdims=True)
         return restored.transpose(0, 1, 3, 2) if turned else restored
