@@ -11,6 +11,7 @@ import signal
 # What the words of a file that cannot be written end with.
 RESUME = "what was saved before is intact. Make room, then go on with --resume"
 AGAIN = "nothing was left behind. Make room, then start again"
+SAME = "what is done is kept. Make room, then give the same command again"
 
 
 class DsdmaeError(Exception):

@@ -14,6 +14,7 @@ from typing import Any
 
 from dsdmae_cli.errors import AGAIN as AGAIN
 from dsdmae_cli.errors import RESUME as RESUME
+from dsdmae_cli.errors import SAME as SAME
 from dsdmae_cli.errors import RunFailed, nearest
 
 _PATTERN = re.compile(r"[*?]|\[[^\]]+\]|\{[^{}]+\}")
@@ -54,12 +55,13 @@ def _new_beside(path: Path) -> Path:
 
 
 @contextmanager
-def not_resumable() -> Iterator[None]:
-    """A block of a command that has no --resume: what advises it says to start again instead."""
+def not_resumable(advice: str = AGAIN) -> Iterator[None]:
+    """A block of a command that has no --resume: what advises it says to start again instead, or what is given."""
     try:
         yield
     except RunFailed as error:
-        raise RunFailed(str(error).replace(RESUME, AGAIN)) from error
+        error.args = (str(error).replace(RESUME, advice),)
+        raise
 
 
 def write_synced(path: Path, content: bytes) -> None:

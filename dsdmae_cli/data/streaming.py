@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -214,9 +216,17 @@ class StreamingSource(Source):
             timeout=_WORKER_SECONDS if self.workers else 0,
             worker_init_fn=partial(serve, os.getpid()) if self.workers else None,
         )
+        before = set(multiprocessing.active_children())
         try:
             return iter(loader)
-        except OSError as error:
+        except BaseException as error:
+            # Those that could be started wait for work and are deaf to the SIGTERM by which Python would end them: the
+            # program would never end. What the frames hold are their pipes, which clearing up may have need of.
+            for started in set(multiprocessing.active_children()) - before:
+                started.kill()
+            traceback.clear_frames(error.__traceback__)
+            if not isinstance(error, OSError):
+                raise
             raise RunFailed(
                 f"{self.workers} processes that decode images cannot be started ({error.strerror or error}); lower"
                 " --set data.workers, or raise the limit that was reached (ulimit -n, ulimit -u)"
