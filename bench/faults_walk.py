@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -93,6 +94,22 @@ def over(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+def steps(run: Path, ran: bool) -> int:
+    """The last step that was saved, or that ran, of those before too: a resumed run has forgotten them when it runs."""
+    if not ran:
+        found = checkpoint.newest_first(run / "checkpoints")
+        return int(found[0].name.removeprefix("step-")) if found else 0
+    with suppress(OSError, ValueError, IndexError):  # none yet, or a line that is being written
+        return int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+    return 0
+
+
+def wait(child: int, until: Callable[[], bool]) -> None:
+    """Until that is so, or the run is over."""
+    while not until() and not over(child):
+        time.sleep(0.01)
+
+
 def digest(run: Path) -> str:
     """Of all that a run computed."""
     newest = checkpoint.newest_first(run / "checkpoints")[0]
@@ -151,14 +168,16 @@ def walk(seed: int, folder: Path, longest: float, expected: str, disks: bool) ->
     told = []
     passed_over = 0
     for kind in draw.sample(kinds, len(kinds)):
-        began = time.monotonic()
+        began, saved = time.monotonic(), steps(run, ran=False)
         child = start(run, log)
-        moment = draw.uniform(0, longest / 4)  # so that the later ones find work left
         if kind == "damaged checkpoint":
-            moment /= 8  # what it waits for takes its time already
-            while not two_whole(run) and not over(child):
-                time.sleep(0.02)
-        time.sleep(moment)
+            wait(child, lambda: two_whole(run))
+        elif draw.random() < 0.7:  # amid the training; few steps, so that the later ones find work left
+            more = draw.randint(1, 5)
+            wait(child, lambda to=saved + more: steps(run, ran=True) >= to)
+        else:  # before it, as a rule
+            time.sleep(draw.uniform(0, longest / 4))
+        time.sleep(draw.uniform(0, 4 * STEP_SECONDS))
         moment = time.monotonic() - began
         filler = None
         if kind == "full disk":

@@ -186,7 +186,7 @@ def parse_classifier(text: str) -> Subject:
     if parsed.weights is None:
         raise CheckpointError(
             f"{text} has not ended, and its network is written at the end; go on with it by: dsdmae finetune --resume"
-            f" --out {typed(parsed.path)}"
+            f" --out {typed(str(parsed.path))}"
         )
     return parsed
 

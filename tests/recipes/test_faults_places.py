@@ -164,10 +164,16 @@ def test_a_manifest_that_names_other_files_reads_none_of_them(encoder_run: Path,
     sums = json.loads((newest / "manifest.json").read_text())
     (newest / "manifest.json").write_text(json.dumps(sums | {"../../../../../../etc/passwd": "0" * 64}))
     read: list[str] = []
+    real = Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.append(path.name)
+        return real(path)
+
     with pytest.MonkeyPatch.context() as patched:
-        real = Path.read_bytes
-        patched.setattr(Path, "read_bytes", lambda path: read.append(path.name) or real(path))
+        patched.setattr(Path, "read_bytes", noted)
         checkpoint.load(newest)
+    assert "model.safetensors" in read
     assert "passwd" not in read
 
 

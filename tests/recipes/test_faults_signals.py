@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from helpers import assignments, cli, digit_folder, one_line, start, steps_done, train, wait_until, words
 
-from dsdmae_cli import signals
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.run import Run
 from dsdmae_cli.signals import handled, listening, once, stopping
@@ -103,7 +102,7 @@ def test_a_signal_while_the_result_is_written_says_how_to_go_on(
 
 def test_an_echo_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("dsdmae_cli.signals.time.monotonic", lambda: now[0])
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     heard: list[int] = []
     with handled({signal.SIGTERM: once(lambda number, frame: heard.append(number))}):
