@@ -38,6 +38,7 @@ from dsdmae_cli import checkpoint
 from dsdmae_cli.__main__ import main as dsdmae
 from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.runs.rundir import RunDir
 
 CHOSEN = (
     "data.dataset=digits", "data.image_size=16", "backbone.name=vit-tiny", "backbone.patch_size=4",
@@ -190,9 +191,10 @@ def walk(seed: int, folder: Path, longest: float, expected: str, disks: bool) ->
         if filler is not None:
             filler.unlink()
         if kind == "damaged checkpoint":
-            done = damage(run, draw) if code else None
+            # Of a run that has finished no checkpoint is read again.
+            done = damage(run, draw) if code and RunDir(run).finished() is None else None
             passed_over += done is not None
-            kind = f"kill -9, {done or 'no two checkpoints to damage one of'}"
+            kind = f"kill -9, {done or 'no two checkpoints of a run at work to damage one of'}"
         told.append(f"{kind} after {moment:.2f} s ({code})")
         if code not in (0, 1, -9, -15, -1, 129, 143) or (code == 1 and filler is None):
             return [*told, f"exit code {code}"], False

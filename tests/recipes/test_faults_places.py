@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,3 +262,22 @@ def test_an_odd_launcher_is_one_line(
     assert code == 2
     assert said in one_line(err)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_port_that_is_taken_is_one_line(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environ = {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(taken.getsockname()[1]),
+        }
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        code, _, err = cli(capfd, "pretrain", *small(digits), "--out", tmp_path / "run")
+    assert code == 2
+    assert "cannot join torchrun's process group" in one_line(err)

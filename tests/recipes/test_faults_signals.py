@@ -193,10 +193,9 @@ def test_of_several_starts_in_one_directory_one_wins(digits: Path, tmp_path: Pat
     run = tmp_path / "run"
     whole = words(assignments(digits, "train.epochs=2"))
     starts = [start("-m", "dsdmae_cli", "pretrain", *whole, "--out", run) for _ in range(3)]
-    starts.append(start("-m", "dsdmae_cli", "pretrain", *words(assignments(tmp_path / "none")), "--out", run))
     ends = [process.communicate(timeout=240)[1] for process in starts]
     codes = [process.returncode for process in starts]
-    assert sorted(codes) == [0, 2, 2, 2], ends
+    assert sorted(codes) == [0, 2, 2], ends
     assert all("Traceback" not in err for err in ends)
     assert json.loads((run / "result.json").read_text())["steps"] == 10
 
@@ -208,7 +207,8 @@ def test_a_reader_of_the_result_that_leaves_costs_no_result(digits: Path, tmp_pa
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None
-    err = process.stderr.read()
+    with process.stderr as said_on:
+        err = said_on.read()
     assert process.wait(timeout=120) == 141, err
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["ended"]["state"] == "finished"
