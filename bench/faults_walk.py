@@ -1,7 +1,8 @@
 """A seeded random walk over the faults that a run must outlive: kill -9, SIGTERM, SIGHUP, a full disk, a damaged newest
-checkpoint (where there are two). Each walk has each of them once, in an order and at moments that its seed draws; then
-the run is resumed to its end, which must be bitwise that of a run that nothing happened to: encoder, weights, moments
-and metrics (all but what a clock measured).
+checkpoint. Each walk has each of them once, in an order and at moments that its seed draws; then the run is resumed to
+its end, which must be bitwise that of a run that nothing happened to: encoder, weights, moments and metrics (all but
+what a clock measured). What is damaged is the newest of two checkpoints, which the walk waits for before kill -9; the
+next start must pass it over.
 
     python -m bench.faults_walk --walks 50 --rows /tmp/walks.jsonl --log docs/results/faults-walk.md
 
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -36,15 +38,16 @@ from dsdmae_cli import checkpoint
 from dsdmae_cli.__main__ import main as dsdmae
 from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.runs.rundir import RunDir
 
 CHOSEN = (
     "data.dataset=digits", "data.image_size=16", "backbone.name=vit-tiny", "backbone.patch_size=4",
     "backbone.embed_dim=32", "backbone.depth=1", "backbone.num_heads=2", "method.name=dsdmae", "method.decoder_depth=1",
-    "optim.lr=1e-3", "train.device=cpu", "train.precision=fp32", "train.epochs=4", "train.batch_size=512",
+    "optim.lr=1e-3", "train.device=cpu", "train.precision=fp32", "train.epochs=12", "train.batch_size=512",
     "train.log_every=1", "train.knn_every=none", "train.checkpoint_every=1",
 )  # fmt: skip
 SIZE = "24m"  # of the disk: room for the run, and soon filled
-STEP_SECONDS = 0.1  # added to each step, so that a fault finds the run at work
+STEP_SECONDS = 0.05  # added to each step, so that a fault finds the run at work
 
 
 def begin(arguments: list[str], log: Path) -> int:
@@ -87,6 +90,27 @@ def ended(child: int, seconds: float = 300) -> int:
     raise AssertionError(f"it did not end in {seconds:.0f} s")
 
 
+def over(child: int) -> bool:
+    """Whether it has ended; `ended` can still ask how."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def steps(run: Path, ran: bool) -> int:
+    """The last step that was saved, or that ran, of those before too: a resumed run has forgotten them when it runs."""
+    if not ran:
+        found = checkpoint.newest_first(run / "checkpoints")
+        return int(found[0].name.removeprefix("step-")) if found else 0
+    with suppress(OSError, ValueError, IndexError):  # none yet, or a line that is being written
+        return int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+    return 0
+
+
+def wait(child: int, until: Callable[[], bool]) -> None:
+    """Until that is so, or the run is over."""
+    while not until() and not over(child):
+        time.sleep(0.01)
+
+
 def digest(run: Path) -> str:
     """Of all that a run computed."""
     newest = checkpoint.newest_first(run / "checkpoints")[0]
@@ -102,11 +126,9 @@ def digest(run: Path) -> str:
 
 def damage(run: Path, draw: random.Random) -> str | None:
     """Flip a bit of, or cut, a file of the newest checkpoint where the one before it is whole; what was done."""
-    newest, *older = checkpoint.newest_first(run / "checkpoints") or [run]
-    try:
-        checkpoint.load(older[0])
-    except (IndexError, CheckpointError):
+    if not two_whole(run):
         return None
+    newest = checkpoint.newest_first(run / "checkpoints")[0]
     path = draw.choice(sorted(newest.iterdir()))
     content = bytearray(path.read_bytes())
     if draw.random() < 0.3:
@@ -115,6 +137,15 @@ def damage(run: Path, draw: random.Random) -> str | None:
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
     return f"a bit of {path.name} flipped"
+
+
+def two_whole(run: Path) -> bool:
+    """Whether there is a checkpoint to damage, and a whole one before it."""
+    try:
+        checkpoint.load(checkpoint.newest_first(run / "checkpoints")[1])
+    except (IndexError, CheckpointError):
+        return False
+    return True
 
 
 def fill(run: Path) -> Path:
@@ -136,26 +167,41 @@ def walk(seed: int, folder: Path, longest: float, expected: str, disks: bool) ->
     run, log = folder / "run", folder.parent / f"walk-{seed}.log"
     kinds = ["kill -9", "SIGTERM", "SIGHUP", "damaged checkpoint", *(["full disk"] if disks else [])]
     told = []
+    passed_over = 0
     for kind in draw.sample(kinds, len(kinds)):
+        began, saved = time.monotonic(), steps(run, ran=False)
         child = start(run, log)
-        moment = draw.uniform(0, longest / 3)  # so that the later ones find work left
-        time.sleep(moment)
+        if kind == "damaged checkpoint":
+            wait(child, lambda: two_whole(run))
+        elif draw.random() < 0.7:  # amid the training; few steps, so that the later ones find work left
+            more = draw.randint(1, 5)
+            wait(child, lambda to=saved + more: steps(run, ran=True) >= to)
+        else:  # before it, as a rule
+            time.sleep(draw.uniform(0, longest / 4))
+        time.sleep(draw.uniform(0, 4 * STEP_SECONDS))
+        moment = time.monotonic() - began
         filler = None
         if kind == "full disk":
             filler = fill(folder / "run")
         else:
             number = {"SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP}.get(kind, signal.SIGKILL)
-            os.kill(child, number)
+            with suppress(ProcessLookupError):
+                os.kill(child, number)
         code = ended(child)
         if filler is not None:
             filler.unlink()
         if kind == "damaged checkpoint":
-            kind = f"kill -9, {damage(run, draw) or 'no two checkpoints to damage one of'}"
+            # Of a run that has finished no checkpoint is read again.
+            done = damage(run, draw) if code and RunDir(run).finished() is None else None
+            passed_over += done is not None
+            kind = f"kill -9, {done or 'no two checkpoints of a run at work to damage one of'}"
         told.append(f"{kind} after {moment:.2f} s ({code})")
         if code not in (0, 1, -9, -15, -1, 129, 143) or (code == 1 and filler is None):
             return [*told, f"exit code {code}"], False
     code = ended(start(run, log))
     same = code == 0 and digest(run) == expected
+    if log.read_text().count("going back to the one before") < passed_over:
+        return [*told, "the damaged checkpoint was not passed over"], False
     left = [path.name for path in run.rglob(".*.partial")]
     return [*told, *([f"exit code {code}"] if code else []), *([f"left: {left}"] if left else [])], same and not left
 
@@ -239,6 +285,7 @@ def report(rows: list[dict[str, Any]], expected: str) -> str:
     """The log."""
     equal = sum(row["same"] for row in rows)
     kinds = Counter(text.split(",")[0].split(" after")[0] for row in rows for text in row["told"])
+    damaged = sum(text.startswith("kill -9, ") and "no two" not in text for row in rows for text in row["told"])
     disks = all(row["disk"] for row in rows)
     without = "" if disks else " Full disks were left out: no small disk could be mounted here."
     shortest, longest = (f(row["seconds"] for row in rows) for f in (min, max))
@@ -253,15 +300,15 @@ def report(rows: list[dict[str, Any]], expected: str) -> str:
         "",
         f"**{equal} of {len(rows)} walks ended bitwise equal** to the run that nothing happened to, with no partial",
         f"file left (SHA-256 of encoder, weights, moments and metrics: {expected[:16]}…).",
-        f"Faults: {counted}. Python {platform.python_version()}, {platform.system()}.{without}",
+        f"Faults: {counted}; in {damaged} of {len(rows)} walks the newest checkpoint was damaged after a kill -9, and",
+        f"passed over by the next start. Python {platform.python_version()}, {platform.system()}.{without}",
         "",
         "| seed | what happened (exit code) | end |",
         "|---|---|---|",
         *(f"| {r['seed']} | {'; '.join(r['told'])} | {'equal' if r['same'] else '**not equal**'} |" for r in rows),
         "",
         "Exit code 0: the run had ended before the fault came; 1: a full disk; 129 and 143: SIGHUP and SIGTERM, saved",
-        "or cleared up; negative: ended by the system at once. A checkpoint is damaged after a kill -9, where there",
-        "are two.",
+        "or cleared up; negative: ended by the system at once. A checkpoint is damaged after a kill -9.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ from dsdmae_cli import slurm
 from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import DsdmaeError, RunInterrupted
 from dsdmae_cli.report import shown
-from dsdmae_cli.signals import Stopped
+from dsdmae_cli.signals import Stopped, guarded
 
 # Commands that several processes run as one; of others, srun's tasks are commands of their own (an ablation's workers).
 _IN_GROUPS = ("pretrain", "finetune", "tokenizer")
@@ -24,6 +24,9 @@ _SHORT = {
     errno.ENOMEM: "end other programs, or give it less at once",
     errno.EAGAIN: "raise the limit of processes (ulimit -u), or lower --set data.workers",
 }
+# What libraries say where memory runs out: torch, C++, the loader of their shared objects, libraries in Rust.
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "failed to map segment")
+_NO_THREAD = "can't start new thread"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,17 +41,27 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    try:
+        return _answered(arguments)
+    except Exception as error:
+        if (short := _shortage(error)) is not None:
+            return _complain(short, 1, arguments)
+        return _output_failed(error, arguments)
+    except SystemExit as leaving:  # how Typer answers a reader that has left
+        return _output_failed(leaving.__context__, arguments)
+
+
+def _answered(arguments: list[str]) -> int:
     import typer
 
     from dsdmae_cli.cli import app
 
     # Typer carries a copy of click from some release on; the base class of its usage errors is not exported by either.
     usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-    Stopped.by = 0
     try:
         if next((word for word in arguments if not word.startswith("-")), "") in _IN_GROUPS:
             os.environ.update(slurm.group(os.environ))
-        with opened_once():
+        with guarded(), opened_once():
             done = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk or a reader that has left can still be answered for
         if done == 130:  # what Typer makes of a Ctrl-C, and of whatever ends like one
@@ -68,19 +81,25 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
-    except MemoryError:
-        return _complain("memory ran out; end other programs, or give it less at once", 1, arguments)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch's, of a network that is absurdly large
-            raise
-        return _complain("memory ran out; end other programs, or give it less at once", 1, arguments)
-    except OSError as error:
-        if error.errno in _SHORT:
-            what = f"{(error.strerror or str(error)).lower()}{f' at {error.filename}' if error.filename else ''}"
-            return _complain(f"the system refuses: {what}; {_SHORT[error.errno]}", 1, arguments)
-        return _output_failed(error, arguments)
-    except SystemExit as leaving:  # how Typer answers a reader that has left
-        return _output_failed(leaving.__context__, arguments)
+
+
+def _shortage(error: BaseException | None) -> str | None:
+    """What the system ran out of, where that is what lies behind an error: libraries fail over a shortage in ways of
+    their own, and what they say then hides it."""
+    while error is not None:
+        text = (str(error).splitlines() or [""])[0]
+        number = getattr(error, "errno", None)
+        if number is None and isinstance(error, OSError | RuntimeError | ImportError):
+            number = next((known for known in _SHORT if os.strerror(known) in text), None)
+            number = errno.EAGAIN if _NO_THREAD in text else number
+        if number in _SHORT and isinstance(error, OSError | RuntimeError | ImportError):
+            named = getattr(error, "filename", None)
+            what = getattr(error, "strerror", None) or text
+            return f"the system refuses: {what.lower()}{f' at {named}' if named else ''}; {_SHORT[number]}"
+        if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+            return "memory ran out; end other programs, or give it less at once"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _interrupted() -> int:

@@ -4,9 +4,14 @@ A message is one line: which key or file, what was got, what is allowed, what to
 it on stderr and exits with `exit_code`; `--debug` shows the traceback.
 """
 
+from __future__ import annotations
+
+import signal
+
 # What the words of a file that cannot be written end with.
 RESUME = "what was saved before is intact. Make room, then go on with --resume"
 AGAIN = "nothing was left behind. Make room, then start again"
+SAME = "what is done is kept. Make room, then give the same command again"
 
 
 class DsdmaeError(Exception):
@@ -46,11 +51,20 @@ class RunInterrupted(DsdmaeError):  # noqa: N818
     """A signal asked the run to stop; it saved and can be resumed.
 
     The exit code is 128 + the signal's number, as shells report it: 130 for SIGINT, 143 for SIGTERM.
+
+    Attributes:
+        by: which signal, as a person knows it.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+        self.by = signal_words(signal_number)
+
+
+def signal_words(number: int) -> str:
+    """A signal as a person knows it: "Ctrl-C", "signal 15"."""
+    return "Ctrl-C" if number == signal.SIGINT else f"signal {int(number)}"
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dsdmae_cli.errors import AGAIN as AGAIN
 from dsdmae_cli.errors import RESUME as RESUME
+from dsdmae_cli.errors import SAME as SAME
 from dsdmae_cli.errors import RunFailed, nearest
 
 _PATTERN = re.compile(r"[*?]|\[[^\]]+\]|\{[^{}]+\}")
@@ -51,12 +55,13 @@ def _new_beside(path: Path) -> Path:
 
 
 @contextmanager
-def not_resumable() -> Iterator[None]:
-    """A block of a command that has no --resume: what advises it says to start again instead."""
+def not_resumable(advice: str = AGAIN) -> Iterator[None]:
+    """A block of a command that has no --resume: what advises it says to start again instead, or what is given."""
     try:
         yield
     except RunFailed as error:
-        raise RunFailed(str(error).replace(RESUME, AGAIN)) from error
+        error.args = (str(error).replace(RESUME, advice),)
+        raise
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -86,6 +91,23 @@ def sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def typed(path: Path | str) -> str:
+    """A path as a person types it into a shell, in words that say how to go on."""
+    return shlex.quote(str(path))
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """What JSON from outside holds.
+
+    Raises:
+        ValueError: it is none, or nested too deep to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def is_pattern(text: str) -> bool:

@@ -3,12 +3,15 @@
 
 While a run trains the first SIGINT, SIGTERM or SIGHUP (the window closed, the line lost; unless it is ignored, as by
 nohup) asks it to stop after the step, SIGUSR1 to save and go on. A second one ends the process at once; files are
-renamed into place, so that none is torn by it.
+renamed into place, so that none is torn by it. One that comes again within a moment is the first one's echo and no
+second: `timeout`, systemd and SLURM send theirs to a process and to its group, and torchrun passes on to its processes
+what they have got themselves.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import threading
@@ -17,8 +20,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-Handler = Callable[[int, FrameType | None], None] | int
-STOP = (signal.SIGINT, signal.SIGTERM)
+Heard = Callable[[int, FrameType | None], None]
+Handler = Heard | int
+_ECHO_SECONDS = 1.0
+# torchrun passes a signal on when it comes to it, and ends by SIGKILL, half a minute later, who has not ended by then.
+_TORCHRUN_ECHO_SECONDS = 30.0
+# When each signal that stops was heard last, on the monotonic clock, since the outermost block that listens began: what
+# one block has heard comes as an echo to the block around it.
+_heard: dict[int, float] = {}
+_blocks = 0
 
 
 class Stopped(KeyboardInterrupt):
@@ -45,12 +55,30 @@ def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _blocks
+    if not _blocks:
+        _heard.clear()
+    _blocks += 1
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
+        _blocks -= 1
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def once(handler: Heard) -> Heard:
+    """The handler of a signal that stops, deaf to its echoes."""
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        echo = _TORCHRUN_ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else _ECHO_SECONDS
+        if now - _heard.get(number, -math.inf) >= echo:
+            _heard[number] = now
+            handler(number, frame)
+
+    return hear
 
 
 @contextmanager
@@ -67,7 +95,7 @@ def serve(parent: int, worker: int = 0) -> None:
     Args:
         parent, worker: as end_with.
     """
-    for number in (*_stops(), *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])):
+    for number in (*stops(), *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])):
         signal.signal(number, signal.SIG_IGN)
     end_with(parent, worker)
 
@@ -111,13 +139,22 @@ def stopping() -> Iterator[None]:
         Stopped.by = int(number)
         raise Stopped
 
-    with handled({number: stop for number in _stops() if number != signal.SIGINT}):
+    with handled({number: once(stop) for number in stops() if number != signal.SIGINT}):
         yield
 
 
-def _stops() -> list[int]:
+@contextmanager
+def guarded() -> Iterator[None]:
+    """A command, from its first line to its last: no signal ends it before it could clear up, and SIGUSR1 never."""
+    Stopped.by = 0
+    with no_save_kills(), stopping():
+        yield
+
+
+def stops() -> list[int]:
+    """The signals that ask to stop: SIGINT, SIGTERM, and SIGHUP unless it is ignored."""
     hangup = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-    return [*STOP, *([signal.SIGHUP] if hangup else [])]
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangup else [])]
 
 
 @contextmanager
@@ -134,7 +171,7 @@ def listening() -> Iterator[Requests]:
     def save(number: int, frame: FrameType | None) -> None:
         requests.save = True
 
-    handlers: dict[int, Handler] = dict.fromkeys(_stops(), stop)
+    handlers: dict[int, Handler] = dict.fromkeys(stops(), once(stop))
     if hasattr(signal, "SIGUSR1"):
         handlers[signal.SIGUSR1] = save
     with handled(handlers):

@@ -139,7 +139,7 @@ class RichProgress(Progress):
             self.note(f"{describe(row.point)}, seed {row.seed}: {text}")
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(shown(text), markup=False)
 
     def warn(self, text: str) -> None:
         self.note(f"dsdmae: warning: {text}")

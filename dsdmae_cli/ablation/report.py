@@ -23,14 +23,28 @@ from dsdmae_cli.page import document
 from dsdmae_cli.page.blocks import Block, Cell, Charts, Code, Gallery, Listing, Page, Section, Table, Text
 from dsdmae_cli.page.chart import Chart
 from dsdmae_cli.page.run import last_moment
-from dsdmae_cli.report import duration, markdown, shown
+from dsdmae_cli.report import Report, duration, markdown, shown
 from dsdmae_cli.runs.rundir import PAGE
 
 _MOST_PICTURES = 12
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write everything that a study leaves beside its runs; each file whole or not at all."""
+    """Write everything that a study leaves beside its runs; each file whole or not at all. What was found comes first:
+    a chart or page that cannot be made is a warning.
+
+    Raises:
+        RunFailed: what was found cannot be written.
+    """
+    found = json.dumps(results.definition.json() | results.json(), indent=2) + "\n"
+    write_bytes(folder / "study.json", found.encode())
+    write_bytes(folder / "table.csv", _csv(results).encode())
+    with Report().spared("the report of the study"):
+        _describe(results, folder)
+
+
+def _describe(results: Results, folder: Path) -> None:
+    """For people: charts, report.md and the page."""
     dataset = results.definition.common().data.dataset.partition(":")[2]
     where = document.places(folder, "STUDY", [dataset])
     drawn = charts(results)
@@ -50,10 +64,6 @@ def write(results: Results, folder: Path) -> None:
     text = templates.get_template("report.md").render(**content, images=images)
     write_bytes(folder / "report.md", text.encode())
     document.write(_page(results, content, drawn, folder), folder / PAGE, where)
-    write_bytes(folder / "table.csv", _csv(results).encode())
-    write_bytes(
-        folder / "study.json", (json.dumps(results.definition.json() | results.json(), indent=2) + "\n").encode()
-    )
 
 
 def _page(results: Results, content: dict[str, Any], drawn: list[Chart], folder: Path) -> Page:

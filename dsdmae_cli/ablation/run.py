@@ -17,7 +17,7 @@ from dsdmae_cli.ablation.trial import Job
 from dsdmae_cli.errors import DsdmaeError, RunFailed, RunInterrupted
 from dsdmae_cli.report import duration
 from dsdmae_cli.runs.child import Slot
-from dsdmae_cli.signals import STOP, handled
+from dsdmae_cli.signals import handled, once, stops
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0  # between looks at the storage, which several processes may share
@@ -153,9 +153,12 @@ class Runner:
         self.progress.event(row, reason)
 
     def _finish(self, row: Row, job: Job) -> None:
-        value, facts = job.outcome()
-        if value is None:
+        try:
+            value, facts = job.outcome()
             reason = f"the run has no {self.definition.metric.label}: its images have no labels; use --metric loss"
+        except RunFailed as error:
+            value, facts, reason = None, {}, str(error)
+        if value is None:
             self.study.fail(row, reason)
             self.progress.event(row, f"failed: {reason}")
             return
@@ -209,7 +212,7 @@ class Runner:
 def _listening() -> Iterator[list[int]]:
     """The numbers of the signals that asked to stop since the block began."""
     asked: list[int] = []
-    with handled(dict.fromkeys(STOP, lambda number, frame: asked.append(number))):
+    with handled(dict.fromkeys(stops(), once(lambda number, frame: asked.append(number)))):
         yield asked
 
 

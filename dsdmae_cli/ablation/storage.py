@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.errors import SAME, RunFailed, SettingsError
 from dsdmae_cli.files import explained
 from dsdmae_cli.report import without_password
 
@@ -35,7 +35,7 @@ _MADE_TWICE = re.compile(
 )
 _WAITS = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds
 _POSTGRESQL = ("postgresql", "postgres")
-_ADVICE = "trials that have ended are kept. Make room, then give the same command again"
+_ADVICE = SAME
 
 
 class Books:

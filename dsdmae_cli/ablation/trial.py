@@ -10,7 +10,6 @@ What a trial leaves below the study's directory:
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -20,9 +19,10 @@ from typing import Any
 from dsdmae_cli.ablation.definition import Metric
 from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.runs.child import Child, Slot, State, busy
-from dsdmae_cli.runs.rundir import METRICS, RESULT, SETTINGS
+from dsdmae_cli.runs.rundir import METRICS, RESULT, SETTINGS, RunDir, record_of
 from dsdmae_cli.settings.models import Settings
 
 
@@ -50,7 +50,7 @@ class Tail:
             return []
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [record for line in whole.splitlines() if (record := record_of(line)) is not None]
 
 
 class Job:
@@ -120,7 +120,7 @@ class Job:
     def _poll_phase(self, phase: tuple[tuple[str, ...], Metric | None]) -> State:
         folder = self._folder(phase[1])
         if self._child is None:
-            if (folder / RESULT).exists():
+            if RunDir(folder).read_json(RESULT):  # a damaged one is made anew
                 return "done"  # before a crash, or by the process of a worker that is gone
             if self._stopping:
                 return "stopped"
@@ -192,8 +192,18 @@ class Job:
         return max(0.0, self.share - (self._first_step or 0) / max(1, self.steps))
 
     def outcome(self) -> tuple[float | None, dict[str, Any]]:
-        """(the metric, facts for tables) of a trial that is done; the metric is None where the run has none."""
-        result = json.loads((self.run / RESULT).read_text(encoding="utf-8"))
+        """(the metric, facts for tables) of a trial that is done; the metric is None where the run has none.
+
+        Raises:
+            RunFailed: a result lacks what this program writes into one.
+        """
+        try:
+            return self._outcome()
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunFailed(f"a {RESULT} of it is no result of this program ({error}); remove that file") from error
+
+    def _outcome(self) -> tuple[float | None, dict[str, Any]]:
+        result = RunDir(self.run).read_json(RESULT)
         facts = {
             "run": self.name,
             "seconds": result["seconds"],
@@ -212,5 +222,4 @@ class Job:
         return values.get(self.metric.name, facts.get(self.metric.name)), facts
 
     def _judged(self, metric: Metric) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self._folder(metric) / RESULT).read_text(encoding="utf-8"))
-        return found
+        return RunDir(self._folder(metric)).read_json(RESULT)

@@ -20,7 +20,7 @@ from dsdmae_cli.artifacts.format import architecture
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.masks import VOID
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import RESUME
+from dsdmae_cli.files import RESUME, parsed_json
 from dsdmae_cli.settings.size import height_width
 from dsdmae_cli.tasks.classifier import Network
 from dsdmae_cli.tasks.segmenter import PixelNetwork
@@ -76,8 +76,8 @@ def read_head(
         CheckpointError: the head does not fit the backbone or the names of the classes.
     """
     try:
-        classes = tuple(str(name) for name in json.loads(metadata["classes"]))
-        values = tuple(int(value) for value in json.loads(metadata.get("values", "[]")))
+        classes = tuple(str(name) for name in parsed_json(metadata["classes"]))
+        values = tuple(int(value) for value in parsed_json(metadata.get("values", "[]")))
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"the names of the classes in {path} are damaged: {error!r}") from error
     finetune = settings["finetune"]

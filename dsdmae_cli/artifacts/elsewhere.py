@@ -4,7 +4,6 @@ the backbone found that they belong to. foreign.py builds it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import isclose
@@ -21,6 +20,7 @@ from dsdmae_cli.artifacts.pickled import read_pickled
 from dsdmae_cli.config.describe import plain
 from dsdmae_cli.config.schema import Values
 from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.files import parsed_json
 from dsdmae_cli.plugins import BackboneSpec, Plugin, Recognized
 
 # What a checkpoint has beside its backbone: what was trained on top of it, and what is computed anew.
@@ -110,7 +110,7 @@ def read_elsewhere(path: Path) -> Elsewhere:
 
 def _pixels_beside(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     try:
-        said = json.loads((path.parent / _PREPROCESSOR).read_text(encoding="utf-8"))
+        said = parsed_json((path.parent / _PREPROCESSOR).read_text(encoding="utf-8"))
         mean, std = (tuple(float(value) for value in said[key]) for key in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, or of a model that has another way

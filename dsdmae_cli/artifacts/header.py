@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.files import parsed_json
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -33,8 +33,8 @@ def written_settings(metadata: dict[str, str], origin: str) -> dict[str, dict[st
     if "settings" not in metadata:
         return None
     try:
-        values = json.loads(metadata["settings"])
-    except (ValueError, RecursionError) as error:
+        values = parsed_json(metadata["settings"])
+    except ValueError as error:
         raise CheckpointError(f"the settings in {origin} are damaged: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"the settings in {origin} are damaged: they are no tables")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.files import parsed_json
 
 if TYPE_CHECKING:
     from dsdmae_cli.artifacts.denoiser import Denoiser
@@ -53,7 +54,7 @@ def read_about(metadata: dict[str, str], origin: str) -> About:
             " `dsdmae export RUN --to denoiser-onnx --out FILE.onnx`"
         )
     try:
-        found = json.loads(metadata[KEY])
+        found = parsed_json(metadata[KEY])
         if found.pop("format") != FORMAT:
             raise CheckpointError(f"{origin} has a format this program does not know; update dsdmae")
         height, width = found.pop("patch")

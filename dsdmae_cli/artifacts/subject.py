@@ -30,6 +30,7 @@ from dsdmae_cli.config.resolve import RGB, resolve, resolve_backbone
 from dsdmae_cli.config.schema import Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError, nearest
+from dsdmae_cli.files import typed
 from dsdmae_cli.plugins import BackboneSpec, Plugin
 from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, SETTINGS, default_folder
 from dsdmae_cli.settings.models import BackboneSettings
@@ -185,7 +186,7 @@ def parse_classifier(text: str) -> Subject:
     if parsed.weights is None:
         raise CheckpointError(
             f"{text} has not ended, and its network is written at the end; go on with it by: dsdmae finetune --resume"
-            f" --out {parsed.path}"
+            f" --out {typed(str(parsed.path))}"
         )
     return parsed
 

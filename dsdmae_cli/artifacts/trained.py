@@ -4,7 +4,6 @@ checkpoint of a run that has not ended.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
 from dsdmae_cli.artifacts.subject import Resolved
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
+from dsdmae_cli.files import parsed_json
 from dsdmae_cli.runs.build import build_backbone, build_method
 from dsdmae_cli.runs.rundir import REQUIRED, RESULT, RUN, RunDir
 from dsdmae_cli.settings.models import BackboneSettings
@@ -139,7 +139,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from dsdmae_cli import __version__
 from dsdmae_cli.cli.group import Command, Group
+from dsdmae_cli.report import tell
 
 _TRAIN, _JUDGE, _USE, _LOOK = "Train", "Judge", "Use", "Look around"
 
@@ -97,7 +98,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"dsdmae {__version__}")
+        tell(f"dsdmae {__version__}")
         raise typer.Exit
 
 

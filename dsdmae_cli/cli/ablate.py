@@ -182,6 +182,7 @@ def command(*, asked: Asked, given: Given) -> None:
     _check(asked)
     definition = _definition(asked, given)
     from dsdmae_cli.ablation.dry_run import dry_run as planned
+    from dsdmae_cli.files import SAME, not_resumable
     from dsdmae_cli.recipes.ablate import ablate, study_folder
     from dsdmae_cli.report import Report, print_result
 
@@ -192,15 +193,16 @@ def command(*, asked: Asked, given: Given) -> None:
             Report().warn(warning)
         print_result(plan, as_json=given.json, text=text)
         return
-    result, text = ablate(
-        definition,
-        out=given.out,
-        storage=asked.storage,
-        workers=asked.workers,
-        parallel=asked.parallel,
-        retry_failed=asked.retry_failed,
-        as_json=given.json,
-    )
+    with not_resumable(SAME):
+        result, text = ablate(
+            definition,
+            out=given.out,
+            storage=asked.storage,
+            workers=asked.workers,
+            parallel=asked.parallel,
+            retry_failed=asked.retry_failed,
+            as_json=given.json,
+        )
     print_result(result, as_json=given.json, text=text)
 
 

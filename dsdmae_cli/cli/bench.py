@@ -13,6 +13,7 @@ import typer
 from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
+from dsdmae_cli.report import tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.bench.turns import Finding
@@ -197,9 +198,9 @@ def gpu(
     left = bench_gpu(
         out, device=device, only=tuple(only or ()), minutes=minutes, photographs=photographs, said=_say(False)
     )  # fmt: skip
-    typer.echo(f"report: {out / 'report.md'}")
+    tell(f"report: {out / 'report.md'}")
     if left:
-        typer.echo(f"left or failed: {', '.join(left)}; the same command goes on")
+        tell(f"left or failed: {', '.join(left)}; the same command goes on")
         raise typer.Exit(1)
 
 
@@ -208,4 +209,4 @@ def _say(as_json: bool) -> Callable[[str], None]:
 
 
 def _show(found: Finding, as_json: bool) -> None:
-    typer.echo(json.dumps(found.json(), indent=2) if as_json else found.text())
+    tell(json.dumps(found.json(), indent=2) if as_json else found.text(), as_data=True)

@@ -10,6 +10,7 @@ import typer
 from dsdmae_cli.cli.completion import kept as complete
 from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
+from dsdmae_cli.report import tell
 
 app = typer.Typer(cls=Group, help="List what the program keeps on disk, and clear it.", add_completion=False)
 
@@ -35,13 +36,13 @@ def list_kept(
 
     found = listed()
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder()), "kept": [kept.json() for kept in found]}, indent=2))
+        tell(json.dumps({"folder": str(folder()), "kept": [kept.json() for kept in found]}, indent=2), as_data=True)
         return
     for kept in found:
         when = "" if kept.used is None else f", the newest {age(time.time() - kept.used)} old"
-        typer.echo(f"{kept.name:<9}  {size(kept.bytes):>7}  {_files(kept.files)}{when}")
-        typer.echo(f"{'':<9}  {'':>7}  {kept.path}")
-        typer.echo(f"{'':<9}  {'':>7}  {kept.what}" + ("" if kept.own else "; shared, never cleared from here"))
+        tell(f"{kept.name:<9}  {size(kept.bytes):>7}  {_files(kept.files)}{when}")
+        tell(f"{'':<9}  {'':>7}  {kept.path}")
+        tell(f"{'':<9}  {'':>7}  {kept.what}" + ("" if kept.own else "; shared, never cleared from here"))
 
 
 def _files(count: int) -> str:
@@ -71,10 +72,10 @@ def clear(
 
     found = [kept for kept in chosen(names or []) if kept.files]
     if not found:
-        typer.echo("nothing to clear", err=True)
+        tell("nothing to clear", err=True)
         return
     if not yes:
         agreed([f"{kept.name}: {_files(kept.files)}, {size(kept.bytes)}, {kept.path}" for kept in found])
     for kept in found:
         number, freed = delete(kept, (older_than or 0) * _DAY)
-        typer.echo(f"{kept.name}: deleted {_files(number)}, {size(freed)}", err=True)
+        tell(f"{kept.name}: deleted {_files(number)}, {size(freed)}", err=True)

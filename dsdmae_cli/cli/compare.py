@@ -12,7 +12,7 @@ import typer
 from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.report import shown
+from dsdmae_cli.report import shown, tell
 
 _FORM = "Form"
 
@@ -52,11 +52,11 @@ def command(
 
     found = compare.compare(runs or [], paper)
     if json:
-        typer.echo(json_module.dumps(found.json(), indent=2))
+        tell(json_module.dumps(found.json(), indent=2), as_data=True)
     elif csv:
-        typer.echo(compare.as_csv(found))
+        tell(compare.as_csv(found), as_data=True)
     elif markdown:
-        typer.echo(compare.markdown(found))
+        tell(compare.markdown(found), as_data=True)
     else:
         _print(compare.cells(found), compare.footnotes(found), [row.of_paper for row in found.rows])
 
@@ -68,9 +68,9 @@ def _print(cells: list[list[str]], footnotes: list[str], of_paper: list[bool]) -
     else:
         widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
         for line in cells:
-            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+            tell("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for remark in footnotes:
-        typer.echo(shown(remark))
+        tell(shown(remark))
 
 
 def _print_rich(cells: list[list[str]], of_paper: list[bool]) -> None:

@@ -13,7 +13,7 @@ from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug, takes
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError, nearest
-from dsdmae_cli.report import shown
+from dsdmae_cli.report import shown, tell
 
 app = typer.Typer(cls=Group, help="Show, check and explain settings.", no_args_is_help=True, add_completion=False)
 
@@ -67,9 +67,9 @@ def show(
         for s, _, k in [dotted.partition(".")]
     }
     if as_json:
-        typer.echo(json.dumps({"settings": after, **({"sources": origin} if sources else {})}, indent=2))
+        tell(json.dumps({"settings": after, **({"sources": origin} if sources else {})}, indent=2), as_data=True)
     else:
-        typer.echo(to_toml(after, origin if sources else None).rstrip())
+        tell(to_toml(after, origin if sources else None).rstrip(), as_data=True)
 
 
 def _network(start: str) -> Any:
@@ -91,7 +91,7 @@ def check(
 
     values = read_toml(file)
     resolve(compose(schema_of(values), config=file, parsed=values, environ={}).settings)
-    typer.echo(shown(f"{file} is valid", one_line=True))
+    tell(shown(f"{file} is valid", one_line=True))
 
 
 @app.command(cls=Command)
@@ -111,7 +111,7 @@ def presets(debug: Debug = False) -> None:
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, kind, says in rows:
-        typer.echo(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {says}")
+        tell(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {says}")
 
 
 def _says(values: dict[str, Any]) -> str:
@@ -148,7 +148,7 @@ def describe(
     if dot:
         from dsdmae_cli.config.keys import told
 
-        typer.echo(told(name, key))
+        tell(told(name, key))
         return
     for name in ALL_SECTIONS if section is None else (section,):
         if name in NAMED:
@@ -157,7 +157,7 @@ def describe(
         for command, schema in SCHEMAS.items():
             if name in schema.sections:
                 of = "" if schema is PRETRAIN else f" of `dsdmae {command}`"
-                typer.echo(reference(f"[{name}]{of}", section_class(name, {}, schema=schema)))
+                tell(reference(f"[{name}]{of}", section_class(name, {}, schema=schema)))
 
 
 def _describe_plugins(name: str) -> None:
@@ -168,12 +168,12 @@ def _describe_plugins(name: str) -> None:
 
     _, kind, base = NAMED[name]
     of = "" if name in SECTIONS else f" of `dsdmae {name}`"
-    typer.echo(reference(f"[{name}]{of}", base))
+    tell(reference(f"[{name}]{of}", base))
     for plugin in plugins.discover(kind):
         if isinstance(plugin, plugins.Plugin) and plugin.spec.settings is not base:
             own = plugin.spec.settings
             intro = f"{plugin.spec.summary} ({plugin.distribution}); beside the keys of [{name}]:"
-            typer.echo(reference(f"[{name}] of {plugin.name}", own, intro, leave_out=_keys(base)))
+            tell(reference(f"[{name}] of {plugin.name}", own, intro, leave_out=_keys(base)))
 
 
 def _keys(model: type) -> set[str]:

@@ -12,6 +12,7 @@ from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.report import tell
 
 _HELP = "Make images ready for fast training, and check that they still are what they were."
 app = typer.Typer(cls=Group, help=_HELP, add_completion=False, no_args_is_help=True)
@@ -97,8 +98,6 @@ def verify(
         raise SettingsError(f"there is no folder {folder}; give one that `dsdmae data pack` made")
     shards, size = check(folder.expanduser().absolute())
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "shards": shards, "bytes": size}, indent=2))
+        tell(json.dumps({"folder": str(folder), "shards": shards, "bytes": size}, indent=2), as_data=True)
         return
-    typer.echo(
-        f"{folder}: {shards} shard{'' if shards == 1 else 's'}, {size / 2**20:,.1f} MiB, all as they were packed"
-    )
+    tell(f"{folder}: {shards} shard{'' if shards == 1 else 's'}, {size / 2**20:,.1f} MiB, all as they were packed")

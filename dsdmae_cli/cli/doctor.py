@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsdmae_cli.cli.options import Debug
+from dsdmae_cli.report import tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.doctor import Check
@@ -33,11 +34,11 @@ def command(
             _print(check)
     counts = {state: sum(check.state == state for check in found) for state in _STYLES}
     if as_json:
-        typer.echo(json.dumps(summary(found), indent=2))
+        tell(json.dumps(summary(found), indent=2), as_data=True)
     else:
         said = [f"{counts[state]} {word}" for state, word in
                 (("wrong", "wrong"), ("warning", "to look at"), ("note", "to know")) if counts[state]]  # fmt: skip
-        typer.echo(", ".join(said) or "all is well")
+        tell(", ".join(said) or "all is well")
     if counts["wrong"]:
         raise typer.Exit(1)
 

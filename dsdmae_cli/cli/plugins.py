@@ -17,6 +17,7 @@ import typer
 from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError, nearest
+from dsdmae_cli.report import tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.plugins import BrokenPlugin, Plugin
@@ -43,7 +44,7 @@ def list_plugins(
     for plugin in found:
         if isinstance(plugin, BrokenPlugin):
             source = f"{plugin.kind} {plugin.name!r} of {plugin.distribution} {plugin.version}"
-            typer.echo(f"dsdmae: warning: {source} is broken: {plugin.reason}", err=True)
+            tell(f"dsdmae: warning: {source} is broken: {plugin.reason}", err=True)
 
 
 def _kinds(incomplete: str) -> list[str]:
@@ -71,9 +72,9 @@ def new(
         there = ", ".join(map(repr, KINDS))
         raise SettingsError(f"dsdmae plugins new {kind!r}{nearest(kind, list(KINDS))}: the kind is one of {there}")
     folder, *written = scaffold.create(known, name, into)
-    typer.echo(folder)
+    tell(folder, as_data=True)
     then = f"{install_beside(folder)} && {Path(sys.executable).with_name('pytest')} {folder} && dsdmae plugins"
-    typer.echo(f"wrote {len(written)} files; next: {then}", err=True)
+    tell(f"wrote {len(written)} files; next: {then}", err=True)
 
 
 def _print_json(found: Iterable[Plugin[Any] | BrokenPlugin]) -> None:
@@ -92,7 +93,7 @@ def _print_json(found: Iterable[Plugin[Any] | BrokenPlugin]) -> None:
         else:
             spec = plugin.spec
             listing["plugins"].append({**entry, "argument": spec.argument, "summary": spec.summary})
-    typer.echo(json.dumps(listing, indent=2))
+    tell(json.dumps(listing, indent=2), as_data=True)
 
 
 def _row(plugin: Plugin[Any] | BrokenPlugin) -> Row:
@@ -130,4 +131,4 @@ def _print_plain(rows: list[Row]) -> None:
     lines = [_HEADER, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADER))]
     for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        tell("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

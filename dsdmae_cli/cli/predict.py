@@ -11,6 +11,7 @@ from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.report import tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.artifacts.subject import Subject as Network
@@ -96,7 +97,7 @@ def command(
         say(note)
     text = found.json() if form == "json" else found.csv()
     if file is None:
-        typer.echo(text, nl=False)
+        tell(text.removesuffix("\n"), as_data=True)
     else:
         from dsdmae_cli.files import write_bytes
 

@@ -15,6 +15,8 @@ from dsdmae_cli.cli.completion import runs as complete
 from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.files import typed
+from dsdmae_cli.report import shown, tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.runs.listing import Found
@@ -62,21 +64,21 @@ def list_runs(
     found, complaints = find(folder)
     chosen = [run for run in found if state in (None, run.state)]
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "runs": [run.json() for run in chosen]}, indent=2))
+        tell(json.dumps({"folder": str(folder), "runs": [run.json() for run in chosen]}, indent=2), as_data=True)
     elif chosen:
         _table(chosen)
     else:
         which = "no run" if state is None else f"no {state} run"
-        typer.echo(f"{which} in {folder}; `dsdmae pretrain` makes one", err=True)
+        tell(f"{which} in {folder}; `dsdmae pretrain` makes one", err=True)
     for complaint in complaints:
-        typer.echo(f"dsdmae: warning: {complaint}", err=True)
+        tell(f"dsdmae: warning: {complaint}", err=True)
 
 
 _TITLES = ("name", "state", "age", "command", "data", "method", "score", "cost")
 
 
 def _table(found: list[Found]) -> None:
-    rows = [(run.name, run.state, *_cells(run)) for run in found]
+    rows = [tuple(shown(cell, one_line=True) for cell in (run.name, run.state, *_cells(run))) for run in found]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -97,7 +99,7 @@ def _table(found: list[Found]) -> None:
         console.print(table)
         return
     for line in _aligned([_TITLES, *rows]):
-        typer.echo(line)
+        tell(line)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -141,7 +143,7 @@ def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = Fa
 
     found = read(resolve(run, folder or default_folder()))
     if as_json:
-        typer.echo(json.dumps({**found.json(), "bytes": size_of(found.path)}, indent=2))
+        tell(json.dumps({**found.json(), "bytes": size_of(found.path)}, indent=2), as_data=True)
         return
     lines = [
         ("run", str(found.path)),
@@ -155,14 +157,14 @@ def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = Fa
         ("on disk", size(size_of(found.path))),
         ("page", str(found.path / PAGE) if (found.path / PAGE).is_file() else ""),
         ("figures", str(found.path / "figures") if (found.path / "figures").is_dir() else ""),
-        ("go on", f"dsdmae {found.command} --resume --out {found.path}" if found.unfinished else ""),
+        ("go on", f"dsdmae {found.command} --resume --out {typed(found.path)}" if found.unfinished else ""),
         ("next", _next(found)),
     ]
     for title, text in lines:
         if text:
-            typer.echo(f"{title:<10}  {text}")
+            tell(shown(f"{title:<10}  {text}", one_line=True))
     if found.closing:
-        typer.echo(found.closing.replace("RUN", called(found.path)))
+        tell(found.closing.replace("RUN", called(found.path)))
 
 
 def _next(run: Found) -> str:
@@ -190,12 +192,12 @@ def open_page(run: Named, folder: In = None, debug: Debug = False) -> None:
         figures = path / "figures"
         instead = f"; its pictures are in {figures}" if figures.is_dir() else ""
         raise SettingsError(f"{path} has no page {PAGE}{instead}; `dsdmae runs show {run}` says what it has")
-    typer.echo(page)
+    tell(page, as_data=True)
     if sys.stdout.isatty():
         import webbrowser
 
         if not webbrowser.open(page.resolve().as_uri()):
-            typer.echo("no browser was found here; open the file in yours", err=True)
+            tell("no browser was found here; open the file in yours", err=True)
 
 
 @app.command(cls=Command)
@@ -238,10 +240,10 @@ def best(
         )
     chosen = max(found, key=lambda run: run.score or 0)
     if as_json:
-        typer.echo(json.dumps(chosen.json(), indent=2))
+        tell(json.dumps(chosen.json(), indent=2), as_data=True)
         return
-    typer.echo(chosen.path)
-    typer.echo(f"{_score(chosen)}, {_what(chosen)}, the best of {len(found)} on {chosen.dataset}", err=True)
+    tell(chosen.path, as_data=True)
+    tell(f"{_score(chosen)}, {_what(chosen)}, the best of {len(found)} on {chosen.dataset}", err=True)
 
 
 def _is_data(dataset: str, wanted: str) -> bool:
@@ -270,7 +272,7 @@ def rm(
         agreed([f"{path}  {size(size_of(path))}" for path in paths])
     for path in paths:
         remove(path)
-        typer.echo(f"deleted {path}", err=True)
+        tell(f"deleted {path}", err=True)
 
 
 def agreed(lines: list[str]) -> None:
@@ -282,5 +284,5 @@ def agreed(lines: list[str]) -> None:
     if not sys.stdin.isatty():
         raise SettingsError("it would ask before it deletes, and nobody is there to answer; say --yes")
     for line in lines:
-        typer.echo(line, err=True)
+        tell(line, err=True)
     typer.confirm(f"delete {'it' if len(lines) == 1 else 'them'} for good?", abort=True, err=True)

@@ -21,13 +21,14 @@ def command(given: Given) -> None:
     named.
     """
     from dsdmae_cli.config.schema import TOKENIZER
+    from dsdmae_cli.files import typed
     from dsdmae_cli.recipes.gather import pretraining
     from dsdmae_cli.runs.rundir import RunDir
 
     if given.resume and given.out is not None:
         found = RunDir(given.out).settings().settings.method.name
         if found != _METHOD:
-            again = f"dsdmae pretrain --resume --out {given.out}"
+            again = f"dsdmae pretrain --resume --out {typed(given.out)}"
             raise SettingsError(f"{given.out} holds a run of {found}; go on with it by: {again}")
     if any(text.strip().startswith("method.name") for text in given.assignments or ()):
         raise SettingsError(f"--set method.name is for `dsdmae pretrain`; this command trains the method {_METHOD}")

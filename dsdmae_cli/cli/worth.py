@@ -58,6 +58,7 @@ def command(given: Given, asked: Asked) -> None:
 
     loaded = judging(given, WORTH, "finetune")
 
+    from dsdmae_cli.files import SAME, not_resumable
     from dsdmae_cli.recipes.worth import ask, worth
     from dsdmae_cli.report import print_result
     from dsdmae_cli.worth.record import plan_text, summary
@@ -69,7 +70,8 @@ def command(given: Given, asked: Asked) -> None:
         plan, text = plan_text(question, notes, given.out)
         print_result(plan, as_json=given.json, text=text)
         return
-    result = worth(question, notes, out=given.out, as_json=given.json)
+    with not_resumable(SAME):
+        result = worth(question, notes, out=given.out, as_json=given.json)
     print_result(result, as_json=given.json, text=summary(result))
 
 

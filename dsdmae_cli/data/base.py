@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-from dsdmae_cli.errors import DataError
+from dsdmae_cli.errors import DataError, RunFailed
 
 if TYPE_CHECKING:
     from dsdmae_cli.data.values import Reading, Values
@@ -37,6 +38,23 @@ class UnreadableImage(DataError):  # noqa: N818
 
 class Refused(ValueError):  # noqa: N818
     """An image that is intact but that the policy has no place for."""
+
+
+_SHORT = {errno.EMFILE: "raise the limit of open files (ulimit -n)", errno.ENFILE: "end other programs"}
+
+
+def raise_shortage(error: Exception, name: str) -> None:
+    """Of an image that could not be read: where this process is short of something, the image is as good as it was, and
+    to pass it over would be to learn from others than were asked for.
+
+    Raises:
+        RunFailed: so it is.
+    """
+    if isinstance(error, OSError) and error.errno in _SHORT:
+        why = (error.strerror or str(error)).lower()
+        raise RunFailed(
+            f"{name} cannot be read now: {why}; {_SHORT[error.errno]}, or lower --set data.workers"
+        ) from error
 
 
 @dataclass(frozen=True)

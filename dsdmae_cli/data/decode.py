@@ -24,7 +24,7 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError,
 from PIL.ImageFile import ImageFile
 
 from dsdmae_cli.data import deep, tiff
-from dsdmae_cli.data.base import Form, Refused, UnreadableImage
+from dsdmae_cli.data.base import Form, Refused, UnreadableImage, raise_shortage
 from dsdmae_cli.data.values import Reading, Values, keyed
 
 MAX_PIXELS = 100_000_000
@@ -68,7 +68,6 @@ _TRANSPOSITION = {
 }
 SWAPS_SIDES = frozenset({5, 6, 7, 8})
 _TO_RGB_DIRECTLY = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
-
 _BAND_BY_BAND = frozenset({"L", "LA", "RGB", "RGBA"})
 
 AS_STORED = Reading()
@@ -313,6 +312,7 @@ def readable(source: Path | bytes | BinaryIO, name: str, max_pixels: int = MAX_P
             stream.seek(0)
             yield stream
     except Exception as error:  # damaged files make decoders raise nearly anything; all of it is the file's fault
+        raise_shortage(error, name)
         raise UnreadableImage(name, _reason(error, max_pixels)) from error
 
 

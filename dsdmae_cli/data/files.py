@@ -26,7 +26,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
+from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage, raise_shortage
 from dsdmae_cli.data.decode import (
     AS_STORED,
     HEIF_ADVICE,
@@ -111,6 +111,7 @@ class FileImages(ImageDataset):
         try:
             return content.read_bytes()
         except OSError as error:
+            raise_shortage(error, self.name(index))
             raise UnreadableImage(self.name(index), (error.strerror or str(error)).lower()) from error
 
     def encoded(self, index: int) -> bytes | memoryview | None:

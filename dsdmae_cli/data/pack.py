@@ -30,7 +30,7 @@ from dsdmae_cli.data.files import name_bytes
 from dsdmae_cli.data.packed import FORMAT, INDEX, JOURNAL, MANIFEST, SPLITS, Index, Manifest, Shard
 from dsdmae_cli.data.plain import Odd, plain
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import aside, explained, sync_directory, write_bytes
+from dsdmae_cli.files import aside, explained, parsed_json, sync_directory, write_bytes
 
 SHARD_BYTES = 256 * 2**20
 _GO_ON = "whole shards are kept. Make room, then give the same command again to go on"
@@ -77,7 +77,7 @@ class _Part:
 
     @classmethod
     def read(cls, path: Path) -> _Part:
-        said = json.loads(path.read_bytes())
+        said = parsed_json(path.read_bytes())
         return cls(Shard(**said["shard"]), [tuple(row) for row in said["rows"]], said["reached"], said["unreadable"])
 
 
@@ -324,7 +324,7 @@ def _begin(splits: Mapping[str, ImageDataset], out: Path, options: Options, mani
     try:
         torn = list(out.glob(".*.partial")) if out.is_dir() else []  # what a killed process was writing
         there = [path.name for path in out.iterdir() if path not in torn] if out.is_dir() else []
-        before = json.loads(journal.read_bytes()) if JOURNAL in there else None
+        before = parsed_json(journal.read_bytes()) if JOURNAL in there else None
     except (OSError, ValueError) as error:
         raise DataError(f"{out} cannot be looked at ({error}); choose another --out") from error
     if before is None and there:

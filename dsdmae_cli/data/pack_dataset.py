@@ -13,7 +13,8 @@ from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.pack import Options, pack, parts_of_before
 from dsdmae_cli.data.packed import INDEX, Manifest, Shard
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.errors import RunInterrupted, SettingsError
+from dsdmae_cli.errors import RunInterrupted, SettingsError, signal_words
+from dsdmae_cli.files import typed
 from dsdmae_cli.plugins import DatasetSpec
 from dsdmae_cli.report import say
 from dsdmae_cli.report.counted import Counted
@@ -85,7 +86,7 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
         "shards": len(done.shards),
         "as_they_were": done.as_they_were,
         "unreadable": dict(done.source["unreadable"]),
-        "next": f"dsdmae pretrain {out}",
+        "next": f"dsdmae pretrain {typed(out)}",
     }
 
 
@@ -93,7 +94,7 @@ def _interrupted(out: Path, images: int, stopped: KeyboardInterrupt) -> RunInter
     number = Stopped.by if isinstance(stopped, Stopped) else int(signal.SIGINT)
     parts = list(parts_of_before(out))
     kept = f"{parts[-1].reached:,} of {images:,} images in whole shards are kept" if parts else "no shard was whole yet"
-    return RunInterrupted(f"stopped by signal {number}: {kept} in {out}; the same command goes on", number)
+    return RunInterrupted(f"stopped by {signal_words(number)}: {kept} in {out}; the same command goes on", number)
 
 
 def _require_elsewhere(dataset: str, out: Path) -> None:

@@ -23,7 +23,7 @@ from jaxtyping import Int64
 
 from dsdmae_cli.data.files import is_image, name_bytes, stamp_of
 from dsdmae_cli.errors import DataError, RunFailed
-from dsdmae_cli.files import write_bytes
+from dsdmae_cli.files import parsed_json, write_bytes
 
 _FORMAT = 1
 _LABEL_KEYS = ("cls", "label", "class", "class_id", "class_name", "category", "target")
@@ -196,7 +196,7 @@ def _label(file: io.BufferedReader, info: tarfile.TarInfo, suffix: str) -> str:
     if suffix == "cls":
         return text
     try:
-        table = json.loads(text)
+        table = parsed_json(text)
     except ValueError:
         return ""
     if not isinstance(table, dict):
@@ -248,7 +248,7 @@ def _from_cache(path: Path, stamps: Sequence[Sequence[Any]]) -> Index | None:
     """What was kept, if it is whole and of these shards as they are now."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            about = json.loads(kept["about"].tobytes())
+            about = parsed_json(kept["about"].tobytes())
             if (about["format"], about["stamps"]) != (_FORMAT, [list(stamp) for stamp in stamps]):
                 return None
             arrays = {name: kept[name] for name in _ARRAYS}

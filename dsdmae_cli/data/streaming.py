@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -47,12 +49,14 @@ class _Piece(NamedTuple):
 
     Attributes:
         refused: why the run cannot go on: a mask that cannot be used.
+        short: why it cannot for the moment: what the system is short of.
     """
 
     images: UInt8[Tensor, "b v s t c"] | None
     labels: Int64[Tensor, " b"] | UInt8[Tensor, "b s t"]
     faults: Faults
     refused: str = ""
+    short: str = ""
 
 
 class _Crops(Dataset[_Piece]):
@@ -82,7 +86,10 @@ class _Crops(Dataset[_Piece]):
         # Faults travel as data: DataLoader cannot carry an exception of ours out of a worker whole.
         faults: Faults = []
         for place, (epoch, index) in enumerate(keys):
-            found = self._fill(images[place], epoch, index, faults)
+            try:
+                found = self._fill(images[place], epoch, index, faults)
+            except RunFailed as error:
+                return _Piece(None, labels, faults, short=str(error))
             if found is None:
                 return _Piece(None, labels, faults)
             if self.masked is not None:
@@ -209,9 +216,17 @@ class StreamingSource(Source):
             timeout=_WORKER_SECONDS if self.workers else 0,
             worker_init_fn=partial(serve, os.getpid()) if self.workers else None,
         )
+        before = set(multiprocessing.active_children())
         try:
             return iter(loader)
-        except OSError as error:
+        except BaseException as error:
+            # Those that could be started wait for work and are deaf to the SIGTERM by which Python would end them: the
+            # program would never end. What the frames hold are their pipes, which clearing up may have need of.
+            for started in set(multiprocessing.active_children()) - before:
+                started.kill()
+            traceback.clear_frames(error.__traceback__)
+            if not isinstance(error, OSError):
+                raise
             raise RunFailed(
                 f"{self.workers} processes that decode images cannot be started ({error.strerror or error}); lower"
                 " --set data.workers, or raise the limit that was reached (ulimit -n, ulimit -u)"
@@ -236,13 +251,15 @@ class StreamingSource(Source):
     def _receive(self) -> tuple[UInt8[Tensor, "b v s t c"], Tensor]:
         assert self._stream is not None
         try:
-            images, labels, faults, refused = next(self._stream)
+            images, labels, faults, refused, short = next(self._stream)
         except (ConnectionError, EOFError) as error:  # a worker died while its tensors were being handed over
             raise RuntimeError(f"DataLoader worker hung up: {error or type(error).__name__}") from error
         for name, reason in faults:
             self.unreadable.add(name, reason)
         if refused:
             raise DataError(refused)
+        if short:
+            raise RunFailed(short)
         if images is None:
             raise DataError(f"{_SUBSTITUTES} images in a row cannot be read (last: {': '.join(faults[-1])})")
         return images, labels

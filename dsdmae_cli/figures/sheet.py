@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from dsdmae_cli.files import aside
+from dsdmae_cli.files import aside, parsed_json
 
 _GAP = 4
 _LABEL = 110
@@ -62,7 +62,7 @@ def strips(path: Path) -> list[tuple[str, Image.Image]]:
     """The rows of a sheet by name, each without its name and margin; none where the file does not say its names."""
     with Image.open(path) as page:
         try:
-            names = json.loads(page.text[_TEXT])  # type: ignore[attr-defined]
+            names = parsed_json(page.text[_TEXT])  # type: ignore[attr-defined]
         except (AttributeError, KeyError, ValueError):
             return []
         height = (page.height - _GAP) // len(names)

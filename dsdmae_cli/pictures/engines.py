@@ -184,9 +184,10 @@ def _made(named: Path | Packaged, origin: str, say: Say | None) -> bytes:
     target = onnx_folder() / f"{_stem(named)}-{hashlib.sha256(content).hexdigest()[:_SHORT]}.onnx"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFailed(f"cannot make {target.parent}: {error.strerror or error}; {_ADVICE}") from error
-    write_bytes(target, content, _ADVICE)
+        write_bytes(target, content, _ADVICE)
+    except (OSError, RunFailed) as error:  # it costs the time to make it once more, and no picture
+        if say is not None:
+            say(f"the ONNX file could not be kept: {error}")
     return content
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dsdmae_cli.data.base import Refused
+from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.pictures.brightness import add_brightness, brightness
 from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.noise import noise_level
@@ -77,6 +78,7 @@ class Restorer:
             white: whether its noise is white, where that is known; None = as its traces say.
 
         Raises:
+            CheckpointError: the network gives no numbers.
             Refused: other numbers than 8 and 16 bits, which pictures/depths.py makes of any.
         """
         if picture.pixels.dtype not in (np.uint8, np.uint16):
@@ -155,7 +157,13 @@ def _begun(
     coming = network.begin(np.ascontiguousarray(x))
 
     def end() -> Float32[np.ndarray, "b c s s"]:
-        restored = coming() if color_noise is None else coming().mean(axis=1, keepdims=True)
+        restored = coming()
+        if not np.isfinite(restored).all():  # it would be a black picture, and called done
+            raise CheckpointError(
+                f"{network.origin} gives values that are not finite; its file is damaged, or it needs --precision fp32"
+            )
+        if color_noise is not None:
+            restored = restored.mean(axis=1, keepdims=True)
         return restored.transpose(0, 1, 3, 2) if turned else restored
 
     return end

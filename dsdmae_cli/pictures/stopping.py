@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while pictures are written: what is on disk is whole, and is counted."""
+"""Ctrl-C, SIGTERM and SIGHUP while pictures are written: what is on disk is whole, and is counted."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dsdmae_cli.errors import RunInterrupted
+from dsdmae_cli.errors import RunInterrupted, signal_words
 from dsdmae_cli.pictures.outcome import Outcome
+from dsdmae_cli.signals import handled, once, stops
 
 
 class Stop:
-    """Ctrl-C and SIGTERM end the work at once, but never between a file and its record: `hold` puts them off."""
+    """A signal ends the work at once, but never between a file and its record: `hold` puts them off."""
 
     def __init__(self) -> None:
         self.number: signal.Signals | None = None
@@ -37,22 +38,19 @@ class Stop:
 
 @contextmanager
 def stoppable(outcome: Outcome, total: int) -> Iterator[Stop]:
-    """The two signals listened to inside.
+    """The signals that stop, listened to inside.
 
     Raises:
         RunInterrupted: one came; the message says how many of `total` pictures are done.
     """
     stop = Stop()
-    before = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        with handled(dict.fromkeys(stops(), once(stop))):
+            yield stop
     except KeyboardInterrupt:
         number = stop.number or signal.SIGINT
         raise RunInterrupted(
-            f"stopped by signal {number.value}: {len(outcome.done)} of {total} pictures are done and whole, nothing of"
+            f"stopped by {signal_words(number)}: {len(outcome.done)} of {total} pictures are done and whole, nothing of"
             " the others was written",
             number,
         ) from None
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)

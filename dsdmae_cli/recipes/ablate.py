@@ -77,7 +77,7 @@ def ablate(
             report.write(results, folder)
             done = sum(row.state == "done" for row in results.rows)
             raise RunInterrupted(
-                f"stopped by signal {stopped.exit_code - 128} with {done} of {max(count, len(results.rows))} trials"
+                f"stopped by {stopped.by} with {done} of {max(count, len(results.rows))} trials"
                 f" done; the runs were saved, and the same command goes on: {repeat_command()}",
                 stopped.exit_code - 128,
             ) from None

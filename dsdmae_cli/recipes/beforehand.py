@@ -65,17 +65,14 @@ def provided(settings: ResolvedSettings, out: Path | None, report: Report, train
         else:
             report.note(f"{needs.method} {folder}")
     except RunInterrupted as stopped:
-        number = stopped.exit_code - 128
-        raise RunInterrupted(
-            f"stopped by signal {number} while the {needs.method} was trained, which is saved; the same command goes"
-            " on",
-            number,
-        ) from None
+        stopped.args = (
+            f"stopped by {stopped.by} while the {needs.method} was trained, which is saved; the same command goes on",
+        )
+        raise
     except DsdmaeError as error:
-        raise type(error)(
-            f"while training the {needs.method} {folder}: {error}; or train one by `{needs.command}` and name it as"
-            f" method.{needs.setting}"
-        ) from error
+        or_else = f"or train one by `{needs.command}` and name it as method.{needs.setting}"
+        error.args = (f"while training the {needs.method} {folder}: {error}; {or_else}",)
+        raise
     finally:
         lock.release()
     return folder

@@ -73,6 +73,7 @@ def probe(
     settings = resolve(loaded.settings)
     path = out or default_path(datetime.now(), f"probe-{settings.probe.kind}", settings.backbone.name, settings.data)
     run = RunDir(path)
+    run.clear_probe()
     run.check_free()
     told, result = Told(settings.train.trackers, report), None
     try:

@@ -27,7 +27,7 @@ from dsdmae_cli.recipes.finetune import build_classifier
 from dsdmae_cli.report import Report, make_report, without_password
 from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.plan import make_plan
-from dsdmae_cli.runs.rundir import LOCK, RESULT
+from dsdmae_cli.runs.rundir import LOCK, RESULT, RunDir
 from dsdmae_cli.runs.workers import make_slots
 from dsdmae_cli.settings.judge import FinetuneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
@@ -156,11 +156,10 @@ def worth(
 
 def _answered(question: Question, notes: list[str], folder: Path, report: Report) -> dict[str, Any]:
     """What is there already, or what the tasks come to."""
-    if (folder / RESULT).exists():
-        before: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        if not before["failed"]:
-            report.note(f"answered before, in {folder}")
-            return before
+    before = RunDir(folder).read_json(RESULT)
+    if before.get("failed") == {}:
+        report.note(f"answered before, in {folder}")
+        return before
     for note in notes:
         report.note(note)
     runner, chance = _runner(question, folder, report)
@@ -168,15 +167,15 @@ def _answered(question: Question, notes: list[str], folder: Path, report: Report
         runner.run()
     except RunInterrupted as stopped:
         raise RunInterrupted(
-            f"stopped by signal {stopped.exit_code - 128}; what was done is kept, and the same command goes on:"
-            f" {_command()}",
+            f"stopped by {stopped.by}; what was done is kept, and the same command goes on: {_command()}",
             stopped.exit_code - 128,
         ) from None
     missing = [f"{name} failed, and is not in these tables: {reason}" for name, reason in runner.failed.items()]
     findings = read(question, runner.judged, [*notes, *runner.notes, *missing], chance)
-    said = page.write(findings, folder, _command(), runner.epochs, runner.seconds)
-    result = result_of(findings, said, folder, runner)
+    result = result_of(findings, folder, runner)
     write_bytes(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    with report.spared("the page of the answer"):
+        page.write(findings, folder, _command(), runner.epochs, runner.seconds)
     return result
 
 

@@ -58,6 +58,17 @@ def heard() -> Iterator[None]:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
 
 
+def tell(text: object, *, err: bool = False, as_data: bool = False) -> None:
+    """A line on stdout, with names from outside in it.
+
+    Args:
+        err: it goes to stderr.
+        as_data: it is for a script, and goes as it is where it does not go to a terminal.
+    """
+    stream = sys.stderr if err else sys.stdout
+    print(text if as_data and not stream.isatty() else shown(str(text)), file=stream, flush=True)
+
+
 def say(text: str) -> None:
     """A line on stderr, if anybody hears it."""
     with heard():

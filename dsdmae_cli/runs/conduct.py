@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.run import Parts, Run, Start
 from dsdmae_cli.runs.rundir import SETTINGS, RunDir, changed_settings, default_path
 from dsdmae_cli.runtime import choose_device, undisturbed
-from dsdmae_cli.signals import no_save_kills, stopping
+from dsdmae_cli.signals import Stopped, no_save_kills, stopping
 
 
 def conduct(
@@ -90,19 +91,30 @@ def conduct(
                 parts = put_together(start)
             run = Run(start, parts)
             return run.train()
-        except BaseException as error:
+        except BaseException as raised:
+            error = _told(raised, run)
             if main and run is not None and run.trainer.step > 0:
                 run.page.over(run, *_note_end(directory, error))
             if resume or (run is not None and run.trainer.step > 0):
+                if error is not raised:
+                    raise error from raised
                 raise
             if main:
                 directory.take_back(made=out is None)
             if isinstance(error, RunFailed):  # what it says of --resume holds for a run that has begun
-                raise RunFailed(str(error).replace(RESUME, AGAIN)) from error
+                error.args = (str(error).replace(RESUME, AGAIN),)
             raise
         finally:
             report.stop()
             directory.release()
+
+
+def _told(error: BaseException, run: Run | None) -> BaseException:
+    """What is said of a run that ended by `error`: of one that was stopped when its last step was saved, before another
+    one or while its result was written, that it goes on."""
+    if run is None or not isinstance(error, KeyboardInterrupt) or run.saved_at != run.trainer.step:
+        return error
+    return run.interrupted(Stopped.by if isinstance(error, Stopped) else signal.SIGINT)
 
 
 def _unchanged(directory: RunDir, settings: BaseModel, accept_changes: bool, report: Report) -> None:

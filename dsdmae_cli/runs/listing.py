@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from dsdmae_cli.config.schema import Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import DsdmaeError, SettingsError, nearest
+from dsdmae_cli.files import parsed_json
 from dsdmae_cli.runs.child import busy
 from dsdmae_cli.runs.rundir import METRICS, RESULT, RUN, SETTINGS, RunDir, default_folder
 
@@ -111,7 +111,7 @@ def read(path: Path) -> Found:
     Raises:
         SettingsError: its settings are damaged.
     """
-    values = read_toml(path / SETTINGS)
+    values = {name: table for name, table in read_toml(path / SETTINGS).items() if isinstance(table, dict)}
     command = schema_of(values).command
     result, about = _json(path / RESULT), _json(path / RUN)
     directory = RunDir(path)
@@ -134,14 +134,18 @@ def read(path: Path) -> Found:
         dataset=str(result.get("dataset") or values.get("data", {}).get("dataset", "")),
         method=str(result.get("method") or values.get("method", {}).get("name", "")),
         backbone=str(result.get("backbone") or values.get("backbone", {}).get("name", "")),
-        score=score if isinstance(score, int | float) and not isinstance(score, bool) else None,
+        score=_number(score),
         score_kind=kind,
-        epoch=metrics[-1].get("epoch") if metrics else None,
+        epoch=_number(metrics[-1].get("epoch")) if metrics else None,
         epochs=train["epochs"] if isinstance(train.get("epochs"), int) else None,
-        seconds=result.get("seconds") if isinstance(result.get("seconds"), int | float) else None,
+        seconds=_number(result.get("seconds")),
         start=next(_starts(values), None),
         closing=str(result.get("closing") or ""),
     )
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _starts(values: Values) -> Iterator[str]:
@@ -164,7 +168,7 @@ def _state(path: Path, result: dict[str, Any], ended: Any) -> tuple[State, str]:
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none, or it is damaged: what else is known of a run still counts."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -21,6 +21,7 @@ from dsdmae_cli.config.schema import PRETRAIN, Loaded
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.errors import CheckpointError, SettingsError
+from dsdmae_cli.files import typed
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.methods.frozen import Frozen
 from dsdmae_cli.plugins import Requirement
@@ -129,7 +130,7 @@ def required_folder(settings: ResolvedSettings, needs: Requirement) -> tuple[Pat
         if not has_ended(path):
             raise SettingsError(
                 f"method.{needs.setting} = {str(path)!r} has not ended; go on with:"
-                f" {needs.command} --resume --out {path}"
+                f" {needs.command} --resume --out {typed(path)}"
             )
         return path, loaded
     dataset = open_dataset(settings.data, "train")

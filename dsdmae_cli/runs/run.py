@@ -5,7 +5,6 @@ All processes of a run have one of these, run the network and give its state; th
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +21,8 @@ from dsdmae_cli.config.describe import tables
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.source import Batching, Source, Unreadable
 from dsdmae_cli.engine import Hooks, Trainer
-from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunInterrupted
+from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunInterrupted, signal_words
+from dsdmae_cli.files import typed
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import Report
 from dsdmae_cli.runs.asking import Asking
@@ -161,7 +161,7 @@ class Run(Hooks):
                     self.trainer.fit()
                 self.source.close()
                 if self.requests.stop_signal and self.trainer.step < self.trainer.total_steps:
-                    self._interrupted()
+                    raise self.interrupted(self.requests.stop_signal)
             return self._finish()
         finally:
             self.writer.close()
@@ -181,7 +181,7 @@ class Run(Hooks):
                 self._save()
                 self.report.warn(
                     f"{type(error).__name__} ended the training; step {self.trainer.step} was saved, and"
-                    f" dsdmae {self.command} --resume --out {self.directory.path} goes on"
+                    f" dsdmae {self.command} --resume --out {typed(self.directory.path)} goes on"
                 )
             raise
 
@@ -366,16 +366,16 @@ class Run(Hooks):
         if self.main:
             self.report.warn(f"{other}; order, epochs and schedule are others from here on")
 
-    def _interrupted(self) -> None:
-        number, trainer = self.requests.stop_signal, self.trainer
-        by = "Ctrl-C" if number == signal.SIGINT else f"signal {number}"
+    def interrupted(self, number: int) -> RunInterrupted:
+        """What is said of a run that a signal stopped and whose last step is saved."""
+        trainer = self.trainer
         stopped = RunInterrupted(
-            f"stopped by {by} and saved at step {trainer.step} of {trainer.total_steps};"
-            f" go on with: dsdmae {self.command} --resume --out {self.directory.path}",
+            f"stopped by {signal_words(number)} and saved at step {trainer.step} of {trainer.total_steps};"
+            f" go on with: dsdmae {self.command} --resume --out {typed(self.directory.path)}",
             number,
         )
         stopped.said_elsewhere = not self.main
-        raise stopped
+        return stopped
 
     # -- the end
 

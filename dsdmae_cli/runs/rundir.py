@@ -21,10 +21,10 @@ from pydantic import BaseModel
 
 from dsdmae_cli.config.compose import written
 from dsdmae_cli.config.describe import tables, to_toml
-from dsdmae_cli.config.schema import Loaded, schema_of
+from dsdmae_cli.config.schema import PROBE, Loaded, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.files import explained, write_bytes
+from dsdmae_cli.files import explained, parsed_json, typed, write_bytes
 from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.report import without_password
@@ -63,8 +63,8 @@ def refuse_run(dataset: str) -> None:
     path = argument_of(dataset)
     if path and (Path(path).expanduser() / SETTINGS).is_file():
         raise SettingsError(
-            f"{path} is the directory of a run, not of images; go on with it by --resume --out {path}, or begin with"
-            f" its weights by --from {path} and a dataset"
+            f"{path} is the directory of a run, not of images; go on with it by --resume --out {typed(path)}, or"
+            f" begin with its weights by --from {typed(path)} and a dataset"
         )
 
 
@@ -130,11 +130,28 @@ class RunDir:
         except OSError as error:
             raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
         if busy:
-            raise SettingsError(
-                f"--out {self.path} holds a run already; go on with it by --resume, or choose another directory"
-            )
+            what = "a run already; go on with it by --resume, or" if self._goes_on() else "a probe already;"
+            raise SettingsError(f"--out {self.path} holds {what} choose another directory")
         if strangers:
             raise SettingsError(f"--out {self.path} is not empty (it holds {sorted(strangers)[0]}); choose another one")
+
+    def _goes_on(self) -> bool:
+        """Whether what is there can be gone on with: a probe cannot."""
+        with suppress(SettingsError):
+            return schema_of(read_toml(self.path / SETTINGS)).command != PROBE.command
+        return True
+
+    def clear_probe(self) -> None:
+        """Remove what a probe left that was killed before it had a result: it is in the way of the same command.
+
+        Raises:
+            SettingsError: it is still at work.
+        """
+        if not (self.path / SETTINGS).is_file() or (self.path / RESULT).exists() or self._goes_on():
+            return
+        self._acquire()
+        self.abandon()
+        self.release()
 
     def create(self, settings: BaseModel) -> None:
         """Take a new or empty directory.
@@ -255,13 +272,18 @@ class RunDir:
             ended = self.read_json(RUN).get("ended")
             if isinstance(ended, dict) and ended.get("state") == "finished":
                 there = any((self.path / name).is_file() for name in (ENCODER, CLASSIFIER))
-                return (self.read_json(RESULT) or None) if there else None
+                found = self.read_json(RESULT)
+                return found if there and isinstance(found.get("run"), str) else None
         return None
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file that write_json left; empty where there is none."""
+        """A JSON file that write_json left; empty where there is none, or it is damaged: no run depends on one."""
         path = self.path / name
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        try:
+            found = parsed_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl.
@@ -292,15 +314,20 @@ class RunDir:
         text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
         lines = text.split("\n")
         for number, line in enumerate(lines):
-            try:
-                record = json.loads(line) if line else None
-            except ValueError:
-                record = None
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if (record := record_of(line)) is not None:
                 records.append(record)
             elif line and number < len(lines) - 1:
                 damaged = True
         return records, damaged
+
+
+def record_of(line: str | bytes) -> dict[str, Any] | None:
+    """The record in a line of metrics.jsonl; None where it is none."""
+    try:
+        record = parsed_json(line) if line else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _left_over(path: Path) -> bool:

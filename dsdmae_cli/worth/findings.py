@@ -6,7 +6,6 @@ seeds; the test images have no say. Gains are paired by seed: one seed gives bot
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import numpy as np
 
 from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.statistics import Summary, summarise
-from dsdmae_cli.runs.rundir import RESULT
+from dsdmae_cli.runs.rundir import RESULT, RunDir
 from dsdmae_cli.worth.tasks import Contender, Question, Task, Way
 
 
@@ -134,10 +133,9 @@ def read(question: Question, judged: Path, notes: Iterable[str] = (), chance: fl
     test_images = 0
     seeds = question.seed_numbers
     for task in [*question.probes("linear", seeds), *question.probes("ep", seeds), *question.finetunings()]:
-        path = judged / task.name / RESULT
-        if not path.exists():
+        result = RunDir(judged / task.name).read_json(RESULT)
+        if not result:
             continue
-        result = json.loads(path.read_text(encoding="utf-8"))
         before.setdefault(task.contender.key, {k: v for k, v in result.items() if k.startswith("pretrain_")})
         test_images = result["num_images"]
         for share, top1, held_out in _rows(task, question, result):

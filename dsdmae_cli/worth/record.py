@@ -25,14 +25,15 @@ def default_folder(question: Question) -> Path:
     return user_data_path("dsdmae") / "worth" / "-".join([*map(file_name, names), digest])
 
 
-def result_of(findings: Findings, said: str, folder: Path, runner: Runner) -> dict[str, Any]:
+def result_of(findings: Findings, folder: Path, runner: Runner) -> dict[str, Any]:
     """What result.json holds."""
     question = findings.question
     scratch, run = question.contenders[:2]
+    sentences = page.sentences(findings)
     return {
         "kind": "worth",
-        "answer": said,
-        "sentences": page.sentences(findings),
+        "answer": sentences[0],
+        "sentences": sentences,
         "dataset": question.settings.data.dataset,
         "gains": [asdict(gain) for gain in findings.gains(run, scratch)],
         "scores": [

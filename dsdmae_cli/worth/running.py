@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
-from dsdmae_cli.files import write_bytes
+from dsdmae_cli.files import parsed_json, write_bytes
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.child import Child, Slot, busy
-from dsdmae_cli.runs.rundir import LOCK, RESULT, SETTINGS
-from dsdmae_cli.signals import STOP, handled
+from dsdmae_cli.runs.rundir import LOCK, RESULT, SETTINGS, RunDir
+from dsdmae_cli.signals import handled, once, stops
 from dsdmae_cli.worth.tasks import Question, Task, epochs_of, words_of, write_settings
 
 QUESTION = "worth.json"
@@ -101,7 +101,7 @@ class Runner:
         self._do([timed], epochs=1)
         if timed.name in self.failed:
             return 0
-        result = json.loads((self.judged / timed.name / RESULT).read_text(encoding="utf-8"))
+        result = RunDir(self.judged / timed.name).read_json(RESULT)
         epoch = result["train_seconds"]
         beside = max(0.0, self.took.get(timed.name, 0.0) - epoch)
         ahead = (question.seeds - 1) * len(question.contenders) * self._of("ep")
@@ -144,14 +144,14 @@ class Runner:
     # -- tasks
 
     def _done(self, task: Task) -> bool:
-        return (self.judged / task.name / RESULT).exists()
+        return bool(RunDir(self.judged / task.name).read_json(RESULT))  # a damaged one is made anew
 
     def _do(self, tasks: Iterable[Task], epochs: int | None = None) -> None:
         """Do those that are not done yet, beside each other."""
         waiting = [task for task in tasks if not self._done(task)]
         free, at_work = list(self.slots), dict[str, tuple[Task, Child, Slot, float]]()
         asked: list[int] = []
-        with handled(dict.fromkeys(STOP, lambda number, frame: asked.append(number))):
+        with handled(dict.fromkeys(stops(), once(lambda number, frame: asked.append(number)))):
             try:
                 while (waiting or at_work) and not asked:
                     while waiting and free:
@@ -189,7 +189,7 @@ class Runner:
             self.failed[name] = child.reason
             self.report.warn(f"{name} failed: {child.reason}; what it said is in {child.log}")
             return True
-        weights = json.loads((self.judged / name / RESULT).read_text(encoding="utf-8")).get("weights_sha256")
+        weights = RunDir(self.judged / name).read_json(RESULT).get("weights_sha256")
         if task.contender.weights and weights != task.contender.weights:
             raise RunFailed(
                 f"the weights of {task.contender.word} changed while they were judged; let its training end, ask again"
@@ -199,7 +199,7 @@ class Runner:
 
 
 def _told(folder: Path) -> str:
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    result = RunDir(folder).read_json(RESULT)
     if result.get("few_shot"):
         return ", ".join(f"{row['top1']:.1%} of {row['images']} labels" for row in result["few_shot"])
     return f"{result['top1']:.1%}"
@@ -220,7 +220,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parsed_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"cannot read {path}: {error}; give another --out") from error
     return found if isinstance(found, dict) else {}

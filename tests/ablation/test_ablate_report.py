@@ -30,8 +30,9 @@ from dsdmae_cli.ablation.remaining import time_left
 from dsdmae_cli.ablation.results import Results
 from dsdmae_cli.ablation.study import Row
 from dsdmae_cli.ablation.sweep import Base, grid, parse_axes
-from dsdmae_cli.ablation.trial import Job
+from dsdmae_cli.ablation.trial import Job, Tail
 from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.statistics import contrast, summarise
 from dsdmae_cli.figures.sheet import save, sheet
 from dsdmae_cli.runs.build import build_method
@@ -88,6 +89,33 @@ def made(
         for seed in range(seeds)
     ]
     return Results(definition, rows, "/study", "dsdmae ablate --sweep ...")
+
+
+def test_a_report_that_fails_costs_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("no such font")
+
+    monkeypatch.setattr(report.document, "write_charts", fails)
+    report.write(made([("mask-ratio", "0.5,0.7")]), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "table.csv"}
+    assert "the report of the study could not be made (OSError: no such font)" in capsys.readouterr().err
+
+
+def test_damaged_lines_of_a_trials_metrics_are_passed_over(tmp_path: Path) -> None:
+    whole, path = b'{"step": 1, "loss": 2.0}\n', tmp_path / "metrics.jsonl"
+    path.write_bytes(whole + b"\x01\xff\nnull\n[1]\n" + whole)
+    assert [record["loss"] for record in Tail(path).new()] == [2.0, 2.0]
+
+
+def test_a_result_that_is_none_fails_its_trial_alone(tmp_path: Path) -> None:
+    job = Job.__new__(Job)
+    job.run, job.name, job.metric, job.also = tmp_path, "trial", find_metric("loss"), ()
+    for content in ("{", "[]", '{"seconds": 1}'):
+        (tmp_path / "result.json").write_text(content)
+        with pytest.raises(RunFailed, match="no result of this program"):
+            job.outcome()
 
 
 def test_everything_is_written_and_agrees(tmp_path: Path) -> None:

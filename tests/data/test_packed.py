@@ -183,7 +183,7 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
         with pytest.raises(RunInterrupted) as stopped:
             packed(source, out)
     assert stopped.value.exit_code == 130
-    said = r"stopped by signal 2: \d+ of 41 images in whole shards are kept in .*torn; the same command goes on"
+    said = r"stopped by Ctrl-C: \d+ of 41 images in whole shards are kept in .*torn; the same command goes on"
     assert re.fullmatch(said, str(stopped.value))
     there = listing(out)
     assert "unfinished.json" in there

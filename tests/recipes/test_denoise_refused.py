@@ -13,6 +13,8 @@ import pytest
 from helpers import Run, cli, listing, look, one_line, start, wait_until
 from PIL import Image
 
+from dsdmae_cli.errors import signal_words
+
 
 def _bomb() -> bytes:
     import struct
@@ -152,5 +154,5 @@ def test_a_signal_leaves_whole_files_alone(number: signal.Signals, weights: Path
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert f"stopped by signal {number.value}: 1 of 3 pictures are done" in err
+    assert f"stopped by {signal_words(number)}: 1 of 3 pictures are done" in err
     assert listing(tmp_path) == {"a.png", "b.png", "c.png", "a.denoised.png"}

@@ -20,6 +20,7 @@ from helpers import (
 )
 
 from dsdmae_cli import engine, files
+from dsdmae_cli.data import decode
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.runs import rundir
 from dsdmae_cli.runtime import Runtime
@@ -102,3 +103,66 @@ def test_what_cannot_be_resumed_is_not_advised_to_be() -> None:
         raise RunFailed(f"cannot write x: No space left on device; {files.RESUME}")
     assert "--resume" not in str(failed.value)
     assert "start again" in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("can't start new thread"), "the system refuses: can't start new thread; raise the limit of proc"),
+        (ImportError("libx.so: failed to map segment from shared object"), "memory ran out"),
+        (RuntimeError("unable to open shared memory object </torch_1>: Too many open files (24)"), "ulimit -n"),
+        (RuntimeError("std::bad_alloc"), "memory ran out"),
+    ],
+)
+def test_a_shortage_is_found_behind_what_a_library_makes_of_it(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        try:
+            raise error
+        finally:
+            raise AttributeError("half made")
+
+    monkeypatch.setattr("dsdmae_cli.recipes.pretrain.pretrain", fails)
+    code, _, err = cli(capfd, "pretrain")
+    assert code == 1
+    assert said in one_line(err)
+
+
+@pytest.mark.parametrize("placement", ["resident", "streaming"])
+def test_images_that_cannot_be_opened_for_the_moment_are_not_passed_over(
+    placement: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They are as good as they were: a run without them would learn from others than were asked for."""
+    real = decode._stream
+
+    def fails(source: object) -> object:
+        if isinstance(source, Path):
+            raise OSError(errno.EMFILE, "Too many open files", str(source))
+        return real(source)
+
+    chosen = words(assignments(digits, f"data.placement={placement}", "data.workers=0"))
+    monkeypatch.setattr("dsdmae_cli.data.files.Directory.content", lambda *_: None)
+    monkeypatch.setattr(decode, "_stream", fails)
+    code, _, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "run")
+    assert code == 1
+    assert "cannot be read now: too many open files; raise the limit of open files (ulimit -n)" in one_line(err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+@pytest.mark.parametrize("megabytes", [400, 900])
+def test_any_command_that_gets_too_little_memory_says_so(megabytes: int, digits: Path, tmp_path: Path) -> None:
+    """By a real limit of addresses; torch cannot even be loaded into these."""
+    import resource
+
+    chosen = words(assignments(digits, "train.epochs=1"))
+    done = subprocess.run(
+        [sys.executable, "-m", "dsdmae_cli", "pretrain", *chosen, "--out", str(tmp_path / "run")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20)),
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "memory ran out" in one_line(done.stderr)
+    assert not (tmp_path / "run").exists()

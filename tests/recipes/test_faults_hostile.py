@@ -11,19 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import (
     assignments,
     cli,
     one_line,
+    train,
     undigested,
     words,
 )
 from safetensors.torch import load_file, save_file
+from small_runs import stopped_after
 
 from dsdmae_cli import files, plugins
 from dsdmae_cli.backbone import Backbone
-from dsdmae_cli.errors import PluginError, RunFailed
+from dsdmae_cli.errors import CheckpointError, PluginError, RunFailed
+from dsdmae_cli.pictures.picture import Picture
+from dsdmae_cli.pictures.restore import Restorer
 from dsdmae_cli.report import markdown, shown, without_password
 
 pytestmark = pytest.mark.faults
@@ -194,3 +199,50 @@ def test_an_odd_plugin_is_named_and_harms_nobody(
 def test_a_build_that_makes_the_wrong_thing_is_named() -> None:
     with pytest.raises(PluginError, match="'builtins:dict' made a dict, not a Backbone"):
         plugins.made_by("builtins:dict", Backbone)
+
+
+def test_what_lists_runs_writes_no_escape_to_the_terminal(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(encoder_run, tmp_path / "r\x1b[2J\u202eun\nfinished"))
+    about = json.loads((run / "run.json").read_text())
+    (run / "result.json").unlink()
+    about["ended"] = {"state": "failed", "why": "it\x1b[31m said\nso"}
+    (run / "run.json").write_text(json.dumps(about))
+    for line in (["runs", "--in", tmp_path], ["runs", "show", run], ["compare", encoder_run, "--paper", "none"]):
+        code, out, err = cli(capfd, *line)
+        assert code == 0, err
+        assert not set("\x1b\u202e\x07") & set(out + err)
+        assert not any(text.startswith(("finished", "so")) for text in out.splitlines())
+
+
+def test_commands_print_by_what_escapes_alone() -> None:
+    for path in (Path(plugins.__file__).parent / "cli").glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert not re.search(r"\b(typer|click)\.echo\(|sys\.std(out|err)\.write\(", source), path
+
+
+def test_words_that_say_how_to_go_on_can_be_typed(
+    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shlex
+
+    run = tmp_path / "it's my run; rm -rf"
+    with stopped_after(3):
+        train(digits, run)
+    code, out, _ = cli(capfd, "runs", "show", run)
+    assert code == 0
+    [line] = [text for text in out.splitlines() if text.startswith("go on")]
+    assert shlex.split(line.removeprefix("go on")) == ["dsdmae", "pretrain", "--resume", "--out", str(run)]
+
+
+def test_a_network_that_gives_no_numbers_makes_no_picture() -> None:
+    class Broken:
+        origin, image_size, patch, batch_size = "broken.onnx", 16, (4, 4), 1
+
+        def predict(self, images: Any) -> Any:
+            return images * float("nan")
+
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    with pytest.raises(CheckpointError, match=r"broken\.onnx gives values that are not finite"):
+        Restorer(Broken())._restored(Picture(pixels, "RGB"), lambda done, total: None)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.process
 import os
 import subprocess
 import sys
@@ -35,6 +37,32 @@ def test_files_that_cannot_be_opened_are_one_line(
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert code in (1, 2)
     assert "too many open files" in one_line(err).lower()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch's half made loader
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_of_decoders_that_cannot_all_be_started_none_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They do not hear SIGTERM, by which Python ends those of a program that ends."""
+    digits, started = digit_folder(tmp_path / "digits"), multiprocessing.process.BaseProcess.start
+    chosen = words(assignments(digits, "train.epochs=1", "data.placement=streaming", "data.workers=3"))
+    made: list[multiprocessing.process.BaseProcess] = []
+
+    def unless_third(self: multiprocessing.process.BaseProcess) -> None:
+        if len(made) == 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        started(self)
+        made.append(self)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", unless_third)
+    code, _, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "run")
+    assert code == 1
+    assert "3 processes that decode images cannot be started (Too many open files)" in one_line(err)
+    for process in made:
+        process.join(10)
+        assert process.exitcode is not None
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,283 @@
+"""What must not cost a result or a run (docs/design/faults.md): odd places, places that are gone or cannot be
+written, and files of a run that somebody changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import assignments, cli, listing, one_line, train, words
+
+from dsdmae_cli import checkpoint
+from dsdmae_cli.runs.rundir import RunDir
+
+pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name != "posix", reason="files as POSIX has them")]
+
+
+def small(digits: Path) -> list[str]:
+    return words(assignments(digits, "train.epochs=1"))
+
+
+# -- --out
+
+
+@pytest.mark.parametrize("odd", ["root", "file", "pipe", "null", "link to nowhere", "link to itself", "long"])
+def test_an_odd_out_is_one_line_and_harms_nothing(
+    odd: str, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "here"
+    if odd == "file":
+        here.write_text("mine")
+    elif odd == "pipe":
+        os.mkfifo(here)
+    elif odd.startswith("link"):
+        here.symlink_to(tmp_path / "gone" / "away" if odd == "link to nowhere" else here)
+    out = {"root": Path("/"), "null": Path("/dev/null"), "long": tmp_path / ("x" * 260)}.get(odd, here)
+    before = listing(tmp_path)
+    code, _, err = cli(capfd, "pretrain", *small(digits), "--out", out)
+    assert code == 2
+    assert "--out" in one_line(err)
+    assert listing(tmp_path) == before
+    if odd == "file":
+        assert here.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["new\nline", "quo\"te's", "ünï 猫", "-dash"])
+def test_an_odd_name_is_a_name(name: str, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / name
+    code, _, err = cli(capfd, "pretrain", *small(digits), "--out", out)
+    assert code == 0, err
+    assert (out / "result.json").exists()
+    code, said, _ = cli(capfd, "compare", out)
+    assert code == 0
+    assert not any(line.startswith("line") for line in said.splitlines())
+
+
+# -- what cannot be written
+
+
+def test_nowhere_to_keep_anything_costs_a_note(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "/proc/nowhere")
+    digits = encoder_run.parent / "digits"
+    code, _, err = cli(
+        capfd, "probe", encoder_run, "--kind", "knn", "--dataset", f"folder:{digits}", "--device", "cpu",
+        "--out", tmp_path / "probed",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert (tmp_path / "probed" / "result.json").exists()
+    code, _, err = cli(capfd, "pretrain", *small(digits))  # whose directory goes where nothing can be made
+    assert code == 2
+    assert "name a directory by --out" in one_line(err)
+
+
+def test_a_working_directory_that_is_gone_is_no_matter(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, err = cli(capfd, "pretrain", *small(encoder_run.parent / "digits"), "--out", tmp_path / "run")
+    assert code == 0, err
+    code, _, err = cli(capfd, "pretrain", *small(encoder_run.parent / "digits"), "--out", "relative")
+    assert code in (1, 2)
+    one_line(err)
+
+
+@pytest.mark.parametrize("size", [500, 40_000, 300_000])
+def test_files_that_may_not_grow_end_a_run_in_one_line(
+    size: int, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        code, _, err = cli(capfd, "pretrain", *small(digits), "--out", tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code in (0, 1), err
+    assert "Traceback" not in err
+    if code:
+        assert "File too large" in one_line(err)
+        begun = (tmp_path / "run" / "settings.toml").exists()
+        assert ("go on with --resume" in err) == begun
+        code, _, err = cli(capfd, "pretrain", *(["--resume"] if begun else small(digits)), "--out", tmp_path / "run")
+        assert code == 0, err
+
+
+@pytest.fixture
+def read_only(encoder_run: Path, tmp_path: Path) -> Iterator[Path]:
+    """A disk with a run on it that can be read alone."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        made = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"no disk can be mounted here: {error}")
+    if made.returncode:
+        pytest.skip(f"no disk can be mounted here: {made.stderr.strip()}")
+    try:
+        shutil.copytree(encoder_run, disk / "run")
+        (disk / "run" / "result.json").unlink()
+        shutil.copy(next(encoder_run.parent.glob("digits/test/*/*.png")), disk / "a.png")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "resume", "probe", "export", "embed", "denoise", "data"])
+def test_a_disk_that_is_read_only_is_one_line(
+    command: str, read_only: Path, encoder_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    digits, out = encoder_run.parent / "digits", read_only / "out"
+    line = {
+        "pretrain": ["pretrain", *small(digits), "--out", out],
+        "resume": ["pretrain", "--resume", "--out", read_only / "run"],
+        "probe": ["probe", encoder_run, "--kind", "knn", "--dataset", f"folder:{digits}", "--out", out],
+        "export": ["export", read_only / "run", "--to", "timm", "--out", out],
+        "embed": ["embed", read_only / "run", "--out", out.with_suffix(".npz")],
+        "denoise": ["denoise", read_only / "a.png", "--run", read_only / "run"],
+        "data": ["data", "pack", f"folder:{digits}", "--out", out],
+    }[command]
+    code, _, err = cli(capfd, *line)
+    assert code in (1, 2)
+    assert "Read-only file system" in one_line(err)
+    assert "--resume" not in err
+
+
+# -- what somebody changed
+
+
+def test_a_manifest_that_names_other_files_reads_none_of_them(encoder_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoder_run, tmp_path / "run")
+    [newest, *_] = checkpoint.newest_first(tmp_path / "run" / "checkpoints")
+    sums = json.loads((newest / "manifest.json").read_text())
+    (newest / "manifest.json").write_text(json.dumps(sums | {"../../../../../../etc/passwd": "0" * 64}))
+    read: list[str] = []
+    real = Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.append(path.name)
+        return real(path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "read_bytes", noted)
+        checkpoint.load(newest)
+    assert "model.safetensors" in read
+    assert "passwd" not in read
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1, 2]", b"\xff\x00", b"[" * 100_000, b'{"ended": 3}'])
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+def test_a_damaged_word_about_a_run_stops_nothing(
+    name: str, content: bytes, encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(encoder_run, tmp_path / "run"))
+    (run / name).write_bytes(content)
+    assert cli(capfd, "runs", "--in", tmp_path)[0] == 0
+    is_object = content.startswith(b'{"')
+    for line in (["export", run, "--to", "timm", "--out", tmp_path / "out"], ["compare", run]):
+        code, _, err = cli(capfd, *line)
+        needs = line[0] == "export" or name == "result.json"
+        assert code == (2 if needs and not (line[0] == "export" and is_object) else 0), err
+        if code:
+            assert name in one_line(err)
+    code, _, err = cli(capfd, "pretrain", "--resume", "--out", run)
+    assert code == 0, err
+    assert json.loads((run / name).read_text())
+    assert RunDir(run).finished() is not None
+
+
+def test_a_probe_that_was_killed_is_in_nobodys_way(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It cannot be resumed, so that the same command begins anew; one that has a result stays."""
+    out, digits = tmp_path / "probed", encoder_run.parent / "digits"
+    line = ["probe", encoder_run, "--kind", "knn", "--dataset", f"folder:{digits}", "--device", "cpu", "--out", out]
+    kept = tmp_path / "kept"
+
+    def killed(*_: object) -> None:
+        shutil.copytree(out, kept)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dsdmae_cli.recipes.probe.judge", killed)
+        assert cli(capfd, *line)[0] == 130
+    shutil.copytree(kept, out)
+    assert (out / "settings.toml").exists()
+    code, _, err = cli(capfd, *line)
+    assert code == 0, err
+    result = (out / "result.json").read_bytes()
+    code, _, err = cli(capfd, *line)
+    assert code == 2
+    assert one_line(err).endswith("holds a probe already; choose another directory")
+    assert (out / "result.json").read_bytes() == result
+
+
+def test_a_run_that_was_killed_is_not_taken_for_a_probe(
+    digits: Path, encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(digits, tmp_path / "run", "train.epochs=1")
+    (tmp_path / "run" / "result.json").unlink()
+    before = listing(tmp_path / "run")
+    line = ["probe", encoder_run, "--kind", "knn", "--dataset", f"folder:{digits}", "--out", tmp_path / "run"]
+    code, _, err = cli(capfd, *line)
+    assert code == 2
+    assert "holds a run already" in one_line(err)
+    assert listing(tmp_path / "run") == before
+
+
+# -- what a launcher says
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "process group"),
+        ({"RANK": "0", "WORLD_SIZE": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "process group"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "process group"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "no"}, "process group"),
+    ],
+)
+def test_an_odd_launcher_is_one_line(
+    environ: dict[str, str], said: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = cli(capfd, "pretrain", *small(digits), "--out", tmp_path / "run")
+    assert code == 2
+    assert said in one_line(err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_that_is_taken_is_one_line(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environ = {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(taken.getsockname()[1]),
+        }
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        code, _, err = cli(capfd, "pretrain", *small(digits), "--out", tmp_path / "run")
+    assert code == 2
+    assert "cannot join torchrun's process group" in one_line(err)
