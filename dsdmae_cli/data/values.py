@@ -77,11 +77,13 @@ class Values:
         pixels: [height, width, bands], of any integer or floating type.
         alpha: the last band is how opaque a pixel is.
         nodata: the value that says that nothing was measured, where the file names one.
+        inverted: the least value is white.
     """
 
     pixels: Shaped[np.ndarray, "h w c"]
     alpha: bool = False
     nodata: float | None = None
+    inverted: bool = False
 
     @property
     def colors(self) -> Shaped[np.ndarray, "h w c"]:
@@ -112,7 +114,10 @@ class Values:
         Raises:
             Refused: other bands than asked for and none were chosen, or values without a range.
         """
-        rgb = to_bytes(self.channels(how), how.range, self.nodata)
+        values = self.channels(how)
+        rgb = to_bytes(values, how.range, self.nodata)
+        if self.inverted:  # the range is that of the values as stored; where nothing was measured black stays
+            rgb = np.where(unmeasured(values, self.nodata), 0, 255 - rgb).astype(np.uint8)
         if rgb.shape[2] != how.channels:
             rgb = luma(rgb) if how.channels == 1 else np.repeat(rgb, how.channels, axis=2)
         if not self.alpha or not how.is_photographic:

@@ -55,6 +55,11 @@ class ParquetSettings(DataSettings):
     label_column: str | None = Field(
         None, description="column that holds the labels, numbers or words; none = guessed by its name, and said"
     )
+    splits: str = Field(
+        "auto",
+        description="which rows are the training and the test images: auto = by a column that is called split, or the"
+        " names of files and folders; none = all rows are one set; TRAIN,TEST = what that column, or folders, say",
+    )
 
 
 CIFAR10 = DatasetSpec(

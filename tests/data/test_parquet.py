@@ -90,7 +90,7 @@ def test_splits_by_a_column(heading: str, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["train"] * 4 + ["later"] * 4, "column 'split' is not taken for splits: it says later, train; understood is"),
-        (["train"] * 4 + [None] * 4, "column 'split' is not taken for splits: it says None, train; understood is"),
+        (["train"] * 4 + [None] * 4, "column 'split' is not taken for splits: it says nothing, train; understood is"),
         (["train"] * 8, ""),
         (["a"] * 4 + ["b"] * 4, ""),
     ],
