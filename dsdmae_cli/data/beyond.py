@@ -149,7 +149,9 @@ def words_of_several(stacks: int, animations: int, total: int) -> list[str]:
     ):
         if total == 1 == count:
             words.append(f"it is {a}: its first {which} is taken")
+        elif count == 1:
+            words.append(f"1 of {total:,} is {a}: its first {which} is taken")
         elif count:
-            are = f"all {total:,} are" if count == total else f"{count:,} of {total:,} {'is' if count == 1 else 'are'}"
-            words.append(f"{are} {a if count == 1 else several}: the first {which} of each is taken")
+            are = f"all {total:,} are" if count == total else f"{count:,} of {total:,} are"
+            words.append(f"{are} {several}: the first {which} of each is taken")
     return words

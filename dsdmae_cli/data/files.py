@@ -312,6 +312,11 @@ def _open_files(path: Path) -> Files:
             here = {suffix: count for suffix, count in others.items() if suffix != SUFFIX}
             shards.passed_over = here | {key: n + here.get(key, 0) for key, n in shards.passed_over.items()}
             return shards
+        if names and len(names) <= others.get(SUFFIX, 0):
+            raise DataError(
+                f"{path} holds {others[SUFFIX]} {SUFFIX} and {len(names)} images beside them ({names[0]}); for shards,"
+                f" name them by {str(path / '*.tar')!r}, or put one kind elsewhere"
+            )
         packed = [name for name in files if name.lower().endswith(_COMPRESSED)]
         if not names and packed:
             raise DataError(

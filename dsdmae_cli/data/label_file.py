@@ -66,7 +66,9 @@ def read_labels(path: Path, names: Sequence[str], columns: str | None = None) ->
     files = _Files(names)
     file_column, label_column, heading, said = _columns(path, rows, files, columns)
     body = rows[1:] if heading else rows
-    cells = [(row[file_column], _label(row[label_column])) for row in body if len(row) > max(file_column, label_column)]
+    cells = [
+        (row[file_column], label_of(row[label_column])) for row in body if len(row) > max(file_column, label_column)
+    ]
     short = len(body) - len(cells)
     files.learn_prefix([cell for cell, _ in cells])
     given: defaultdict[int, list[str]] = defaultdict(list)
@@ -118,8 +120,8 @@ def read_labels(path: Path, names: Sequence[str], columns: str | None = None) ->
     return LabelFile(labels, classes, tuple(filter(None, notes)), splits, split_column)
 
 
-def _label(cell: str) -> str:
-    """A label; "" for what stands for none."""
+def label_of(cell: str) -> str:
+    """A label without blanks around it; "" for what stands for none."""
     label = cell.strip()
     return "" if label.lower() in _EMPTY else label
 

@@ -30,7 +30,7 @@ MAX_HELD_OUT = 1000
 _FEW = 0.1
 _LIKE_SPLIT = "^(.*[^a-z])?({})(set|[^a-z].*)?$"  # train2017, val_images, test-set, 01_train, birds-val
 _SHOWN = 4
-WORDLESS = "(none)"  # the folder of rows whose column of splits is empty
+WORDLESS = "(none)"  # what a column of splits says of a row where it is empty
 # Of more folders with the same ones below them nobody made splits: views of many classes look like that.
 _MOST_SPLITS = 10
 
@@ -77,8 +77,11 @@ def splits_of(column: str, values: Sequence[Any], wanted: str = "auto") -> tuple
     Args:
         values: one a row.
         wanted: data.splits: by a "TRAIN,TEST" that the column says, the words are taken as they are; by "none" none.
+
+    Raises:
+        DataError: some of its words are splits and others are not known.
     """
-    words = ["" if value is None else str(value).strip() for value in values]
+    words = [("" if value is None else str(value).strip()) or WORDLESS for value in values]
     there = sorted(set(words))
     if wanted == "none":
         return [], f"column {column!r} is not taken for splits (data.splits = none)"
@@ -87,14 +90,19 @@ def splits_of(column: str, values: Sequence[Any], wanted: str = "auto") -> tuple
         return (words, f"splits are those of column {column!r}") if taken else ([], "")
     known = {*TRAIN_FOLDERS, *TEST_FOLDERS}
     lower = [word.lower() for word in words]
-    if len(there) > 1 and set(lower) <= {*known, ""} and set(lower) & {*TRAIN_FOLDERS} and set(lower) & {*TEST_FOLDERS}:
+    if (
+        len(there) > 1
+        and set(lower) <= {*known, WORDLESS}
+        and set(lower) & {*TRAIN_FOLDERS}
+        and set(lower) & {*TEST_FOLDERS}
+    ):
         lower = [TRAIN_FOLDERS[0] if word in TRAIN_FOLDERS else word for word in lower]
         return lower, f"splits are those of column {column!r}, by its name (--splits none takes all rows as one set)"
     if len(there) > 1 and set(lower) & known:
-        wanted = f"one of {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}"
-        return [], (
-            f"column {column!r} is not taken for splits: it says {_some([word or 'nothing' for word in there])};"
-            f" understood is {wanted}, or --splits TRAIN,TEST"
+        raise DataError(
+            f"column {column!r} of splits says {_some(there)}; understood is one of"
+            f" {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}; say which two they are by --splits"
+            " TRAIN,TEST, or that all rows are one set by --splits none"
         )
     return [], ""
 
@@ -143,7 +151,11 @@ def arrange(
             "train": [(i, name) for i, name in enumerate(inner) if i not in held_out],
             "test": [(i, name) for i, name in enumerate(inner) if i in held_out],
         }
-    if labels is not None:
+    if labels is not None and len(labels.classes) < 2:
+        said = f"all that there are say {labels.classes[0]!r}" if labels.classes else "there are none"
+        notes.append(f"no labels: {said}, and one class is none to tell apart")
+        parts = {name: Part(_indices(pairs), None, None) for name, pairs in members.items()}
+    elif labels is not None:
         taken = {split: np.array([i for i, _ in pairs], dtype=np.int64) for split, pairs in members.items()}
         parts = {split: Part(indices, labels.labels[indices], labels.classes) for split, indices in taken.items()}
     else:

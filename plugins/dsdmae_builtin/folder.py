@@ -25,7 +25,7 @@ from dsdmae_cli.data.label_file import LabelFile, read_labels
 from dsdmae_cli.data.masks import MaskedFiles
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.shards import Shards
-from dsdmae_cli.data.splits import WORDLESS, Arrangement, Part, arrange, splits_of
+from dsdmae_cli.data.splits import Arrangement, Part, arrange, splits_of
 from dsdmae_cli.data.square import common_side
 from dsdmae_cli.data.values import Ranges, Reading, asked_bands
 from dsdmae_cli.errors import DataError
@@ -65,6 +65,8 @@ def _open(path: Path) -> Files:
     try:
         return open_files(path)
     except DataError as error:
+        if path.is_file() and path.suffix.lower() == ".parquet":
+            raise DataError(f"{path} is a table of images: name it by parquet:{path}") from error
         if path.is_dir() and (table := next(path.rglob("*.parquet"), None)):
             raise DataError(
                 f"{error}, or --dataset parquet:{path}, whose images are in tables such as {table.name}"
@@ -118,7 +120,7 @@ def _arranged(
     said, about = _by_table(table, splits)
     if said:
         assert table is not None
-        names = [f"{split or WORDLESS}/{name}" for split, name in zip(said, files.names, strict=True)]
+        names = [f"{split}/{name}" for split, name in zip(said, files.names, strict=True)]
         found = arrange(names, holdout, splits, table, str(path), f"rows by column {table.split_column!r}")
     elif by_shards is None:
         found = arrange(files.names, holdout, splits, table, str(path))

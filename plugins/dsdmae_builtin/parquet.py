@@ -17,9 +17,9 @@ from dsdmae_builtin.datasets import ParquetSettings
 from dsdmae_builtin.folder import DEFAULT_SIDE, LARGEST_NATIVE_SIDE, RGB
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some, stamp_of
-from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS, LabelFile
+from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS, LabelFile, label_of
 from dsdmae_cli.data.once import shared
-from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, WORDLESS, Arrangement, arrange, splits_of
+from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange, splits_of
 from dsdmae_cli.data.square import common_side
 from dsdmae_cli.data.values import Ranges, Reading, asked_bands
 from dsdmae_cli.data.walk import walk
@@ -220,7 +220,7 @@ class Tables(Files):
                 folders = (split,)  # train-00000-of-00002.parquet, as the Hub has them
             prefixes.append("/".join((*folders, path.stem)))
         if splits:  # of files too, whose folders then say nothing
-            return Names([f"{split or WORDLESS}/{row:09d}" for row, split in enumerate(splits)])
+            return Names([f"{split}/{row:09d}" for row, split in enumerate(splits)])
         rows: list[str] = []
         seen = [0] * len(self._paths)
         for number, _, count_ in self._groups.tolist():
@@ -243,7 +243,7 @@ class Tables(Files):
         group = self._group(index)
         content = self._rows(group)[index - int(self._firsts[group])]
         if content is None:
-            raise UnreadableImage(self.full_name(index), "no bytes in its row")
+            raise UnreadableImage(self.full_name(index), "no bytes in its row (a path alone is not followed)")
         return content
 
     def _group(self, index: int) -> int:
@@ -301,12 +301,27 @@ def image_column(schema: Any, wanted: str | None, path: Path) -> tuple[str, bool
     named = [name for name in able if name.lower() in _IMAGE_HEADINGS]
     choice = list(able) if len(able) == 1 else named
     if len(choice) != 1:
-        what = f"it could be {', '.join(choice or able)}" if able else "none holds bytes, or structs with bytes"
-        raise DataError(
-            f"which column of {path} ({', '.join(schema.names[:12])}) holds the images? {what}; name it by --set"
-            " data.image_column=NAME"
-        )
+        which = f"which column of {path} ({', '.join(schema.names[:12])}) holds the images?"
+        if able:
+            what = f"it could be {', '.join(choice or able)}; name it by --set data.image_column=NAME"
+        else:
+            meant = [f"{field.name!r} holds {_held(field.type)}, and " for field in schema
+                     if field.name.lower().removesuffix("s") in _IMAGE_HEADINGS]  # fmt: skip
+            what = (
+                f"{''.join(meant[:1])}none holds one file's bytes a row, or structs with them under 'bytes'; write them"
+                " so, or give the folder of the files (--labels FILE.csv says what they show)"
+            )
+        raise DataError(f"{which} {what}")
     return choice[0], able[choice[0]]
+
+
+def _held(kind: Any) -> str:
+    """What a column that is none of images holds, in words."""
+    import pyarrow as arrow
+
+    if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
+        return "text (paths are not followed)"
+    return "lists" if arrow.types.is_list(kind) or arrow.types.is_large_list(kind) else f"{kind}"
 
 
 def label_column_of(
@@ -321,7 +336,21 @@ def label_column_of(
         raise DataError(
             f"data.label_column = {wanted!r}: {path} has no such column; it has {', '.join(schema.names[:12])}"
         )
+    import pyarrow as arrow
+
+    nested = {field.name: field.type for field in schema if arrow.types.is_nested(field.type)}
+    if wanted in nested:
+        raise DataError(
+            f"data.label_column = {wanted!r}: in {path} it holds {_held(nested[wanted])}, and a label is a number or a"
+            " word"
+        )
     found = wanted or next((n for n in schema.names if n.lower() in LABEL_HEADINGS and n != image), None)
+    if found in nested:
+        return (
+            None,
+            None,
+            f"no labels: column {found!r} holds {_held(nested[found])}, and a label is a number or a word",
+        )
     if found is None:
         others = [name for name in schema.names if name != image]
         advice = "is called one; name it by --set data.label_column=NAME"
@@ -346,9 +375,18 @@ def _labels(values: Sequence[Any], names: tuple[str, ...] | None) -> LabelFile:
     if names is not None:
         able = [v if isinstance(v, int) and 0 <= v < len(names) else -1 for v in values]
         return LabelFile(np.array(able, dtype=np.int64), names, ())
-    there = {v for v in values if v is not None and v != -1}
+    values = [_label(value) for value in values]
+    there = {v for v in values if v is not None}
     numbers = all(isinstance(value, int) for value in there)
     classes = sorted(there) if numbers else sorted({str(value) for value in there})
     place = {value: label for label, value in enumerate(classes)}
     labels = [place.get(value if numbers else str(value), -1) if value is not None else -1 for value in values]
     return LabelFile(np.array(labels, dtype=np.int64), tuple(map(str, classes)), ())
+
+
+def _label(value: Any) -> Any:
+    """A label as it is sorted and named; None for what stands for none: null, -1, what is no number, an empty word."""
+    if value is None or value == -1 or label_of(str(value)) == "":
+        return None
+    whole = isinstance(value, float) and value.is_integer()  # what pandas makes of integers beside missing ones
+    return int(value) if whole else value
