@@ -117,14 +117,14 @@ def decode(source: Path | bytes | BinaryIO, name: str, how: Reading = AS_STORED)
         if (values := _by_tifffile(stream, how)) is not None:
             return values.shown(how)
         with _image(stream, MAX_PIXELS) as image:
-            if not (is_deep(image) and _needs_values(image, stream, how)):
+            if not (_needs_values(image, stream, how) and is_deep(image)):  # in this order: is_deep refuses some
                 return _bands(image, how)
             values = _values(image, stream)
         return values.shown(how)
 
 
 def _needs_values(image: ImageFile, stream: BinaryIO, how: Reading) -> bool:
-    """Whether a picture of more than 8 bits is to be shown otherwise than as Pillow would make RGB of it."""
+    """Whether a picture, if it has more than 8 bits, is to be shown otherwise than as Pillow would make RGB of it."""
     by_pillow = how.range is None and how.is_photographic
     return not by_pillow or (image.format == "TIFF" and tiff.is_inverted(stream))
 

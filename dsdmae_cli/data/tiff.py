@@ -15,7 +15,7 @@ import numpy as np
 
 from dsdmae_cli.data import nodata
 from dsdmae_cli.data.base import Form, Refused
-from dsdmae_cli.data.values import Values
+from dsdmae_cli.data.values import Values, divided_by_alpha
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -24,6 +24,7 @@ _UNHEARD = logging.NullHandler()
 _NOT_FOR_PILLOW = b"MM\0+"  # BigTIFF in the other byte order, which Pillow takes for no TIFF
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", _NOT_FOR_PILLOW)
 _UINT, _INT, _FLOAT, _UNSPECIFIED = 1, 2, 3, 0
+_PREMULTIPLIED = 1
 # Grey that Pillow decodes whole, through more kinds of compression than tifffile alone: (sample format, bits).
 _WIDE_GREYS = {(_INT, 32), (_FLOAT, 32)}
 _MIN_IS_WHITE = 0
@@ -62,7 +63,8 @@ def is_for_pillow(stream: BinaryIO) -> bool:
         if page.sampleformat != _UINT or _UNSPECIFIED in page.extrasamples:
             return False
         planes = bits > 8 and page.planarconfig == _PLANES and not single
-        return bits in (1, 2, 4, 8, 16) and not planes
+        multiplied = bits > 8 and _PREMULTIPLIED in page.extrasamples  # of which Pillow keeps the upper byte
+        return bits in (1, 2, 4, 8, 16) and not planes and not multiplied
 
 
 def is_plain(stream: BinaryIO) -> bool:
@@ -108,6 +110,8 @@ def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3:
             raise Refused(f"a TIFF with axes {page.axes} is not a picture")
+        if page.extrasamples and page.extrasamples[-1] == _PREMULTIPLIED:
+            pixels = divided_by_alpha(pixels)
         tag = page.tags.get(_ORIENTATION)
         values = Values(pixels, _has_alpha(page), _nodata(page), _is_inverted(page))
         return values.upright(int(tag.value) if tag is not None else 1)

@@ -12,11 +12,14 @@ import layouts
 import pytest
 import torch
 from layouts import GRID, WIDTH, State
+from safetensors.torch import save_file
 from test_elsewhere import IMAGES, check_tokens, opened, under
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts import elsewhere
+from dsdmae_cli.artifacts.subject import parse
+from dsdmae_cli.errors import CheckpointError
 
 # -- pixels
 
@@ -192,3 +195,23 @@ def test_beit_with_absolute_positions(tables: str, tmp_path: Path) -> None:
 
 def test_imagenets_mean_and_deviation_are_timms() -> None:
     assert elsewhere._NORMALIZATIONS["imagenet"] == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+@pytest.mark.parametrize("suffix", [".PTH", ".SafeTensors"])
+def test_suffixes_in_any_case(suffix: str, tmp_path: Path) -> None:
+    state, path = layouts.plain_vit(1), tmp_path / f"weights{suffix}"
+    if suffix == ".PTH":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    assert parse(str(path)).kind == "weights"
+    check_tokens(opened(path), layouts.vit_tokens(state, layouts.normalised(IMAGES)))
+
+
+def test_half_a_file_is_called_damaged(tmp_path: Path) -> None:
+    """What is too short to be mapped was an invalid argument."""
+    torch.save(layouts.plain_vit(1), tmp_path / "whole.pth")
+    for size in (0, 100, 5000):
+        (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:size])
+        with pytest.raises(CheckpointError, match=r"half\.pth is no readable file of weights: it is damaged"):
+            opened(tmp_path / "half.pth")

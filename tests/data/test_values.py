@@ -311,3 +311,23 @@ def test_smaller_copies_are_no_stack_and_hidden_frames_are_one(grey: np.ndarray)
     assert image_form(buffer.getvalue(), "x").pages == 1
     assert image_form(tif(np.stack([values] * 3), photometric="minisblack", truncate=True), "x").pages == 3
     assert image_form(tif(np.stack([values] * 3), imagej=True), "x").pages == 3
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_alpha_of_twelve_bits_in_sixteen(kind: str, bits: int, grey: np.ndarray) -> None:
+    """Half of the picture is opaque, half of it half transparent, over white; premultiplied or not."""
+    full = 2**bits - 1
+    opaque = np.where(np.arange(48) < 24, 1.0, 0.5) * np.ones((48, 1))
+    alpha = np.rint(full * opaque)
+    colors = np.rint(grey * full * (alpha / full if kind == "assocalpha" else 1))
+    content = tif(np.stack([colors] * 3 + [alpha], 2).astype(np.uint16), photometric="rgb", extrasamples=[kind])
+    shown = decode(content, "x", Reading((0.0, float(full))))
+    expected = np.rint(255 * (1 - opaque * (1 - grey)))
+    assert np.abs(shown[..., 0].astype(int) - expected).max() <= 1
+
+
+def test_colour_of_sixteen_bits_in_ppm_keeps_its_upper_bits(grey: np.ndarray) -> None:
+    values = np.stack([np.rint(grey * 4095)] * 3, axis=2).astype(">u2")
+    content = b"P6 48 48 4095\n" + values.tobytes()
+    assert np.abs(decode(content, "x")[..., 0].astype(int) - 255 * grey).max() <= 1
