@@ -22,7 +22,6 @@ from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange, splits_of
 from dsdmae_cli.data.square import common_side
 from dsdmae_cli.data.values import Ranges, Reading, asked_bands
-from dsdmae_cli.data.walk import walk
 from dsdmae_cli.errors import DataError, PluginError
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
@@ -117,7 +116,7 @@ def paths_of(text: str) -> list[Path]:
     """
     path = Path(text)
     if path.is_dir():
-        found = sorted(path / name for name in walk(path) if name.lower().endswith(".parquet"))
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".parquet" and not p.name.startswith("."))
     elif path.is_file():
         found = [path]
     else:
@@ -173,7 +172,7 @@ class Tables(Files):
         self._firsts = np.concatenate([[0], np.cumsum(self._groups[:, 2])]).astype(np.int64)
         if not self._firsts[-1]:
             raise DataError(f"{text} holds no rows")
-        said_splits, about_splits = [], ""
+        said_splits, about_splits = list[str](), ""
         if split_column and len(splits) == self._firsts[-1]:
             said_splits, about_splits = splits_of(split_column, splits, wanted_splits)
         elif split_column:
