@@ -96,7 +96,7 @@ def read_elsewhere(path: Path) -> Elsewhere:
     Raises:
         CheckpointError: the file cannot be read, or holds no weights by name.
     """
-    content: Any = checkpoint.load_weights(path) if path.suffix == ".safetensors" else read_pickled(path)
+    content: Any = checkpoint.load_weights(path) if path.suffix.lower() == ".safetensors" else read_pickled(path)
     state, notes = unwrapped(content)
     if state is None:
         kind = f"a {type(content).__name__}" if not isinstance(content, dict) else _keys(content)

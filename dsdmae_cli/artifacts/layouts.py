@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -29,11 +29,14 @@ _STEMS = (
     ("conv1.weight", "class_embedding"),
     ("conv1.weight", "layer1.0.conv1.weight"),
 )
-# Of several copies of one network in one file: what its authors evaluate though an average lies beside it (MoCo),
-# averages by any word of their names (teacher_backbone, backbone_momentum), and those that are only taken alone.
+# Of several copies of one network in one file: averages by any word of their names (teacher_backbone), and those that
+# are only taken alone. What is called a momentum copy is one of these: MoCo, solo-learn (main_linear.py) and lightly
+# (Classifier(model.backbone)) evaluate the network that it follows.
 _EVALUATED = re.compile(r"(^|\.)(base_encoder|encoder_q)\.")
-_AVERAGES = frozenset({"teacher", "ema", "target", "momentum", "averaged"})
+_AVERAGES = frozenset({"teacher", "ema", "target", "averaged"})
+_MOMENTUM = "momentum"
 _LAST = re.compile(r"(^|\.)(student\w*|online\w*|encoder_k)\.")
+_NOT_THE_MOMENTUM = ", and not its momentum copy, as MoCo, solo-learn and lightly evaluate"
 # What else may stand in the name of a key that keeps an average: state_dict_teacher, but not momentum_buffer.
 _NETWORK = frozenset(
     {"state", "dict", "model", "encoder", "backbone", "network", "net", "weights", "params", "module", "vit"}
@@ -53,14 +56,15 @@ def unwrapped(content: Any) -> tuple[State | None, list[str]]:
         if not isinstance(content, Mapping):
             return None, notes
         state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-        averages = [key for key in content if isinstance(key, str) and key not in _WRAPPERS and _is_average(key)]
-        inside = [key for key in (*averages, *_WRAPPERS) if _has_tensors(content.get(key))]
+        keys = [key for key in content if isinstance(key, str) and key not in _WRAPPERS]
+        averages, followers = ([key for key in keys if _is_copy(key, words)] for words in (_AVERAGES, {_MOMENTUM}))
+        inside = [key for key in (*averages, *_WRAPPERS, *followers) if _has_tensors(content.get(key))]
         # A state dict may have a tensor or two beside it (a temperature, the centre of DINO's loss).
         if not inside or len(state) > 8:
             break
         taken.append(inside[0])
         if len(inside) > 1:
-            notes.append(f"it holds {', '.join(inside)}: {inside[0]} is taken")
+            notes.append(f"it holds {', '.join(inside)}: {inside[0]} is taken{_beside_momentum(inside)}")
         content = content[inside[0]]
     if not state:
         return None, notes
@@ -69,10 +73,20 @@ def unwrapped(content: Any) -> tuple[State | None, list[str]]:
     return state, notes
 
 
-def _is_average(key: str) -> bool:
-    """Whether a key's words say that a moving average of a network lies under it."""
+def _is_copy(key: str, said: Collection[str]) -> bool:
+    """Whether a key's words say that a copy of a network of one of these kinds lies under it."""
     words = set(key.lower().split("_"))
-    return bool(words & _AVERAGES) and words - _AVERAGES <= _NETWORK and words != {"momentum"}
+    return bool(words.intersection(said)) and words.difference(said) <= _NETWORK and words != {_MOMENTUM}
+
+
+def _words(name: str) -> set[str]:
+    return {word for part in name.lower().split(".") for word in part.split("_")}
+
+
+def _beside_momentum(copies: Sequence[str]) -> str:
+    """Why the first of some copies is taken and a momentum copy is not; empty where there is none."""
+    others = any(_MOMENTUM in _words(copy) for copy in copies[1:])
+    return _NOT_THE_MOMENTUM if others and not _words(copies[0]) & {*_AVERAGES, _MOMENTUM} else ""
 
 
 def _has_tensors(value: Any) -> bool:
@@ -104,7 +118,7 @@ def without_prefix(state: State) -> tuple[State, list[str], list[str]]:
     notes = []
     if len(found) > 1:
         copies = [other.rstrip(".") or "a network without a prefix" for other in sorted(found, key=_rank)]
-        notes.append(f"it holds {', '.join(copies)}: {copies[0]} is taken")
+        notes.append(f"it holds {', '.join(copies)}: {copies[0]} is taken{_beside_momentum(copies)}")
     notes.append(f"names without {prefix!r}")
     if outside:
         notes.append(f"left out {counted(outside, _shared_depth(prefix, outside))}")
@@ -114,8 +128,10 @@ def without_prefix(state: State) -> tuple[State, list[str], list[str]]:
 def _rank(prefix: str) -> tuple[int, int, str]:
     if _EVALUATED.search(prefix):
         preferred = 0
-    elif any(_AVERAGES & set(part.split("_")) for part in prefix.lower().split(".")):
+    elif _AVERAGES & _words(prefix):
         preferred = 1
+    elif _MOMENTUM in _words(prefix):
+        preferred = 4
     else:
         preferred = 3 if _LAST.search(prefix) else 2
     return preferred, len(prefix), prefix

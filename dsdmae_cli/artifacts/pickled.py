@@ -8,6 +8,7 @@ full unpickling runs whatever code a file brings. Safetensors files are read by 
 from __future__ import annotations
 
 import argparse
+import errno
 import pathlib
 import re
 import warnings
@@ -42,6 +43,8 @@ def read_pickled(path: Path) -> Any:
     except CheckpointError:
         raise
     except OSError as error:
+        if error.errno == errno.EINVAL:  # what cannot be mapped, for it is too short
+            raise CheckpointError(_explained(path, error)) from error
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle fails in as many ways as it has bytes
         raise CheckpointError(_explained(path, error)) from error

@@ -86,7 +86,7 @@ class Subject:
         Raises:
             CheckpointError: it is damaged.
         """
-        return read_metadata(self.weights) if self.weights is not None and self.weights.suffix == _SAFE else {}
+        return read_metadata(self.weights) if self.weights is not None and is_safe(self.weights) else {}
 
     def settings(self) -> Resolved | None:
         """All settings it was trained with, resolved; None where it was not trained by this program.
@@ -126,6 +126,11 @@ class Subject:
         from dsdmae_cli.artifacts.elsewhere import recognized_tables  # with torch
 
         return recognized_tables(self.weights), self.text
+
+
+def is_safe(path: Path) -> bool:
+    """Whether a file is called as safetensors files are, in any case."""
+    return path.suffix.lower() == _SAFE
 
 
 def parse(text: str, *, trained: bool = False) -> Subject:
@@ -322,7 +327,7 @@ def _in_folder(text: str, path: Path) -> Subject:
 
 
 def _of_file(text: str, path: Path) -> Subject:
-    if path.suffix not in (_SAFE, *_PICKLED):
+    if path.suffix.lower() not in (_SAFE, *_PICKLED):
         raise CheckpointError(f"{path} is no file of weights; give {allowed()}")
     return Subject(text, "weights", path, path)
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
-from dsdmae_cli.data.beyond import check_range, deep_ones, reading_of, words_of_stacks, words_of_values
+from dsdmae_cli.data.beyond import (
+    check_range,
+    deep_ones,
+    is_first_alone,
+    reading_of,
+    words_of_several,
+    words_of_values,
+)
 from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.values import FULL_16, Ranges, Values, in_words
 
@@ -41,6 +48,7 @@ class Account:
         unreadable_of: reasons by the names of images that cannot be read, in each split that has some.
         masked: images have masks, and no labels of their own.
         stacks: of the images that were looked at so many are the first of several pages.
+        animations: and so many the first of several frames.
         values: what is to be said of the values of deep ones: what stands apart, what part of the range they use.
     """
 
@@ -58,6 +66,7 @@ class Account:
     unreadable_of: dict[str, dict[str, str]] = field(default_factory=dict)
     masked: bool = False
     stacks: int = 0
+    animations: int = 0
     values: tuple[str, ...] = ()
 
     @property
@@ -89,7 +98,7 @@ class Account:
         alone = len(kinds) == 1
         words = [name if alone else f"{name} ({count:,})" for name, count in kinds[: _NAMED + 1]]
         words += [f"{len(kinds) - len(words)} other kinds"] if len(kinds) > len(words) else []
-        said = [self._range(), *self.values, words_of_stacks(self.stacks, self.looked_at) if self.stacks else ""]
+        said = [self._range(), *self.values, *words_of_several(self.stacks, self.animations, self.looked_at)]
         return f"{self._sizes()}, {'; '.join(words)}{''.join(f'; {w}' for w in said if w)}{self._channels()}"
 
     def _channels(self) -> str:
@@ -178,8 +187,9 @@ def _look(account: Account, split: str, dataset: ImageDataset, indices: Sequence
             continue
         account.sides[form.width, form.height] += 1
         account.kinds[str(form)] += 1
-        # Pages of one band each are bands where neither grey nor RGB is wanted.
-        account.stacks += form.pages > 1 and (dataset.channels in (1, 3) or form.bands > 1)
+        alone = is_first_alone(form, dataset.channels)
+        account.stacks += alone and not form.animated
+        account.animations += alone and form.animated
         account.deep += form.is_deep
         deep += [index] if form.is_deep else []
         account.grey += form.is_grey

@@ -7,13 +7,14 @@ import gzip
 import io
 import lzma
 import os
+import posixpath
 import struct
 import tarfile
 import tempfile
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
@@ -25,6 +26,7 @@ from dsdmae_cli.errors import DataError
 
 MAX_UNPACKED_BYTES = 4 * 2**30  # of a compressed tar, which has to be unpacked into a temporary file
 MAX_FILE_BYTES = 2**30  # of one image in an archive
+_MOST_LINKS = 8  # one behind the other
 
 # Compressed tars, by their first bytes: nothing in them can be reached before all in front of it is unpacked.
 _COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
@@ -60,10 +62,10 @@ class Archive(Files):
         self._stamp = stamp_of(path)
         self._descriptor: int | None = None
         with os.fdopen(os.dup(self._open()), "rb") as file:
-            members, self.passed_over = _members(file, path)
+            members, self.passed_over, labelled = _members(file, path)
         require_images(path, len(members), self.passed_over)
         plain_tar = members[0].crc is None and self._is_plain()
-        self.has_labels = plain_tar and ".cls" in self.passed_over
+        self.has_labels = plain_tar and labelled
         self.names = Names([member.name for member in members])
         self._offsets = np.array([m.offset for m in members], dtype=np.int64)
         self._stored = np.array([m.stored for m in members], dtype=np.int64)
@@ -161,8 +163,10 @@ def _copy(packed: io.BufferedIOBase, unpacked: IO[bytes], path: Path) -> None:
         unpacked.write(chunk)
 
 
-def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], dict[str, int]]:
-    """The images of an archive, sorted by name, and how many of its visible files are none, by suffix."""
+def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], dict[str, int], bool]:
+    """The images of an archive, sorted by name, how many of its visible files are none, by suffix, and whether labels
+    stand beside the images, as in WebDataset's shards.
+    """
     file.seek(0)
     if file.read(4) in _ZIP_STARTS:  # zipfile.is_zipfile would also take a tar that ends with a zip for one
         found = _zip_members(file, path)
@@ -178,7 +182,16 @@ def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], dict[str, int]]
     # Of two with one name the later counts, as it does for tar.
     visible = {member.name: member for member in found if not _is_hidden(member.name)}
     images = sorted((m for m in visible.values() if is_image(m.name)), key=lambda m: m.name)
-    return images, by_suffix(visible)
+    return images, by_suffix(visible), _are_labelled(images, visible)
+
+
+def _are_labelled(images: list[_Member], names: Iterable[str]) -> bool:
+    """Whether there is a .cls, or as many images as not have a .json of their own name."""
+    suffixes = {name: posixpath.splitext(name) for name in names}
+    if any(suffix.lower() == ".cls" for _, suffix in suffixes.values()):
+        return True
+    tables = {stem for stem, suffix in suffixes.values() if suffix.lower() == ".json"}
+    return bool(tables) and 2 * sum(suffixes[image.name][0] in tables for image in images) >= len(images) > 0
 
 
 def _is_hidden(name: str) -> bool:
@@ -190,17 +203,42 @@ def _clean(name: str) -> str:
 
 
 def _tar_members(file: BinaryIO) -> list[_Member]:
-    members = []
+    members, links = [], dict[str, str]()
     by_name: dict[str, tarfile.TarInfo] = {}
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for info in archive:
+            if info.issym():  # to a member that may come later
+                links[info.name] = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
+                continue
             # tar stores the second name of a hard-linked file as a link to the first.
             source = by_name.get(info.linkname) if info.islnk() else info
             if source is None or not source.isreg():
                 continue
             by_name[info.name] = source
             members.append(_Member(_clean(info.name), source.offset_data, source.size, source.size))
+    return members + (_linked(links, by_name) if links else [])
+
+
+def _linked(links: dict[str, str], by_name: dict[str, tarfile.TarInfo]) -> list[_Member]:
+    """What symbolic links lead to in the same archive, as in a folder; an empty file where that is nothing, to be named
+    with the others that cannot be read.
+    """
+    files = {posixpath.normpath(name): info for name, info in by_name.items()}
+    nexts = {posixpath.normpath(name): target for name, target in links.items()}
+    members = []
+    for name, target in links.items():
+        for _ in range(_MOST_LINKS):
+            target = nexts.get(target, target)
+        found = files.get(target)
+        if found is not None or not _is_folder(target, files):
+            members.append(
+                _Member(_clean(name), *((found.offset_data, found.size, found.size) if found else (0, 0, 0)))
+            )
     return members
+
+
+def _is_folder(name: str, files: Iterable[str]) -> bool:
+    return any(known.startswith(f"{name}/") for known in files)
 
 
 def _zip_members(file: BinaryIO, path: Path) -> list[_Member]:
@@ -214,5 +252,7 @@ def _zip_members(file: BinaryIO, path: Path) -> list[_Member]:
                 raise DataError(f"{path}!{info.filename} is {how}; make the zip again with plain deflate")
             deflated = info.compress_type == zipfile.ZIP_DEFLATED
             place = (info.header_offset, info.compress_size, info.file_size)
-            members.append(_Member(_clean(info.filename), *place, deflated, info.CRC))
+            # Some programs of Windows' write their own separator, which the format does not know.
+            name = info.filename if "/" in info.filename else info.filename.replace("\\", "/")
+            members.append(_Member(_clean(name), *place, deflated, info.CRC))
     return members

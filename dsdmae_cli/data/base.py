@@ -69,6 +69,8 @@ class Form:
         colors: "grey", "RGB", or what else it is, in a word; empty for other bands.
         pages: of the file, where they are a stack of which this is the first.
         nodata: the value that says that nothing was measured, where the file names one.
+        signed: the values are integers with a sign, of which 8 bits are no grey values either.
+        animated: the pages are frames of an animation.
     """
 
     width: int
@@ -79,6 +81,8 @@ class Form:
     colors: str = "RGB"
     pages: int = 1
     nodata: float | None = None
+    signed: bool = False
+    animated: bool = False
 
     @property
     def is_grey(self) -> bool:
@@ -87,12 +91,13 @@ class Form:
 
     @property
     def is_deep(self) -> bool:
-        """More than 8 bits."""
-        return self.bits > 8
+        """More than 8 bits, or other numbers than 0 to 255."""
+        return self.bits > 8 or self.signed
 
     def __str__(self) -> str:
         name = self.colors or f"{self.bands} bands"
-        return f"{name} of {self.bits} bits{' in floating point' if self.floating else ''}"
+        more = " in floating point" if self.floating else " with a sign" if self.signed else ""
+        return f"{name} of {self.bits} bit{'s' * (self.bits != 1)}{more}"
 
 
 _COLORS = {1: "grey", 3: "RGB"}

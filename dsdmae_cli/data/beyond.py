@@ -11,10 +11,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from dsdmae_cli.data.base import ImageDataset, Refused, UnreadableImage
+from dsdmae_cli.data.base import Form, ImageDataset, Refused, UnreadableImage
 from dsdmae_cli.data.masks import MaskedFiles
 from dsdmae_cli.data.nodata import unmeasured
-from dsdmae_cli.data.values import FULL_16, Reading, Values, band_of, in_words, measured, pairs, sampled
+from dsdmae_cli.data.values import FULL_16, RGB, Reading, Values, band_of, in_words, measured, pairs, sampled
 from dsdmae_cli.errors import DataError
 
 # The values of so many pictures are looked at, spread over all.
@@ -133,9 +133,25 @@ def _listed(values: set[float]) -> str:
     return ", ".join(f"{value:g}" for value in sorted(values))
 
 
-def words_of_stacks(stacks: int, total: int) -> str:
-    """What is said of files of several pages, of which the first alone is taken."""
-    if total == 1:
-        return "it is a stack: its first page is taken"
-    are = f"{stacks:,} of {total:,} are stacks" if stacks < total else f"all {total:,} are stacks"
-    return f"{are}: the first page of each is taken"
+def is_first_alone(form: Form, channels: int) -> bool:
+    """Whether a file holds several pictures of which the first is taken; pages of one band each are bands where neither
+    grey nor RGB is wanted.
+    """
+    return form.pages > 1 and (form.animated or form.bands > 1 or channels in (1, RGB))
+
+
+def words_of_several(stacks: int, animations: int, total: int) -> list[str]:
+    """What is said of files of several pages or frames, of which the first alone is taken."""
+    words = []
+    for count, a, several, which in (
+        (stacks, "a stack", "stacks", "page"),
+        (animations, "an animation", "animations", "frame"),
+    ):
+        if total == 1 == count:
+            words.append(f"it is {a}: its first {which} is taken")
+        elif count == 1:
+            words.append(f"1 of {total:,} is {a}: its first {which} is taken")
+        elif count:
+            are = f"all {total:,} are" if count == total else f"{count:,} of {total:,} are"
+            words.append(f"{are} {several}: the first {which} of each is taken")
+    return words

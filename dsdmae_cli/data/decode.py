@@ -25,6 +25,7 @@ from PIL.ImageFile import ImageFile
 
 from dsdmae_cli.data import deep, tiff
 from dsdmae_cli.data.base import Form, Refused, UnreadableImage, raise_shortage
+from dsdmae_cli.data.to_rgb import SWAPS_SIDES, orientation, to_rgb
 from dsdmae_cli.data.values import Reading, Values, keyed
 
 MAX_PIXELS = 100_000_000
@@ -56,18 +57,8 @@ DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"})
 # Image.open tries nothing else: EPS and its like would start other programs.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
-_ORIENTATION_TAG = 0x0112
-_TRANSPOSITION = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SWAPS_SIDES = frozenset({5, 6, 7, 8})
-_TO_RGB_DIRECTLY = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
+# Kinds of files that hold animations; a JPEG of several pictures is a photograph with what a telephone adds to it.
+_ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 _BAND_BY_BAND = frozenset({"L", "LA", "RGB", "RGBA"})
 
 AS_STORED = Reading()
@@ -76,8 +67,6 @@ _COLORS = {
     "I;16": "grey", "I;16B": "grey", "I;16L": "grey", "I;16N": "grey", "I": "grey", "F": "grey", "P": "palette",
     "RGBA": "RGB with transparency", "RGBa": "RGB with transparency",
 }  # fmt: skip
-
-Rgb = UInt8[np.ndarray, "height width 3"]
 
 
 class _QuietPillow:
@@ -128,11 +117,16 @@ def decode(source: Path | bytes | BinaryIO, name: str, how: Reading = AS_STORED)
         if (values := _by_tifffile(stream, how)) is not None:
             return values.shown(how)
         with _image(stream, MAX_PIXELS) as image:
-            deep = (how.range is not None or not how.is_photographic) and is_deep(image)
-            if not deep:
+            if not (_needs_values(image, stream, how) and is_deep(image)):  # in this order: is_deep refuses some
                 return _bands(image, how)
             values = _values(image, stream)
         return values.shown(how)
+
+
+def _needs_values(image: ImageFile, stream: BinaryIO, how: Reading) -> bool:
+    """Whether a picture, if it has more than 8 bits, is to be shown otherwise than as Pillow would make RGB of it."""
+    by_pillow = how.range is None and how.is_photographic
+    return not by_pillow or (image.format == "TIFF" and tiff.is_inverted(stream))
 
 
 def deep_values(source: Path | bytes | BinaryIO, name: str, how: Reading = AS_STORED) -> Values | None:
@@ -181,7 +175,7 @@ def image_form(source: Path | bytes | BinaryIO, name: str) -> Form:
         if tiff.is_tiff(stream):
             if not tiff.is_for_pillow(stream):
                 return tiff.form(stream, MAX_PIXELS)
-            pages, missing = tiff.pages(stream), tiff.nodata_of(stream)
+            pages, missing = tiff.whole_pages(stream), tiff.nodata_of(stream)
         with _image(stream, MAX_PIXELS) as image:
             width, height = image.size
             # Pillow would decode a whole PNG to look for a late orientation, and turns TIFF's size by itself.
@@ -189,9 +183,17 @@ def image_form(source: Path | bytes | BinaryIO, name: str) -> Form:
             if in_header and orientation(image) in SWAPS_SIDES:
                 width, height = height, width
             bits = _bits(image)
-            bands = len(image.getbands())
-            colors = _COLORS.get(image.mode, image.mode)
-            return Form(width, height, bands, bits, image.mode == "F", colors, pages, missing)
+            bands, colors = _kind(image)
+            animated = image.format in _ANIMATED and getattr(image, "is_animated", False)
+            pages = image.n_frames if animated else pages  # type: ignore[attr-defined]
+            return Form(width, height, bands, bits, image.mode == "F", colors, pages, missing, animated=animated)
+
+
+def _kind(image: ImageFile) -> tuple[int, str]:
+    """How many bands there are, and what they are in a word."""
+    if deep.is_grey_alpha(image):  # which Pillow calls RGBA
+        return 2, _COLORS["LA"]
+    return len(image.getbands()), _COLORS.get(image.mode, image.mode)
 
 
 def _bits(image: ImageFile) -> int:
@@ -232,8 +234,9 @@ def _values(image: ImageFile, stream: BinaryIO) -> Values:
             deep.add_lower_bytes(pixels, again, raw)
     if not alpha and isinstance(key, int | tuple):
         pixels, alpha = keyed(pixels, key), True
-    missing = tiff.nodata_of(stream) if image.format == "TIFF" else None
-    return Values(pixels, alpha, missing).upright(turn)
+    is_tiff = image.format == "TIFF"
+    missing, inverted = (tiff.nodata_of(stream), tiff.is_inverted(stream)) if is_tiff else (None, False)
+    return Values(pixels, alpha, missing, inverted).upright(turn)
 
 
 def _bands(image: ImageFile, how: Reading) -> UInt8[np.ndarray, "h w c"]:
@@ -256,34 +259,6 @@ def _as_stored(image: ImageFile) -> UInt8[np.ndarray, "h w c"]:
     pixels = np.array(image)
     turn = 1 if image.format == "TIFF" else orientation(image)
     return Values(pixels[..., None] if pixels.ndim == 2 else pixels).upright(turn).pixels
-
-
-def to_rgb(image: Image.Image) -> Rgb:
-    """Turn a Pillow image (its current frame) into upright RGB; transparency is laid over white.
-
-    A picture as its format means it: 16-bit grey keeps its upper byte (value >> 8). Mode I counts as 16-bit grey if it
-    stays in 0..65535.
-
-    Raises:
-        ValueError: the mode has no defined range (F), holds values outside 0..65535 (I), or is unknown.
-    """
-    image.load()
-    turn = orientation(image)
-    if image.mode.startswith("I"):
-        rgb = _grey16_to_rgb(image)
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        rgb = Image.alpha_composite(white, rgba).convert("RGB")
-    elif image.mode in _TO_RGB_DIRECTLY:
-        rgb = image.convert("RGB")
-    elif image.mode == "F":
-        raise Refused("floating-point pixels have no range of their own; say it with --set data.range=LOW,HIGH")
-    else:
-        raise Refused(f"colour mode {image.mode} is not supported")
-    if turn in _TRANSPOSITION:
-        rgb = rgb.transpose(_TRANSPOSITION[turn])
-    return np.array(rgb)  # a copy, because Pillow's own view is read-only
 
 
 @contextmanager
@@ -377,24 +352,3 @@ def _reason(error: Exception, max_pixels: int) -> str:
         return error.strerror.lower()
     message = (str(error).splitlines() or [type(error).__name__])[0]
     return "truncated file" if "truncated" in message.lower() else f"damaged file ({message})"
-
-
-def orientation(image: Image.Image) -> int:
-    """EXIF's (or XMP's) orientation, 1..8; 1 is upright. Known for certain only once the image is loaded."""
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged EXIF says nothing about the pixels, so that the image is taken as it lies
-        return 1
-
-
-def _grey16_to_rgb(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if image.mode == "I" and (values.min() < 0 or values.max() > 0xFFFF):
-        raise Refused(
-            f"32-bit grey from {values.min()} to {values.max()} is outside 0..65535; say --set data.range=LOW,HIGH"
-        )
-    grey = (values >> 8).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")

@@ -37,6 +37,11 @@ def raw_mode(image: ImageFile) -> str | None:
     return deep if image.format == "PNG" else None
 
 
+def is_grey_alpha(image: ImageFile) -> bool:
+    """Whether it is grey and alpha of 16 bits each, not loaded yet."""
+    return any(tile.args == _GREY_ALPHA for tile in image.tile)
+
+
 def is_whole(mode: str) -> bool:
     """Whether `upper_bytes` gives both bytes of this raw mode."""
     return mode == _GREY_ALPHA

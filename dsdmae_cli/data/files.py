@@ -42,7 +42,7 @@ from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import Ranges, Reading, Values, sampled_range, sampled_ranges
 from dsdmae_cli.data.walk import walk
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import is_pattern
+from dsdmae_cli.files import beside, is_pattern
 
 # Pictures whose values say the range of all, of at most so many headers that are read to find them.
 _LOOKED_AT, _HEADERS = 64, 512
@@ -290,7 +290,7 @@ def open_files(path: Path) -> Files:
     return shared(_open_files, path.absolute())
 
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 
 def _open_files(path: Path) -> Files:
@@ -301,7 +301,7 @@ def _open_files(path: Path) -> Files:
         if not path.exists():
             if is_pattern(str(path)):
                 return Shards(expanded(str(path)))
-            raise DataError(f"{path} does not exist; give {KINDS}")
+            raise DataError(f"{path} does not exist{beside(path)}; give {KINDS}")
         if not stat.S_ISDIR(path.stat().st_mode):
             archive = Archive(path)
             return Shards([path]) if archive.has_labels else archive
@@ -310,15 +310,20 @@ def _open_files(path: Path) -> Files:
         others = by_suffix(files)
         if not names and others.get(SUFFIX):
             shards = Shards([path / name for name in files if name.lower().endswith(SUFFIX)])
-            beside = {suffix: count for suffix, count in others.items() if suffix != SUFFIX}
-            shards.passed_over = beside | {key: n + beside.get(key, 0) for key, n in shards.passed_over.items()}
+            here = {suffix: count for suffix, count in others.items() if suffix != SUFFIX}
+            shards.passed_over = here | {key: n + here.get(key, 0) for key, n in shards.passed_over.items()}
             return shards
+        if names and len(names) <= others.get(SUFFIX, 0):
+            raise DataError(
+                f"{path} holds {others[SUFFIX]} {SUFFIX} and {len(names)} images beside them ({names[0]}); for shards,"
+                f" name them by {str(path / '*.tar')!r}, or put one kind elsewhere"
+            )
         packed = [name for name in files if name.lower().endswith(_COMPRESSED)]
         if not names and packed:
             raise DataError(
                 f"{path} holds no images but {len(packed)} compressed archive{'s' * (len(packed) > 1)} ({packed[0]}),"
-                f" which cannot be read in place as shards are; decompress them to {SUFFIX} (gunzip, unxz, unzstd), or"
-                " name one of them alone"
+                f" which cannot be read in place as shards are; decompress them to {SUFFIX} (gunzip, unxz, unzstd),"
+                " unpack them (unzip), or name one of them alone"
             )
         require_images(path, len(names), others)
         return Directory(path, names, others)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ _DELIMITERS = ",;\t|"
 _SAYS_DELIMITER = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line that Excel takes as a setting
 # Headings that people give to a column of labels, in small letters.
 LABEL_HEADINGS = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "breed", "y")
+# Headings of a column that says which split a row belongs to, the likeliest first.
+SPLIT_HEADINGS = ("split", "subset", "partition", "set", "fold")
+# What programs write where there is no value.
+_EMPTY = frozenset({"", "nan", "<na>", "n/a", "null"})
 _LOOKED_AT = 1000  # rows that a guess stands on
 _MOST_UNIQUE = 10  # with more images than this, labels that are all different are no classes
 _SHOWN = 3
@@ -31,11 +37,16 @@ class LabelFile:
         labels: [N] one for each file, -1 = none.
         classes: names by label, sorted; numbers by their value.
         notes: which columns were taken, and what did not fit, a sentence each.
+        splits: what a column of that name says of each file, "" where it says nothing; empty where there is no such
+            column. Whether its words are splits is not looked at.
+        split_column: its heading.
     """
 
     labels: Int64[np.ndarray, " n"]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    splits: tuple[str, ...] = ()
+    split_column: str = ""
 
 
 def read_labels(path: Path, names: Sequence[str], columns: str | None = None) -> LabelFile:
@@ -55,7 +66,9 @@ def read_labels(path: Path, names: Sequence[str], columns: str | None = None) ->
     files = _Files(names)
     file_column, label_column, heading, said = _columns(path, rows, files, columns)
     body = rows[1:] if heading else rows
-    cells = [(row[file_column], row[label_column].strip()) for row in body if len(row) > max(file_column, label_column)]
+    cells = [
+        (row[file_column], label_of(row[label_column])) for row in body if len(row) > max(file_column, label_column)
+    ]
     short = len(body) - len(cells)
     files.learn_prefix([cell for cell, _ in cells])
     given: defaultdict[int, list[str]] = defaultdict(list)
@@ -91,9 +104,11 @@ def read_labels(path: Path, names: Sequence[str], columns: str | None = None) ->
     missing = [name for index, name in enumerate(names) if index not in given]
     named = {"\t": "tab"}.get(delimiter, f"'{delimiter}'")
     taken = f"file names in {said[0]}, labels in {said[1]}, between them {named}"
+    split_column, splits = _splits(rows, files, file_column, label_column) if heading else ("", ())
     notes = [
         f"labels of {len(kept)} of {len(names)} images in {len(classes)} classes from {path}: {taken}",
         "they fit by any case" if files.any_case else "",
+        "they fit by another Unicode form of their letters" if files.any_form else "",
         _counted(missing, "image has", "images have", "no row in it"),
         _counted(unknown, "row names", "rows name", "no image here"),
         _counted(ambiguous, "row names", "rows name", "several images and is not used"),
@@ -102,7 +117,28 @@ def read_labels(path: Path, names: Sequence[str], columns: str | None = None) ->
         f"{repeated} of its rows repeat an image" if repeated else "",
         f"{short} of its rows have too few columns" if short else "",
     ]
-    return LabelFile(labels, classes, tuple(filter(None, notes)))
+    return LabelFile(labels, classes, tuple(filter(None, notes)), splits, split_column)
+
+
+def label_of(cell: str) -> str:
+    """A label without blanks around it; "" for what stands for none."""
+    label = cell.strip()
+    return "" if label.lower() in _EMPTY else label
+
+
+def _splits(rows: list[list[str]], files: _Files, file_column: int, label_column: int) -> tuple[str, tuple[str, ...]]:
+    """The heading of a column that is called as one of splits, and what it says of each file."""
+    headings = [cell.strip().lower() for cell in rows[0]]
+    able = [n for n, name in enumerate(headings) if name in SPLIT_HEADINGS and n not in (file_column, label_column)]
+    if not able:
+        return "", ()
+    column = min(able, key=lambda n: SPLIT_HEADINGS.index(headings[n]))
+    said = [""] * files.number
+    for row in rows[1:]:
+        found = files.find(row[file_column]) if len(row) > max(file_column, column) else []
+        if len(found) == 1:
+            said[found[0]] = row[column].strip()
+    return rows[0][column].strip(), tuple(said)
 
 
 def _counted(names: list[str], one: str, many: str, what: str) -> str:
@@ -136,7 +172,9 @@ class _Files:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
+        self.number = len(names)
         self.any_case = False
+        self.any_form = False
         self._learn(names)
 
     def _learn(self, names: Sequence[str]) -> None:
@@ -150,17 +188,28 @@ class _Files:
                 for key in {tail, str(PurePosixPath(tail).with_suffix(""))}:
                     self._by_tail[key].append(index)
 
+    @property
+    def example(self) -> str:
+        """One of them."""
+        return self._names[0]
+
     def find(self, cell: str) -> list[int]:
         """The files that a cell may mean; its own folders count, but for those that all cells share and no file has."""
         return self._by_tail.get("/".join(self._parts(cell)[self._dropped :]), [])
 
-    def forget_case(self) -> None:
-        """Let capital and small letters be one: of a table whose names fit no file otherwise."""
-        self._learn([name.lower() for name in self._names])
-        self.any_case = True
+    def forget(self, *, case: bool) -> None:
+        """Let letters be one whose Unicode differs in form alone (macOS takes accents apart), and with `case` capital
+        and small ones too: of a table whose names fit no file otherwise.
+        """
+        self.any_form, self.any_case = not case, case
+        self._learn([self._plain(name) for name in self._names])
+
+    def _plain(self, name: str) -> str:
+        composed = unicodedata.normalize("NFC", name) if self.any_form or self.any_case else name
+        return composed.lower() if self.any_case else composed
 
     def _parts(self, cell: str) -> list[str]:
-        return _parts(cell.lower() if self.any_case else cell)
+        return _parts(self._plain(cell))
 
     def learn_prefix(self, cells: Sequence[str]) -> None:
         """How many leading folders to drop: those of another place, which all cells begin with.
@@ -197,13 +246,15 @@ def _rows(path: Path) -> tuple[list[list[str]], str]:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in UTF-8; save it as CSV in UTF-8") from error
-    lines = [line for line in text.splitlines() if line.strip()][:_LOOKED_AT]
+    # Lines end as in a file: a name may hold what str.splitlines takes for an end, and in quotes any of them.
+    every = list(io.StringIO(text, newline=None))
+    lines = [line for line in every if line.strip()][:_LOOKED_AT]
     if not lines or "\0" in text:
         raise DataError(
             f"{path} is {'no text' if lines else 'empty'}; give a CSV file with a file name and a label a row"
         )
     delimiter = max(_DELIMITERS, key=lambda d: _lines_alike(lines, d))
-    body = text.splitlines()
+    body = list(io.StringIO(text, newline=""))
     if said := _SAYS_DELIMITER.fullmatch(body[0].strip()):
         delimiter, body = said[1], body[1:]
     try:
@@ -231,9 +282,10 @@ def _columns(
         file_column, label_column, by_number = _named(path, wanted, first, width)
         cells = [row[file_column] for row in looked_at or rows if len(row) > file_column]
         files.learn_prefix(cells)
-        if not any(map(files.find, cells)):
-            files.forget_case()
-            files.learn_prefix(cells)
+        for case in (False, True):
+            if not any(map(files.find, cells)):
+                files.forget(case=case)
+                files.learn_prefix(cells)
         heading = not by_number or not files.find(first[file_column] if file_column < len(first) else "")
         return (
             file_column,
@@ -242,14 +294,16 @@ def _columns(
             (_word(first, file_column, heading), _word(first, label_column, heading)),
         )
     hits = _hits(looked_at or rows, width, first, files)
-    if not any(hits):
-        files.forget_case()
-        hits = _hits(looked_at or rows, width, first, files)
+    for case in (False, True):
+        if not any(hits):
+            files.forget(case=case)
+            hits = _hits(looked_at or rows, width, first, files)
     file_column = max(range(width), key=hits.__getitem__)
     if not hits[file_column]:
         raise DataError(
-            f"no column of {path} ({', '.join(first[:8])}) holds names of the images; name the columns by --set"
-            " data.label_columns=FILE,LABEL"
+            f"no column of {path} ({', '.join(first[:8])}) holds names of the images, which are called as"
+            f" {files.example!r}; its first row is {', '.join((looked_at or rows)[0][:8])!r}; write them alike, with or"
+            " without folders and suffixes"
         )
     files.learn_prefix([row[file_column] for row in looked_at or rows if len(row) > file_column])
     heading = len(first) > file_column and not files.find(first[file_column])

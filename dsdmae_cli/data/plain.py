@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dsdmae_cli.data.base import UnreadableImage
-from dsdmae_cli.data.decode import MAX_PIXELS, SWAPS_SIDES, opened, orientation
+from dsdmae_cli.data.decode import MAX_PIXELS, opened
+from dsdmae_cli.data.to_rgb import SWAPS_SIDES, orientation
 from dsdmae_cli.data.values import TURNS
 
 # libjpeg-turbo can decode to any number of eighths; for these its inverse transforms are vectorised, and cost less than

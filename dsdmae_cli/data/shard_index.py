@@ -154,8 +154,8 @@ def _scan(file: io.BufferedReader) -> ShardIndex:
                 label = _label(file, info, suffix)
                 if label:
                     labels[key] = label
-                elif suffix == "json":
-                    found.others[".json"] += 1
+                else:
+                    found.others[f".{suffix}"] += 1
             else:
                 found.others[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122
         end = archive.offset

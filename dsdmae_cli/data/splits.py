@@ -13,6 +13,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -27,8 +28,9 @@ TEST_FOLDERS = ("test", "testing", "eval", "evaluation", "val", "valid", "valida
 MAX_HELD_OUT = 1000
 # A share of a split's images that may lie beside its class folders without a label; one image always may.
 _FEW = 0.1
-_LIKE_SPLIT = "^({})(set|[^a-z].*)?$"  # train2017, val_images, test-set
+_LIKE_SPLIT = "^(.*[^a-z])?({})(set|[^a-z].*)?$"  # train2017, val_images, test-set, 01_train, birds-val
 _SHOWN = 4
+WORDLESS = "(none)"  # what a column of splits says of a row where it is empty
 # Of more folders with the same ones below them nobody made splits: views of many classes look like that.
 _MOST_SPLITS = 10
 
@@ -68,6 +70,43 @@ def split_word(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def splits_of(column: str, values: Sequence[Any], wanted: str = "auto") -> tuple[list[str], str]:
+    """The split of each row of a table by its column that is called as one, and what is to be said of that; none where
+    the column says something else, or one split alone.
+
+    Args:
+        values: one a row.
+        wanted: data.splits: by a "TRAIN,TEST" that the column says, the words are taken as they are; by "none" none.
+
+    Raises:
+        DataError: some of its words are splits and others are not known.
+    """
+    words = [("" if value is None else str(value).strip()) or WORDLESS for value in values]
+    there = sorted(set(words))
+    if wanted == "none":
+        return [], f"column {column!r} is not taken for splits (data.splits = none)"
+    if wanted != "auto":
+        taken = {part.strip(" /") for part in wanted.split(",")} <= set(there)
+        return (words, f"splits are those of column {column!r}") if taken else ([], "")
+    known = {*TRAIN_FOLDERS, *TEST_FOLDERS}
+    lower = [word.lower() for word in words]
+    if (
+        len(there) > 1
+        and set(lower) <= {*known, WORDLESS}
+        and set(lower) & {*TRAIN_FOLDERS}
+        and set(lower) & {*TEST_FOLDERS}
+    ):
+        lower = [TRAIN_FOLDERS[0] if word in TRAIN_FOLDERS else word for word in lower]
+        return lower, f"splits are those of column {column!r}, by its name (--splits none takes all rows as one set)"
+    if len(there) > 1 and set(lower) & known:
+        raise DataError(
+            f"column {column!r} of splits says {_some(there)}; understood is one of"
+            f" {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}; say which two they are by --splits"
+            " TRAIN,TEST, or that all rows are one set by --splits none"
+        )
+    return [], ""
+
+
 def arrange(
     names: Sequence[str],
     holdout: float,
@@ -105,14 +144,18 @@ def arrange(
         left_out = len(names) - sum(map(len, members.values()))
         if left_out:
             others = sorted({name.partition("/")[0] for name in inner} - set(folders))
-            notes.append(f"{_images(left_out)} beside them left out ({_some(others)})")
+            notes.append(f"{_images(left_out)} beside them left out ({_some(others)}){_or_those(folders[0], others)}")
     else:
         held_out = _held_out(inner, holdout)
         members = {
             "train": [(i, name) for i, name in enumerate(inner) if i not in held_out],
             "test": [(i, name) for i, name in enumerate(inner) if i in held_out],
         }
-    if labels is not None:
+    if labels is not None and len(labels.classes) < 2:
+        said = f"all that there are say {labels.classes[0]!r}" if labels.classes else "there are none"
+        notes.append(f"no labels: {said}, and one class is none to tell apart")
+        parts = {name: Part(_indices(pairs), None, None) for name, pairs in members.items()}
+    elif labels is not None:
         taken = {split: np.array([i for i, _ in pairs], dtype=np.int64) for split, pairs in members.items()}
         parts = {split: Part(indices, labels.labels[indices], labels.classes) for split, indices in taken.items()}
     else:
@@ -184,6 +227,12 @@ def _check_not_alike(names: list[str], tops: list[str], of: str) -> None:
     )
 
 
+def _or_those(train: str, others: Sequence[str]) -> str:
+    """How to take what is left out for the test images, where its name says that it may be."""
+    meant = [other for other in _like(others, TEST_FOLDERS) if other.lower() not in TEST_FOLDERS]
+    return f"; to evaluate on it, --splits {shlex.quote(f'{train},{meant[0]}')}" if meant else ""
+
+
 def _like(folders: Collection[str], known: Sequence[str]) -> list[str]:
     pattern = re.compile(_LIKE_SPLIT.format("|".join(known)))
     return [folder for folder in folders if pattern.match(folder.lower())]
@@ -191,9 +240,11 @@ def _like(folders: Collection[str], known: Sequence[str]) -> list[str]:
 
 def _which(of: str, what: str, tops: list[str], trains: list[str], tests: list[str]) -> str:
     """What was seen, what is understood, and how to say it."""
-    others = [top for top in tops if top not in trains]
-    train = trains[0] if len(trains) == 1 else "TRAIN"
-    test = tests[0] if len(tests) == 1 else others[0] if len(others) == 1 else "TEST"
+    known = {"TRAIN": trains, "TEST": tests}
+    rest = [top for top in tops if top not in (*trains, *tests)]
+    for role, there in known.items():  # two alone can but be the two
+        known[role] = there or (rest if len(tops) == 2 else [])
+    train, test = (there[0] if len(there) == 1 else role for role, there in known.items())
     meant = "every folder is a class" if what == "folders" else "they are one set"
     return (
         f"{of} holds the {what} {_some(tops, 8)}, of which {_some([*trains, *tests])} may be splits; understood is one"
@@ -224,8 +275,8 @@ def _held_out(names: list[str], share: float) -> set[int]:
 
 
 def _in_one_only(train: Part, test: Part, *, said: bool) -> list[str]:
-    """Classes that only one split has images of; those without test images only where splits are `said`, for of few
-    images not every class gets one held out.
+    """Classes that only one split has images of, and those that differ in case alone; those without test images only
+    where splits are `said`, for of few images not every class gets one held out.
     """
     if train.labels is None or test.labels is None or train.classes is None:
         return []
@@ -245,7 +296,7 @@ def _in_one_only(train: Part, test: Part, *, said: bool) -> list[str]:
                 f" {them}"
             )
     cases: dict[str, list[str]] = {}
-    for name in sorted({*only["test"], *only["training"]}):
+    for name in sorted(train.classes):
         cases.setdefault(name.lower(), []).append(name)
     pairs = [" and ".join(names) for names in cases.values() if len(names) > 1]
     if pairs:

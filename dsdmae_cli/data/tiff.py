@@ -7,23 +7,31 @@ or calls the file no TIFF at all. tifffile reads those.
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from dsdmae_cli.data import nodata
 from dsdmae_cli.data.base import Form, Refused
-from dsdmae_cli.data.values import Values
+from dsdmae_cli.data.values import Values, divided_by_alpha
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
 _UNHEARD = logging.NullHandler()
-_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NOT_FOR_PILLOW = b"MM\0+"  # BigTIFF in the other byte order, which Pillow takes for no TIFF
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", _NOT_FOR_PILLOW)
 _UINT, _INT, _FLOAT, _UNSPECIFIED = 1, 2, 3, 0
+_PREMULTIPLIED = 1
 # Grey that Pillow decodes whole, through more kinds of compression than tifffile alone: (sample format, bits).
 _WIDE_GREYS = {(_INT, 32), (_FLOAT, 32)}
-_GREY_OR_RGB = (0, 1, 2)
+_MIN_IS_WHITE = 0
+_GREY_OR_RGB = (_MIN_IS_WHITE, 1, 2)
+# Bits of a page's kind: a smaller copy of the page before, and a mask of it.
+_REDUCED, _MASK = 1, 4
+_MOST_LOOKED_AT = 64  # pages whose kind is looked at
 _PLANES, _ORIENTATION, _SWAPS_SIDES = 2, 274, 5
 # A picture may have this many values for each pixel that is allowed, so that bands do not cost memory without bound.
 _MOST_BANDS = 32
@@ -43,6 +51,9 @@ def is_tiff(stream: BinaryIO) -> bool:
 
 def is_for_pillow(stream: BinaryIO) -> bool:
     """Whether Pillow gives all that the first page of a TIFF holds, band by band and bit by bit."""
+    stream.seek(0)
+    if stream.read(4) == _NOT_FOR_PILLOW:
+        return False
     with _first_page(stream) as page:
         bits, single = page.bitspersample, page.samplesperpixel == 1
         if single and (page.sampleformat, bits) in _WIDE_GREYS:
@@ -52,13 +63,25 @@ def is_for_pillow(stream: BinaryIO) -> bool:
         if page.sampleformat != _UINT or _UNSPECIFIED in page.extrasamples:
             return False
         planes = bits > 8 and page.planarconfig == _PLANES and not single
-        return bits in (1, 2, 4, 8, 16) and not planes
+        multiplied = bits > 8 and _PREMULTIPLIED in page.extrasamples  # of which Pillow keeps the upper byte
+        return bits in (1, 2, 4, 8, 16) and not planes and not multiplied
 
 
 def is_plain(stream: BinaryIO) -> bool:
     """Whether the first page is grey or RGB of whole bytes, and no palette, CMYK or single bits."""
     with _first_page(stream) as page:
         return page.photometric in _GREY_OR_RGB and page.bitspersample >= 8
+
+
+def is_inverted(stream: BinaryIO) -> bool:
+    """Whether the first page is grey whose zero is white, in numbers that Pillow hands out as they are; those of 8 bits
+    and fewer it turns round."""
+    with _first_page(stream) as page:
+        return _is_inverted(page) and (page.bitspersample > 8 or page.sampleformat != _UINT)
+
+
+def _is_inverted(page: TiffPage) -> bool:
+    return page.photometric == _MIN_IS_WHITE and page.samplesperpixel == 1
 
 
 def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
@@ -87,8 +110,10 @@ def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3:
             raise Refused(f"a TIFF with axes {page.axes} is not a picture")
+        if page.extrasamples and page.extrasamples[-1] == _PREMULTIPLIED:
+            pixels = divided_by_alpha(pixels)
         tag = page.tags.get(_ORIENTATION)
-        values = Values(pixels, _has_alpha(page), _nodata(page))
+        values = Values(pixels, _has_alpha(page), _nodata(page), _is_inverted(page))
         return values.upright(int(tag.value) if tag is not None else 1)
 
 
@@ -99,7 +124,7 @@ def read_bands(stream: BinaryIO, max_pixels: int) -> Values:
         Refused: as read_page, or the pages differ.
     """
     first = read_page(stream, 0, max_pixels)
-    number = pages(stream) if first.pixels.shape[2] == 1 else 1
+    number = whole_pages(stream) if first.pixels.shape[2] == 1 else 1
     if number == 1:
         return first
     if number > _MOST_BANDS and first.pixels.size * number > max_pixels * _MOST_BANDS:
@@ -109,12 +134,12 @@ def read_bands(stream: BinaryIO, max_pixels: int) -> Values:
     planes = [first.pixels, *(read_page(stream, page, max_pixels).pixels for page in range(1, number))]
     if len({(plane.shape, plane.dtype) for plane in planes}) > 1:
         raise Refused("pages of several sizes or types, which are no bands of one picture")
-    return Values(np.concatenate(planes, axis=2), nodata=first.nodata)
+    return replace(first, pixels=np.concatenate(planes, axis=2))
 
 
 def has_pages(stream: BinaryIO) -> bool:
-    """Whether it is a TIFF of several pages."""
-    return is_tiff(stream) and pages(stream) > 1
+    """Whether it is a TIFF of several pages, smaller copies of one not counted."""
+    return is_tiff(stream) and whole_pages(stream) > 1
 
 
 def _has_alpha(page: TiffPage) -> bool:
@@ -134,9 +159,46 @@ def nodata_of(stream: BinaryIO) -> float | None:
 
 
 def pages(stream: BinaryIO) -> int:
-    """How many pages a TIFF has."""
+    """How many pages a TIFF has, all of which can be read.
+
+    Raises:
+        Refused: it holds frames that no page stands for, which would be lost.
+    """
     with _opened(stream) as file:
-        return len(file.pages)
+        there, frames = len(file.pages), _frames(file)
+    if frames > there:
+        raise Refused(
+            f"a stack of {frames} frames of which {there} {'has' if there == 1 else 'have'} a page of their own, as"
+            " ImageJ writes large ones; write it with a page a frame (tifffile.imwrite without truncate)"
+        )
+    return there
+
+
+def whole_pages(stream: BinaryIO) -> int:
+    """How many pictures a TIFF holds: its pages without smaller copies and masks of them, and frames that no page
+    stands for.
+    """
+    with _opened(stream) as file:
+        return _pictures(file)
+
+
+def _pictures(file: TiffFile) -> int:
+    whole = len(file.pages)
+    if whole > 1:  # the first is one in any case
+        kinds = (file.pages[number] for number in range(1, min(whole, _MOST_LOOKED_AT)))
+        whole -= sum(bool(int(getattr(page, "subfiletype", 0)) & (_REDUCED | _MASK)) for page in kinds)
+    return max(whole, _frames(file))
+
+
+def _frames(file: TiffFile) -> int:
+    """How many frames a file says that it holds, one after the other behind its first page; 1 where it says nothing."""
+    said = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
+    shapes = file.shaped_metadata or () if file.is_shaped else ()
+    page = file.pages.first
+    for known in shapes[:1]:
+        shape = known.get("shape", ())
+        said = max(said, math.prod(map(int, shape)) // max(1, math.prod(page.shape)))
+    return int(said) if isinstance(said, int) else 1
 
 
 def form(stream: BinaryIO, max_pixels: int) -> Form:
@@ -147,12 +209,12 @@ def form(stream: BinaryIO, max_pixels: int) -> Form:
         width, height = page.imagewidth, page.imagelength
         if tag is not None and int(tag.value) >= _SWAPS_SIDES:
             width, height = height, width
-        bands = page.samplesperpixel
+        bands, kind = page.samplesperpixel, page.sampleformat
         colors = {1: "grey", 3: "RGB"}.get(bands, "")
         if _has_alpha(page):
             colors = {2: "grey with transparency", 4: "RGB with transparency"}.get(bands, "")
-        floating = page.sampleformat == _FLOAT
-        return Form(width, height, bands, page.bitspersample, floating, colors, len(page.parent.pages), _nodata(page))
+        number, bits = _pictures(page.parent), page.bitspersample
+        return Form(width, height, bands, bits, kind == _FLOAT, colors, number, _nodata(page), signed=kind == _INT)
 
 
 def _opened(stream: BinaryIO) -> TiffFile:

@@ -23,6 +23,7 @@ from dsdmae_cli.data.nodata import apart, unmeasured
 _SHARE, _MARGIN = 0.1, 0.05
 _VALUES_OF_ONE = 1 << 16
 FULL_16 = (0.0, 65535.0)
+_NARROW = (1023, 4095, 16383)  # the most that 10, 12 and 14 bits hold
 
 Range = tuple[float, float]
 Ranges = Range | tuple[Range, ...]  # of all channels, or of each
@@ -77,11 +78,13 @@ class Values:
         pixels: [height, width, bands], of any integer or floating type.
         alpha: the last band is how opaque a pixel is.
         nodata: the value that says that nothing was measured, where the file names one.
+        inverted: the least value is white.
     """
 
     pixels: Shaped[np.ndarray, "h w c"]
     alpha: bool = False
     nodata: float | None = None
+    inverted: bool = False
 
     @property
     def colors(self) -> Shaped[np.ndarray, "h w c"]:
@@ -112,14 +115,37 @@ class Values:
         Raises:
             Refused: other bands than asked for and none were chosen, or values without a range.
         """
-        rgb = to_bytes(self.channels(how), how.range, self.nodata)
+        values = self.channels(how)
+        rgb = to_bytes(values, how.range, self.nodata)
+        if self.inverted:  # the range is that of the values as stored; where nothing was measured black stays
+            rgb = np.where(unmeasured(values, self.nodata), 0, 255 - rgb).astype(np.uint8)
         if rgb.shape[2] != how.channels:
             rgb = luma(rgb) if how.channels == 1 else np.repeat(rgb, how.channels, axis=2)
         if not self.alpha or not how.is_photographic:
             return np.ascontiguousarray(rgb)
-        full = np.iinfo(self.pixels.dtype).max if self.pixels.dtype.kind in "ui" else 1
-        opaque = self.pixels[..., -1:].astype(np.float32) / full
+        alpha = self.pixels[..., -1:]
+        opaque = alpha.astype(np.float32) / _most_opaque(alpha)
         return np.rint(255 + opaque * (rgb.astype(np.float32) - 255)).clip(0, 255).astype(np.uint8)
+
+
+def _most_opaque(alpha: Shaped[np.ndarray, "h w 1"]) -> int:
+    """What stands for an opaque pixel: the most that the type holds, or 10, 12 or 14 bits where the picture reaches
+    exactly these.
+    """
+    if alpha.dtype.kind not in "ui":
+        return 1
+    most = int(alpha.max()) if alpha.size else 0
+    return most if alpha.dtype == np.uint16 and most in _NARROW else int(np.iinfo(alpha.dtype).max)
+
+
+def divided_by_alpha(pixels: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w c"]:
+    """Colours of which a file holds the product with alpha, which is last; black where nothing is seen of them."""
+    alpha, full = pixels[..., -1:], _most_opaque(pixels[..., -1:])
+    factor = np.divide(full, alpha, where=alpha > 0, out=np.zeros(alpha.shape, np.float64), dtype=np.float64)
+    colors = pixels[..., :-1] * factor
+    if pixels.dtype.kind in "ui":
+        colors = np.rint(colors).clip(0, np.iinfo(pixels.dtype).max)
+    return np.concatenate([colors.astype(pixels.dtype), alpha], axis=2)
 
 
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {

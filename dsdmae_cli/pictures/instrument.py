@@ -79,7 +79,7 @@ def write(pages: Iterable[Picture], file: BinaryIO) -> None:
                 more["extratags"].append((nodata.TAG, "s", 0, nodata.written(page.nodata), True))
             writer.write(
                 pixels if pixels.shape[2] > 1 else pixels[..., 0],
-                photometric="rgb" if colors == 3 else "minisblack",
+                photometric="rgb" if colors == 3 else "miniswhite" if page.inverted else "minisblack",
                 compression="zlib",
                 predictor=pixels.dtype.kind != "f",
                 description=known.description or "",

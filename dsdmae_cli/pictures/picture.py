@@ -18,7 +18,8 @@ from PIL.ImageFile import ImageFile
 
 from dsdmae_cli.data import deep, nodata, tiff
 from dsdmae_cli.data.base import Refused
-from dsdmae_cli.data.decode import MAX_PIXELS, opened, orientation, readable
+from dsdmae_cli.data.decode import MAX_PIXELS, opened, readable
+from dsdmae_cli.data.to_rgb import orientation
 from dsdmae_cli.data.values import TURNS, keyed
 from dsdmae_cli.pictures import instrument
 from dsdmae_cli.pictures.deep import write_png
@@ -57,6 +58,7 @@ class Picture:
         frames: pictures in the file, of which this is one.
         pages: the same where the file is a TIFF, whose pages are a stack; else 1.
         nodata: the value that says that nothing was measured, where the file names one.
+        inverted: its least value is white, which a TIFF alone can say.
     """
 
     pixels: Pixels
@@ -65,6 +67,7 @@ class Picture:
     frames: int = 1
     pages: int = 1
     nodata: float | None = None
+    inverted: bool = False
 
     @classmethod
     def of(cls, source: Pixels | Image.Image) -> Picture:
@@ -128,8 +131,8 @@ class Picture:
 
     @property
     def is_instruments(self) -> bool:
-        """Whether only an instrument's TIFF holds it: other numbers than 8 and 16 bits, or other bands."""
-        return self.pixels.dtype not in (np.uint8, np.uint16) or self.mode.endswith("bands")
+        """Whether only an instrument's TIFF holds it: other numbers than 8 and 16 bits, other bands, or 0 as white."""
+        return self.pixels.dtype not in (np.uint8, np.uint16) or self.mode.endswith("bands") or self.inverted
 
     @property
     def suffix(self) -> str:
@@ -162,7 +165,9 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
     """
     with readable(source, name, max_pixels) as stream:
         pages = tiff.pages(stream) if tiff.is_tiff(stream) else 1
-        missing = tiff.nodata_of(stream) if tiff.is_tiff(stream) else None
+        missing, inverted = (
+            (tiff.nodata_of(stream), tiff.is_inverted(stream)) if tiff.is_tiff(stream) else (None, False)
+        )
         found = _instruments(stream, page, max_pixels, stack=pages > 1) if tiff.is_tiff(stream) else None
         if found is not None:
             return replace(found, frames=pages, pages=pages)
@@ -178,7 +183,7 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
             deep.add_lower_bytes(picture.pixels, image, raw_mode)
         if picture.mode == "RGB" and isinstance(key, tuple):
             picture = replace(picture, pixels=keyed(picture.pixels, key), mode="RGBA")
-    return replace(_upright(picture, turn), pages=pages, nodata=missing)
+    return replace(_upright(picture, turn), pages=pages, nodata=missing, inverted=inverted)
 
 
 def _instruments(stream: BinaryIO, page: int, max_pixels: int, stack: bool) -> Picture | None:
@@ -192,7 +197,7 @@ def _instruments(stream: BinaryIO, page: int, max_pixels: int, stack: bool) -> P
         if for_pillow:
             return None
         raise
-    return Picture(np.ascontiguousarray(values.pixels), mode, known, nodata=values.nodata)
+    return Picture(np.ascontiguousarray(values.pixels), mode, known, nodata=values.nodata, inverted=values.inverted)
 
 
 def _as_it_lies(image: Image.Image, pixels: Pixels, mode: str) -> tuple[Picture, int]:
@@ -293,8 +298,9 @@ def to_image(picture: Picture) -> Image.Image:
     """
     pixels = picture.pixels
     if picture.is_instruments:
-        if pixels.shape[2] != 1 or pixels.dtype not in (np.int32, np.float32):
-            raise Refused(f"Pillow has no mode for {picture.mode} of {pixels.dtype}; `dsdmae denoise` writes a TIFF")
+        if pixels.shape[2] != 1 or pixels.dtype not in (np.int32, np.float32) or picture.inverted:
+            what = f"{picture.mode} of {pixels.dtype}{' whose zero is white' if picture.inverted else ''}"
+            raise Refused(f"Pillow has no mode for {what}; `dsdmae denoise` writes a TIFF")
         return Image.fromarray(pixels[..., 0])
     if picture.depth == 16:
         if picture.mode != "L":

@@ -18,7 +18,7 @@ from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import UnreadableImage
-from dsdmae_cli.data.beyond import range_notes, words_of_stacks
+from dsdmae_cli.data.beyond import is_first_alone, range_notes, words_of_several
 from dsdmae_cli.data.files import FileImages, Files, Names
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.values import asked_bands
@@ -135,16 +135,17 @@ def as_its_run_read(data: ResolvedData, sources: list[Source]) -> FileImages:
 
 
 def how_seen(images: FileImages) -> tuple[str, ...]:
-    """The range of pictures of more than 8 bits, and how many are stacks.
+    """The range of pictures of more than 8 bits, and how many are stacks or animations.
 
     Raises:
         DataError: see predict.
     """
-    stacks = 0
+    several = {False: 0, True: 0}  # stacks, and animations
     for index in range(len(images)):
         with suppress(UnreadableImage):  # it is named with the answers
-            stacks += images.form(index).pages > 1 and images.channels in (1, _RGB)
-    return (*range_notes(images, _ADVICE), *([words_of_stacks(stacks, len(images))] if stacks else []))
+            form = images.form(index)
+            several[form.animated] += is_first_alone(form, images.channels)
+    return (*range_notes(images, _ADVICE), *words_of_several(several[False], several[True], len(images)))
 
 
 @torch.inference_mode()

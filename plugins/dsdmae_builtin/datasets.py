@@ -26,7 +26,8 @@ class FolderSettings(DataSettings):
     splits: str = Field(
         "auto",
         description="which two folders, or tar shards of such names, hold the training and the test images: auto = by"
-        " their names (train; test, val and their like); none = none is a split; TRAIN,TEST = these two",
+        " their names (train; test, val and their like), or by a column of data.labels that is called split;"
+        " none = none is a split; TRAIN,TEST = these two",
     )
     labels: Path | None = Field(
         None, description="CSV file with a file name and a label a row, in place of what folders say; none = folders"
@@ -54,6 +55,11 @@ class ParquetSettings(DataSettings):
     )
     label_column: str | None = Field(
         None, description="column that holds the labels, numbers or words; none = guessed by its name, and said"
+    )
+    splits: str = Field(
+        "auto",
+        description="which rows are the training and the test images: auto = by a column that is called split, or the"
+        " names of files and folders; none = all rows are one set; TRAIN,TEST = what that column, or folders, say",
     )
 
 

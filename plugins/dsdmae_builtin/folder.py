@@ -21,11 +21,11 @@ from dsdmae_builtin.masks import CLASSES, Layout, layout_of, legend_beside, no_p
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import AS_STORED, DEEP_SUFFIXES
 from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_words, range_of_some
-from dsdmae_cli.data.label_file import read_labels
+from dsdmae_cli.data.label_file import LabelFile, read_labels
 from dsdmae_cli.data.masks import MaskedFiles
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.shards import Shards
-from dsdmae_cli.data.splits import Arrangement, Part, arrange
+from dsdmae_cli.data.splits import Arrangement, Part, arrange, splits_of
 from dsdmae_cli.data.square import common_side
 from dsdmae_cli.data.values import Ranges, Reading, asked_bands
 from dsdmae_cli.errors import DataError
@@ -65,6 +65,8 @@ def _open(path: Path) -> Files:
     try:
         return open_files(path)
     except DataError as error:
+        if path.is_file() and path.suffix.lower() == ".parquet":
+            raise DataError(f"{path} is a table of images: name it by parquet:{path}") from error
         if path.is_dir() and (table := next(path.rglob("*.parquet"), None)):
             raise DataError(
                 f"{error}, or --dataset parquet:{path}, whose images are in tables such as {table.name}"
@@ -115,16 +117,29 @@ def _arranged(
         raise DataError(f"{path}: {wrong}")
     table = read_labels(labels, files.names, columns) if labels is not None else files.labels
     by_shards = files.names_by_split() if isinstance(files, Shards) and splits != "none" else None
-    if by_shards is None:
+    said, about = _by_table(table, splits)
+    if said:
+        assert table is not None
+        names = [f"{split}/{name}" for split, name in zip(said, files.names, strict=True)]
+        found = arrange(names, holdout, splits, table, str(path), f"rows by column {table.split_column!r}")
+    elif by_shards is None:
         found = arrange(files.names, holdout, splits, table, str(path))
     else:
         found = arrange(by_shards, holdout, splits, table, str(path), "shards")
+    found = replace(found, notes=(*([about] if about else []), *found.notes))
     others = dict(files.passed_over)
     if labels is not None and labels.expanduser().absolute().is_relative_to(path):
         suffix = labels.suffix.lower()  # it is no stray file, it was read
         others = {key: count - (key == suffix) for key, count in others.items() if count > (key == suffix)}
     passed_over = (f"{passed_over_words(others)} passed over",) if others else ()
     return files, replace(found, notes=(*files.notes, *found.notes, *(table.notes if table else ()), *passed_over))
+
+
+def _by_table(table: LabelFile | None, splits: str) -> tuple[list[str], str]:
+    """The split of each file by a column of the table of labels, and what is to be said of that."""
+    if table is None or not table.split_column:
+        return [], ""
+    return splits_of(table.split_column, table.splits, splits)
 
 
 def count(settings: DataSettings) -> tuple[int, int]:

@@ -17,9 +17,9 @@ from dsdmae_builtin.datasets import ParquetSettings
 from dsdmae_builtin.folder import DEFAULT_SIDE, LARGEST_NATIVE_SIDE, RGB
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some, stamp_of
-from dsdmae_cli.data.label_file import LABEL_HEADINGS, LabelFile
+from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS, LabelFile, label_of
 from dsdmae_cli.data.once import shared
-from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange
+from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange, splits_of
 from dsdmae_cli.data.square import common_side
 from dsdmae_cli.data.values import Ranges, Reading, asked_bands
 from dsdmae_cli.errors import DataError, PluginError
@@ -27,8 +27,6 @@ from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
 _IMAGE_HEADINGS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
-# Headings of a column that says which split a row belongs to, in small letters.
-_SPLIT_HEADINGS = ("split", "subset", "partition", "set", "fold")
 # Row groups that a process keeps, by the bytes of their images; one that is larger is kept alone.
 KEPT_BYTES = 256 * 2**20
 LARGE_GROUP = 64 * 2**20
@@ -68,29 +66,32 @@ def value_range(settings: DataSettings) -> Ranges | None:
     return shared(_value_range, *_asked(settings), _bands(settings))
 
 
-def _native_size(path: str, image: str | None, label: str | None) -> int:
-    files = shared(Tables, path, image, label)
+def _native_size(path: str, image: str | None, label: str | None, splits: str) -> int:
+    files = shared(Tables, path, image, label, splits)
     side = common_side(FileImages(files, np.arange(len(files.names), dtype=np.int64)))
     return side if side is not None and side <= LARGEST_NATIVE_SIDE else DEFAULT_SIDE
 
 
-def _value_range(path: str, image: str | None, label: str | None, how: Reading) -> Ranges | None:
-    files = shared(Tables, path, image, label)
+def _value_range(path: str, image: str | None, label: str | None, splits: str, how: Reading) -> Ranges | None:
+    files = shared(Tables, path, image, label, splits)
     return range_of_some(FileImages(files, np.arange(len(files.names), dtype=np.int64), reading=how))
 
 
-def _asked(settings: DataSettings) -> tuple[str, str | None, str | None]:
+def _asked(settings: DataSettings) -> tuple[str, str | None, str | None, str]:
     own = settings if isinstance(settings, ParquetSettings) else ParquetSettings.model_validate(settings.model_dump())
-    return str(Path(argument_of(own.dataset)).expanduser().absolute()), own.image_column, own.label_column
+    path = str(Path(argument_of(own.dataset)).expanduser().absolute())
+    return path, own.image_column, own.label_column, own.splits
 
 
 def _found(settings: DataSettings) -> tuple[Tables, Arrangement]:
     return shared(_arranged, *_asked(settings), settings.holdout)
 
 
-def _arranged(path: str, image: str | None, label: str | None, holdout: float) -> tuple[Tables, Arrangement]:
-    files = shared(Tables, path, image, label)
-    found = arrange(files.names, holdout, labels=files.labels, of=path, what=files.splits_are)
+def _arranged(
+    path: str, image: str | None, label: str | None, splits: str, holdout: float
+) -> tuple[Tables, Arrangement]:
+    files = shared(Tables, path, image, label, splits)
+    found = arrange(files.names, holdout, splits, files.labels, path, files.splits_are)
     return files, replace(found, notes=(*files.notes, *found.notes))
 
 
@@ -115,7 +116,7 @@ def paths_of(text: str) -> list[Path]:
     """
     path = Path(text)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*.parquet") if not any(part.startswith(".") for part in p.parts[-1:]))
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".parquet" and not p.name.startswith("."))
     elif path.is_file():
         found = [path]
     else:
@@ -132,12 +133,13 @@ class Tables(Files):
     Args:
         text: a file, a folder or a glob.
         image, label: columns; None = guessed by type and name, and said.
+        wanted_splits: data.splits.
 
     Raises:
         DataError: a file is damaged, or its columns cannot be told.
     """
 
-    def __init__(self, text: str, image: str | None, label: str | None) -> None:
+    def __init__(self, text: str, image: str | None, label: str | None, wanted_splits: str = "auto") -> None:
         parquet = pyarrow()
         self._paths = paths_of(text)
         self._stamps = [stamp_of(path) for path in self._paths]
@@ -170,9 +172,13 @@ class Tables(Files):
         self._firsts = np.concatenate([[0], np.cumsum(self._groups[:, 2])]).astype(np.int64)
         if not self._firsts[-1]:
             raise DataError(f"{text} holds no rows")
-        said_splits, about_splits = splits_of(split_column, splits, int(self._firsts[-1]))
+        said_splits, about_splits = list[str](), ""
+        if split_column and len(splits) == self._firsts[-1]:
+            said_splits, about_splits = splits_of(split_column, splits, wanted_splits)
+        elif split_column:
+            about_splits = f"column {split_column!r} is not taken for splits: not every file has it"
         self.splits_are = f"rows by column {split_column!r}" if said_splits else "folders"
-        self.names = self._named(said_splits)
+        self.names = self._named(said_splits, by_file=wanted_splits != "none")
         self.labels = _labels(values, names) if label_column else None
         said = [f"images are in column {self._column!r}", words, about_splits]
         if largest > LARGE_GROUP:
@@ -194,12 +200,13 @@ class Tables(Files):
         self.__dict__.update(state)
         self._prepare()
 
-    def _named(self, splits: Sequence[str]) -> Names:
+    def _named(self, splits: Sequence[str], *, by_file: bool) -> Names:
         """A row's name: below the folder of its split, where a column says one, or the file is in one or is named after
         one.
 
         Args:
             splits: of each row; empty where no column says them.
+            by_file: files may say them in their names.
         """
         common = self._paths[0].parent
         while not all(path.is_relative_to(common) for path in self._paths):
@@ -208,7 +215,7 @@ class Tables(Files):
         for path in self._paths:
             folders = path.relative_to(common).parent.parts
             split = path.stem.split("-")[0].lower()
-            if len(self._paths) > 1 and not folders and split in (*TRAIN_FOLDERS, *TEST_FOLDERS):
+            if by_file and len(self._paths) > 1 and not folders and split in (*TRAIN_FOLDERS, *TEST_FOLDERS):
                 folders = (split,)  # train-00000-of-00002.parquet, as the Hub has them
             prefixes.append("/".join((*folders, path.stem)))
         if splits:  # of files too, whose folders then say nothing
@@ -235,7 +242,7 @@ class Tables(Files):
         group = self._group(index)
         content = self._rows(group)[index - int(self._firsts[group])]
         if content is None:
-            raise UnreadableImage(self.full_name(index), "no bytes in its row")
+            raise UnreadableImage(self.full_name(index), "no bytes in its row (a path alone is not followed)")
         return content
 
     def _group(self, index: int) -> int:
@@ -293,12 +300,27 @@ def image_column(schema: Any, wanted: str | None, path: Path) -> tuple[str, bool
     named = [name for name in able if name.lower() in _IMAGE_HEADINGS]
     choice = list(able) if len(able) == 1 else named
     if len(choice) != 1:
-        what = f"it could be {', '.join(choice or able)}" if able else "none holds bytes, or structs with bytes"
-        raise DataError(
-            f"which column of {path} ({', '.join(schema.names[:12])}) holds the images? {what}; name it by --set"
-            " data.image_column=NAME"
-        )
+        which = f"which column of {path} ({', '.join(schema.names[:12])}) holds the images?"
+        if able:
+            what = f"it could be {', '.join(choice or able)}; name it by --set data.image_column=NAME"
+        else:
+            meant = [f"{field.name!r} holds {_held(field.type)}, and " for field in schema
+                     if field.name.lower().removesuffix("s") in _IMAGE_HEADINGS]  # fmt: skip
+            what = (
+                f"{''.join(meant[:1])}none holds one file's bytes a row, or structs with them under 'bytes'; write them"
+                " so, or give the folder of the files (--labels FILE.csv says what they show)"
+            )
+        raise DataError(f"{which} {what}")
     return choice[0], able[choice[0]]
+
+
+def _held(kind: Any) -> str:
+    """What a column that is none of images holds, in words."""
+    import pyarrow as arrow
+
+    if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
+        return "text (paths are not followed)"
+    return "lists" if arrow.types.is_list(kind) or arrow.types.is_large_list(kind) else f"{kind}"
 
 
 def label_column_of(
@@ -313,7 +335,21 @@ def label_column_of(
         raise DataError(
             f"data.label_column = {wanted!r}: {path} has no such column; it has {', '.join(schema.names[:12])}"
         )
+    import pyarrow as arrow
+
+    nested = {field.name: field.type for field in schema if arrow.types.is_nested(field.type)}
+    if wanted in nested:
+        raise DataError(
+            f"data.label_column = {wanted!r}: in {path} it holds {_held(nested[wanted])}, and a label is a number or a"
+            " word"
+        )
     found = wanted or next((n for n in schema.names if n.lower() in LABEL_HEADINGS and n != image), None)
+    if found in nested:
+        return (
+            None,
+            None,
+            f"no labels: column {found!r} holds {_held(nested[found])}, and a label is a number or a word",
+        )
     if found is None:
         others = [name for name in schema.names if name != image]
         advice = "is called one; name it by --set data.label_column=NAME"
@@ -330,36 +366,26 @@ def label_column_of(
 
 def split_column_of(schema: Any, taken: Collection[str | None]) -> str:
     """The column that is called as one of splits; "" where there is none."""
-    names = [name for name in schema.names if name.lower() in _SPLIT_HEADINGS and name not in taken]
-    return min(names, key=lambda name: _SPLIT_HEADINGS.index(name.lower()), default="")
-
-
-def splits_of(column: str, values: Sequence[Any], rows: int) -> tuple[list[str], str]:
-    """The split of each row by a column, in small letters, and what is to be said of that; none where the column says
-    something else, or one split alone."""
-    there = sorted({str(value) for value in values})
-    words = [str(value).strip().lower() for value in values]
-    known = {*TRAIN_FOLDERS, *TEST_FOLDERS}
-    if not column or len(there) < 2:
-        return [], ""
-    unknown = [value for value in there if value.strip().lower() not in known]
-    if not unknown and len(words) == rows and set(words) & {*TRAIN_FOLDERS} and set(words) & {*TEST_FOLDERS}:
-        words = [TRAIN_FOLDERS[0] if word in TRAIN_FOLDERS else word for word in words]
-        return words, f"splits are those of column {column!r}, by its name"
-    if set(words) & known:
-        odd = f"it says {', '.join(there[:4])}" if len(words) == rows else "not every file has it"
-        wanted = f"one of {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}"
-        return [], f"column {column!r} is not taken for splits: {odd}; understood is {wanted}"
-    return [], ""
+    names = [name for name in schema.names if name.lower() in SPLIT_HEADINGS and name not in taken]
+    return min(names, key=lambda name: SPLIT_HEADINGS.index(name.lower()), default="")
 
 
 def _labels(values: Sequence[Any], names: tuple[str, ...] | None) -> LabelFile:
     if names is not None:
         able = [v if isinstance(v, int) and 0 <= v < len(names) else -1 for v in values]
         return LabelFile(np.array(able, dtype=np.int64), names, ())
-    there = {v for v in values if v is not None and v != -1}
+    values = [_label(value) for value in values]
+    there = {v for v in values if v is not None}
     numbers = all(isinstance(value, int) for value in there)
     classes = sorted(there) if numbers else sorted({str(value) for value in there})
     place = {value: label for label, value in enumerate(classes)}
     labels = [place.get(value if numbers else str(value), -1) if value is not None else -1 for value in values]
     return LabelFile(np.array(labels, dtype=np.int64), tuple(map(str, classes)), ())
+
+
+def _label(value: Any) -> Any:
+    """A label as it is sorted and named; None for what stands for none: null, -1, what is no number, an empty word."""
+    if value is None or value == -1 or label_of(str(value)) == "":
+        return None
+    whole = isinstance(value, float) and value.is_integer()  # what pandas makes of integers beside missing ones
+    return int(value) if whole else value

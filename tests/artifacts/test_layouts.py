@@ -12,11 +12,14 @@ import layouts
 import pytest
 import torch
 from layouts import GRID, WIDTH, State
+from safetensors.torch import save_file
 from test_elsewhere import IMAGES, check_tokens, opened, under
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts import elsewhere
+from dsdmae_cli.artifacts.subject import parse
+from dsdmae_cli.errors import CheckpointError
 
 # -- pixels
 
@@ -94,13 +97,9 @@ def test_pixels_of_beit_v2(tmp_path: Path) -> None:
     ("average", "other"),
     [
         ("teacher_backbone.", "student_backbone."),
-        ("backbone_momentum.", "backbone."),
-        ("momentum_backbone.", "backbone."),
         ("ema_model.module.", "model.module."),
         ("target_network.", "online_network."),
         ("teacher.backbone.", "student.backbone."),
-        ("momentum_encoder.", "encoder."),
-        ("module.base_encoder.", "module.momentum_encoder."),  # MoCo's authors evaluate this one
     ],
 )
 def test_the_average_is_taken_before_what_it_is_an_average_of(average: str, other: str, tmp_path: Path) -> None:
@@ -109,6 +108,31 @@ def test_the_average_is_taken_before_what_it_is_an_average_of(average: str, othe
     found = opened(tmp_path / "both.ckpt")
     check_tokens(found, layouts.vit_tokens(state, layouts.normalised(IMAGES)))
     assert f"{average.rstrip('.')}, {other.rstrip('.')}: {average.rstrip('.')} is taken" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("online", "copy"),
+    [
+        ("backbone.", "backbone_momentum."),  # lightly: Classifier(model.backbone)
+        ("backbone.", "momentum_backbone."),  # solo-learn: main_linear.py
+        ("encoder.", "momentum_encoder."),  # and before 2022
+        ("module.base_encoder.", "module.momentum_encoder."),  # MoCo v3: main_lincls.py
+    ],
+)
+def test_a_momentum_copy_is_left_out_as_its_authors_do(online: str, copy: str, tmp_path: Path) -> None:
+    state, average = layouts.plain_vit(1), layouts.plain_vit(9)
+    torch.save({"state_dict": {**under(copy, average), **under(online, state)}}, tmp_path / "both.ckpt")
+    found = opened(tmp_path / "both.ckpt")
+    check_tokens(found, layouts.vit_tokens(state, layouts.normalised(IMAGES)))
+    taken = online.rstrip(".")
+    said = f"it holds {taken}, {copy.rstrip('.')}: {taken} is taken, and not its momentum copy, as MoCo, solo-learn"
+    assert said in found.notes[0]
+    torch.save({"encoder": state, "momentum_encoder": average}, tmp_path / "keys.pth")
+    found = opened(tmp_path / "keys.pth")
+    check_tokens(found, layouts.vit_tokens(state, layouts.normalised(IMAGES)))
+    assert "it holds encoder, momentum_encoder: encoder is taken, and not its momentum copy" in found.notes[0]
+    torch.save({"state_dict": under(copy, average)}, tmp_path / "alone.ckpt")
+    check_tokens(opened(tmp_path / "alone.ckpt"), layouts.vit_tokens(average, layouts.normalised(IMAGES)))
 
 
 @pytest.mark.parametrize("keys", [("teacher_state_dict", "model"), ("ema_weights", "weights"), ("target_net", "net")])
@@ -171,3 +195,23 @@ def test_beit_with_absolute_positions(tables: str, tmp_path: Path) -> None:
 
 def test_imagenets_mean_and_deviation_are_timms() -> None:
     assert elsewhere._NORMALIZATIONS["imagenet"] == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+@pytest.mark.parametrize("suffix", [".PTH", ".SafeTensors"])
+def test_suffixes_in_any_case(suffix: str, tmp_path: Path) -> None:
+    state, path = layouts.plain_vit(1), tmp_path / f"weights{suffix}"
+    if suffix == ".PTH":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    assert parse(str(path)).kind == "weights"
+    check_tokens(opened(path), layouts.vit_tokens(state, layouts.normalised(IMAGES)))
+
+
+def test_half_a_file_is_called_damaged(tmp_path: Path) -> None:
+    """What is too short to be mapped was an invalid argument."""
+    torch.save(layouts.plain_vit(1), tmp_path / "whole.pth")
+    for size in (0, 100, 5000):
+        (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:size])
+        with pytest.raises(CheckpointError, match=r"half\.pth is no readable file of weights: it is damaged"):
+            opened(tmp_path / "half.pth")

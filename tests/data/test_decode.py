@@ -18,7 +18,8 @@ from sklearn.datasets import load_sample_image
 
 from dsdmae_cli.data import files
 from dsdmae_cli.data.base import UnreadableImage
-from dsdmae_cli.data.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode, image_size, to_rgb
+from dsdmae_cli.data.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode, image_size
+from dsdmae_cli.data.to_rgb import to_rgb
 
 
 @pytest.fixture(scope="module")

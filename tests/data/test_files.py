@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import crops, md5, message_of, of, png, write
+from image_files import crops, md5, message_of, of, png, tar_of, write
 from PIL import Image
 
 from dsdmae_builtin import folder
@@ -339,3 +339,43 @@ def test_no_permission(nobody: Path) -> None:
     message = message_of(lambda: folder.build(of(root), "train"))
     (root / "cat").chmod(0o700)
     assert f"cannot read {root / 'cat'}: permission denied" in message
+
+
+def test_symbolic_links_in_tars_are_followed(tmp_path: Path) -> None:
+    """A pool of images and folders of links to them, as in a folder."""
+    members = {f"pool/{n}.png": photo for n, photo in enumerate(PHOTOS[:4])}
+    links = {f"{'cat' if n % 2 else 'dog'}/{n}.png": f"../pool/{n}.png" for n in range(4)}
+    links |= {
+        "cat/again.png": "./1.png",
+        "cat/gone.png": "../pool/9.png",
+        "dog/all.png": "../pool",
+        "cat/me.png": "me.png",
+    }
+    path = tmp_path / "set.tar.gz"
+    path.write_bytes(tar_of(members, links=links))
+    files = open_files(path)
+    assert sorted(files.names) == sorted({*members, *links} - {"dog/all.png"})
+    place = {name: index for index, name in enumerate(files.names)}
+    for name, target in (("dog/2.png", "pool/2.png"), ("cat/again.png", "pool/1.png")):
+        assert files.read(place[name]) == members[target]
+    assert files.read(place["cat/gone.png"]) == files.read(place["cat/me.png"]) == b""
+
+
+def test_separators_of_windows_in_zips(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name, content in CLASSES.items():
+            info = zipfile.ZipInfo("x")
+            info.filename = name.replace("/", "\\")
+            archive.writestr(info, content)
+    assert folder.build(of(tmp_path / "set.zip"), "train").classes == ("cat", "dog")
+
+
+def test_what_is_no_dataset_says_what_may_be_meant(tmp_path: Path) -> None:
+    write(tmp_path / "birds", {"0.tar": tar_of({"a.png": PHOTOS[0]}, "w"), "preview.png": PHOTOS[1]})
+    assert "for shards, name them by" in message_of(lambda: open_files(tmp_path / "birds"))
+    assert "did you mean birds?" in message_of(lambda: open_files(tmp_path / "bird"))
+    write(tmp_path / "zips", {"a.zip": b"PK", "b.zip": b"PK"})
+    assert "2 compressed archives (a.zip)" in message_of(lambda: open_files(tmp_path / "zips"))
+    write(tmp_path, {"images.parquet": b"PAR1"})
+    said = message_of(lambda: folder.build(of(tmp_path / "images.parquet"), "train"))
+    assert said.endswith(f"name it by parquet:{tmp_path / 'images.parquet'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,50 @@ def test_a_folder_with_a_table_is_a_labelled_dataset(tmp_path: Path) -> None:
     (root / "labels.csv").write_text(rows.replace("00,even", "00,odd").replace("01,odd", "01,even"))
     assert folder.build(settings, "train").fingerprint() != before
     assert "cannot read the labels" in message_of(lambda: open_labelled(of(root, labels=tmp_path / "none.csv")))
+
+
+def test_names_in_another_form_of_unicode(tmp_path: Path) -> None:
+    """macOS takes accents apart, spreadsheets do not."""
+    names = [unicodedata.normalize("NFD", name) for name in ("ä/é1.png", "ä/é2.png")]
+    found = table(tmp_path, "file,label\nä/é1.png,cat\né2.png,dog\n", names)
+    assert found.labels.tolist() == [0, 1]
+    assert "they fit by another Unicode form of their letters" in found.notes
+    assert table(tmp_path, "file,label\nÄ/É1.PNG,cat\nÉ2.png,dog\n", names).labels.tolist() == [0, 1]
+
+
+def test_names_with_ends_of_lines_in_them(tmp_path: Path) -> None:
+    names = ["a\u2028b.png", "c\nd.png", "e\x0bf.png", "g\x85h.png"]
+    rows = "".join(f'"{name}",{label}\n' for name, label in zip(names, ["cat", "dog"] * 2, strict=True))
+    assert table(tmp_path, f"file,label\n{rows}", names).labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("empty", ["", "nan", "NaN", "NULL", "<NA>", "n/a"])
+def test_what_stands_for_no_label(empty: str, tmp_path: Path) -> None:
+    found = table(tmp_path, f"file,label\n1.png,cat\n2.png,{empty}\n3.jpg,dog\n")
+    assert found.classes == ("cat", "dog")
+    assert "1 image has an empty label: a/2.png" in found.notes
+
+
+def test_the_images_are_named_where_no_column_fits(tmp_path: Path) -> None:
+    said = message_of(lambda: table(tmp_path, "id,target\nx.tif,cat\ny.tif,dog\n"))
+    assert "holds names of the images, which are called as 'a/1.png'; its first row is 'x.tif, cat'" in said
+
+
+def test_a_column_of_splits_in_a_table(tmp_path: Path) -> None:
+    """As of Parquet's, and asked about as folders are; it was passed over without a word."""
+    grey = png(np.full((8, 8, 3), 90, np.uint8))
+    root = write(tmp_path / "set", {f"{n}.png": grey for n in range(8)})
+    rows = [f"{n}.png,{'cat' if n % 2 else 'dog'},{'Train' if n < 4 else 'VAL'}" for n in range(7)]
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(["file,label,Split", *rows]), encoding="utf-8")
+    train, test = (folder.build(of(root, labels=path), split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (4, 3)
+    said = " ".join(train.notes)
+    assert "splits are those of column 'Split', by its name" in said
+    assert "1 image beside them left out ((none))" in said
+    assert train.name(0) == str(root / "0.png")
+    assert len(folder.build(of(root, labels=path, splits="none"), "train")) == 7
+    path.write_text(path.read_text(encoding="utf-8").replace("VAL", "later"), encoding="utf-8")
+    said = message_of(lambda: folder.build(of(root, labels=path), "train"))
+    assert "column 'Split' of splits says (none), Train, later; understood is" in said
+    assert len(folder.build(of(root, labels=path, splits="Train,later"), "test")) == 3

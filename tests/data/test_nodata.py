@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import tifffile
 from helpers import cli
+from PIL import Image
 
 from dsdmae_cli.__main__ import main
 from dsdmae_cli.config.resolve import resolve_data
 from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.base import Subset
+from dsdmae_cli.data.beyond import words_of_several
 from dsdmae_cli.data.decode import decode, deep_values
 from dsdmae_cli.data.nodata import TAG, apart, parsed, unmeasured
 from dsdmae_cli.data.open import open_dataset
@@ -356,3 +358,17 @@ def test_denoise_leaves_nothing_alone_and_says_so(
     assert moved.max() < 10  # of 70; as black they had moved by more than half of the range
     assert moved[16:].max() < 3
     assert results["holes"][8:].std() < holes[8:].std()
+
+
+def test_animations_are_named(tmp_path: Path) -> None:
+    crops = F.crops(6, 16)
+    root = F.write(tmp_path / "set", {f"{n}.png": F.png(crop) for n, crop in enumerate(crops)})
+    for kind in ("gif", "webp", "png", "avif"):
+        first, *others = (Image.fromarray(crop) for crop in crops[:3])
+        first.save(root / f"moving.{kind}", save_all=True, append_images=others)
+    assert "4 of 10 are animations: the first frame of each is taken" in rows_of(root)[1]
+    assert words_of_several(1, 1, 3) == [
+        "1 of 3 is a stack: its first page is taken",
+        "1 of 3 is an animation: its first frame is taken",
+    ]
+    assert words_of_several(0, 1, 1) == ["it is an animation: its first frame is taken"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from dsdmae_builtin import parquet
 from dsdmae_builtin.datasets import ParquetSettings
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
+from dsdmae_cli.data.splits import WORDLESS
 from dsdmae_cli.errors import DataError
 
 
@@ -89,18 +91,73 @@ def test_splits_by_a_column(heading: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train"] * 4 + ["later"] * 4, "column 'split' is not taken for splits: it says later, train; understood is"),
-        (["train"] * 4 + [None] * 4, "column 'split' is not taken for splits: it says None, train; understood is"),
+        (["train"] * 4 + ["later"] * 4, "column 'split' of splits says later, train; understood is one of train"),
+        (["train"] * 4 + [None] * 4, "column 'split' of splits says (none), train; understood is one of train"),
         (["train"] * 8, ""),
         (["a"] * 4 + ["b"] * 4, ""),
     ],
 )
 def test_a_column_that_says_no_splits(words: list[str | None], said: str, tmp_path: Path) -> None:
     columns = {"image": [png(k) for k in range(8)], "label": [0, 1] * 4, "split": words}
-    train, test = both(write(tmp_path / "a.parquet", columns))
+    path = write(tmp_path / "a.parquet", columns)
+    if said:
+        with pytest.raises(DataError, match=re.escape(said)):
+            both(path)
+    train, test = both(path, splits="none")
     assert len(train) + len(test) == 8
-    assert said in " ".join(train.notes)
-    assert bool(said) == ("split" in " ".join(train.notes))
+    train, test = both(path, splits="auto" if not said else f"train,{words[-1] or WORDLESS}")
+    assert len(train) + len(test) == 8
+    assert (len(train) == 4) == bool(said)
+
+
+def test_a_column_of_splits_turned_off_and_named(tmp_path: Path) -> None:
+    """--splits, for columns as for folders."""
+    words = ["train"] * 4 + ["test"] * 2 + ["validation"] * 2
+    columns = {"image": [png(k) for k in range(8)], "label": [0, 1] * 4, "split": words}
+    path = write(tmp_path / "a.parquet", columns)
+    train, test = both(path, splits="none")
+    assert (len(train), len(test)) == (7, 1)
+    assert "column 'split' is not taken for splits (data.splits = none)" in train.notes
+    train, test = both(path, splits="train,validation")
+    assert (greys(train), greys(test)) == ([0, 1, 2, 3], [6, 7])
+    with pytest.raises(DataError, match=r"data\.splits = 'train,later'"):
+        both(path, splits="train,later")
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (["a.png"] * 4, "'image' holds text [(]paths are not followed[)], and none holds one file's bytes a row"),
+        ([[png(1)]] * 4, "'image' holds lists, and none holds one file's bytes a row"),
+    ],
+)
+def test_columns_of_what_is_no_image_are_named(column: list[Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        both(write(tmp_path / "a.parquet", {"image": column, "label": [0, 1] * 2}))
+
+
+def test_labels_that_are_none(tmp_path: Path) -> None:
+    """Lists are no labels, nor are what pandas writes for nothing and what it makes of integers beside that."""
+    images = [png(n) for n in range(8)]
+    path = write(tmp_path / "a.parquet", {"image": images, "label": [[0], [1]] * 4})
+    train, _ = both(path)
+    assert train.labels is None
+    assert "no labels: column 'label' holds lists, and a label is a number or a word" in train.notes
+    with pytest.raises(DataError, match=r"data\.label_column = 'label': in .* it holds lists"):
+        both(path, label_column="label")
+    numbers = [0.0, 10.0, float("nan"), 2.0] * 2
+    files = parquet.Tables(str(write(tmp_path / "b.parquet", {"image": images, "label": numbers})), None, None)
+    assert files.labels is not None
+    assert files.labels.classes == ("0", "2", "10")
+    assert files.labels.labels.tolist() == [0, 2, -1, 1] * 2
+    words = ["cat", "", "dog", "NaN"] * 2
+    files = parquet.Tables(str(write(tmp_path / "c.parquet", {"image": images, "label": words})), None, None)
+    assert files.labels is not None
+    assert files.labels.classes == ("cat", "dog")
+    train, _ = both(write(tmp_path / "d.parquet", {"image": images, "label": ["cat"] * 8}))
+    assert train.labels is None
+    assert "no labels: all that there are say 'cat', and one class is none to tell apart" in train.notes
+    assert len(both(write(tmp_path / "e" / "A.PARQUET", {"image": images}).parent)[0]) == 7
 
 
 def test_missing_values(tmp_path: Path) -> None:
@@ -127,7 +184,7 @@ def test_columns_are_named_or_asked_for(tmp_path: Path) -> None:
         parquet.build(settings(file, image_column="n"), "train")
     with pytest.raises(DataError, match="has no such column; it has left, right, n"):
         parquet.build(settings(file, image_column="left", label_column="m"), "train")
-    with pytest.raises(DataError, match="none holds bytes"):
+    with pytest.raises(DataError, match="none holds one file's bytes"):
         parquet.build(settings(write(tmp_path / "b.parquet", {"n": [1]})), "train")
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data import decode, files, twins
+from dsdmae_cli.data import to_rgb as by_pillow
 from dsdmae_cli.data.open import choose, open_dataset, open_source, place
 from dsdmae_cli.data.run_data import Labelled, RunData, labelled_indices, open_run_data
 from dsdmae_cli.data.source import Batching, Unreadable
@@ -37,7 +38,7 @@ class Count:
         self.decoded: Counter[str] = Counter()
         self.pixels = 0
         lock = threading.Lock()
-        scandir, decode_file, to_rgb = os.scandir, decode.decode, decode.to_rgb
+        scandir, decode_file, to_rgb = os.scandir, decode.decode, by_pillow.to_rgb
 
         def listing(folder: Any = ".") -> Any:
             self.listed[str(folder)] += 1

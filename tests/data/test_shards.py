@@ -325,3 +325,22 @@ def test_training_on_shards_is_training_on_their_folder(tmp_path: Path) -> None:
         )
         assert found == wanted
         assert sum(loss is not None for loss in found) == 10
+
+
+def test_labels_of_one_class_or_none_are_said(tmp_path: Path) -> None:
+    """One class was told apart with an accuracy of 100%."""
+    write(tmp_path / "one" / "0.tar", [m for n in range(6) for m in ((f"{n}.png", png(n)), (f"{n}.cls", b"7"))])
+    found = dataset(tmp_path / "one")
+    assert found.labels is None
+    assert "no labels: all that there are say '7', and one class is none to tell apart" in found.notes
+    write(tmp_path / "none" / "0.tar", [m for n in range(6) for m in ((f"{n}.png", png(n)), (f"{n}.cls", b""))])
+    assert "6 .cls passed over" in dataset(tmp_path / "none").notes
+
+
+def test_a_single_tar_with_labels_in_json(tmp_path: Path) -> None:
+    members = [
+        m for n in range(6) for m in ((f"{n}.png", png(n)), (f"{n}.json", json.dumps({"label": n % 2}).encode()))
+    ]
+    assert dataset(write(tmp_path / "one.tar", members)).classes == ("0", "1")
+    coco = write(tmp_path / "coco.tar", [*((f"{n}.png", png(n)) for n in range(6)), ("annotations.json", b"{}")])
+    assert not isinstance(open_files(coco), Shards)

@@ -167,3 +167,29 @@ def test_other_files_are_counted_by_suffix(tmp_path: Path, capfd: pytest.Capture
 def test_why_there_are_no_labels_is_said_where_they_are_needed(tmp_path: Path) -> None:
     root = write(tmp_path / "set", dict.fromkeys(pictures("cat", count=4), GREY))
     assert "all folders there are is cat/" in message_of(lambda: open_labelled(of(root)))
+
+
+@pytest.mark.parametrize(
+    "tops", [("birds_train", "birds_val"), ("01_train", "02_test"), ("my-training-set", "my-eval")]
+)
+def test_words_behind_a_prefix_look_like_splits(tops: tuple[str, str]) -> None:
+    """Two folders of images alone, which were taken for two classes."""
+    said = message_of(lambda: arrange(pictures(*tops), 0.1))
+    assert f"--splits {','.join(tops)}" in said
+
+
+def test_the_other_of_two_folders_is_meant() -> None:
+    said = message_of(lambda: arrange(pictures("test", "trainval"), 0.1))
+    assert "--splits trainval,test" in said
+
+
+def test_a_test_folder_that_is_left_out_can_be_taken() -> None:
+    found = arrange(sorted(pictures("Train/a", "Train/b", "Valid/a", "Valid/b", "Test set/a", "extra/a")), 0.1)
+    assert found.notes[1] == (
+        "20 images beside them left out (Test set, extra); to evaluate on it, --splits 'Train,Test set'"
+    )
+
+
+def test_classes_of_other_case_are_named_where_both_splits_have_them() -> None:
+    found = arrange(sorted(pictures("train/cat", "train/Cat", "test/cat", "test/Cat")), 0.1)
+    assert "Cat and cat differ in case alone and are two classes; rename one if they are one" in found.notes

@@ -1,7 +1,9 @@
 """Pictures of more than 8 bits and of other bands: what is black and white is said by the data."""
 
 import io
+import struct
 import tomllib
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +250,84 @@ def test_bands_of_a_command_line(capfd: pytest.CaptureFixture[str]) -> None:
     code, _, err = cli(capfd, "pretrain", "--set", "data.bands=[1,0]", "--dry-run")
     assert code == 2
     assert "data.bands" in err
+
+
+@pytest.mark.parametrize("limits", [None, (0.0, 4095.0)])
+def test_grey_whose_zero_is_white_is_no_negative(grey: np.ndarray, limits: tuple[float, float] | None) -> None:
+    """Pillow turns such grey of 8 bits round, and hands out more bits as they are."""
+    top = 65535 if limits is None else 4095
+    values = np.rint(grey * top).astype(np.uint16)
+    content = tif(top - values, photometric="miniswhite")
+    for how in (Reading(limits), Reading(limits, channels=1)):
+        shown = decode(content, "x", how)[..., 0]
+        assert np.corrcoef(shown.ravel(), values.ravel())[0, 1] > 0.999
+        assert abs(shown.astype(int).max() - round(255 * int(values.max()) / top)) <= 1
+    nothing = decode(
+        tif(values, photometric="miniswhite", extratags=[(42113, "s", 0, "7", True)]), "x", Reading(limits)
+    )
+    assert not nothing[values == 7].any()
+    eight = np.rint(grey * 255).astype(np.uint8)
+    stack = tif(np.stack([255 - eight] * 2), photometric="miniswhite", metadata=None)  # pages for bands: by tifffile
+    np.testing.assert_array_equal(decode(stack, "x", Reading(channels=2)), np.stack([eight] * 2, axis=-1))
+
+
+def test_signed_bytes_have_a_range_that_is_said(grey: np.ndarray, tmp_path: Path) -> None:
+    root = F.write(tmp_path / "set", {f"{n}.tif": tif(np.rint(grey * 200 - 100).astype(np.int8)) for n in range(4)})
+    data = resolve_data(F.of(root))
+    account = take_account({"training": open_dataset(data, "train")}, data.range, decoded=True)
+    assert "grey of 8 bits with a sign; -" in account.lines()[1]
+    assert "are shown as black to white" in account.lines()[1]
+
+
+def test_big_tiffs_of_either_byte_order(grey: np.ndarray) -> None:
+    values = microscope(grey)
+    for order in ("<", ">"):
+        content = tif(values, bigtiff=True, byteorder=order)
+        found = deep_values(content, order)
+        assert found is not None
+        np.testing.assert_array_equal(found.pixels[..., 0], values)
+        assert str(image_form(content, order)) == "grey of 16 bits"
+
+
+def test_grey_and_alpha_of_sixteen_bits_are_called_so(grey: np.ndarray) -> None:
+    pixels = np.stack([microscope(grey), np.full(grey.shape, 65535)], axis=2).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 16, 4, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    form = image_form(content, "x")
+    assert (form.bands, str(form), form.is_grey) == (2, "grey with transparency of 16 bits", True)
+
+
+def test_smaller_copies_are_no_stack_and_hidden_frames_are_one(grey: np.ndarray) -> None:
+    """As maps are written for the cloud, with overviews; and as ImageJ writes more than 4 GB, with one page."""
+    buffer, values = io.BytesIO(), microscope(grey)
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(values, photometric="minisblack", tile=(16, 16))
+        writer.write(values[::2, ::2], photometric="minisblack", subfiletype=1)
+    assert image_form(buffer.getvalue(), "x").pages == 1
+    assert image_form(tif(np.stack([values] * 3), photometric="minisblack", truncate=True), "x").pages == 3
+    assert image_form(tif(np.stack([values] * 3), imagej=True), "x").pages == 3
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_alpha_of_twelve_bits_in_sixteen(kind: str, bits: int, grey: np.ndarray) -> None:
+    """Half of the picture is opaque, half of it half transparent, over white; premultiplied or not."""
+    full = 2**bits - 1
+    opaque = np.where(np.arange(48) < 24, 1.0, 0.5) * np.ones((48, 1))
+    alpha = np.rint(full * opaque)
+    colors = np.rint(grey * full * (alpha / full if kind == "assocalpha" else 1))
+    content = tif(np.stack([colors] * 3 + [alpha], 2).astype(np.uint16), photometric="rgb", extrasamples=[kind])
+    shown = decode(content, "x", Reading((0.0, float(full))))
+    expected = np.rint(255 * (1 - opaque * (1 - grey)))
+    assert np.abs(shown[..., 0].astype(int) - expected).max() <= 1
+
+
+def test_colour_of_sixteen_bits_in_ppm_keeps_its_upper_bits(grey: np.ndarray) -> None:
+    values = np.stack([np.rint(grey * 4095)] * 3, axis=2).astype(">u2")
+    content = b"P6 48 48 4095\n" + values.tobytes()
+    assert np.abs(decode(content, "x")[..., 0].astype(int) - 255 * grey).max() <= 1

@@ -120,3 +120,26 @@ def test_bands_are_shown_on_a_sheet(
     assert tifffile.imread(tmp_path / "nir.denoised.tif").shape == bands.shape
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] > 300
+
+
+def test_grey_whose_zero_is_white_comes_back_as_it_was(
+    slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A PNG has no way to say that, and would show the negative."""
+    clean, noisy = slide
+    tifffile.imwrite(tmp_path / "slide.tif", noisy, photometric="miniswhite")
+    code, out, err = cli(capfd, "denoise", tmp_path / "slide.tif", "--json")
+    assert code == 0, err
+    [record] = json.loads(out)["pictures"]
+    with tifffile.TiffFile(record["output"]) as file:
+        assert file.pages.first.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        assert in_range(file.asarray(), clean) > in_range(noisy, clean) + 2
+
+
+def test_frames_without_a_page_are_not_dropped(
+    slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite(tmp_path / "big.tif", np.stack(slide), photometric="minisblack", truncate=True)
+    code, _, err = cli(capfd, "denoise", tmp_path / "big.tif")
+    assert code == 2
+    assert "a stack of 2 frames of which 1 has a page of their own" in one_line(err)
