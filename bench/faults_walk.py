@@ -30,6 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,10 @@ def damage(run: Path, draw: random.Random) -> str | None:
     return f"a bit of {path.name} flipped"
 
 
+def _has_run(run: Path, to: int) -> bool:
+    return steps(run, ran=True) >= to
+
+
 def two_whole(run: Path) -> bool:
     """Whether there is a checkpoint to damage, and a whole one before it."""
     try:
@@ -175,7 +180,7 @@ def walk(seed: int, folder: Path, longest: float, expected: str, disks: bool) ->
             wait(child, lambda: two_whole(run))
         elif draw.random() < 0.7:  # amid the training; few steps, so that the later ones find work left
             more = draw.randint(1, 5)
-            wait(child, lambda to=saved + more: steps(run, ran=True) >= to)
+            wait(child, partial(_has_run, run, saved + more))
         else:  # before it, as a rule
             time.sleep(draw.uniform(0, longest / 4))
         time.sleep(draw.uniform(0, 4 * STEP_SECONDS))

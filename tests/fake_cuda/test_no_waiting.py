@@ -25,7 +25,7 @@ from dsdmae_cli.evaluation.linear import Protocol, train_heads
 from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.pictures import torch_network
 from dsdmae_cli.pictures.picture import Picture
-from dsdmae_cli.pictures.restore import Restorer
+from dsdmae_cli.pictures.restore import corrected
 from dsdmae_cli.pictures.torch_network import TorchNetwork
 from dsdmae_cli.plugins import BrokenPlugin, discover
 
@@ -126,7 +126,7 @@ def test_a_device_predicts_while_tiles_are_blended(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(method, "to", lambda device, method=method: method)  # it is there; fakes do not move
         with no_cuda() as audit:
             network = TorchNetwork(Denoiser(on_fake_cuda(method), settings, "", "tests"), CUDA, "bf16")
-            Restorer(network)._restored(Picture.of(np.zeros((side, side, 3), np.uint8)), lambda done, total: None)
+            corrected(network, Picture.of(np.zeros((side, side, 3), np.uint8)))
         copies = Counter(text.partition(",")[0] for text in audit.copies)
         assert copies == {"cpu -> cuda": batches, "cuda -> cpu": batches}
         assert len(audit.waits) == 1, audit.waits

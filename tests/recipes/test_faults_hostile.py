@@ -28,7 +28,7 @@ from dsdmae_cli import files, plugins
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import CheckpointError, PluginError, RunFailed
 from dsdmae_cli.pictures.picture import Picture
-from dsdmae_cli.pictures.restore import Restorer
+from dsdmae_cli.pictures.restore import corrected
 from dsdmae_cli.report import markdown, shown, without_password
 
 pytestmark = pytest.mark.faults
@@ -240,9 +240,9 @@ def test_a_network_that_gives_no_numbers_makes_no_picture() -> None:
     class Broken:
         origin, image_size, patch, batch_size = "broken.onnx", 16, (4, 4), 1
 
-        def predict(self, images: Any) -> Any:
-            return images * float("nan")
+        def begin(self, images: Any) -> Any:
+            return lambda: images * float("nan")
 
     pixels = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(CheckpointError, match=r"broken\.onnx gives values that are not finite"):
-        Restorer(Broken())._restored(Picture(pixels, "RGB"), lambda done, total: None)  # type: ignore[arg-type]
+        corrected(Broken(), Picture(pixels, "RGB"))  # type: ignore[arg-type]
