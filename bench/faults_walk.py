@@ -30,6 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,11 @@ def steps(run: Path, ran: bool) -> int:
     return 0
 
 
+def reached(run: Path, step: int) -> bool:
+    """Whether it has come that far."""
+    return steps(run, ran=True) >= step
+
+
 def wait(child: int, until: Callable[[], bool]) -> None:
     """Until that is so, or the run is over."""
     while not until() and not over(child):
@@ -175,7 +181,7 @@ def walk(seed: int, folder: Path, longest: float, expected: str, disks: bool) ->
             wait(child, lambda: two_whole(run))
         elif draw.random() < 0.7:  # amid the training; few steps, so that the later ones find work left
             more = draw.randint(1, 5)
-            wait(child, lambda to=saved + more: steps(run, ran=True) >= to)
+            wait(child, partial(reached, run, saved + more))
         else:  # before it, as a rule
             time.sleep(draw.uniform(0, longest / 4))
         time.sleep(draw.uniform(0, 4 * STEP_SECONDS))

@@ -97,7 +97,7 @@ def test_a_report_that_fails_costs_no_study(
     def fails(*_: object) -> None:
         raise OSError("no such font")
 
-    monkeypatch.setattr(report.document, "write_charts", fails)
+    monkeypatch.setattr("dsdmae_cli.page.document.write_charts", fails)
     report.write(made([("mask-ratio", "0.5,0.7")]), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"study.json", "table.csv"}
     assert "the report of the study could not be made (OSError: no such font)" in capsys.readouterr().err
