@@ -106,6 +106,11 @@ def steps(run: Path, ran: bool) -> int:
     return 0
 
 
+def reached(run: Path, step: int) -> bool:
+    """Whether it has come that far."""
+    return steps(run, ran=True) >= step
+
+
 def wait(child: int, until: Callable[[], bool]) -> None:
     """Until that is so, or the run is over."""
     while not until() and not over(child):
@@ -138,10 +143,6 @@ def damage(run: Path, draw: random.Random) -> str | None:
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
     return f"a bit of {path.name} flipped"
-
-
-def _has_run(run: Path, to: int) -> bool:
-    return steps(run, ran=True) >= to
 
 
 def two_whole(run: Path) -> bool:
@@ -180,7 +181,7 @@ def walk(seed: int, folder: Path, longest: float, expected: str, disks: bool) ->
             wait(child, lambda: two_whole(run))
         elif draw.random() < 0.7:  # amid the training; few steps, so that the later ones find work left
             more = draw.randint(1, 5)
-            wait(child, partial(_has_run, run, saved + more))
+            wait(child, partial(reached, run, saved + more))
         else:  # before it, as a rule
             time.sleep(draw.uniform(0, longest / 4))
         time.sleep(draw.uniform(0, 4 * STEP_SECONDS))
