@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from skimage import data
 
 from dsdmae_cli.pictures.brightness import add_brightness, brightness
+from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.restore import Restorer, corrected
 from dsdmae_cli.pictures.traces import BRIGHT, COMPRESSED, STRONG
@@ -103,9 +104,9 @@ def test_white_noise_goes_through_the_network_for_it_which_is_opened_once() -> N
         opened.append(_Smoothing())
         return opened[-1]
 
-    other: Any = _Smoothing()
-    restorer = Restorer(other, 1, open_white)
-    assert restorer(Picture.of(_noisy(width=1.2, shared=False)[1])).network is other
+    other = _Smoothing()
+    restorer: Any = Restorer(cast(Network, other), 1, open_white)
+    assert restorer(Picture.of(_noisy(width=1.2, shared=False)[1])).network is cast(Any, other)
     assert len(opened) == 0
     other.tiles = 0
     for _ in range(2):
