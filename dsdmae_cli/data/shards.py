@@ -55,7 +55,7 @@ def expanded(pattern: str) -> list[Path]:
         )
     if missing:
         raise DataError(
-            f"of the shards of {pattern} {len(missing)} {'is' if len(missing) == 1 else 'are'} not there"
+            f"{len(missing)} of the shards of {pattern} {'is' if len(missing) == 1 else 'are'} not there"
             f" ({_some(missing)}); fetch them, or name others"
         )
     others = [str(path) for path in found if path.suffix.lower() != SUFFIX or not path.is_file()]

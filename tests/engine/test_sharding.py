@@ -200,6 +200,7 @@ def test_a_plan_says_what_is_divided(tmp_path: Path, monkeypatch: pytest.MonkeyP
     alone = make_plan(resolve(loaded.settings), timed=False)
     assert "the only process" in alone.text()
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gathered", lambda value: [value] * 2)
     two = make_plan(resolve(loaded.settings), timed=False)
     assert (two.sharded, two.processes, two.unshared) == (True, 2, None)
     assert "of each of 2 processes" in two.text()
