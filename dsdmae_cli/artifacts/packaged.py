@@ -62,6 +62,6 @@ WHITE_NOISE = Packaged(
     "white-noise.safetensors",
     "packaged-white-noise",
     "the packaged denoiser of white noise",
-    "9af3eb0f49cd189d6ab52b56c2424a6c7fda09e528d4da83ca453b65cfdef4f5",
+    "24fcc02f4733155b0e5b1a5fa98db9fe546ca8e57067a3cc015974cb5044813f",
 )
 ALL = (PHOTOGRAPHS, WHITE_NOISE)
