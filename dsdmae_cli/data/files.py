@@ -320,10 +320,11 @@ def _open_files(path: Path) -> Files:
             )
         packed = [name for name in files if name.lower().endswith(_COMPRESSED)]
         if not names and packed:
+            as_tar = f"decompress them to {SUFFIX} (gunzip, unxz, unzstd)"
+            unpacked = "unpack them" if packed[0].lower().endswith(".zip") else as_tar
             raise DataError(
                 f"{path} holds no images but {len(packed)} compressed archive{'s' * (len(packed) > 1)} ({packed[0]}),"
-                f" which cannot be read in place as shards are; decompress them to {SUFFIX} (gunzip, unxz, unzstd),"
-                " unpack them (unzip), or name one of them alone"
+                f" which cannot be read in place as shards are; {unpacked}, or name one of them alone"
             )
         require_images(path, len(names), others)
         return Directory(path, names, others)

@@ -196,7 +196,7 @@ def test_a_denoiser_needs_a_run(
         (file, "denoiser", "needs a run's directory"),
         ("packaged", "denoiser", "there is no packaged"),
         (file, "denoiser-onnx", "holds an encoder alone"),
-        ("pixels", "denoiser-onnx", "or the word packaged, and pixels is none"),
+        ("pixels", "denoiser-onnx", "or the word packaged or packaged-white-noise, and pixels is none"),
         (tuned_run, "denoiser-onnx", "fine-tuned a classifier"),
     ):
         out = tmp_path / ("d.onnx" if form == "denoiser-onnx" else "d.safetensors")

@@ -23,11 +23,13 @@ STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 @pytest.fixture(autouse=True)
-def _heard_hangups() -> Any:
-    """Tests that run under nohup hear of SIGHUP all the same."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _heard() -> Any:
+    """Tests that run under nohup, or in a shell's background, hear of SIGHUP and SIGINT all the same."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def said(number: int) -> str:
