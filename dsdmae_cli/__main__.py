@@ -9,7 +9,7 @@ import sys
 
 from dsdmae_cli import slurm
 from dsdmae_cli.data.once import opened_once
-from dsdmae_cli.errors import DsdmaeError, RunInterrupted
+from dsdmae_cli.errors import SHORTAGES, DsdmaeError, RunInterrupted
 from dsdmae_cli.report import shown
 from dsdmae_cli.signals import Stopped, guarded
 
@@ -17,13 +17,6 @@ from dsdmae_cli.signals import Stopped, guarded
 _IN_GROUPS = ("pretrain", "finetune", "tokenizer")
 _STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO}
 
-# What the system runs out of, and what to do about it.
-_SHORT = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --set data.workers",
-    errno.ENFILE: "end other programs",
-    errno.ENOMEM: "end other programs, or give it less at once",
-    errno.EAGAIN: "raise the limit of processes (ulimit -u), or lower --set data.workers",
-}
 # What libraries say where memory runs out: torch, C++, the loader of their shared objects, libraries in Rust.
 _NO_MEMORY = ("can't allocate memory", "bad_alloc", "failed to map segment")
 _NO_THREAD = "can't start new thread"
@@ -90,12 +83,12 @@ def _shortage(error: BaseException | None) -> str | None:
         text = (str(error).splitlines() or [""])[0]
         number = getattr(error, "errno", None)
         if number is None and isinstance(error, OSError | RuntimeError | ImportError):
-            number = next((known for known in _SHORT if os.strerror(known) in text), None)
+            number = next((known for known in SHORTAGES if os.strerror(known) in text), None)
             number = errno.EAGAIN if _NO_THREAD in text else number
-        if number in _SHORT and isinstance(error, OSError | RuntimeError | ImportError):
+        if number in SHORTAGES and isinstance(error, OSError | RuntimeError | ImportError):
             named = getattr(error, "filename", None)
             what = getattr(error, "strerror", None) or text
-            return f"the system refuses: {what.lower()}{f' at {named}' if named else ''}; {_SHORT[number]}"
+            return f"the system refuses: {what.lower()}{f' at {named}' if named else ''}; {SHORTAGES[number]}"
         if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
             return "memory ran out; end other programs, or give it less at once"
         error = error.__cause__ or error.__context__

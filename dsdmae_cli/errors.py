@@ -6,12 +6,20 @@ it on stderr and exits with `exit_code`; `--debug` shows the traceback.
 
 from __future__ import annotations
 
+import errno
 import signal
 
 # What the words of a file that cannot be written end with.
 RESUME = "what was saved before is intact. Make room, then go on with --resume"
 AGAIN = "nothing was left behind. Make room, then start again"
 SAME = "what is done is kept. Make room, then give the same command again"
+# What the system runs out of, and what to do about it.
+SHORTAGES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --set data.workers",
+    errno.ENFILE: "end other programs, or lower --set data.workers",
+    errno.ENOMEM: "end other programs, or give it less at once",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or lower --set data.workers",
+}
 
 
 class DsdmaeError(Exception):

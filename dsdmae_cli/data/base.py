@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-from dsdmae_cli.errors import DataError, RunFailed
+from dsdmae_cli.errors import SHORTAGES, DataError, RunFailed
 
 if TYPE_CHECKING:
     from dsdmae_cli.data.values import Reading, Values
@@ -40,9 +40,6 @@ class Refused(ValueError):  # noqa: N818
     """An image that is intact but that the policy has no place for."""
 
 
-_SHORT = {errno.EMFILE: "raise the limit of open files (ulimit -n)", errno.ENFILE: "end other programs"}
-
-
 def raise_shortage(error: Exception, name: str) -> None:
     """Of an image that could not be read: where this process is short of something, the image is as good as it was, and
     to pass it over would be to learn from others than were asked for.
@@ -50,11 +47,9 @@ def raise_shortage(error: Exception, name: str) -> None:
     Raises:
         RunFailed: so it is.
     """
-    if isinstance(error, OSError) and error.errno in _SHORT:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         why = (error.strerror or str(error)).lower()
-        raise RunFailed(
-            f"{name} cannot be read now: {why}; {_SHORT[error.errno]}, or lower --set data.workers"
-        ) from error
+        raise RunFailed(f"{name} cannot be read now: {why}; {SHORTAGES[error.errno]}") from error
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ def open_restorer(
     chosen = choose_engine(engine, run, weights, device, precision)
 
     def opened(named: Path | Packaged) -> Network:
-        return _onnx(named, say) if chosen == "onnx" else _torch(None, named, device, precision)
+        return _onnx(named, say) if chosen == "onnx" else _torch(named, device, precision)
 
     if run is not None:
-        return Restorer(_torch(run, PHOTOGRAPHS, device, precision), passes)
+        return Restorer(_torch(run, device, precision, of_run=True), passes)
     if weights is not None:
         return Restorer(opened(weights), passes)
     return Restorer(opened(PHOTOGRAPHS), passes, lambda: opened(WHITE_NOISE))
@@ -100,20 +100,20 @@ def _check_onnx(run: Path | None, device: str, precision: str) -> None:
         raise SettingsError(f"--engine onnx computes in fp32, not {precision}; leave out --precision or --engine")
 
 
-def _loaded(named: Path | Packaged) -> Denoiser:
+def _loaded(named: Path | Packaged, *, of_run: bool = False) -> Denoiser:
     from dsdmae_cli.artifacts.denoiser import load_denoiser
 
-    return load_denoiser(packaged=named) if isinstance(named, Packaged) else load_denoiser(weights=named)
+    if isinstance(named, Packaged):
+        return load_denoiser(packaged=named)
+    return load_denoiser(run=named) if of_run else load_denoiser(weights=named)
 
 
-def _torch(run: Path | None, named: Path | Packaged, device: str, precision: str) -> Network:
-    from dsdmae_cli.artifacts.denoiser import load_denoiser
+def _torch(named: Path | Packaged, device: str, precision: str, *, of_run: bool = False) -> Network:
     from dsdmae_cli.pictures.torch_network import TorchNetwork
     from dsdmae_cli.runtime import choose_device, choose_precision
 
     where = choose_device(device)
-    denoiser = _loaded(named) if run is None else load_denoiser(run)
-    return TorchNetwork(denoiser, where, choose_precision(precision, where))
+    return TorchNetwork(_loaded(named, of_run=of_run), where, choose_precision(precision, where))
 
 
 def _onnx(named: Path | Packaged, say: Say | None) -> Network:

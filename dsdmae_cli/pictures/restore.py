@@ -20,11 +20,12 @@ from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.picture import Picture, Pixels
 from dsdmae_cli.pictures.tiling import Corner, blended, grids, reflected, turn, turn_back
-from dsdmae_cli.pictures.traces import WHITE, bright_noise, is_white_noise, judge
+from dsdmae_cli.pictures.traces import WHITE, Seen, is_grey, judge
 
 # Tiles overlap by a quarter of their side: less shows seams, more costs time that shifted passes spend better.
 _OVERLAP = 0.25
 _ROWS = 512
+_COLOURED = frozenset({"RGB", "RGBA"})
 Progress = Callable[[int, int], None]
 
 
@@ -84,14 +85,15 @@ class Restorer:
         if picture.pixels.dtype not in (np.uint8, np.uint16):
             raise Refused(f"{picture.pixels.dtype} values have no range of their own; give one, as --range LOW,HIGH")
         given = picture.pixels[..., : 3 if picture.num_colors >= 3 else 1]
-        white = is_white_noise(given) if white is None else white
+        seen = Seen(given)
+        white = seen.is_white if white is None else white
         network = self._white if white and self.open_white else self.network
         # Brightness is looked at alone where colours have it too, and noise is not white: known before, or found.
-        alone = picture.num_colors == 3 and not white and not _is_grey(picture)
-        first = alone and bright_noise(given) > 0.5
+        alone = picture.num_colors == 3 and not white and not seen.is_grey
+        first = alone and seen.bright > 0.5
         began = self._without_bright_noise(network, picture, _part(progress, 0, 2)) if first else picture
         result = corrected(network, began, self.passes, _part(progress, int(first), 1 + alone))
-        verdict = judge(given, result[..., : given.shape[2]])
+        verdict = judge(given, result[..., : given.shape[2]], seen)
         strength = verdict.strength if strength is None else strength
         if alone and not first and strength > 0 and verdict.kind not in ("", WHITE):
             result = self._without_bright_noise(network, picture.with_pixels(result), _part(progress, 1, 2)).pixels
@@ -123,7 +125,7 @@ def corrected(network: Network, picture: Picture, passes: int = 1, progress: Pro
     side = network.image_size
     tiled = grids(height, width, side, int(side * _OVERLAP), passes)
     num_tiles = sum(map(len, tiled))
-    grey = _is_grey(picture)
+    grey = picture.mode in _COLOURED and is_grey(picture.pixels)  # black and white, stored as colour
     groups = [(0,)] if grey else picture.color_groups
     for number, channels in enumerate(groups):
         color_noise = _ColorNoise(picture.pixels[..., channels]) if len(channels) == 1 else None
@@ -209,14 +211,6 @@ class _ColorNoise:
         draws = [np.random.default_rng((c.y + side, c.x + side, c.way)) for c in corners]
         noise = np.stack([draw.standard_normal((3, side, side), np.float32) for draw in draws])
         return np.clip(grey + self.std * (noise - noise.mean(axis=1, keepdims=True)), -1, 1)
-
-
-def _is_grey(picture: Picture) -> bool:
-    """Whether three channels of colour are one and the same: black and white, stored as colour."""
-    if picture.mode not in {"RGB", "RGBA"}:
-        return False
-    first, *others = (picture.pixels[..., channel] for channel in range(3))
-    return all(np.array_equal(first, other) for other in others)
 
 
 def _cut(source: Pixels, corner: Corner, side: int, channels: tuple[int, ...]) -> Pixels:

@@ -17,6 +17,7 @@ Each is a witness that says a strength; the boldest is believed. docs/log.md has
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
@@ -59,59 +60,81 @@ class Verdict:
     removed: float
 
 
-def judge(given: Pixels, restored: Pixels) -> Verdict:
-    """How much of a correction to take.
-
-    Args:
-        given, restored: colours alone; of the restored one all of the correction. Three colours or one.
-    """
-    taken = Taken()
-    for top in range(0, len(given), _ROWS):
-        # A row more, so that no pair of neighbours is lost between bands.
-        taken.add(given[top : top + _ROWS + 1], restored[top : top + _ROWS + 1], last=top + _ROWS >= len(given))
-    if given.shape[2] < 3 or _is_grey(given):
-        level = min(noise_level(given[..., :1]), taken.calm)
-        strengths = {WHITE: _share(level, _GREY_HALF)}
-    else:
-        strengths = {WHITE: _share(color_noise_level(given), _WHITE_HALF)}
-    strengths |= {
-        COMPRESSED: max(_ramp(taken.grid, _GRID), _ramp(taken.alike, _ALIKE)),
-        STRONG: _ramp(taken.calm, _CALM),
-        BRIGHT: bright_noise(given),
-    }
-    kind = max(strengths, key=lambda name: strengths[name])
-    strength = strengths[kind]
-    return Verdict(strength, kind if strength > 0 else "", taken.removed)
-
-
-def is_white_noise(given: Pixels) -> bool:
-    """Whether the noise of a picture is white: half of it is left where 2x2 pixels become one.
-
-    Of noise that a camera, JPEG or an enlargement has made alike in neighbours more is left, as of texture.
+class Seen:
+    """What a picture shows of its noise by itself, before any network has looked; each found once, when asked for.
 
     Args:
         given: colours alone, three or one.
     """
-    if given.shape[2] < 3 or _is_grey(given):
-        level, least, most = (lambda of: noise_level(of[..., :1])), _GREY_LEAST, _GREY_HALVED
-    else:
-        level, least, most = color_noise_level, _WHITE_LEAST, _WHITE_HALVED
-    found = level(given)
-    return found >= least and level(halved(given)) <= most * found
+
+    def __init__(self, given: Pixels) -> None:
+        self.given = given
+
+    @cached_property
+    def is_grey(self) -> bool:
+        """One colour, or three that are one and the same: black and white, stored as colour."""
+        return self.given.shape[2] < 3 or is_grey(self.given)
+
+    @cached_property
+    def level(self) -> float:
+        """σ of white noise, of 255."""
+        return self._level(self.given)
+
+    def _level(self, of: Pixels) -> float:
+        return noise_level(of[..., :1]) if self.is_grey else color_noise_level(of)
+
+    @cached_property
+    def is_white(self) -> bool:
+        """Whether its noise is white: half of it is left where 2x2 pixels become one.
+
+        Of noise that a camera, JPEG or an enlargement has made alike in neighbours more is left, as of texture.
+        """
+        least, most = (_GREY_LEAST, _GREY_HALVED) if self.is_grey else (_WHITE_LEAST, _WHITE_HALVED)
+        return self.level >= least and self._level(halved(self.given)) <= most * self.level
+
+    @cached_property
+    def bright(self) -> float:
+        """How sure it is that it has fine noise in its brightness that its colours do not have, 0..1; 0 if grey."""
+        if self.is_grey:
+            return 0.0
+        level = noise_level(bright := brightness(self.given))
+        if level < _BRIGHT_LEVEL[0] or self.level > _BRIGHT_COLOR * level:
+            return 0.0
+        return _ramp(level, _BRIGHT_LEVEL) * _ramp(noise_level(halved(bright)) / level, _BRIGHT_LEFT)
+
+
+def is_white_noise(given: Pixels) -> bool:
+    """See Seen.is_white."""
+    return Seen(given).is_white
 
 
 def bright_noise(given: Pixels) -> float:
-    """How sure it is that a colour picture has fine noise in its brightness that its colours do not have, 0..1.
+    """See Seen.bright."""
+    return Seen(given).bright
+
+
+def judge(given: Pixels, restored: Pixels, seen: Seen | None = None) -> Verdict:
+    """How much of a correction to take.
 
     Args:
-        given: colours alone; of grey pictures it says 0.
+        given, restored: colours alone; of the restored one all of the correction. Three colours or one.
+        seen: of `given`, where somebody has looked before.
     """
-    if given.shape[2] < 3 or _is_grey(given):
-        return 0.0
-    level = noise_level(bright := brightness(given))
-    if level < _BRIGHT_LEVEL[0] or color_noise_level(given) > _BRIGHT_COLOR * level:
-        return 0.0
-    return _ramp(level, _BRIGHT_LEVEL) * _ramp(noise_level(halved(bright)) / level, _BRIGHT_LEFT)
+    seen = seen or Seen(given)
+    taken = Taken()
+    for top in range(0, len(given), _ROWS):
+        # A row more, so that no pair of neighbours is lost between bands.
+        taken.add(given[top : top + _ROWS + 1], restored[top : top + _ROWS + 1], last=top + _ROWS >= len(given))
+    white = _share(min(seen.level, taken.calm), _GREY_HALF) if seen.is_grey else _share(seen.level, _WHITE_HALF)
+    strengths = {
+        WHITE: white,
+        COMPRESSED: max(_ramp(taken.grid, _GRID), _ramp(taken.alike, _ALIKE)),
+        STRONG: _ramp(taken.calm, _CALM),
+        BRIGHT: seen.bright,
+    }
+    kind = max(strengths, key=lambda name: strengths[name])
+    strength = strengths[kind]
+    return Verdict(strength, kind if strength > 0 else "", taken.removed)
 
 
 @dataclass
@@ -213,5 +236,6 @@ def _ramp(value: float, bounds: tuple[float, float]) -> float:
     return float(np.clip((value - low) / (high - low), 0, 1))
 
 
-def _is_grey(pixels: Pixels) -> bool:
+def is_grey(pixels: Pixels) -> bool:
+    """Whether the first three channels are one and the same."""
     return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
