@@ -34,7 +34,6 @@ from dsdmae_cli.files import aside, explained, parsed_json, sync_directory, writ
 
 SHARD_BYTES = 256 * 2**20
 _GO_ON = "whole shards are kept. Make room, then give the same command again to go on"
-_PHOTOGRAPHIC_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def record(dataset: ImageDataset, index: int, options: Options, rewritten: bool)
         DataError: it has more than 8 bits or other bands than RGB, and there is no file to keep.
     """
     form = dataset.form(index)
-    if not rewritten or form.bits > _PHOTOGRAPHIC_BITS or not form.colors:
+    if not rewritten or form.is_deep or not form.colors:
         if options.format == "array":
             raise DataError(
                 f"{dataset.name(index)} is {form}, seen as {dataset.channels} channels, which an array of RGB in 8 bits"

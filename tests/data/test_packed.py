@@ -151,6 +151,19 @@ def test_pictures_of_other_bands_keep_channels_and_ranges(tmp_path: Path) -> Non
         assert np.array_equal(before.load(2), after.load(2)), more
 
 
+def test_signed_bytes_are_kept_as_they_are(tmp_path: Path) -> None:
+    """8 bits that no JPEG of 0 to 255 holds; written as one, they had lost their range and some of their values."""
+    source, out = tmp_path / "source", tmp_path / "packed"
+    source.mkdir()
+    for number in range(4):
+        grey = np.asarray(photograph(40, 40).convert("L").rotate(30 * number)).astype(np.int16) // 2 - 64
+        tifffile.imwrite(source / f"{number}.tif", grey.astype(np.int8))
+    assert packed(source, out)["as_they_were"] == 4
+    assert of_spec(out, "value_range") == of_spec(source, "value_range")
+    before, after = (open_dataset(settings(path), "train") for path in (source, out))
+    assert all(np.array_equal(before.load(i), after.load(i)) for i in range(len(before)))
+
+
 def test_an_array_cannot_hold_them(deep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, _, err = cli(capfd, "data", "pack", deep, "--out", tmp_path / "packed", "--format", "array")
     assert code == 2
