@@ -23,6 +23,7 @@ from dsdmae_cli.pictures.outcome import Outcome, Record
 from dsdmae_cli.pictures.paths import Failure, Source, told
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.stopping import stoppable
+from dsdmae_cli.report import shown
 from dsdmae_cli.report.counted import Counted
 
 _SAID = 3  # failures that are told as they come; all are counted at the end
@@ -89,7 +90,8 @@ def each(
                     for content, file in made.files:
                         _write(content, file)
                     outcome.done.append(replace(made.record, seconds=time.monotonic() - started))
-                    report.note(str(outcome.done[-1]), to_stdout=not to_stdout)
+                    line = shown(str(outcome.done[-1]), one_line=True)  # a file's name may hold ends of lines
+                    report.note(line, to_stdout=not to_stdout)
             except (DsdmaeError, Refused) as error:
                 failure = Failure(str(source), _reason(error, advice_on_size), not isinstance(error, RunFailed))
                 outcome.failed.append(failure)

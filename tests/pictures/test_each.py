@@ -100,3 +100,14 @@ def test_unreadable_images_are_one_line() -> None:
     assert found.lines("held-out image") == [
         "1,234 unreadable held-out images: a.png: truncated; 0.png: empty file; 1.png: empty file; and 1,231 more"
     ]
+
+
+def test_a_picture_is_a_line_whatever_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a\nb.png"
+    source = Source(tmp_path / "a.png")
+    outcome = Outcome({}, "segmented")
+    record = Masked(str(source), file, 4, 4, {"sky": 1.0})
+    made = Made([(Image.new("L", (4, 4)), file)], record, [])
+    each([source], lambda number: made, outcome, Counted("", 1, quiet=False), device="cpu")
+    assert capsys.readouterr().out.splitlines() == [f"{tmp_path}/a\\nb.png: sky 100%"]
+    assert file.is_file()
