@@ -13,6 +13,7 @@ from torch import Tensor
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.open import adapted_words, open_encoder
 from dsdmae_cli.artifacts.subject import parse
+from dsdmae_cli.artifacts.trained_method import method_in_denoiser
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.methods.base import Method
@@ -108,7 +109,7 @@ def open_beginning(text: str, settings: ResolvedSettings) -> Beginning:
         if subject.kind == "run" and subject.path is not None:
             method, state = _in_run(subject.path, own, subject.weights is not None)
         elif subject.weights is not None:
-            method, state = _in_denoiser(subject.weights, own)
+            method, state = method_in_denoiser(subject.weights, own)
         if method is not None:
             parts = {key: state[key] for key in _without_encoder(method, state)}
             return Beginning(text, method.encoder(), own.method.name, parts)
@@ -134,18 +135,6 @@ def _in_run(folder: Path, settings: ResolvedSettings, ended: bool) -> tuple[Meth
     method = build_method(_offline(settings), folder / REQUIRED)
     checkpoint.load_into(method, found.model, str(folder / "checkpoints"))
     return method, found.model
-
-
-def _in_denoiser(path: Path, settings: ResolvedSettings) -> tuple[Method | None, dict[str, Tensor]]:
-    """The parts of a method that a denoiser's file holds; None for a file of another kind."""
-    state = checkpoint.load_weights(path)
-    method = build_method(_offline(settings))
-    own = method.state_dict()
-    if not set(state) <= set(own):
-        return None, {}
-    checkpoint.check_fit({key: own[key] for key in state}, state, str(path))
-    method.load_state_dict({**own, **{key: tensor.to(own[key]) for key, tensor in state.items()}})
-    return method, state
 
 
 def _offline(settings: ResolvedSettings) -> ResolvedSettings:

@@ -5,6 +5,7 @@ FILE         weights: what pretrain, finetune and export write, or anybody's, as
 FOLDER       a folder with encoder.safetensors, classifier.safetensors, model.safetensors or pytorch_model.bin
 NAME[:ARG]   published weights, of any backbone plugin that has them
 hf:OWNER/NAME[@REVISION]  a repository of the Hugging Face hub with one of these files
+packaged, packaged-white-noise  the encoders of the denoisers that ship
 scratch      no pre-training: weights drawn from a seed
 pixels       no network at all: the baseline of a probe
 
@@ -24,6 +25,7 @@ from typing import Any, Literal
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts import hub
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
+from dsdmae_cli.artifacts.packaged import ALL
 from dsdmae_cli.config.compose import load, written
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import RGB, resolve, resolve_backbone
@@ -156,6 +158,10 @@ def parse(text: str, *, trained: bool = False) -> Subject:
             return _of_file(text, path)
     except OSError as error:
         raise CheckpointError(f"cannot read {text}: {error.strerror or error}") from error
+    for packaged in ALL:
+        if text == packaged.word:
+            file = Path(str(packaged.find()))
+            return Subject(text, "weights", file, file)
     if hub.is_hub(text):
         return replace(_in_folder(text, hub.fetched(text, _IN_FOLDERS)), kind="weights")
     if text in (SCRATCH, PIXELS) and trained:
@@ -283,6 +289,7 @@ def allowed(trained: bool = False) -> str:
         f"a file of weights ({_SAFE}, {', '.join(_PICKLED)}) or a folder with one",
         *([f"published weights ({published})"] if published else []),
         "hf:OWNER/NAME",
+        *(packaged.word for packaged in ALL),
         *(() if trained else (SCRATCH, PIXELS)),
     ]
     return f"{', '.join(forms[:-1])} or {forms[-1]}"
@@ -294,7 +301,14 @@ def completions(incomplete: str) -> list[str]:
     None for a path elsewhere, which the shell itself completes.
     """
     published = [text.partition(":")[0] + ":" if ":" in text else text for text in _published()]
-    words = [SCRATCH, PIXELS, *published, hub.PREFIX, *run_completions(incomplete)]
+    words = [
+        SCRATCH,
+        PIXELS,
+        *published,
+        hub.PREFIX,
+        *(packaged.word for packaged in ALL),
+        *run_completions(incomplete),
+    ]
     return [word for word in words if word.startswith(incomplete)]
 
 

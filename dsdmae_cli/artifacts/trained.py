@@ -12,6 +12,7 @@ from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.classifier import read_head
 from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
 from dsdmae_cli.artifacts.subject import Resolved
+from dsdmae_cli.artifacts.trained_method import method_in_denoiser
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
 from dsdmae_cli.files import parsed_json
@@ -27,7 +28,7 @@ _ONLY_IN_TRAINING = frozenset({"drop_path"})
 
 
 def open_file(settings: Resolved, path: Path, request: Request) -> Opened:
-    """The encoder in a file that this program wrote.
+    """The encoder in a file that this program wrote, be it in a denoiser.
 
     Args:
         settings: those written in it.
@@ -41,6 +42,10 @@ def open_file(settings: Resolved, path: Path, request: Request) -> Opened:
     assert isinstance(settings, ResolvedSettings)  # a probe leaves no weights
     backbone = _reconciled(settings.backbone, request).without_weights()
     metadata = request.subject.metadata
+    # What save_encoder writes says how timm builds it; a denoiser holds parts of a method, under its own names.
+    method = None if "timm_name" in metadata else method_in_denoiser(path, settings)[0]
+    if method is not None:
+        return replace(finished(method.encoder(), backbone, request), settings=tables(settings))
     encoder = build_backbone(backbone, _size(path, metadata, settings.data.image_size), request.seed)
     fill(encoder, checkpoint.load_weights(path), str(path))
     opened = finished(encoder, backbone, request)

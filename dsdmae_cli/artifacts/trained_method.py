@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dsdmae_cli import checkpoint, plugins
 from dsdmae_cli.artifacts.subject import run_called
 from dsdmae_cli.config.compose import compose, from_tables
@@ -69,6 +71,26 @@ def open_method(run: Path, flags: Mapping[str, Any] | None = None, *, command: s
     method.eval().requires_grad_(False)
     sha256 = checkpoint.weights_sha256(found.model)
     return TrainedMethod(method, settings, found.step, sha256, tuple(complaints))
+
+
+def method_in_denoiser(path: Path, settings: ResolvedSettings) -> tuple[Method | None, dict[str, Tensor]]:
+    """A method with those of its parts that a denoiser's file holds, and these; None for a file of another kind.
+
+    Args:
+        settings: those written in it.
+
+    Raises:
+        CheckpointError: it is damaged, or the weights do not fit its settings.
+    """
+    state = checkpoint.load_weights(path)
+    offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
+    method = build_method(offline)
+    own = method.state_dict()
+    if not set(state) <= set(own):
+        return None, {}
+    checkpoint.check_fit({key: own[key] for key in state}, state, str(path))
+    method.load_state_dict({**own, **{key: tensor.to(own[key]) for key, tensor in state.items()}})
+    return method, state
 
 
 def settings_of(values: dict[str, dict[str, Any]], origin: str) -> ResolvedSettings:

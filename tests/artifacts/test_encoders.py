@@ -17,8 +17,11 @@ from torch import Tensor
 
 from dsdmae_builtin.backbones import TimmSettings, ViTSettings
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.denoiser import load_denoiser
+from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.packaged import ALL, Packaged
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, PluginError, SettingsError
 from dsdmae_cli.runs.build import build_method
@@ -90,6 +93,29 @@ def test_a_file_is_its_run(encoder_run: Path, tmp_path: Path) -> None:
     copied = opened(alone)
     assert (copied.name, copied.weights_sha256, copied.flops) == ("mine", run.weights_sha256, run.flops)
     assert (copied.seconds, copied.knn_accuracy) == (None, None)  # nothing stands beside it that would say so
+
+
+@pytest.mark.parametrize("packaged", ALL, ids=lambda packaged: packaged.word)
+def test_the_encoder_of_a_denoiser(packaged: Packaged, tmp_path: Path) -> None:
+    """By the word for one that ships, and as a file of anybody's."""
+    whole = load_denoiser(packaged=packaged).network.encoder()
+    file = shutil.copy(str(packaged.find()), tmp_path / "mine.safetensors")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole.set_image_size(32)
+    for subject in (packaged.word, file):
+        found = opened(subject, image_size=32)
+        assert found.backbone.name == "unet"
+        assert found.settings is not None
+        assert found.settings["method"]["name"] == "dsdmae"
+        torch.testing.assert_close(features(found.encoder, images), features(whole, images), rtol=0, atol=0)
+
+
+def test_a_denoiser_whose_weights_are_others(tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    state, metadata = load_file(str(ALL[0].find())), read_metadata(Path(str(ALL[0].find())))
+    name = next(name for name in state if name.startswith("student.shrink"))
+    save_file({**state, name: state[name][:-1]}, file, metadata)
+    assert name in refusal(file, CheckpointError)
 
 
 def test_a_run_that_has_not_ended(encoder_run: Path, unfinished: Path) -> None:

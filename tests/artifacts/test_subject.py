@@ -73,9 +73,9 @@ def test_what_is_none_of_these(encoder_run: Path, tmp_path: Path, monkeypatch: p
     assert refusal("nowhere") == f"there is no nowhere; give {allowed()}"
     assert allowed() == (
         "a run's directory, a file of weights (.safetensors, .pth, .pt, .bin, .ckpt, .tar) or a folder with one,"
-        " published weights (timm:NAME), hf:OWNER/NAME, scratch or pixels"
+        " published weights (timm:NAME), hf:OWNER/NAME, packaged, packaged-white-noise, scratch or pixels"
     )
-    assert allowed(trained=True).endswith("or a folder with one, published weights (timm:NAME) or hf:OWNER/NAME")
+    assert allowed(trained=True).endswith("hf:OWNER/NAME, packaged or packaged-white-noise")
     assert "did you mean scratch?" in refusal("scrach")
     assert "did you mean timm?" in refusal("tim:resnet18")
     assert f"did you mean {encoder_run}?" in refusal(f"{encoder_run}s")
@@ -149,7 +149,7 @@ sys.exit(str({"torch", "timm", "torchvision", "sklearn", "matplotlib"} & set(sys
 
 
 def test_completions() -> None:
-    assert completions("") == ["scratch", "pixels", "timm:", "hf:"]
+    assert completions("") == ["scratch", "pixels", "timm:", "hf:", "packaged", "packaged-white-noise"]
     assert completions("s") == ["scratch"]
     assert completions("runs/") == []  # the shell knows paths better
     runs = user_data_path("dsdmae") / "runs"
@@ -160,7 +160,7 @@ def test_completions() -> None:
     newest_first = [str(runs / "2026-01-02-b"), str(runs / "2026-01-01-a")]
     assert run_completions("") == newest_first
     assert completions(str(runs)) == newest_first
-    assert completions("") == ["scratch", "pixels", "timm:", "hf:", *newest_first]
+    assert completions("") == ["scratch", "pixels", "timm:", "hf:", "packaged", "packaged-white-noise", *newest_first]
 
 
 def test_a_run_may_be_called_as_the_folder_that_it_learned_from(
