@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -268,50 +268,35 @@ def bench_step(
     settings = settings.model_copy(update={"train": train})
     rates = calibrate(device)
     _make_room(device)
+    card = card_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     contenders: dict[str, _Contender] = {}
     try:
         for name in names:
             contenders[name] = _Contender(name, settings)
             said(f"first loss, {name}: {contenders[name].first['loss']:.5f}")
-        losses = [one.first["loss"] for one in contenders.values()]
-        if max(losses) - min(losses) > _APART * max(map(abs, losses)):
-            raise RunFailed(
-                "the contenders do not compute the same: first losses "
-                + ", ".join(f"{n} {c.first['loss']:.5f}" for n, c in contenders.items())
-            )
+        _check_alike(contenders)
         times = by_turns({name: one.seconds for name, one in contenders.items()}, rounds, said)
         ends = {name: one.leave() for name, one in contenders.items()}
     finally:
         for one in contenders.values():
             one.process.kill()
-    card = card_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    columns = ["contender", "images/s, median (min, max)", "of the bf16 matmul rate", f"ratio to {names[0]}"]
-    if card:
-        columns.insert(3, "of the card's bf16 peak (MFU)")
-    if device.type == "cuda":
-        columns.append("peak memory, GiB")
-    base, rows, data = Spread.of(times[names[0]]).median, [], []
-    for name, seconds in times.items():
-        rate, middle = Spread.of([batch / s for s in seconds]), batch / Spread.of(seconds).median
-        share = middle * gflop / 1e3 / rates.bf16
-        row = [name, rate.text(), f"{share:.2f}"]
-        if card:
-            row.append(f"{100 * middle * gflop / 1e3 / card.bf16:.0f}%")
-        row.append(f"{base / Spread.of(seconds).median:.2f}")
-        if device.type == "cuda":
-            row.append(f"{ends[name]['peak_bytes'] / 2**30:.1f}")
-        rows.append(row)
-        data.append({
-            "name": name, "seconds": seconds, "images_per_second": middle, "share_of_bf16_matmul": share,
-            "mfu": middle * gflop / 1e3 / card.bf16 if card else None, **contenders[name].first, **ends[name],
-            "first_step_seconds": contenders[name].first["seconds"],
-        } | {"seconds": seconds})  # fmt: skip
     facts = {
         "method": f"{settings.method.name}, {settings.backbone.name}",
         "batch": str(batch),
         "work": f"{gflop:.3g} GFLOP per image and step",
         **described(device),
     }
+    middle = {name: batch / Spread.of(seconds).median for name, seconds in times.items()}
+    data = [
+        {
+            "name": name,
+            "images_per_second": middle[name], "share_of_bf16_matmul": middle[name] * gflop / 1e3 / rates.bf16,
+            "mfu": middle[name] * gflop / 1e3 / card.bf16 if card else None, **contenders[name].first, **ends[name],
+            "first_step_seconds": contenders[name].first["seconds"], "seconds": seconds,
+        }
+        for name, seconds in times.items()
+    ]  # fmt: skip
+    columns, rows = _table(data, batch, with_card=card is not None, with_memory=device.type == "cuda")
     return Finding(
         f"A training step on {device}",
         columns,
@@ -320,3 +305,30 @@ def bench_step(
         {"gflop_per_image": gflop, "batch_size": batch, "rates": rates.json(), "contenders": data},
         [f"Calibrated in this run: {rates.text()}."],
     )
+
+
+def _check_alike(contenders: Mapping[str, _Contender]) -> None:
+    """Raises RunFailed where they do not begin with one loss, so that their times would be of different things."""
+    losses = [one.first["loss"] for one in contenders.values()]
+    if max(losses) - min(losses) > _APART * max(map(abs, losses)):
+        each = ", ".join(f"{name} {one.first['loss']:.5f}" for name, one in contenders.items())
+        raise RunFailed(f"the contenders do not compute the same: first losses {each}")
+
+
+def _table(
+    data: list[dict[str, Any]], batch: int, *, with_card: bool, with_memory: bool
+) -> tuple[list[str], list[list[str]]]:
+    """Columns, and a row for each contender; ratios are to the first."""
+    base = Spread.of(data[0]["seconds"]).median
+    columns = ["contender", "images/s, median (min, max)", "of the bf16 matmul rate"]
+    columns += ["of the card's bf16 peak (MFU)"] if with_card else []
+    columns += [f"ratio to {data[0]['name']}"]
+    columns += ["peak memory, GiB"] if with_memory else []
+    rows = []
+    for one in data:
+        row = [one["name"], Spread.of([batch / s for s in one["seconds"]]).text(), f"{one['share_of_bf16_matmul']:.2f}"]
+        row += [f"{100 * one['mfu']:.0f}%"] if with_card else []
+        row += [f"{base / Spread.of(one['seconds']).median:.2f}"]
+        row += [f"{one['peak_bytes'] / 2**30:.1f}"] if with_memory else []
+        rows.append(row)
+    return columns, rows
