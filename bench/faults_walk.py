@@ -237,46 +237,55 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-walk-") as name:
         base = Path(name)
-        reference = base / "reference" / "run"
-        reference.parent.mkdir()
-        for _ in range(2):  # what the first one imported, the others find imported
-            shutil.rmtree(reference, ignore_errors=True)
-            at = time.monotonic()
-            assert ended(start(reference, base / "reference.log")) == 0, (base / "reference.log").read_text()
-            longest = time.monotonic() - at
-            for module in (base / "reference.modules").read_text().splitlines():
-                with suppress(Exception):
-                    import_module(module)
-        expected = digest(reference)
+        longest, expected = uninterrupted(base)
         kept = given.rows or base / "rows.jsonl"
         for seed in range(given.seed, given.seed + given.walks):
             if seed in {row["seed"] for row in rows_of(kept, expected)}:
                 continue
             if time.monotonic() - began > 60 * given.minutes:
                 break
-            folder = base / f"walk-{seed}"
-            folder.mkdir()
-            mounted = not subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)], capture_output=True, check=False
-            ).returncode
-            try:
-                told, same = walk(seed, folder, longest, expected, mounted)
-            except AssertionError as error:
-                told, same = [str(error)], False
-            finally:
-                if mounted:
-                    subprocess.run(["umount", str(folder)], check=True)
-            row = {"seed": seed, "told": told, "same": same, "disk": mounted, "seconds": longest, "digest": expected}
+            row = walked(seed, base / f"walk-{seed}", longest, expected)
             with kept.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{seed}: {'equal' if same else 'NOT EQUAL'}: {'; '.join(told)}", flush=True)
-            if not same:
+            print(f"{seed}: {'equal' if row['same'] else 'NOT EQUAL'}: {'; '.join(row['told'])}", flush=True)
+            if not row["same"]:
                 print((base / f"walk-{seed}.log").read_text()[-3000:], flush=True)
         rows = rows_of(kept, expected)
         if given.log is not None:
             given.log.write_text(report(rows, expected))
     if not all(row["same"] for row in rows):
         sys.exit(1)
+
+
+def uninterrupted(base: Path) -> tuple[float, str]:
+    """Seconds that the run takes when nothing happens to it, and the digest of what it leaves."""
+    reference, log = base / "reference" / "run", base / "reference.log"
+    reference.parent.mkdir()
+    seconds = 0.0
+    for _ in range(2):  # what the first one imported, the others find imported
+        shutil.rmtree(reference, ignore_errors=True)
+        began = time.monotonic()
+        assert ended(start(reference, log)) == 0, log.read_text()
+        seconds = time.monotonic() - began
+        for module in (base / "reference.modules").read_text().splitlines():
+            with suppress(Exception):
+                import_module(module)
+    return seconds, digest(reference)
+
+
+def walked(seed: int, folder: Path, longest: float, expected: str) -> dict[str, Any]:
+    """The row of a walk, in a new folder on a small disk of its own where one can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
+    mounted = not subprocess.run(mount, capture_output=True, check=False).returncode
+    try:
+        told, same = walk(seed, folder, longest, expected, mounted)
+    except AssertionError as error:
+        told, same = [str(error)], False
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+    return {"seed": seed, "told": told, "same": same, "disk": mounted, "seconds": longest, "digest": expected}
 
 
 def rows_of(path: Path, expected: str) -> list[dict[str, Any]]:
