@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -305,3 +306,14 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "1 t d"
         angles = positions[:, None] * omega
         parts += [angles.sin(), angles.cos()]
     return torch.cat(parts, dim=1).float().unsqueeze(0)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """A block with a network in eval mode, and afterwards in the mode that it was in."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)

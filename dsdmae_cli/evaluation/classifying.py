@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.backbone import Backbone, evaluating
 from dsdmae_cli.data.augment import prepare
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.source import Unreadable
@@ -136,21 +136,22 @@ def _answered(answering: Answering, dataset: ImageDataset) -> _Answers:
     """Clean images, by the judged network in eval mode."""
     network, data, runtime = answering.method.judged(), answering.settings.data, answering.runtime
     encoder = network.backbone
-    was_training = network.training
-    network.eval()
     kept: dict[str, Tensor] = {}
     hook = network.head.register_forward_pre_hook(lambda _, inputs: kept.update(features=inputs[0]))
     answered, seen, indices = Gathered(), Gathered(), Gathered()
     unreadable = Unreadable(len(dataset), data)
-    every = range(len(dataset))
-    for batch in square_batches(dataset, every, encoder.image_size, _BATCH, runtime.device, unreadable):
-        with autocast(runtime.device, runtime.precision):
-            logits = network(prepare(batch.images, encoder.image_size, data.interpolation))
-        for column, found in ((answered, logits), (seen, kept["features"])):
-            column.add(found.float())
-        indices.add(batch.indices)
+    batches = square_batches(
+        dataset, range(len(dataset)), encoder.image_size, _BATCH, runtime.device, unreadable
+    )  # fmt: skip
+    name = f"{len(dataset):,} images"
+    with evaluating(network):
+        for batch in answering.report.watched(batches, "classes of", name, len(dataset), lambda b: len(b.indices)):
+            with autocast(runtime.device, runtime.precision):
+                logits = network(prepare(batch.images, encoder.image_size, data.interpolation))
+            for column, found in ((answered, logits), (seen, kept["features"])):
+                column.add(found.float())
+            indices.add(batch.indices)
     hook.remove()
-    network.train(was_training)
     answering.say(unreadable)
     answers = _Answers(answered.cat(), seen.cat(), indices.cat())
     if not answers.logits.isfinite().all():

@@ -21,52 +21,65 @@ from dsdmae_cli.evaluation.features import (
     indices_digest,
     square_batches,
 )
+from dsdmae_cli.report import Report
 from dsdmae_cli.runtime import choose_micro_batch
 
 
 def dataset_features(
-    encoder: Backbone,
+    encoders: Sequence[Backbone],
     dataset: ImageDataset,
     interpolation: Interpolation,
     pools: Sequence[Pool],
     device: torch.device,
     precision: str,
     unreadable: Unreadable,
+    report: Report,
     *,
     cache: bool = True,
-) -> Cached:
-    """Features of all images of a dataset that can be read.
+) -> list[Cached]:
+    """Features by each encoder of all images of a dataset that can be read; what is not cached takes one pass.
 
     Args:
-        encoder: on the device.
+        encoders: on the device, of one image size; several are blocks of one network to choose from (inner.py).
         precision: "bf16", "fp16" or "fp32".
         unreadable: counts what could not be read, also where features come from the cache.
+        report: shows how far it is.
 
     Raises:
         DataError: too many images cannot be read, or none can.
     """
-    size, indices = encoder.image_size, list(range(len(dataset)))
-    batch_size = max(64, choose_micro_batch("auto", len(indices), encoder.num_tokens, encoder.width, device))
+    indices = list(range(len(dataset)))
 
-    def compute() -> Features:
+    def compute(places: Sequence[int]) -> list[Features]:
+        wanted = [encoders[place] for place in places]
+        size, tokens = wanted[0].image_size, max(encoder.num_tokens for encoder in wanted)
+        width = max(encoder.width for encoder in wanted)
+        batch_size = max(64, choose_micro_batch("auto", len(indices), tokens, width, device))
         batches = square_batches(dataset, indices, size, batch_size, device, unreadable)
-        return extract(encoder, batches, pools, precision, interpolation)
+        batches = report.watched(
+            batches, "features of", f"{len(indices):,} images", len(indices), lambda b: len(b.indices)
+        )
+        return extract(wanted, batches, pools, precision, interpolation)
 
     if not cache:
-        return Cached(compute(), False, None, 0, None)
-    key = FeatureKey(
-        encoder=encoder_digest(encoder),
-        dataset=dataset.fingerprint(),
-        indices=indices_digest(indices),
-        image_size=size,
-        interpolation=interpolation,
-        pools=tuple(pools),
-        precision=precision,
-        dtype="float32",
-        device=device.type,
-    )
-    cached = cached_features(key, compute)
-    if cached.found:
-        for index in sorted(set(indices) - set(cached.features.indices.tolist())):
+        return [Cached(features, False, None, 0, None) for features in compute(range(len(encoders)))]
+    fingerprint, which = dataset.fingerprint(), indices_digest(indices)
+    keys = [
+        FeatureKey(
+            encoder=encoder_digest(encoder),
+            dataset=fingerprint,
+            indices=which,
+            image_size=encoder.image_size,
+            interpolation=interpolation,
+            pools=tuple(pools),
+            precision=precision,
+            dtype="float32",
+            device=device.type,
+        )
+        for encoder in encoders
+    ]
+    found = cached_features(keys, compute)
+    if found[0].found:
+        for index in sorted(set(indices) - set(found[0].features.indices.tolist())):
             unreadable.add(dataset.name(index), "unreadable when its features were computed")
-    return cached
+    return found

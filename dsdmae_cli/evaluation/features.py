@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.backbone import Backbone, evaluating
 from dsdmae_cli.checkpoint import weights_sha256
 from dsdmae_cli.data.augment import Interpolation, prepare
 from dsdmae_cli.data.base import ImageDataset
@@ -29,6 +30,7 @@ from dsdmae_cli.data.run_data import Rows
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.square import decode_square
 from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.evaluation.inner import tokens_of
 from dsdmae_cli.files import aside
 from dsdmae_cli.runtime import autocast
 from dsdmae_cli.settings.size import Size
@@ -91,51 +93,52 @@ class Features(NamedTuple):
 
 @torch.no_grad()
 def extract(
-    encoder: Backbone,
+    encoders: Sequence[Backbone],
     batches: Iterator[Batch],
     pools: Sequence[Pool],
     precision: str = "fp32",
     interpolation: Interpolation = "bicubic",
     dtype: torch.dtype = torch.float32,
-) -> Features:
-    """Features of clean images in one pass over them, the encoder in eval mode.
+) -> list[Features]:
+    """Features of clean images by each encoder, all in one pass over the images, the encoders in eval mode.
 
     Args:
-        batches: on the encoder's device.
+        encoders: of one image size; those that look at blocks of one network (inner.py) cost one pass through it.
+        batches: on the encoders' device.
         pools: which summaries of the tokens: their mean or maximum over the grid, the class token, or mean and class
             token side by side ("mean+cls"); or the patch tokens themselves ("tokens"), [n, tokens, d].
         precision: of the forward pass: bf16, fp16 or fp32.
         dtype: of what is returned. float16 halves the memory, and is enough for features that end in a norm.
 
     Raises:
-        SettingsError: a pool needs a class token and the encoder has none.
+        SettingsError: a pool needs a class token and an encoder has none.
         RunFailed: features are not finite, in `precision` or in `dtype`.
     """
-    check_pools(encoder, pools)
-    parts = {pool: Gathered() for pool in pools}
+    for encoder in encoders:
+        check_pools(encoder, pools)
+    found: list[dict[str, Gathered]] = [{pool: Gathered() for pool in pools} for _ in encoders]
     indices: list[Tensor] = []
     finite: list[Tensor] = []
-    was_training = encoder.training
-    encoder.eval()
-    try:
+    with ExitStack() as stack:
+        for encoder in encoders:
+            stack.enter_context(evaluating(encoder))
         for batch in batches:
-            images = prepare(batch.images, encoder.image_size, interpolation)
+            images = prepare(batch.images, encoders[0].image_size, interpolation)
             with autocast(batch.images.device, precision):
-                patches, class_token = encoder.forward_tokens(images)
-            for pool in pools:
-                pooled = _POOLING[pool](patches, class_token).to(dtype)
-                finite.append(pooled.isfinite().all())
-                parts[pool].add(pooled)
+                each = tokens_of(encoders, images)
+            for parts, (patches, class_token) in zip(found, each, strict=True):
+                for pool in pools:
+                    pooled = _POOLING[pool](patches, class_token).to(dtype)
+                    finite.append(pooled.isfinite().all())
+                    parts[pool].add(pooled)
             indices.append(batch.indices)
-    finally:
-        encoder.train(was_training)
     if finite and not torch.stack(finite).all():
         how = f"in {precision}, " if precision != "fp32" else ""
         raise RunFailed(
             f"the encoder gives features that are not finite ({how}kept as {_short(dtype)}); its weights may be"
             " damaged, or it needs --precision fp32"
         )
-    return Features({pool: found.cat() for pool, found in parts.items()}, torch.cat(indices))
+    return [Features({pool: part.cat() for pool, part in parts.items()}, torch.cat(indices)) for parts in found]
 
 
 def check_pools(encoder: Backbone, pools: Sequence[str]) -> None:
@@ -173,13 +176,11 @@ def mean_features(
     precision: str = "fp32",
 ) -> Float[Tensor, "n d"]:
     """Tokens of clean images, averaged over the grid, where the images are; the encoder in eval mode."""
-    was_training = encoder.training
-    encoder.eval()
     features = []
-    for batch in images.split(batch_size):
-        with autocast(batch.device, precision):
-            features.append(encoder(prepare(batch, encoder.image_size, "bicubic")).float().mean(dim=1))
-    encoder.train(was_training)
+    with evaluating(encoder):
+        for batch in images.split(batch_size):
+            with autocast(batch.device, precision):
+                features.append(encoder(prepare(batch, encoder.image_size, "bicubic")).float().mean(dim=1))
     return torch.cat(features)
 
 
@@ -254,29 +255,39 @@ class Cached(NamedTuple):
     note: str | None
 
 
-def cached_features(key: FeatureKey, compute: Callable[[], Features], folder: Path | None = None) -> Cached:
-    """Features from the cache, else computed and put there. A damaged file is computed anew and replaced.
+def cached_features(
+    keys: Sequence[FeatureKey], compute: Callable[[list[int]], Sequence[Features]], folder: Path | None = None
+) -> list[Cached]:
+    """Features from the cache, the others computed, at once, and put there. Damaged files are replaced.
 
     A cache that cannot be written costs time, not the result: it is a note and no error.
 
     Args:
+        compute: features for the keys of these places.
         folder: of the cache; None = `features` in the user's cache folder (under ~/.cache on Linux).
     """
     folder = folder or cache_folder()
-    path = folder / f"{key.digest()}.safetensors"
-    note = None
-    if path.exists():
-        features = _read(path)
-        if features is not None:
-            return Cached(features, True, path, path.stat().st_size, None)
-        note = f"cached features in {path} were damaged and have been computed anew"
-    features = compute()
+    paths = [folder / f"{key.digest()}.safetensors" for key in keys]
+    known = [_read(path) if path.exists() else None for path in paths]
+    missing = [place for place, features in enumerate(known) if features is None]
+    computed = dict(zip(missing, compute(missing), strict=True)) if missing else {}
+    return [
+        Cached(features, True, path, path.stat().st_size, None)
+        if features is not None
+        else _put(computed[place], keys[place], path)
+        for place, (path, features) in enumerate(zip(paths, known, strict=True))
+    ]
+
+
+def _put(features: Features, key: FeatureKey, path: Path) -> Cached:
+    """Into the cache, whatever stands there."""
+    note = f"cached features in {path} were damaged and have been computed anew" if path.exists() else None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, key, features)
     except (OSError, RunFailed) as error:
         reason = error.__cause__ or error
-        return Cached(features, False, None, 0, f"features were not cached in {folder}: {reason}")
+        return Cached(features, False, None, 0, f"features were not cached in {path.parent}: {reason}")
     return Cached(features, False, path, path.stat().st_size, note)
 
 

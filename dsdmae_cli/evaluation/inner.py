@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsdmae_cli.backbone import Backbone, grid_of
+from dsdmae_cli.backbone import Backbone, evaluating, grid_of
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.settings.size import height_width
 
+# Of the patches, and the class token where there is one.
+Tokens = tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]
 # Noise fields that images draw from by their own pixels.
 _FIELDS = 64
 
@@ -55,11 +57,9 @@ class Seen(Backbone):
 
     @torch.no_grad()
     def _measure(self, device: torch.device) -> None:
-        was_training = self.encoder.training
-        self.encoder.eval()
         blank = torch.zeros(1, 3, *height_width(self.image_size), device=device)
-        found = self.encoder.forward_blocks(blank, self.blocks)
-        self.encoder.train(was_training)
+        with evaluating(self.encoder):
+            found = self.encoder.forward_blocks(blank, self.blocks)
         sizes = [patches.shape[1] for patches, _ in found]
         if len(set(sizes)) > 1:
             blocks, grids = (", ".join(map(str, numbers)) for numbers in (self.blocks, sizes))
@@ -74,19 +74,35 @@ class Seen(Backbone):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
         return self.forward_tokens(images)[0]
 
-    def forward_tokens(
-        self, images: Float[Tensor, "b c h w"]
-    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]:
-        if self.noise_std:
-            which = ((images + 1) * 127.5).round().sum(dim=(1, 2, 3)).long() % _FIELDS
-            images = images + self.noise_std * self.fields[which]
-        found = self.encoder.forward_blocks(images, self.blocks)
+    def forward_tokens(self, images: Float[Tensor, "b c h w"]) -> Tokens:
+        return self.side_by_side(self.encoder.forward_blocks(self.noisy(images), self.blocks))
+
+    def noisy(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The images as the network gets them."""
+        if not self.noise_std:
+            return images
+        which = ((images + 1) * 127.5).round().sum(dim=(1, 2, 3)).long() % _FIELDS
+        return images + self.noise_std * self.fields[which]
+
+    def side_by_side(self, found: Sequence[Tokens]) -> Tokens:
+        """What was found after its blocks, as one."""
         tokens = [token for _, token in found if token is not None]
         patches = torch.cat([patches for patches, _ in found], dim=2)
         return patches, torch.cat(tokens, dim=1) if self.has_class_token else None
 
     def timm_state(self) -> dict[str, Tensor]:
         return self.encoder.timm_state()
+
+
+def tokens_of(encoders: Sequence[Backbone], images: Float[Tensor, "b c h w"]) -> list[Tokens]:
+    """What each encoder gives; where they look at blocks of one network, by one pass through it."""
+    seen = [encoder for encoder in encoders if isinstance(encoder, Seen)]
+    networks = {(id(one.encoder), one.noise_std) for one in seen}
+    if len(encoders) == 1 or len(seen) < len(encoders) or len(networks) > 1:
+        return [encoder.forward_tokens(images) for encoder in encoders]
+    blocks = sorted({block for one in seen for block in one.blocks})
+    found = dict(zip(blocks, seen[0].encoder.forward_blocks(seen[0].noisy(images), blocks), strict=True))
+    return [one.side_by_side([found[block] for block in one.blocks]) for one in seen]
 
 
 def check_blocks(encoder: Backbone, blocks: Sequence[int]) -> None:

@@ -26,6 +26,7 @@ from dsdmae_cli.evaluation.probes import Curves, best_of
 from dsdmae_cli.evaluation.split import HeldOut, require_held_out
 from dsdmae_cli.evaluation.updates import UPDATES, Optimizer
 from dsdmae_cli.optim import learning_rate
+from dsdmae_cli.report import NO_REPORT, Report
 from dsdmae_cli.tasks.weights import balanced
 
 # Base rates (of 256 images) that hold the best one for most features; MAE's own for LARS is 0.1.
@@ -133,6 +134,7 @@ def select_and_fit(
     base_lrs: Sequence[float],
     protocol: Protocol = Protocol(),
     device: torch.device | None = None,
+    report: Report = NO_REPORT,
 ) -> LinearProbe:
     """Train a head per rate on `split.fit`, choose by `split.held`, train that one anew on both; never the test set.
 
@@ -143,6 +145,7 @@ def select_and_fit(
         features, labels: the training images.
         split: indices into them.
         device: where to compute; None = where the features are. They are copied there if they are not.
+        report: shows how far it is.
 
     Raises:
         DataError: there is a choice to make and no held-out image to make it on.
@@ -157,12 +160,12 @@ def select_and_fit(
     if len(base_lrs) > 1:
         require_held_out(split, "learning rate", base_lrs)
         watched = (features[held], labels[held])
-        _, selection = train_heads(features[fit], labels[fit], num_classes, base_lrs, protocol, watched)
+        _, selection = train_heads(features[fit], labels[fit], num_classes, base_lrs, protocol, watched, report=report)
         held_out = dict(zip(base_lrs, selection.held_out[-1], strict=True))
         notes = _notes(selection, held_out)
     chosen = best_of(held_out) if held_out else base_lrs[0]
     every = torch.from_numpy(np.sort(np.concatenate(split))).to(device)
-    head, final = train_heads(features[every], labels[every], num_classes, [chosen], protocol)
+    head, final = train_heads(features[every], labels[every], num_classes, [chosen], protocol, report=report)
     logits = head.logits(test_features)[0].cpu()
     if final.loss[-1][0] is None or not logits.isfinite().all():
         raise RunFailed(
@@ -190,6 +193,7 @@ def train_heads(
     protocol: Protocol,
     held_out: tuple[Float[Tensor, "k d"], Int64[Tensor, " k"]] | None = None,
     dtype: torch.dtype = torch.float32,
+    report: Report = NO_REPORT,
 ) -> tuple[Heads, Curves]:
     """Train a head for each base learning rate at once, all from the same first weights on the same batches.
 
@@ -197,6 +201,7 @@ def train_heads(
         features: any floating dtype, on the device to compute on; a batch at a time is turned into `dtype`.
         labels: 0..num_classes-1, on the same device.
         held_out: features and labels to score after each epoch; they change nothing.
+        report: shows how far it is.
     """
     device = features.device
     batch_size = min(protocol.batch_size, len(features))
@@ -205,7 +210,8 @@ def train_heads(
     steps = len(features) // batch_size
     total, warmup = steps * protocol.epochs, steps * min(protocol.warmup_epochs, protocol.epochs)
     curves = Curves(tuple(base_lrs), [], [])
-    for epoch in range(protocol.epochs):
+    name = f"{len(base_lrs)} linear head{'s' if len(base_lrs) > 1 else ''}"
+    for epoch in report.watched(range(protocol.epochs), "training", name, protocol.epochs):
         generator = seeded(torch.device("cpu"), derive_seed(protocol.seed, "linear", epoch))
         order = torch.randperm(len(features), generator=generator).to(device)
         loss = torch.zeros(len(base_lrs), dtype=dtype, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -37,54 +38,60 @@ class Unlabelled(Subset):
 
 
 def gather(
-    encoder: Backbone,
+    encoders: Mapping[str, Backbone],
     judged: LabelledSplits,
     settings: ResolvedProbeSettings,
     device: torch.device,
     precision: str,
     report: Report,
-) -> tuple[ProbeData, Truth]:
-    """Features of both splits, from the cache where they are, and what else a probe may see.
+) -> tuple[dict[str, ProbeData], Truth]:
+    """Features of both splits by each encoder, from the cache where they are, and what else a probe may see.
 
     Args:
-        encoder: frozen, in eval mode, on the device.
+        encoders: what is tried, by name (inner.candidates); frozen, in eval mode, on the device.
 
     Raises:
         DataError: too many images cannot be read.
     """
 
-    def features(dataset: ImageDataset) -> tuple[Tensor, Int64[Tensor, " n"]]:
+    def features(dataset: ImageDataset) -> tuple[list[Tensor], Int64[Tensor, " n"]]:
         unreadable, pool = Unreadable(len(dataset), settings.data), settings.probe.pool
-        cached = dataset_features(
-            encoder, dataset, settings.data.interpolation, [pool], device, precision, unreadable,
-            cache=settings.probe.cache,
+        found = dataset_features(
+            list(encoders.values()), dataset, settings.data.interpolation, [pool], device, precision, unreadable,
+            report, cache=settings.probe.cache,
         )  # fmt: skip
-        if cached.note:
-            report.warn(cached.note)
+        for note in sorted({cached.note for cached in found if cached.note}):
+            report.warn(note)
         for line in unreadable.lines():
             report.warn(f"skipped {line}")
-        return cached.features.by_pool[pool], cached.features.indices
+        return [cached.features.by_pool[pool] for cached in found], found[0].features.indices
 
     train_features, train = features(judged.train)
     test_features, test = features(judged.test)
     labels = torch.from_numpy(judged.train_labels)[train]
-    data = ProbeData(
-        train_features=train_features,
-        train_labels=labels,
-        test_features=test_features,
-        split=hold_out(labels.numpy(), settings.probe.validation, settings.train.seed),
-        num_classes=len(judged.classes),
-        encoder=encoder,
-        # A subset of arrays is a copy of them.
-        train_images=judged.train if len(train) == len(judged.train) else Subset(judged.train, train.numpy()),
-        test_images=Unlabelled(judged.test, test.numpy()),
-        image_settings=settings.data,
-        schedule=settings.train,
-        device=device,
-        precision=precision,
-        report=report,
-    )
-    return data, Truth(torch.from_numpy(judged.test_labels)[test], test)
+    split = hold_out(labels.numpy(), settings.probe.validation, settings.train.seed)
+    # A subset of arrays is a copy of them.
+    train_images = judged.train if len(train) == len(judged.train) else Subset(judged.train, train.numpy())
+    test_images = Unlabelled(judged.test, test.numpy())
+    tried = {
+        name: ProbeData(
+            train_features=to_learn,
+            train_labels=labels,
+            test_features=to_judge,
+            split=split,
+            num_classes=len(judged.classes),
+            encoder=encoder,
+            train_images=train_images,
+            test_images=test_images,
+            image_settings=settings.data,
+            schedule=settings.train,
+            device=device,
+            precision=precision,
+            report=report,
+        )
+        for (name, encoder), to_learn, to_judge in zip(encoders.items(), train_features, test_features, strict=True)
+    }
+    return tried, Truth(torch.from_numpy(judged.test_labels)[test], test)
 
 
 def drawn(data: ProbeData, chosen: Int64[np.ndarray, " k"], validation: float) -> ProbeData:

@@ -140,8 +140,8 @@ def compute(request: Request, report: Report) -> Computed:
         if request.pool == "tokens":
             rows.check_room(len(dataset), opened.encoder)
         report.note(f"{len(dataset)} {split} images of {data.dataset} through {opened.name} on {device} in {precision}")
-        found = dataset_features(
-            opened.encoder, dataset, data.interpolation, [request.pool], device, precision, skipped,
+        (found,) = dataset_features(
+            [opened.encoder], dataset, data.interpolation, [request.pool], device, precision, skipped, report,
             cache=request.cache and request.pool != "tokens",
         )  # fmt: skip
         _tell(report, found, len(dataset), split)

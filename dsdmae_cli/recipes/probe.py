@@ -30,7 +30,7 @@ from dsdmae_cli.evaluation.inner import candidates
 from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, closing_lines, draw, open_labelled, warn_of_twins
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.probe_data import gather
-from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
+from dsdmae_cli.evaluation.probes import ProbeResult
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.page.words import more_lines, page_line
 from dsdmae_cli.report import Report, make_report
@@ -128,9 +128,8 @@ def judge(subject: Subject, run: RunDir, loaded: Loaded[ProbeSettings]) -> dict[
         f" and {len(judged.test)} test images on {subject.device} in {subject.precision}"
     )
     subject.opened.encoder.to(subject.device).eval().requires_grad_(False)
-    tried: dict[str, ProbeData] = {}
-    for name, encoder in candidates(subject.opened.encoder, settings.probe.blocks, settings.probe.input_noise).items():
-        tried[name], truth = gather(encoder, judged, settings, subject.device, subject.precision, subject.report)
+    encoders = candidates(subject.opened.encoder, settings.probe.blocks, settings.probe.input_noise)
+    tried, truth = gather(encoders, judged, settings, subject.device, subject.precision, subject.report)
     rows: list[dict[str, Any]] = []
     if settings.probe.few_shot:
         rows, scores, best = few_labels(settings.probe, tried, truth, settings.train.seed, subject.report)

@@ -11,14 +11,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dsdmae_cli.errors import RESUME
 from dsdmae_cli.report.lines import duration as duration
+
+T = TypeVar("T")
 
 
 def without_password(text: str) -> str:
@@ -81,10 +83,12 @@ class Report:
 
     Attributes:
         accounted: what images there are, in a line for each of a few words.
+        quiet: it shows no progress.
         stopping: whether a signal has asked the training to stop, which it does after the step that it is in.
     """
 
     accounted: Mapping[str, str] = {}
+    quiet = True
     stopping: Callable[[], bool] = staticmethod(lambda: False)
 
     @cached_property
@@ -135,6 +139,26 @@ class Report:
     def stop(self) -> None:
         """Training is over or left."""
 
+    def watched(
+        self, things: Iterable[T], verb: str, name: str, number: int, size: Callable[[T], int] = lambda thing: 1
+    ) -> Iterator[T]:
+        """The same things one after the other, of which a person sees how far it is.
+
+        Args:
+            verb, name: what is done to what: "features of", "10,000 images".
+            number: of all parts that things have.
+            size: parts of a thing.
+        """
+        from dsdmae_cli.report.counted import Counted
+
+        with Counted(verb, 1, quiet=self.quiet) as counted:
+            counted.begin(name)
+            done = 0
+            for thing in things:
+                yield thing
+                done += size(thing)
+                counted.advance(done, number)
+
     @contextmanager
     def spared(self, what: str) -> Iterator[None]:
         """A block that draws or decorates: its failure is a warning, since what was found stands written already."""
@@ -144,6 +168,10 @@ class Report:
             # What is drawn anew by another command at most is nothing to go on with.
             reason = (str(error).splitlines() or [""])[0].removesuffix(f"; {RESUME}")
             self.warn(f"{what} could not be made ({type(error).__name__}: {reason})")
+
+
+# For who wants to see no progress.
+NO_REPORT = Report()
 
 
 def make_report(*, as_json: bool, main_process: bool) -> Report:

@@ -26,6 +26,8 @@ class _Telling(Report):
         least: seconds between figures that are asked for.
     """
 
+    quiet = False
+
     def __init__(self, least: float, clock: Callable[[], float] | None = None) -> None:
         self.clock = clock or (lambda: time.monotonic())
         self.least = least

@@ -19,6 +19,7 @@ from dsdmae_cli.evaluation.dense_features import Lens, Sees, cuts, seen
 from dsdmae_cli.evaluation.segmentation import Counts
 from dsdmae_cli.evaluation.windows import put_together
 from dsdmae_cli.files import aside
+from dsdmae_cli.report import Report
 from dsdmae_cli.segmentation.drawing import Shown
 
 # Test images that are drawn beside their masks.
@@ -55,6 +56,7 @@ def answer(
     lens: Lens,
     scores_of: Callable[[Float[Tensor, "n t d"]], Float[Tensor, "n t c"]],
     unreadable: Unreadable,
+    report: Report,
     *,
     device: torch.device,
     precision: str,
@@ -67,6 +69,7 @@ def answer(
     Args:
         network: in eval mode, on the device.
         scores_of: scores of classes from what the network gives.
+        report: shows how far it is.
         grid: rows and columns of a window's patches.
         pictures: how many images to keep for pictures.
 
@@ -75,7 +78,8 @@ def answer(
     """
     to_show = {indices[i] for i in choose(len(indices), pictures, 0, "pictures")} if pictures else set()
     counts, all_pixels, names, shown = Counts.none(len(dataset.legend.classes)), 0, [], []
-    for cut, tokens in seen(network, cuts(dataset, indices, lens, unreadable), device, precision, batch_size):
+    coming = seen(network, cuts(dataset, indices, lens, unreadable), device, precision, batch_size)
+    for cut, tokens in report.watched(coming, "labels of", f"{len(indices):,} images", len(indices)):
         grids = scores_of(tokens).unflatten(1, grid)
         size = (cut.mask.shape[0], cut.mask.shape[1])
         predicted = put_together(grids, cut.frame, size).argmax(dim=0).to(torch.uint8)[None]

@@ -201,7 +201,8 @@ def _data(subject: DenseSubject, encoder: Backbone, chosen: list[int]) -> DenseD
     settings, train = subject.settings, subject.splits.train
     unreadable = Unreadable(len(train), settings.data)
     coming = cuts(train, chosen, Lens.of(encoder, subject.probe), unreadable)
-    learned: Patches = patches(seen(encoder, coming, subject.device, subject.precision, _batch(subject, encoder)))
+    through = seen(encoder, coming, subject.device, subject.precision, _batch(subject, encoder))
+    learned: Patches = patches(subject.report.watched(through, "tokens of", f"{len(chosen):,} images", len(chosen)))
     _say_unreadable(subject, unreadable)
     return DenseData(
         tokens=learned.tokens,
@@ -231,8 +232,8 @@ def _answer(subject: DenseSubject, encoder: Backbone, found: DenseResult) -> Ans
     unreadable = Unreadable(len(test), subject.settings.data)
     answers = answer(
         test, indices, encoder, Lens.of(encoder, subject.probe), lambda tokens: found.answer(tokens), unreadable,
-        device=subject.device, precision=subject.precision, batch_size=_batch(subject, encoder), grid=encoder.grid,
-        pictures=PICTURES,
+        subject.report, device=subject.device, precision=subject.precision, batch_size=_batch(subject, encoder),
+        grid=encoder.grid, pictures=PICTURES,
     )  # fmt: skip
     _say_unreadable(subject, unreadable)
     return answers

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.backbone import Backbone, evaluating
 from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.mask_views import MaskedSubset, pixels_by_class
 from dsdmae_cli.data.masks import MaskedImages
@@ -144,15 +144,14 @@ def _answered(answering: Answering, dataset: MaskedImages, pictures: int = 0) ->
     """Every pixel of images, by the judged network in eval mode."""
     network, runtime = answering.method.judged(), answering.runtime
     encoder = network.backbone
-    was_training = network.training
-    network.eval()
     unreadable = Unreadable(len(dataset), answering.settings.data)
     batch = max(16, choose_micro_batch("auto", _BATCH, encoder.num_tokens, encoder.width, runtime.device))
-    answers = answer(
-        dataset, range(len(dataset)), network, Lens.fitting(encoder.image_size), lambda scores: scores, unreadable,
-        device=runtime.device, precision=runtime.precision, batch_size=batch, grid=encoder.grid, pictures=pictures,
-    )  # fmt: skip
-    network.train(was_training)
+    with evaluating(network):
+        answers = answer(
+            dataset, range(len(dataset)), network, Lens.fitting(encoder.image_size), lambda scores: scores, unreadable,
+            answering.report, device=runtime.device, precision=runtime.precision, batch_size=batch,
+            grid=encoder.grid, pictures=pictures,
+        )  # fmt: skip
     answering.say(unreadable)
     if not answers.names:
         raise DataError(f"none of {len(dataset)} images can be read (first: {unreadable.first})")

@@ -95,5 +95,5 @@ def _of_digits(name: str) -> tuple[ResolvedProbeSettings, ProbeData, Tensor]:
     settings = resolve(compose(PROBE, assignments=[f"probe.kind={name}", *quick], environ={}).settings)
     whole = open_labelled(settings.data)
     few = LabelledSplits(Subset(whole.train, np.arange(300)), Subset(whole.test, np.arange(200)), whole.classes)
-    data, truth = gather(Places().eval(), few, settings, torch.device("cpu"), "fp32", Report())
-    return settings, data, truth.labels
+    tried, truth = gather({"last": Places().eval()}, few, settings, torch.device("cpu"), "fp32", Report())
+    return settings, tried["last"], truth.labels

@@ -71,7 +71,7 @@ def _features(encoder: Backbone, folder: Path, **more: object) -> Features:
     dataset = open_dataset(settings, "train")
     batches = square_batches(dataset, range(len(dataset)), 16, 7, CPU, Unreadable(len(dataset), settings))
     pools = POOLS if encoder.has_class_token else ("mean", "max")
-    return extract(encoder, batches, pools, **more)  # type: ignore[arg-type]
+    return extract([encoder], batches, pools, **more)[0]  # type: ignore[arg-type]
 
 
 def _images(folder: Path) -> Tensor:
@@ -129,9 +129,9 @@ def test_a_missing_class_token_or_pool_is_told(folder: Path) -> None:
     with pytest.raises(
         SettingsError, match=r"--pool cls needs a class token and this encoder has none; use mean or max"
     ):
-        extract(_vit(class_token=False), iter(()), ("cls",))
+        extract([_vit(class_token=False)], iter(()), ("cls",))
     with pytest.raises(SettingsError, match=r"no pooling 'sum'; there are mean, cls, max, mean\+cls"):
-        extract(_vit(), iter(()), ("sum",))  # type: ignore[arg-type]
+        extract([_vit()], iter(()), ("sum",))  # type: ignore[arg-type]
 
 
 def test_features_that_are_not_finite_are_told(folder: Path) -> None:
@@ -164,9 +164,12 @@ class _Computation:
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(self) -> Features:
+    def __call__(self, places: list[int]) -> list[Features]:
         self.times += 1
-        generator = torch.Generator().manual_seed(0)
+        return [self._features(place) for place in places]
+
+    def _features(self, seed: int) -> Features:
+        generator = torch.Generator().manual_seed(seed)
         pools = {"mean": torch.randn(5, 3, generator=generator), "max": torch.randn(5, 3, generator=generator)}
         return Features(pools, torch.arange(5))
 
@@ -180,16 +183,36 @@ def _same(a: Features, b: Features) -> bool:
 
 def test_features_are_computed_once(tmp_path: Path) -> None:
     compute = _Computation()
-    first = cached_features(KEY, compute, tmp_path / "cache")
-    second = cached_features(KEY, compute, tmp_path / "cache")
+    (first,) = cached_features([KEY], compute, tmp_path / "cache")
+    (second,) = cached_features([KEY], compute, tmp_path / "cache")
     assert (first.found, second.found, compute.times) == (False, True, 1)
     assert _same(first.features, second.features)
     assert second.num_bytes == (tmp_path / "cache" / f"{KEY.digest()}.safetensors").stat().st_size
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_what_is_missing_is_computed_at_once(tmp_path: Path) -> None:
+    """Of several, those that are kept already are not computed again."""
+    asked: list[list[int]] = []
+    computation = _Computation()
+
+    def compute(places: list[int]) -> list[Features]:
+        asked.append(places)
+        return computation(places)
+
+    keys = [replace(KEY, encoder=name) for name in "abcd"]
+    first = cached_features([keys[1]], lambda places: computation([1]), tmp_path)
+    found = cached_features(keys, compute, tmp_path)
+    assert asked == [[0, 2, 3]]
+    assert [one.found for one in found] == [False, True, False, False]
+    assert _same(found[1].features, first[0].features)
+    again = cached_features(keys, compute, tmp_path)
+    assert asked == [[0, 2, 3]]
+    assert all(_same(a.features, b.features) for a, b in zip(found, again, strict=True))
+
+
 def test_they_are_kept_in_the_users_cache() -> None:
-    path = cached_features(KEY, _Computation()).path
+    path = cached_features([KEY], _Computation())[0].path
     assert path is not None
     assert path.parent == Path(os.environ["XDG_CACHE_HOME"]) / "dsdmae" / "features"
 
@@ -209,20 +232,20 @@ def test_every_part_of_the_key_counts(change: dict[str, object]) -> None:
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
 def test_a_damaged_file_is_computed_anew(tmp_path: Path, harm: str) -> None:
     compute = _Computation()
-    path = cached_features(KEY, compute, tmp_path).path
+    path = cached_features([KEY], compute, tmp_path)[0].path
     assert path is not None
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes({"cut": bytes(content[:-5]), "flip": bytes(content), "empty": b""}[harm])
-    again = cached_features(KEY, compute, tmp_path)
+    (again,) = cached_features([KEY], compute, tmp_path)
     assert (again.found, compute.times) == (False, 2)
     assert again.note == f"cached features in {path} were damaged and have been computed anew"
-    assert cached_features(KEY, compute, tmp_path).found
+    assert cached_features([KEY], compute, tmp_path)[0].found
 
 
 def test_a_cache_that_cannot_be_written_is_a_note(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    found = cached_features(KEY, _Computation(), tmp_path / "file" / "cache")
+    (found,) = cached_features([KEY], _Computation(), tmp_path / "file" / "cache")
     assert isinstance(found, Cached)
     assert (found.path, found.num_bytes) == (None, 0)
     assert found.note is not None

@@ -13,7 +13,7 @@ from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.features import encoder_digest
-from dsdmae_cli.evaluation.inner import Seen, candidates
+from dsdmae_cli.evaluation.inner import Seen, candidates, tokens_of
 from dsdmae_cli.runs.build import build_backbone
 
 CONVNEXT = ("backbone.name=timm:test_convnext", "backbone.patch_size=1",
@@ -36,6 +36,38 @@ def network(name: str) -> Any:
 
 def images(count: int = 3, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.2])
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_all_blocks_in_one_pass(name: str, noise_std: float) -> None:
+    """What each gives by itself, and each module of the network works once; twice in timm's, whose last features are
+    not among what its forward_intermediates gives."""
+    net, x = network(name).requires_grad_(False), images()
+    encoders = list(candidates(net, "all", noise_std).values())
+    alone = [encoder.forward_tokens(x) for encoder in encoders]
+    calls: list[object] = []
+    hooks = [
+        module.register_forward_hook(lambda m, _i, _o: calls.append(m)) for module in net.modules() if module is not net
+    ]
+    together = tokens_of(encoders, x)
+    for hook in hooks:
+        hook.remove()
+    assert calls
+    assert len(calls) <= (2 if name.startswith("timm") else 1) * len(list(net.modules()))
+    for (patches, token), (expected, expected_token) in zip(together, alone, strict=True):
+        torch.testing.assert_close(patches, expected, rtol=0, atol=0)
+        assert (token is None) == (expected_token is None)
+        if token is not None:
+            torch.testing.assert_close(token, expected_token, rtol=0, atol=0)
+
+
+def test_networks_of_their_own_are_not_mixed_up() -> None:
+    one, other, x = network("vit"), network("unet"), images()
+    with torch.no_grad():
+        found = tokens_of([Seen(one, (1,)), Seen(other, (1,)), one], x)
+        for (patches, _), encoder in zip(found, (Seen(one, (1,)), Seen(other, (1,)), one), strict=True):
+            torch.testing.assert_close(patches, encoder.forward_tokens(x)[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

@@ -86,7 +86,7 @@ def _extract(count: int) -> None:
     encoder = on_fake_cuda(built("mae")[1]).encoder()
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device=CUDA)
     batches = (Batch(images, torch.arange(8)) for _ in range(count))
-    extract(encoder, batches, ("mean", "max"), "bf16")
+    extract([encoder], batches, ("mean", "max"), "bf16")
 
 
 def _mean_features(count: int) -> None:

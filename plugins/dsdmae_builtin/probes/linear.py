@@ -51,7 +51,7 @@ def fit(settings: LinearSettings, data: ProbeData) -> ProbeResult:
     )  # fmt: skip
     found = linear.select_and_fit(
         data.train_features, data.train_labels, data.split, data.test_features, data.num_classes, rates, protocol,
-        data.device,
+        data.device, data.report,
     )  # fmt: skip
     words = (
         f"BatchNorm without affine terms and a linear layer on {settings.pool}-pooled features of clean images,"
