@@ -24,6 +24,7 @@ from typing import Any, Literal
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts import hub
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
+from dsdmae_cli.artifacts.packaged import ALL
 from dsdmae_cli.config.compose import load, written
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import RGB, resolve, resolve_backbone
@@ -45,6 +46,8 @@ EXPORTED = "model.safetensors"
 _IN_RUNS = (ENCODER, CLASSIFIER)
 _IN_FOLDERS = (*_IN_RUNS, EXPORTED, "pytorch_model.bin")
 _SAFE = ".safetensors"
+# Denoisers, which are none of what a subject may be, by the words that `dsdmae export` knows them by.
+_SHIPPED = tuple(packaged.word for packaged in ALL)
 # What torch.save's files are called, ".pth.tar" among them.
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # How training images are varied and fetched is the new command's business, not the old run's.
@@ -169,6 +172,11 @@ def parse(text: str, *, trained: bool = False) -> Subject:
         return Subject(text, "published")
     if called is not None:
         return _in_folder(str(called), called)
+    if text in _SHIPPED:
+        raise CheckpointError(
+            f"{text} is a denoiser that ships, no encoder: dsdmae denoise uses it, dsdmae export {text} --to"
+            f" denoiser-onnx writes it elsewhere; here give {allowed(trained)}"
+        )
     raise CheckpointError(f"there is no {text}{_nearest(text, trained)}; give {allowed(trained)}")
 
 
@@ -356,9 +364,18 @@ def _nearest(text: str, trained: bool) -> str:
     published = [known.partition(":")[0] for known in _published()]
     name, colon, _ = text.partition(":")
     if colon:  # an argument in common would make any two plugins alike
-        return nearest(name, published)
+        return nearest(name, [*published, hub.PREFIX.removesuffix(":")])
     words = [] if trained else [SCRATCH, PIXELS]
-    return nearest(text, [*words, *published, *_beside(text, _SAFE, *_PICKLED)])
+    return nearest(text, [*words, *published, *_SHIPPED, *_runs(), *_beside(text, _SAFE, *_PICKLED)])
+
+
+def nearest_run(run: Path) -> str:
+    """The "did you mean" part of a message about a run that is not there."""
+    return nearest(str(run), [*_runs(), *_beside(str(run))])
+
+
+def _runs() -> list[str]:
+    return [path.parent.name for path in default_folder().glob(f"*/{SETTINGS}")]
 
 
 def _beside(text: str, *endings: str) -> Iterator[str]:

@@ -53,8 +53,8 @@ def gather(
         DataError: too many images cannot be read.
     """
 
-    def features(dataset: ImageDataset) -> tuple[Tensor, Int64[Tensor, " n"]]:
-        unreadable, pool = Unreadable(len(dataset), settings.data), settings.probe.pool
+    def features(dataset: ImageDataset, split: str) -> tuple[Tensor, Int64[Tensor, " n"]]:
+        unreadable, pool = Unreadable(len(dataset), settings.data, split), settings.probe.pool
         cached = dataset_features(
             encoder, dataset, settings.data.interpolation, [pool], device, precision, unreadable,
             cache=settings.probe.cache,
@@ -65,8 +65,8 @@ def gather(
             report.warn(f"skipped {line}")
         return cached.features.by_pool[pool], cached.features.indices
 
-    train_features, train = features(judged.train)
-    test_features, test = features(judged.test)
+    train_features, train = features(judged.train, "training")
+    test_features, test = features(judged.test, "test")
     labels = torch.from_numpy(judged.train_labels)[train]
     data = ProbeData(
         train_features=train_features,
