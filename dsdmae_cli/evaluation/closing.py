@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from dsdmae_cli.report.lines import in_directions
 
@@ -23,7 +23,7 @@ def closing_words(
     records: Sequence[Mapping[str, float]],
     num_queries: int,
     before: str = "untrained",
-    labels: Literal["classes", "masks"] | None = None,
+    labels: str | None = None,
 ) -> str:
     """What the features came to, for people; empty where nothing was measured.
 
@@ -34,7 +34,7 @@ def closing_words(
             interval (2000): 1.96 √((p(1-p) + q(1-q))/(n + 2)) with one right and one wrong answer added to each, which
             holds for a handful of images too; since both are of the same images, that is on the safe side.
         before: what the network was as it began.
-        labels: what the training images have; by masks it can be judged, by classes only if held-out images have them.
+        labels: "classes" or "masks" of training images; masks judge, classes only where held-out images have them too.
     """
     ranks = [r["rank"] for r in records if "rank" in r]
     scores = [(r["epoch"], r["knn"]) for r in records if "knn" in r]

@@ -168,7 +168,7 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
     with readable(source, name, max_pixels) as stream:
         is_tiff = tiff.is_tiff(stream)
         # Of a later page it is known already, and in a stack of thousands it would be found thousands of times.
-        pages, beside = tiff.pages(stream) if is_tiff and page == 0 else ((0,), 0)
+        pages, beside = tiff.pages(stream) if is_tiff and page == 0 else tiff.Pages((0,), 0)
         missing, inverted = (tiff.nodata_of(stream), tiff.is_inverted(stream)) if is_tiff else (None, False)
         stack = page > 0 or len(pages) > 1
         found = _instruments(stream, page, max_pixels, stack=stack) if is_tiff else None

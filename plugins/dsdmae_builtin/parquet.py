@@ -278,9 +278,10 @@ class Tables(Files):
                     column = table.read_row_group(of_file, columns=[self._column], use_threads=False).column(0)
             except (OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-            rows: list[bytes | str | None] = column.to_pylist()
+            values: list[Any] = column.to_pylist()
             if self._in_struct:  # a path counts where there are no bytes
-                rows = [row and (row["bytes"] or row.get("path")) for row in rows]  # type: ignore[index, union-attr]
+                values = [row and (row["bytes"] or row.get("path")) for row in values]
+            rows: list[bytes | str | None] = values
             self._kept[group] = rows, sum(len(row) for row in rows if row is not None)
             while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
