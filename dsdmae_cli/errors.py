@@ -79,5 +79,6 @@ def nearest(word: str, known: list[str]) -> str:
     """The "did you mean" part of a message, or an empty string when nothing is close."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+    by_lower = {name.lower(): name for name in reversed(known)}
+    close = get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[close[0]]}?)" if close else ""

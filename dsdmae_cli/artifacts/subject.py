@@ -47,6 +47,8 @@ EXPORTED = "model.safetensors"
 _IN_RUNS = (ENCODER, CLASSIFIER)
 _IN_FOLDERS = (*_IN_RUNS, EXPORTED, "pytorch_model.bin")
 _SAFE = ".safetensors"
+# The denoisers that ship, by their words.
+_SHIPPED = {packaged.word: packaged for packaged in ALL}
 # What torch.save's files are called, ".pth.tar" among them.
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # How training images are varied and fetched is the new command's business, not the old run's.
@@ -158,10 +160,9 @@ def parse(text: str, *, trained: bool = False) -> Subject:
             return _of_file(text, path)
     except OSError as error:
         raise CheckpointError(f"cannot read {text}: {error.strerror or error}") from error
-    for packaged in ALL:
-        if text == packaged.word:
-            file = Path(str(packaged.find()))
-            return Subject(text, "weights", file, file)
+    if text in _SHIPPED:
+        file = Path(str(_SHIPPED[text].find()))
+        return Subject(text, "weights", file, file)
     if hub.is_hub(text):
         return replace(_in_folder(text, hub.fetched(text, _IN_FOLDERS)), kind="weights")
     if text in (SCRATCH, PIXELS) and trained:
@@ -289,7 +290,7 @@ def allowed(trained: bool = False) -> str:
         f"a file of weights ({_SAFE}, {', '.join(_PICKLED)}) or a folder with one",
         *([f"published weights ({published})"] if published else []),
         "hf:OWNER/NAME",
-        *(packaged.word for packaged in ALL),
+        *_SHIPPED,
         *(() if trained else (SCRATCH, PIXELS)),
     ]
     return f"{', '.join(forms[:-1])} or {forms[-1]}"
@@ -301,14 +302,7 @@ def completions(incomplete: str) -> list[str]:
     None for a path elsewhere, which the shell itself completes.
     """
     published = [text.partition(":")[0] + ":" if ":" in text else text for text in _published()]
-    words = [
-        SCRATCH,
-        PIXELS,
-        *published,
-        hub.PREFIX,
-        *(packaged.word for packaged in ALL),
-        *run_completions(incomplete),
-    ]
+    words = [SCRATCH, PIXELS, *published, hub.PREFIX, *_SHIPPED, *run_completions(incomplete)]
     return [word for word in words if word.startswith(incomplete)]
 
 
@@ -370,9 +364,18 @@ def _nearest(text: str, trained: bool) -> str:
     published = [known.partition(":")[0] for known in _published()]
     name, colon, _ = text.partition(":")
     if colon:  # an argument in common would make any two plugins alike
-        return nearest(name, published)
+        return nearest(name, [*published, hub.PREFIX.removesuffix(":")])
     words = [] if trained else [SCRATCH, PIXELS]
-    return nearest(text, [*words, *published, *_beside(text, _SAFE, *_PICKLED)])
+    return nearest(text, [*words, *published, *_SHIPPED, *_runs(), *_beside(text, _SAFE, *_PICKLED)])
+
+
+def nearest_run(run: Path) -> str:
+    """The "did you mean" part of a message about a run that is not there."""
+    return nearest(str(run), [*_runs(), *_beside(str(run))])
+
+
+def _runs() -> list[str]:
+    return [path.parent.name for path in default_folder().glob(f"*/{SETTINGS}")]
 
 
 def _beside(text: str, *endings: str) -> Iterator[str]:

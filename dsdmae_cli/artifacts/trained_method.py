@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, plugins
-from dsdmae_cli.artifacts.subject import run_called
+from dsdmae_cli.artifacts.subject import nearest_run, run_called
 from dsdmae_cli.config.compose import compose, from_tables
 from dsdmae_cli.config.describe import key_of, tables
 from dsdmae_cli.config.flags import flags_of
@@ -57,7 +57,10 @@ def open_method(run: Path, flags: Mapping[str, Any] | None = None, *, command: s
     if not (run / SETTINGS).is_file():
         run = run_called(str(run)) or run
     if not (run / SETTINGS).is_file():
-        raise CheckpointError(f"{run} is no run's directory: it holds no {SETTINGS}; name one of `dsdmae pretrain`")
+        near = "" if run.exists() else nearest_run(run)
+        raise CheckpointError(
+            f"{run} is no run's directory: it holds no {SETTINGS}{near}; name one of `dsdmae pretrain`"
+        )
     written = RunDir(run).settings().settings
     if not isinstance(written, Settings):
         raise CheckpointError(f"{run} is no pre-training run; name one of `dsdmae pretrain`")

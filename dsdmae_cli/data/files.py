@@ -40,7 +40,7 @@ from dsdmae_cli.data.decode import (
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import Ranges, Reading, Values, sampled_range, sampled_ranges
-from dsdmae_cli.data.walk import walk
+from dsdmae_cli.data.walk import LeftOut, walk
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import beside, is_pattern
 
@@ -185,6 +185,7 @@ class Files(ABC):
 
     names: Names
     passed_over: Mapping[str, int] = MappingProxyType({})  # visible files that are no images, by suffix
+    left_out: tuple[str, ...] = ()  # what else lies there and is no file, in words
     labels: LabelFile | None = None  # what lies beside the images says of them
     notes: tuple[str, ...] = ()  # what is to be said of the files, a sentence each
 
@@ -305,12 +306,14 @@ def _open_files(path: Path) -> Files:
         if not stat.S_ISDIR(path.stat().st_mode):
             archive = Archive(path)
             return Shards([path]) if archive.has_labels else archive
-        files = sorted(walk(path))
+        left_out = LeftOut()
+        files = sorted(walk(path, left_out))
         names = [name for name in files if is_image(name)]
         others = by_suffix(files)
         if not names and others.get(SUFFIX):
             shards = Shards([path / name for name in files if name.lower().endswith(SUFFIX)])
             here = {suffix: count for suffix, count in others.items() if suffix != SUFFIX}
+            shards.left_out = tuple(left_out.words())
             shards.passed_over = here | {key: n + here.get(key, 0) for key, n in shards.passed_over.items()}
             return shards
         if names and len(names) <= others.get(SUFFIX, 0):
@@ -326,8 +329,10 @@ def _open_files(path: Path) -> Files:
                 f"{path} holds no images but {len(packed)} compressed archive{'s' * (len(packed) > 1)} ({packed[0]}),"
                 f" which cannot be read in place as shards are; {unpacked}, or name one of them alone"
             )
-        require_images(path, len(names), others)
-        return Directory(path, names, others)
+        require_images(path, len(names), others, left_out.words())
+        directory = Directory(path, names, others)
+        directory.left_out = tuple(left_out.words())
+        return directory
 
 
 def is_image(name: str) -> bool:
@@ -341,19 +346,20 @@ def by_suffix(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(suffixes).items(), key=lambda item: (-item[1], item[0])))
 
 
-def passed_over_words(others: Mapping[str, int], most: int = 6) -> str:
-    """ "12 .heic, 3 .txt", the most frequent first, and what would read them; empty where there are none."""
+def passed_over_words(others: Mapping[str, int], left_out: Sequence[str] = (), most: int = 6) -> str:
+    """ "12 .heic, 3 .txt", the most frequent first, what would read them, and what is left out."""
     advice = dict.fromkeys(HEIF_SUFFIXES - IMAGE_SUFFIXES, f": {HEIF_ADVICE}")
     words = [f"{count} {suffix or 'without a suffix'}{advice.get(suffix, '')}" for suffix, count in others.items()]
     rest = sum(list(others.values())[most:])
-    return ", ".join(words[:most]) + (f" and {rest} more" if rest else "")
+    some = ", ".join(words[:most]) + (f" and {rest} more" if rest else "")
+    return ", ".join([*([some] if some else []), *left_out])
 
 
-def require_images(path: Path, num_images: int, others: Mapping[str, int]) -> None:
+def require_images(path: Path, num_images: int, others: Mapping[str, int], left_out: Sequence[str] = ()) -> None:
     """Raise DataError if there are none among the visible files of a folder or archive; the others are counted."""
     if not num_images:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
-        there = f" ({passed_over_words(others)})" if others else ""
+        there = f" ({passed_over_words(others, left_out)})" if others or left_out else ""
         raise DataError(
             f"{path} holds no images: {sum(others.values())} visible files{there}, none of {kinds}; give another path"
         )

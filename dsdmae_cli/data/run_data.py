@@ -108,7 +108,7 @@ def open_run_data(
     """
     test = open_dataset(settings, "test")
     account(take_account({"training": train, "held-out": test}, settings.range).rows())
-    unreadable, size = Unreadable(len(train), settings), settings.image_size
+    unreadable, size = Unreadable(len(train), settings, "training"), settings.image_size
     labelled, chosen = train, list[int]()
     if most is not None:
         split = plugins.find("dataset", settings.dataset).spec.labelled_split
@@ -132,7 +132,7 @@ def open_run_data(
             decode_together(labelled, chosen, [squares], unreadable, note)
         squares.require(unreadable)
         bank = _labelled(to_tensor(squares.pixels, device), labelled, squares.kept)
-    held_out_unreadable = Unreadable(len(test), settings)
+    held_out_unreadable = Unreadable(len(test), settings, "held-out")
     queries, watched, pictures = _held_out(test, size, device, most, bank is not None, held_out_unreadable, note)
     return RunData(source, unreadable, held_out_unreadable, pictures, bank, queries, watched)
 

@@ -169,10 +169,12 @@ class Unreadable:
 
     Args:
         total: images in the dataset.
+        split: what they are for, as "held-out".
     """
 
-    def __init__(self, total: int, settings: DataSettings) -> None:
+    def __init__(self, total: int, settings: DataSettings, split: str = "") -> None:
         self.total = total
+        self.split = split
         self.settings = settings
         self.reasons: dict[str, str] = {}
         # A hundredth of ten images is no image; a single broken one should never stop a run unless it is strict.

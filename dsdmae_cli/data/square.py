@@ -152,8 +152,10 @@ class Squares:
 def require_some(num_kept: int, num_asked: int, unreadable: Unreadable) -> None:
     """Raise DataError if none of the images that were asked for could be read."""
     if not num_kept:
-        them = "it" if num_asked == 1 else "them"
-        raise DataError(f"none of {num_asked} images can be read (first: {unreadable.first}); mend or remove {them}")
+        images = f"{unreadable.split} image".strip()
+        if num_asked == 1:
+            raise DataError(f"the only {images} cannot be read ({unreadable.first}); mend or remove it")
+        raise DataError(f"none of {num_asked} {images}s can be read (first: {unreadable.first}); mend or remove them")
 
 
 def decode_into(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -124,14 +124,14 @@ def read_bands(stream: BinaryIO, max_pixels: int) -> Values:
         Refused: as read_page, or the pages differ.
     """
     first = read_page(stream, 0, max_pixels)
-    number = whole_pages(stream) if first.pixels.shape[2] == 1 else 1
-    if number == 1:
+    if first.pixels.shape[2] > 1 or (number := whole_pages(stream)) == 1:
         return first
     if number > _MOST_BANDS and first.pixels.size * number > max_pixels * _MOST_BANDS:
         raise Refused(
             f"{number} pages of {first.pixels.shape[1]}x{first.pixels.shape[0]} are more than there is room for"
         )
-    planes = [first.pixels, *(read_page(stream, page, max_pixels).pixels for page in range(1, number))]
+    others = pages(stream).numbers[1:]
+    planes = [first.pixels, *(read_page(stream, page, max_pixels).pixels for page in others)]
     if len({(plane.shape, plane.dtype) for plane in planes}) > 1:
         raise Refused("pages of several sizes or types, which are no bands of one picture")
     return replace(first, pixels=np.concatenate(planes, axis=2))
@@ -158,20 +158,31 @@ def nodata_of(stream: BinaryIO) -> float | None:
         return _nodata(page)
 
 
-def pages(stream: BinaryIO) -> int:
-    """How many pages a TIFF has, all of which can be read.
+class Pages(NamedTuple):
+    """Which pages of a TIFF are pictures, and how many more are overviews (smaller copies) or masks of these, those
+    that hang below a page (SubIFDs) among them.
+    """
+
+    numbers: tuple[int, ...]
+    beside: int
+
+
+def pages(stream: BinaryIO) -> Pages:
+    """The pages of a TIFF, all of which can be read.
 
     Raises:
         Refused: it holds frames that no page stands for, which would be lost.
     """
     with _opened(stream) as file:
         there, frames = len(file.pages), _frames(file)
+        numbers = _numbers(file)
+        below = sum(len(getattr(file.pages[number], "subifds", None) or ()) for number in numbers)
     if frames > there:
         raise Refused(
             f"a stack of {frames} frames of which {there} {'has' if there == 1 else 'have'} a page of their own, as"
             " ImageJ writes large ones; write it with a page a frame (tifffile.imwrite without truncate)"
         )
-    return there
+    return Pages(tuple(numbers), there - len(numbers) + below)
 
 
 def whole_pages(stream: BinaryIO) -> int:
@@ -183,11 +194,20 @@ def whole_pages(stream: BinaryIO) -> int:
 
 
 def _pictures(file: TiffFile) -> int:
-    whole = len(file.pages)
-    if whole > 1:  # the first is one in any case
-        kinds = (file.pages[number] for number in range(1, min(whole, _MOST_LOOKED_AT)))
-        whole -= sum(bool(int(getattr(page, "subfiletype", 0)) & (_REDUCED | _MASK)) for page in kinds)
-    return max(whole, _frames(file))
+    return max(len(_numbers(file, _MOST_LOOKED_AT)), _frames(file))
+
+
+def _numbers(file: TiffFile, most: int | None = None) -> list[int]:
+    """The pages that are no smaller copies and no masks; the first is a picture in any case.
+
+    Args:
+        most: of the pages after so many the kind is not looked at, and they are taken for pictures.
+    """
+    count = len(file.pages)
+    looked_at = count if most is None else min(count, most)
+    kinds = (int(getattr(file.pages[number], "subfiletype", 0)) for number in range(1, looked_at))
+    there = [number for number, kind in enumerate(kinds, start=1) if not kind & (_REDUCED | _MASK)]
+    return [0, *there, *range(looked_at, count)]
 
 
 def _frames(file: TiffFile) -> int:

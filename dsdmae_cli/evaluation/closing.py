@@ -20,7 +20,10 @@ _WIDE = 1.96
 
 
 def closing_words(
-    records: Sequence[Mapping[str, float]], num_queries: int, before: str = "untrained", masks: bool = False
+    records: Sequence[Mapping[str, float]],
+    num_queries: int,
+    before: str = "untrained",
+    labels: str | None = None,
 ) -> str:
     """What the features came to, for people; empty where nothing was measured.
 
@@ -31,7 +34,7 @@ def closing_words(
             interval (2000): 1.96 √((p(1-p) + q(1-q))/(n + 2)) with one right and one wrong answer added to each, which
             holds for a handful of images too; since both are of the same images, that is on the safe side.
         before: what the network was as it began.
-        masks: the images have masks, by which it can be judged where they have no classes.
+        labels: "classes" or "masks" of training images; masks judge, classes only where held-out images have them too.
     """
     ranks = [r["rank"] for r in records if "rank" in r]
     scores = [(r["epoch"], r["knn"]) for r in records if "knn" in r]
@@ -43,11 +46,18 @@ def closing_words(
         return ""
     was = f" ({ranks[0]:.0f} {before})" if len(ranks) > 1 else ""
     found = f"the features vary in {in_directions(ranks[-1])}{was}"
-    if masks:
+    if labels == "masks":
         return f"The masks can say whether this is better than {before}; {found}. {BY_MASKS}."
+    if labels == "classes":
+        return (
+            f"No held-out image has a label that could say whether this is better than {before}; {found}. A table of"
+            " labels for them too tells: dsdmae probe RUN --labels FILE.csv. Without it: dsdmae embed RUN --out"
+            " NAME.npz."
+        )
     return (
         f"Without labels nobody can say whether this is better than {before}: {found}. A few hundred labelled images"
-        " tell: dsdmae worth RUN --dataset folder:LABELLED."
+        " tell: dsdmae worth RUN --dataset folder:LABELLED, or dsdmae probe RUN --labels FILE.csv. Without any: dsdmae"
+        " embed RUN --out NAME.npz."
     )
 
 
@@ -59,7 +69,8 @@ def last_words(result: Mapping[str, Any], name: str) -> list[str]:
         name: what commands may call the run.
     """
     said = str(result["closing"])
-    after = [f"go on with     dsdmae probe {name}"] if said and result["labels"] == "classes" else []
+    judged = result["labels"] == "classes" and result["knn_accuracy"] is not None  # else no held-out image has one
+    after = [f"go on with     dsdmae probe {name}"] if said and judged else []
     return [*([said.replace("RUN", name)] if said else []), *after]
 
 

@@ -54,8 +54,8 @@ def gather(
         DataError: too many images cannot be read.
     """
 
-    def features(dataset: ImageDataset) -> tuple[list[Tensor], Int64[Tensor, " n"]]:
-        unreadable, pool = Unreadable(len(dataset), settings.data), settings.probe.pool
+    def features(dataset: ImageDataset, split: str) -> tuple[list[Tensor], Int64[Tensor, " n"]]:
+        unreadable, pool = Unreadable(len(dataset), settings.data, split), settings.probe.pool
         found = dataset_features(
             list(encoders.values()), dataset, settings.data.interpolation, [pool], device, precision, unreadable,
             report, cache=settings.probe.cache,
@@ -66,8 +66,8 @@ def gather(
             report.warn(f"skipped {line}")
         return [cached.features.by_pool[pool] for cached in found], found[0].features.indices
 
-    train_features, train = features(judged.train)
-    test_features, test = features(judged.test)
+    train_features, train = features(judged.train, "training")
+    test_features, test = features(judged.test, "test")
     labels = torch.from_numpy(judged.train_labels)[train]
     split = hold_out(labels.numpy(), settings.probe.validation, settings.train.seed)
     # A subset of arrays is a copy of them.

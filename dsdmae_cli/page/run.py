@@ -253,7 +253,7 @@ def _going_on(story: Story) -> Iterator[Block]:
         yield Code(f"dsdmae {story.command} --resume --out {_RUN}")
         return
     commands = {
-        "pretrain": (*_judging(story.result.get("labels", "classes")), f"dsdmae export {_RUN} --to timm"),
+        "pretrain": (*_judging(story.result), f"dsdmae export {_RUN} --to timm"),
         "finetune": (f"dsdmae predict {_RUN} PICTURES", f"dsdmae export {_RUN} --to timm"),
     }.get(story.command, ())  # fmt: skip
     if story.result.get("task") == "segment":
@@ -266,9 +266,13 @@ def _going_on(story: Story) -> Iterator[Block]:
         yield Code(str(load))
 
 
-def _judging(labels: str | None) -> Iterator[str]:
+def _judging(result: Mapping[str, Any]) -> Iterator[str]:
     """Commands that judge a pre-trained network by what labels its images have."""
-    if labels == "classes":
+    labels = result.get("labels", "classes")
+    if labels == "classes" and result.get("knn_accuracy") is None and result.get("feature_rank") is not None:
+        yield f"dsdmae probe {_RUN} --labels FILE.csv"  # features were looked at, and no held-out image has a label
+        yield f"dsdmae embed {_RUN} --out features.npz"
+    elif labels == "classes":
         yield from (f"dsdmae probe {_RUN}", f"dsdmae finetune {_RUN} --preset strong", f"dsdmae worth {_RUN}")
     elif labels == "masks":
         yield from (f"dsdmae probe {_RUN} --kind segment", f"dsdmae finetune {_RUN} --task segment")

@@ -63,7 +63,7 @@ def read_pages(source: Source, max_pixels: int) -> list[Picture]:
     """
     content = sys.stdin.buffer.read() if source.path is None else source.path
     first = read(content, str(source), max_pixels)
-    return [first, *(read(content, str(source), max_pixels, page) for page in range(1, first.pages))]
+    return [first, *(read(content, str(source), max_pixels, page) for page in first.pages[1:])]
 
 
 def seen(picture: Picture, limits: Ranges) -> Picture:

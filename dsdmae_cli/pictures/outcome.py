@@ -95,6 +95,7 @@ class Done:
         output: its file; None = standard output.
         frames: pictures in the source.
         pages: how many of them were denoised, where it is a stack; else 1.
+        beside: pages that are overviews or masks of these, and were left out.
         limits: values that are black and white; None where all of 8 or 16 bits are used.
         noise_level: what the network would take out, root mean square, in units of 1/255.
         found: the kind of noise; empty for none.
@@ -114,6 +115,7 @@ class Done:
     depth: int
     frames: int
     pages: int
+    beside: int
     limits: Ranges | None
     noise_level: float
     found: str
@@ -135,6 +137,7 @@ class Done:
             "depth": self.depth,
             "frames": self.frames,
             "pages": self.pages,
+            "overviews_left_out": self.beside,
             "range": self.limits,
             "left_out": list(self.left_out),
             "noise_level": round(self.noise_level, 2),
@@ -158,6 +161,8 @@ class Done:
             words.append(f"{self.pages} pages")
         elif self.frames > 1:
             words.append(f"the first of {self.frames} pictures in the file")
+        if self.beside:
+            words.append(f"without {self.beside} overview{'s' * (self.beside > 1)} or mask{'s' * (self.beside > 1)}")
         return f"{self.output or 'standard output'}  {', '.join(words)}, {self.seconds:.1f} s"
 
     def _noise(self) -> str:

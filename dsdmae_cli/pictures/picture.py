@@ -56,7 +56,8 @@ class Picture:
         mode: L, LA, RGB, RGBA or CMYK; of other bands their number, as "13 bands".
         metadata: colour profile, EXIF, XMP and resolution.
         frames: pictures in the file, of which this is one.
-        pages: the same where the file is a TIFF, whose pages are a stack; else 1.
+        pages: numbers of those that are a stack, where the file is a TIFF; else the first alone.
+        beside: pages of a TIFF that are overviews or masks of these, and are not read.
         nodata: the value that says that nothing was measured, where the file names one.
         inverted: its least value is white, which a TIFF alone can say.
     """
@@ -65,7 +66,8 @@ class Picture:
     mode: str
     metadata: Metadata = field(default=Metadata(), repr=False)
     frames: int = 1
-    pages: int = 1
+    pages: tuple[int, ...] = (0,)
+    beside: int = 0
     nodata: float | None = None
     inverted: bool = False
 
@@ -137,7 +139,7 @@ class Picture:
     @property
     def suffix(self) -> str:
         """The format for it where nobody chose one: PNG, which has neither CMYK nor pages nor floating point."""
-        return ".tif" if self.mode == "CMYK" or self.is_instruments or self.pages > 1 else ".png"
+        return ".tif" if self.mode == "CMYK" or self.is_instruments or len(self.pages) > 1 else ".png"
 
     @property
     def shape(self) -> str:
@@ -158,19 +160,20 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
     Args:
         name: what to call it in messages.
         max_pixels: refuse more, by the header, before memory is taken.
-        page: of a TIFF, from 0.
+        page: of a TIFF, one of the numbers that its first has.
 
     Raises:
         UnreadableImage: it is not an image, is damaged, too large, or of a kind that has no place here.
     """
     with readable(source, name, max_pixels) as stream:
-        pages = tiff.pages(stream) if tiff.is_tiff(stream) else 1
-        missing, inverted = (
-            (tiff.nodata_of(stream), tiff.is_inverted(stream)) if tiff.is_tiff(stream) else (None, False)
-        )
-        found = _instruments(stream, page, max_pixels, stack=pages > 1) if tiff.is_tiff(stream) else None
+        is_tiff = tiff.is_tiff(stream)
+        # Of a later page it is known already, and in a stack of thousands it would be found thousands of times.
+        pages, beside = tiff.pages(stream) if is_tiff and page == 0 else tiff.Pages((0,), 0)
+        missing, inverted = (tiff.nodata_of(stream), tiff.is_inverted(stream)) if is_tiff else (None, False)
+        stack = page > 0 or len(pages) > 1
+        found = _instruments(stream, page, max_pixels, stack=stack) if is_tiff else None
         if found is not None:
-            return replace(found, frames=pages, pages=pages)
+            return replace(found, frames=len(pages), pages=pages, beside=beside)
     with opened(source, name, max_pixels) as image:
         image.seek(page)
         raw_mode = deep.raw_mode(image)
@@ -183,7 +186,9 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
             deep.add_lower_bytes(picture.pixels, image, raw_mode)
         if picture.mode == "RGB" and isinstance(key, tuple):
             picture = replace(picture, pixels=keyed(picture.pixels, key), mode="RGBA")
-    return replace(_upright(picture, turn), pages=pages, nodata=missing, inverted=inverted)
+    if is_tiff:
+        picture = replace(picture, frames=len(pages), pages=pages, beside=beside)
+    return replace(_upright(picture, turn), nodata=missing, inverted=inverted)
 
 
 def _instruments(stream: BinaryIO, page: int, max_pixels: int, stack: bool) -> Picture | None:
@@ -203,8 +208,10 @@ def _instruments(stream: BinaryIO, page: int, max_pixels: int, stack: bool) -> P
 def _as_it_lies(image: Image.Image, pixels: Pixels, mode: str) -> tuple[Picture, int]:
     """A picture as it lies in its file, and EXIF's orientation (1..8), which says how to turn it upright."""
     # Pillow turns a TIFF when it loads it.
-    turn = 1 if image.format == "TIFF" else orientation(image)
-    return Picture(pixels, mode, read_metadata(image), getattr(image, "n_frames", 1)), turn
+    is_tiff = image.format == "TIFF"
+    turn = 1 if is_tiff else orientation(image)
+    frames = 1 if is_tiff else getattr(image, "n_frames", 1)  # some kinds of masks that follow Pillow cannot open
+    return Picture(pixels, mode, read_metadata(image), frames), turn
 
 
 def _pixels(image: Image.Image) -> tuple[Pixels, str]:
@@ -258,10 +265,10 @@ def check_format(picture: Picture, suffix: str) -> None:
     """
     kind = WRITERS[suffix][0]
     deep_enough = picture.depth == 8 or kind == "PNG" or (kind == "TIFF" and picture.mode == "L")
-    deep_enough = deep_enough or picture.is_instruments or picture.pages > 1
-    held = kind == "TIFF" if picture.is_instruments or picture.pages > 1 else picture.mode in _HOLDS[kind]
+    deep_enough = deep_enough or picture.is_instruments or len(picture.pages) > 1
+    held = kind == "TIFF" if picture.is_instruments or len(picture.pages) > 1 else picture.mode in _HOLDS[kind]
     if not held or not deep_enough:
-        what = f"{picture.pages} pages" if picture.pages > 1 else f"{picture.depth}-bit {picture.mode} pixels"
+        what = f"{len(picture.pages)} pages" if len(picture.pages) > 1 else f"{picture.depth}-bit {picture.mode} pixels"
         raise Refused(f"{kind} cannot hold {what} as they are; write {picture.suffix}")
 
 

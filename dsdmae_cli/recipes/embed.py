@@ -136,7 +136,7 @@ def compute(request: Request, report: Report) -> Computed:
         dataset = open_dataset(data, split)
         for note in (*dataset.notes, *range_notes(dataset)) if not parts else ():
             report.note(note)
-        skipped = Unreadable(len(dataset), data)
+        skipped = Unreadable(len(dataset), data, split)
         if request.pool == "tokens":
             rows.check_room(len(dataset), opened.encoder)
         report.note(f"{len(dataset)} {split} images of {data.dataset} through {opened.name} on {device} in {precision}")

@@ -154,7 +154,7 @@ def _put_together(start: Start) -> Parts:
         train, held_out = task.part(split.fit), task.part(split.held)
     if settings.finetune.class_weights is not None:
         task.weigh(method, train)
-    unreadable = Unreadable(len(train), settings.data)
+    unreadable = Unreadable(len(train), settings.data, "training")
     placement = place(train, settings.data, runtime.device, masked=task.of_pixels)
     if train.arrays() is None and placement.size:
         start.report.note(f"decoding {len(train)} images")

@@ -202,7 +202,7 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
     first = scores[0]["knn"] if scores and scores[0]["step"] == 0 else None
     before = "the weights it began with" if settings.train.start else "untrained"
     labels = "classes" if num_queries else labels_of(run.parts.dataset)
-    closing = closing_words(records, num_queries, before, labels == "masks") if run.method.learns_features else ""
+    closing = closing_words(records, num_queries, before, labels) if run.method.learns_features else ""
     spreads = [r for r in records if "rank" in r]
     last = {k: v for k, v in train[-1].items() if k not in {"step", "epoch", "images_per_second"}} if train else {}
     return {

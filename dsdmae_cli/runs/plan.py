@@ -220,7 +220,7 @@ def _account(found: _Data, settings: ResolvedData, further: Mapping[str, str]) -
         name, reason = next(iter(account.unreadable.items()))
         raise DataError(f"none of the {account.looked_at:,} images that were looked at can be read ({name}: {reason})")
     for split, dataset in reversed(found.splits.items()):  # so many that a run would stop, in its order
-        unreadable = Unreadable(len(dataset), settings)
+        unreadable = Unreadable(len(dataset), settings, split)
         for name, reason in account.unreadable_of.get(split, {}).items():
             unreadable.add(name, reason)
         require_some(len(dataset) - len(unreadable), len(dataset), unreadable)

@@ -51,7 +51,9 @@ class ParquetSettings(DataSettings):
     """Images in a column of Parquet files."""
 
     image_column: str | None = Field(
-        None, description="column that holds the images, as bytes or as a struct with bytes; none = guessed, and said"
+        None,
+        description="column that holds the images: bytes, structs with bytes, or paths of files beside the table;"
+        " none = guessed, and said",
     )
     label_column: str | None = Field(
         None, description="column that holds the labels, numbers or words; none = guessed by its name, and said"

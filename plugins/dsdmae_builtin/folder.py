@@ -104,7 +104,8 @@ def _masked(path: Path, layout: Layout, holdout: float, splits: str) -> tuple[Fi
     note = "images/ and masks/ are a dataset for segmentation: its pictures, without classes, and a mask each"
     train, test = (Part(layout.pictures[part.indices], None, None) for part in (found.train, found.test))
     about_folders = tuple(words for words in found.notes if not words.startswith("no labels"))
-    return files, Arrangement(train, test, (*files.notes, note, *about_folders))
+    aside = (f"{', '.join(files.left_out)} passed over",) if files.left_out else ()
+    return files, Arrangement(train, test, (*files.notes, note, *about_folders, *aside))
 
 
 def _arranged(
@@ -117,10 +118,10 @@ def _arranged(
         raise DataError(f"{path}: {wrong}")
     table = read_labels(labels, files.names, columns) if labels is not None else files.labels
     by_shards = files.names_by_split() if isinstance(files, Shards) and splits != "none" else None
-    said, about = _by_table(table, splits)
-    if said:
+    rows, about = _by_table(table, splits)
+    if rows:
         assert table is not None
-        names = [f"{split}/{name}" for split, name in zip(said, files.names, strict=True)]
+        names = [f"{split}/{name}" for split, name in zip(rows, files.names, strict=True)]
         found = arrange(names, holdout, splits, table, str(path), f"rows by column {table.split_column!r}")
     elif by_shards is None:
         found = arrange(files.names, holdout, splits, table, str(path))
@@ -131,7 +132,8 @@ def _arranged(
     if labels is not None and labels.expanduser().absolute().is_relative_to(path):
         suffix = labels.suffix.lower()  # it is no stray file, it was read
         others = {key: count - (key == suffix) for key, count in others.items() if count > (key == suffix)}
-    passed_over = (f"{passed_over_words(others)} passed over",) if others else ()
+    said = passed_over_words(others, files.left_out)
+    passed_over = (f"{said} passed over",) if said else ()
     return files, replace(found, notes=(*files.notes, *found.notes, *(table.notes if table else ()), *passed_over))
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import glob
-import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,17 @@ import numpy as np
 
 from dsdmae_builtin.datasets import ParquetSettings
 from dsdmae_builtin.folder import DEFAULT_SIDE, LARGEST_NATIVE_SIDE, RGB
+from dsdmae_builtin.followed import followed
+from dsdmae_builtin.parquet_columns import (
+    image_column,
+    is_text,
+    label_column_of,
+    labels_in,
+    lacks_bytes,
+    split_column_of,
+)
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some, stamp_of
-from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS, LabelFile, label_of
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange, splits_of
 from dsdmae_cli.data.square import common_side
@@ -26,7 +33,6 @@ from dsdmae_cli.errors import DataError, PluginError
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
-_IMAGE_HEADINGS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
 # Row groups that a process keeps, by the bytes of their images; one that is larger is kept alone.
 KEPT_BYTES = 256 * 2**20
 LARGE_GROUP = 64 * 2**20
@@ -153,6 +159,7 @@ class Tables(Files):
                     schema = table.schema_arrow
                     if number == 0:
                         self._column, self._in_struct = image_column(schema, image, path)
+                        self._by_path = is_text(schema.field(self._column).type)
                         label_column, names, words = label_column_of(schema, label, self._column, path)
                         split_column = split_column_of(schema, {self._column, label_column})
                     missing = {self._column, label_column or self._column} - set(schema.names)
@@ -160,6 +167,7 @@ class Tables(Files):
                         raise DataError(f"{path} has no column {missing.pop()!r}, which {self._paths[0]} has")
                     for group in range(table.num_row_groups):
                         about = table.metadata.row_group(group)
+                        self._by_path |= lacks_bytes(about, self._column)
                         groups.append((number, group, about.num_rows))
                         largest = max(largest, about.total_byte_size)
                     if label_column:
@@ -179,7 +187,7 @@ class Tables(Files):
             about_splits = f"column {split_column!r} is not taken for splits: not every file has it"
         self.splits_are = f"rows by column {split_column!r}" if said_splits else "folders"
         self.names = self._named(said_splits, by_file=wanted_splits != "none")
-        self.labels = _labels(values, names) if label_column else None
+        self.labels = labels_in(values, names) if label_column else None
         said = [f"images are in column {self._column!r}", words, about_splits]
         if largest > LARGE_GROUP:
             said.append(
@@ -191,7 +199,7 @@ class Tables(Files):
 
     def _prepare(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, tuple[list[bytes | None], int]] = OrderedDict()  # rows, and their bytes
+        self._kept: OrderedDict[int, tuple[list[bytes | str | None], int]] = OrderedDict()  # rows, and their bytes
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_kept")}
@@ -232,23 +240,31 @@ class Tables(Files):
         before = self._groups[:group][self._groups[:group, 0] == self._groups[group, 0], 2].sum()
         return f"{self._paths[self._groups[group, 0]]}!row {int(before) + index - int(self._firsts[group])}"
 
-    def stamp(self, index: int) -> tuple[int, int]:
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        if self._by_path:
+            try:
+                if isinstance(found := self.read(index), Path):
+                    return stamp_of(found)
+            except (OSError, UnreadableImage):
+                return None
         return self._stamps[int(self._groups[self._group(index), 0])]
 
     def file_size(self, index: int) -> int | None:
         return None  # only the pages know, and each would have to be read
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> bytes | Path:
         group = self._group(index)
         content = self._rows(group)[index - int(self._firsts[group])]
-        if content is None:
-            raise UnreadableImage(self.full_name(index), "no bytes in its row (a path alone is not followed)")
+        if not content:
+            raise UnreadableImage(self.full_name(index), "neither bytes nor a path in its row")
+        if isinstance(content, str):
+            return followed(content, self._paths[int(self._groups[group, 0])], self.full_name(index))
         return content
 
     def _group(self, index: int) -> int:
         return int(np.searchsorted(self._firsts, index, side="right")) - 1
 
-    def _rows(self, group: int) -> list[bytes | None]:
+    def _rows(self, group: int) -> list[bytes | str | None]:
         with self._lock:
             if group in self._kept:
                 self._kept.move_to_end(group)
@@ -262,130 +278,11 @@ class Tables(Files):
                     column = table.read_row_group(of_file, columns=[self._column], use_threads=False).column(0)
             except (OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-            if self._in_struct:
-                column = column.combine_chunks()
-                column = column.field("bytes") if hasattr(column, "field") else column.flatten()[0]
-            rows: list[bytes | None] = column.to_pylist()
+            values: list[Any] = column.to_pylist()
+            if self._in_struct:  # a path counts where there are no bytes
+                values = [row and (row["bytes"] or row.get("path")) for row in values]
+            rows: list[bytes | str | None] = values
             self._kept[group] = rows, sum(len(row) for row in rows if row is not None)
             while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
             return rows
-
-
-# ------------------------------------------------------------------------------------------------- columns
-
-
-def image_column(schema: Any, wanted: str | None, path: Path) -> tuple[str, bool]:
-    """The column of images, and whether it is a struct with bytes.
-
-    Raises:
-        DataError: there is none, or several.
-    """
-    import pyarrow as arrow
-
-    able = {}
-    for field in schema:
-        kind = field.type
-        if arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind):
-            able[field.name] = False
-        elif arrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            able[field.name] = True
-    if wanted is not None:
-        if wanted not in able:
-            raise DataError(
-                f"data.image_column = {wanted!r}: {path} has no such column of bytes; of bytes are"
-                f" {', '.join(able) or 'none'}"
-            )
-        return wanted, able[wanted]
-    named = [name for name in able if name.lower() in _IMAGE_HEADINGS]
-    choice = list(able) if len(able) == 1 else named
-    if len(choice) != 1:
-        which = f"which column of {path} ({', '.join(schema.names[:12])}) holds the images?"
-        if able:
-            what = f"it could be {', '.join(choice or able)}; name it by --set data.image_column=NAME"
-        else:
-            meant = [f"{field.name!r} holds {_held(field.type)}, and " for field in schema
-                     if field.name.lower().removesuffix("s") in _IMAGE_HEADINGS]  # fmt: skip
-            what = (
-                f"{''.join(meant[:1])}none holds one file's bytes a row, or structs with them under 'bytes'; write them"
-                " so, or give the folder of the files (--labels FILE.csv says what they show)"
-            )
-        raise DataError(f"{which} {what}")
-    return choice[0], able[choice[0]]
-
-
-def _held(kind: Any) -> str:
-    """What a column that is none of images holds, in words."""
-    import pyarrow as arrow
-
-    if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
-        return "text (paths are not followed)"
-    return "lists" if arrow.types.is_list(kind) or arrow.types.is_large_list(kind) else f"{kind}"
-
-
-def label_column_of(
-    schema: Any, wanted: str | None, image: str, path: Path
-) -> tuple[str | None, tuple[str, ...] | None, str]:
-    """The column of labels, names of its numbers where the file has them, and words for what was taken.
-
-    Raises:
-        DataError: there is no column of that name.
-    """
-    if wanted is not None and wanted not in schema.names:
-        raise DataError(
-            f"data.label_column = {wanted!r}: {path} has no such column; it has {', '.join(schema.names[:12])}"
-        )
-    import pyarrow as arrow
-
-    nested = {field.name: field.type for field in schema if arrow.types.is_nested(field.type)}
-    if wanted in nested:
-        raise DataError(
-            f"data.label_column = {wanted!r}: in {path} it holds {_held(nested[wanted])}, and a label is a number or a"
-            " word"
-        )
-    found = wanted or next((n for n in schema.names if n.lower() in LABEL_HEADINGS and n != image), None)
-    if found in nested:
-        return (
-            None,
-            None,
-            f"no labels: column {found!r} holds {_held(nested[found])}, and a label is a number or a word",
-        )
-    if found is None:
-        others = [name for name in schema.names if name != image]
-        advice = "is called one; name it by --set data.label_column=NAME"
-        said = f"no labels: none of the columns {', '.join(others[:8])} {advice}" if others else ""
-        return None, None, said
-    names = None
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        names = tuple(str(name) for name in features[found]["names"])
-    except (KeyError, TypeError, ValueError):
-        pass  # a file of other origin
-    return found, names, f"labels are those of column {found!r}" + ("" if wanted else ", by its name")
-
-
-def split_column_of(schema: Any, taken: Collection[str | None]) -> str:
-    """The column that is called as one of splits; "" where there is none."""
-    names = [name for name in schema.names if name.lower() in SPLIT_HEADINGS and name not in taken]
-    return min(names, key=lambda name: SPLIT_HEADINGS.index(name.lower()), default="")
-
-
-def _labels(values: Sequence[Any], names: tuple[str, ...] | None) -> LabelFile:
-    if names is not None:
-        able = [v if isinstance(v, int) and 0 <= v < len(names) else -1 for v in values]
-        return LabelFile(np.array(able, dtype=np.int64), names, ())
-    values = [_label(value) for value in values]
-    there = {v for v in values if v is not None}
-    numbers = all(isinstance(value, int) for value in there)
-    classes = sorted(there) if numbers else sorted({str(value) for value in there})
-    place = {value: label for label, value in enumerate(classes)}
-    labels = [place.get(value if numbers else str(value), -1) if value is not None else -1 for value in values]
-    return LabelFile(np.array(labels, dtype=np.int64), tuple(map(str, classes)), ())
-
-
-def _label(value: Any) -> Any:
-    """A label as it is sorted and named; None for what stands for none: null, -1, what is no number, an empty word."""
-    if value is None or value == -1 or label_of(str(value)) == "":
-        return None
-    whole = isinstance(value, float) and value.is_integer()  # what pandas makes of integers beside missing ones
-    return int(value) if whole else value

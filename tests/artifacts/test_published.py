@@ -86,7 +86,7 @@ def weights(installed: None) -> str:
 @pytest.mark.usefixtures("installed")
 def test_it_is_named_as_any_other() -> None:
     assert "published weights (hub:NAME, lone, timm:NAME)" in allowed()
-    assert completions("") == ["scratch", "pixels", "hub:", "lone", "timm:", "hf:"]
+    assert completions("") == ["scratch", "pixels", "hub:", "lone", "timm:", "hf:", "packaged", "packaged-white-noise"]
     assert (parse("hub:small").kind, parse("lone").kind) == ("published", "published")
     assert taken_over("lone")[0] == {"backbone": {"name": "lone", "pretrained": True, "patch_size": 1}}
     with pytest.raises(PluginError, match=r"'forgot' of dsdmae-hub 2.0 .* have no `pretrained`"):

@@ -190,6 +190,22 @@ def test_links_pipes_and_odd_names(tmp_path: Path) -> None:
         except UnreadableImage as error:
             unreadable.append(error.name.rpartition("/")[2])
     assert set(unreadable) <= {"gone.png", "self.png"}
+    assert built.notes[-1].endswith("1 pipe, socket or device (pipe.png) passed over")
+
+
+def test_empty_folders_are_named(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", CLASSES | {"cat/notes.txt": b"x"})
+    for name in ("bird", "emu/male", "emu/female", ".hidden"):
+        (root / name).mkdir(parents=True)
+    os.mkfifo(root / "cat" / "a.png")
+    assert folder.build(of(root), "train").notes[-1] == (
+        "1 .txt, 1 pipe, socket or device (cat/a.png), 2 empty folders (bird/, emu/) passed over"
+    )
+    alone = tmp_path / "alone"
+    (alone / "nothing").mkdir(parents=True)
+    os.mkfifo(alone / "a.png")
+    said = message_of(lambda: folder.build(of(alone), "train"))
+    assert "0 visible files (1 pipe, socket or device (a.png), 1 empty folder (nothing/))" in said
 
 
 def test_messages_about_paths(tmp_path: Path) -> None:

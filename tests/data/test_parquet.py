@@ -18,6 +18,7 @@ from PIL import Image
 from dsdmae_builtin import parquet
 from dsdmae_builtin.datasets import ParquetSettings
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
+from dsdmae_cli.data.decode import decode
 from dsdmae_cli.data.splits import WORDLESS
 from dsdmae_cli.errors import DataError
 
@@ -127,7 +128,7 @@ def test_a_column_of_splits_turned_off_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "said"),
     [
-        (["a.png"] * 4, "'image' holds text [(]paths are not followed[)], and none holds one file's bytes a row"),
+        ([3] * 4, "'image' holds int64, and none holds one file's bytes a row"),
         ([[png(1)]] * 4, "'image' holds lists, and none holds one file's bytes a row"),
     ],
 )
@@ -168,8 +169,40 @@ def test_missing_values(tmp_path: Path) -> None:
     assert found.labels.classes == ("3", "7")
     assert found.labels.labels.tolist() == [0, 0, -1, 1, -1, 1, 1, 0]
     for index in (5, 6):
-        with pytest.raises(UnreadableImage, match=f"row {index}.*no bytes in its row"):
+        with pytest.raises(UnreadableImage, match=f"row {index}.*neither bytes nor a path in its row"):
             found.read(index)
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_paths_are_followed_within_the_tables_folder(tmp_path: Path, *, struct: bool) -> None:
+    (tmp_path / "set" / "pictures").mkdir(parents=True)
+    for place in ("set/pictures/a.png", "set/b.png", "c.png"):
+        (tmp_path / place).write_bytes(png(len(place)))
+    (tmp_path / "set" / "out.png").symlink_to(tmp_path / "c.png")
+    inside = ["pictures/a.png", "./b.png", str(tmp_path / "set" / "b.png"), "pictures/../b.png"]
+    outside, missing = ["../c.png", str(tmp_path / "c.png"), "out.png"], ["gone.png", "pictures", "a\0.png", "x" * 300]
+    names = [*inside, *outside, *missing]
+    column = [{"bytes": None, "path": name} for name in names] if struct else names
+    found = parquet.Tables(str(write(tmp_path / "set" / "t.parquet", {"image": column})), None, None)
+    assert [decode(found.read(row), "x")[0, 0, 0] for row in range(4)] == [18, 9, 9, 9]
+    for row in range(4, len(names)):
+        with pytest.raises(UnreadableImage) as caught:
+            found.read(row)
+        assert ("leads out of" if row < 7 else "is no file in") in str(caught.value)
+        assert f"row {row}: " in str(caught.value)
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_a_picture_that_a_path_names_is_part_of_the_fingerprint(tmp_path: Path, *, struct: bool) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "b.png").write_bytes(png(1))
+    names = ["a.png", "b.png"] * 4
+    column = [{"bytes": None, "path": name} for name in names] if struct else names
+    train, _ = both(write(tmp_path / "t.parquet", {"image": column}))
+    before = train.fingerprint()
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png(2, side=9))
+    assert train.fingerprint() != before
 
 
 def test_columns_are_named_or_asked_for(tmp_path: Path) -> None:

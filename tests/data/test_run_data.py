@@ -169,7 +169,8 @@ def test_one_image_of_each_kind_must_be_readable(place: str, tmp_path: Path) -> 
         paths = sorted(folder.glob(f"{split}/*/*.png"))
         for index in choose(total, most, 0, purpose):
             paths[index].write_bytes(b"")
-        with pytest.raises(DataError, match=rf"none of {most} images can be read \(first: .*: empty file\)"):
+        which = "held-out" if split == "test" else "training"
+        with pytest.raises(DataError, match=rf"none of {most} {which} images can be read \(first: .*: empty file\)"):
             opened(folder, *PLACES[place], "data.max_unreadable=0.5", most=3)
 
 

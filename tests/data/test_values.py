@@ -309,6 +309,13 @@ def test_smaller_copies_are_no_stack_and_hidden_frames_are_one(grey: np.ndarray)
         writer.write(values, photometric="minisblack", tile=(16, 16))
         writer.write(values[::2, ::2], photometric="minisblack", subfiletype=1)
     assert image_form(buffer.getvalue(), "x").pages == 1
+    between = io.BytesIO()
+    with tifffile.TiffWriter(between) as writer:  # each page before its copy: the copies are no bands either
+        for page in (values, values[::2, ::2], 2 * values, values[::2, ::2]):
+            writer.write(page, photometric="minisblack", subfiletype=int(len(page) < len(values)), metadata=None)
+    two = decode(between.getvalue(), "x", Reading((0.0, 2.0 * values.max()), channels=2))
+    assert two.shape == (48, 48, 2)
+    assert np.abs(two[..., 1].astype(int) - 2 * two[..., 0].astype(int)).max() <= 1
     assert image_form(tif(np.stack([values] * 3), photometric="minisblack", truncate=True), "x").pages == 3
     assert image_form(tif(np.stack([values] * 3), imagej=True), "x").pages == 3
 

@@ -52,24 +52,34 @@ def test_without_labels_nothing_is_claimed() -> None:
     assert closing_words(scores(0.3, float("nan")), 397) == ""
 
 
+def test_labels_that_no_held_out_image_has_are_no_reason_to_probe() -> None:
+    records = [{"epoch": 0.0, "rank": 24.0}, {"epoch": 9.0, "rank": 31.2}]
+    said = closing_words(records, 0, labels="classes")
+    assert said.startswith("No held-out image has a label")
+    assert "dsdmae probe RUN --labels FILE.csv" in said
+    assert said.endswith("dsdmae embed RUN --out NAME.npz.")
+
+
 def test_masks_are_said_to_judge_by_where_there_are_no_classes() -> None:
     records = [{"epoch": 0.0, "rank": 24.0}, {"epoch": 9.0, "rank": 31.2}]
-    said = closing_words(records, 0, masks=True)
+    said = closing_words(records, 0, labels="masks")
     assert said.startswith(
         "The masks can say whether this is better than untrained; the features vary in 31 directions"
     )
     assert "dsdmae probe RUN --kind segment" in said
     assert "dsdmae finetune RUN --task segment" in said
     assert "abels" not in said
-    assert closing_words(scores(0.3, 0.5, 0.6), 397, masks=True).startswith("Better")  # classes say more
+    assert closing_words(scores(0.3, 0.5, 0.6), 397, labels="masks").startswith("Better")  # classes say more
 
 
 def test_the_last_words_can_be_typed() -> None:
     unlabelled = {"closing": "Nobody can say. dsdmae worth RUN --dataset folder:LABELLED.", "labels": None}
     assert last_words(unlabelled, "mine") == ["Nobody can say. dsdmae worth mine --dataset folder:LABELLED."]
-    labelled = {"closing": "Better.", "labels": "classes"}
+    labelled = {"closing": "Better.", "labels": "classes", "knn_accuracy": 0.5}
     assert last_words(labelled, "mine") == ["Better.", "go on with     dsdmae probe mine"]
-    assert last_words({"closing": "", "labels": "classes"}, "mine") == []  # what learns no features
+    unjudged = {"closing": "No label. dsdmae embed RUN.", "labels": "classes", "knn_accuracy": None}
+    assert last_words(unjudged, "mine") == ["No label. dsdmae embed mine."]
+    assert last_words(labelled | {"closing": ""}, "mine") == []  # what learns no features
 
 
 def test_a_handful_of_images_says_little() -> None:

@@ -65,12 +65,32 @@ def test_pages_of_a_stack() -> None:
     for compressed in ({}, {"compression": "zlib"}):
         content = tif(stack, **compressed)
         pages = [read(content, "x", page=number) for number in range(5)]
-        assert {page.pages for page in pages} == {5}
+        assert pages[0].pages == (0, 1, 2, 3, 4)
         np.testing.assert_array_equal(np.stack([page.pixels[..., 0] for page in pages]), stack)
     buffer = io.BytesIO()
     instrument.write(pages, buffer)
     np.testing.assert_array_equal(tifffile.imread(io.BytesIO(buffer.getvalue())), stack)
     assert pages[0].suffix == ".tif"
+
+
+@pytest.mark.parametrize("subifds", [0, 2])
+@pytest.mark.parametrize("count", [1, 3])
+def test_overviews_and_masks_are_no_pages(count: int, subifds: int) -> None:
+    """As maps are written for the cloud, copies between the pages; as OME writes them, below the pages."""
+    pages, buffer = RANDOM.integers(0, 255, (count, 64, 48, 3), np.uint8), io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for page in pages:
+            writer.write(page, photometric="rgb", subifds=subifds, metadata=None)
+            for step in (2, 4):
+                writer.write(page[::step, ::step], photometric="rgb", subfiletype=1, metadata=None)
+        if not subifds:
+            writer.write(pages[0][..., 0] > 99, photometric="mask", subfiletype=4, metadata=None)
+    first = read(buffer.getvalue(), "x")
+    assert len(first.pages) == first.frames == count
+    assert first.beside == 2 * count + (not subifds)
+    assert first.suffix == (".png" if count == 1 else ".tif")
+    for page, number in zip(pages, first.pages, strict=True):
+        np.testing.assert_array_equal(read(buffer.getvalue(), "x", page=number).pixels, page)
 
 
 @pytest.mark.parametrize("kind", ["uint16", "float32", "int32"])

@@ -147,7 +147,7 @@ def test_the_time_left_is_that_of_all_pictures(
 
 
 def test_nothing_is_called_denoised_that_came_back_as_it_was() -> None:
-    done = Done("a.png", None, 8, 8, "RGB", 8, 1, 1, None, 2.9, "", 0.0, False, None)
+    done = Done("a.png", None, 8, 8, "RGB", 8, 1, 1, 0, None, 2.9, "", 0.0, False, None)
     assert "unchanged: no noise found; --strength 1 would take out 2.9 of 255" in str(done)
     assert "unchanged: there is nothing to take out" in str(replace(done, noise_level=0.01))
     # A little was taken, and rounding gave every value back.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dsdmae_cli.report import Report, counted
+from dsdmae_cli.report import Report
 from dsdmae_cli.report.training import PlainReport
 
 
@@ -14,7 +14,7 @@ from dsdmae_cli.report.training import PlainReport
 def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], Iterator[int]]:
     """Gives things, each after four seconds of a clock of its own."""
     now = [0.0]
-    monkeypatch.setattr(counted.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("dsdmae_cli.report.counted.time.monotonic", lambda: now[0])
 
     def things(given: list[int]) -> Iterator[int]:
         for thing in given:
