@@ -227,7 +227,7 @@ def _placed(command: str, values: dict[str, Any]) -> dict[str, Any]:
         run, number = last_unfinished(command)
         of = f", the last of {number} that have not finished" if number > 1 else ""
         if not values.get("json"):
-            say(f"going on with {run.path}{of}: {run.state} {since(run)} ago")
+            say(f"going on with {run.name}{of}: {run.state} {since(run)} ago")
         return {**values, "out": run.path}
     return values
 

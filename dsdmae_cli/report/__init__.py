@@ -10,7 +10,9 @@ import html
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -157,4 +159,20 @@ def make_report(*, as_json: bool, main_process: bool) -> Report:
 
 def print_result(result: dict[str, Any], *, as_json: bool, text: str) -> None:
     """The one thing that goes to stdout: an object for scripts or a few lines for people."""
-    print(json.dumps(result, indent=2) if as_json else shown(text))
+    print(json.dumps(result, indent=2) if as_json else _between_words(shown(text)))
+
+
+def _between_words(text: str) -> str:
+    """The text as a terminal shows it: lines end between words.
+
+    One with a path that is longer than the line can be copied only where the terminal itself breaks it.
+    """
+    if not sys.stdout.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    return "\n".join(
+        line
+        if max(map(len, line.split()), default=0) > columns
+        else textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+        for line in text.split("\n")
+    )
