@@ -170,9 +170,19 @@ def _between_words(text: str) -> str:
     if not sys.stdout.isatty():
         return text
     columns = shutil.get_terminal_size().columns
-    return "\n".join(
-        line
-        if max(map(len, line.split()), default=0) > columns
-        else textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
-        for line in text.split("\n")
-    )
+    return "\n".join(_folded(line, columns) for line in text.split("\n"))
+
+
+_LABEL, _LABEL_COLUMNS = re.compile(r"\S+(?: \S+)*  +"), 16
+
+
+def _folded(line: str, columns: int) -> str:
+    """A line in as many as it needs; what follows a label ("data     ") stays beside it."""
+    found = _LABEL.match(line)
+    label = len(found[0]) if found and len(found[0]) <= _LABEL_COLUMNS else 0
+    if len(line) <= columns or max(map(len, line[label:].split()), default=0) > columns - label:
+        return line
+    return textwrap.fill(
+        line, columns, subsequent_indent=" " * label, break_long_words=False, break_on_hyphens=False,
+        replace_whitespace=False,
+    )  # fmt: skip
