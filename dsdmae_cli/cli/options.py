@@ -104,7 +104,7 @@ SHARED = (
     ),
     Shared(
         "out", Path | None,
-        lambda _: _option("--out", metavar="DIR", panel=RUN, complete=completion.runs,
+        lambda _: _option("--out", metavar="DIR", panel=RUN, complete=completion.directories,
                           help="The run's directory, new or empty. Default: one of its own under the user's data"
                           " directory"),
         _RUNS,

@@ -169,20 +169,24 @@ def _between_words(text: str) -> str:
     """
     if not sys.stdout.isatty():
         return text
-    columns = shutil.get_terminal_size().columns
-    return "\n".join(_folded(line, columns) for line in text.split("\n"))
+    return "\n".join(folded(line, shutil.get_terminal_size().columns) for line in text.split("\n"))
 
 
 _LABEL, _LABEL_COLUMNS = re.compile(r"\S+(?: \S+)*  +"), 16
 
 
-def _folded(line: str, columns: int) -> str:
-    """A line in as many as it needs; what follows a label ("data     ") stays beside it."""
-    found = _LABEL.match(line)
-    label = len(found[0]) if found and len(found[0]) <= _LABEL_COLUMNS else 0
-    if len(line) <= columns or max(map(len, line[label:].split()), default=0) > columns - label:
+def folded(line: str, columns: int, indent: int | None = None) -> str:
+    """A line in as many as it needs, each ended between words; one that holds a longer word is left to the terminal.
+
+    Args:
+        indent: columns before the further ones; None = what follows a label ("data     ") stays beside it.
+    """
+    if indent is None:
+        found = _LABEL.match(line)
+        indent = len(found[0]) if found and len(found[0]) <= _LABEL_COLUMNS else 0
+    if len(line) <= columns or max(map(len, line[indent:].split()), default=0) > columns - indent:
         return line
     return textwrap.fill(
-        line, columns, subsequent_indent=" " * label, break_long_words=False, break_on_hyphens=False,
+        line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
         replace_whitespace=False,
     )  # fmt: skip
