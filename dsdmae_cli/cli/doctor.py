@@ -49,7 +49,9 @@ def _print(check: Check) -> None:
 
     console = Console(highlight=False)
     begins = f"{check.state:<9}{check.name:<{_NAME}}  "
-    found = folded(f"{begins}{check.found}", console.width, len(begins)) if console.is_terminal else begins + check.found
+    found = (
+        folded(f"{begins}{check.found}", console.width, len(begins)) if console.is_terminal else begins + check.found
+    )
     lines = [Text.assemble((found[:7], _STYLES[check.state]), found[7:])]
     if check.todo:
         lines.append(Text(" " * len(begins) + check.todo))

@@ -35,8 +35,9 @@ Split = Annotated[
 ]  # fmt: skip
 Pool = Annotated[
     Literal["mean", "cls", "max", "mean+cls", "tokens"],
-    typer.Option("--pool", metavar="NAME", help="mean or max of the patch tokens, cls (the class token), mean+cls (both,"
-                 " side by side), or tokens (all patch tokens as they lie: n, rows, columns, features)", rich_help_panel=_RESULT),
+    typer.Option("--pool", metavar="NAME", help="mean or max of the patch tokens, cls (the class token), mean+cls"
+                 " (both, side by side), or tokens (all patch tokens as they lie: n, rows, columns, features)",
+                 rich_help_panel=_RESULT),
 ]  # fmt: skip
 ImageSize = Annotated[
     str | None,

@@ -57,8 +57,9 @@ def _kinds(incomplete: str) -> list[str]:
 def new(
     kind: Annotated[
         str,
-        typer.Argument(metavar="KIND", help="What to make: a backbone, dataset, method", show_default=False,
-                       autocompletion=_kinds),
+        typer.Argument(
+            metavar="KIND", help="What to make: a backbone, dataset, method", show_default=False, autocompletion=_kinds
+        ),
     ],
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Its name: lower-case letters, digits and hyphens", show_default=False)

@@ -172,11 +172,16 @@ def to_toml(values: dict[str, dict[str, Any]], sources: dict[str, str] | None = 
     return "\n".join(lines)
 
 
+def _written(default: Any) -> Any:
+    """A default as a file of settings has it: true, not True."""
+    return str(default).lower() if isinstance(default, bool) else default
+
+
 def help_text(model: type[BaseModel], section: str, key: str) -> str:
     """One line of help for a flag: description, range, default and where the setting lives."""
     field = next(field for name, field in model.model_fields.items() if key_of(name, field) == key)
     default = plain(field.get_default())
-    shown = str(default).lower() if isinstance(default, bool) else default
+    shown = _written(default)
     takes = allowed(field)
     told = "default" if takes in ("text", "true or false") else f"takes {takes}; default"  # which goes without saying
     return f"{_begun(field.description or '')}. {told[0].upper()}{told[1:]} {shown} ({section}.{key})"
@@ -185,7 +190,11 @@ def help_text(model: type[BaseModel], section: str, key: str) -> str:
 def _begun(description: str) -> str:
     """A description as the beginning of a sentence, unless it begins with a value or a name of code."""
     first = description.split(" ")[0]
-    return description[:1].upper() + description[1:] if first.isascii() and first.isalpha() and first != "auto" else description
+    return (
+        description[:1].upper() + description[1:]
+        if first.isascii() and first.isalpha() and first != "auto"
+        else description
+    )
 
 
 def reference(title: str, model: type[BaseModel], intro: str = "", leave_out: Collection[str] = ()) -> str:
@@ -197,7 +206,7 @@ def reference(title: str, model: type[BaseModel], intro: str = "", leave_out: Co
             continue
         cells = (
             f"`{key_of(name, field)}`",
-            f"`{plain(field.get_default())}`",
+            f"`{_written(plain(field.get_default()))}`",
             allowed(field),
             field.description or "",
         )

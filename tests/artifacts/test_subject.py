@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from helpers import settings, train
-from platformdirs import user_data_path
 from safetensors.torch import load_file, save_file
 
 from dsdmae_cli.artifacts.subject import allowed, completions, parse, taken_over

@@ -147,7 +147,11 @@ def test_a_settings_flag_shows_its_meaning_range_and_default(flag: str, run: Run
         assert FLAGS[flag] in declared.help
         return
     assert field.description[1:] in line
-    if field.description[0].isascii() and field.description.split()[0].isalpha() and not field.description.startswith("auto "):
+    if (
+        field.description[0].isascii()
+        and field.description.split()[0].isalpha()
+        and not field.description.startswith("auto ")
+    ):
         assert field.description[0].upper() + field.description[1:] in line  # a sentence like those beside it
     assert (f"Takes {allowed(field)}" in line) == (allowed(field) not in ("text", "true or false"))
     default = plain(field.get_default())

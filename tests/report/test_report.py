@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.plugins import BrokenPlugin, discover
-from dsdmae_cli.report import print_result, duration, training
+from dsdmae_cli.report import duration, print_result, training
 from dsdmae_cli.report.counted import Counted
 from dsdmae_cli.report.lines import Figure, Pace, bar_line, fitting, percent, shortened, words_of
 from dsdmae_cli.report.training import PlainReport, RichReport
