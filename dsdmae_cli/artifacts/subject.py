@@ -297,19 +297,10 @@ def allowed(trained: bool = False) -> str:
 
 
 def completions(incomplete: str) -> list[str]:
-    """Subjects that begin with what was typed so far: runs at the default place, the words, plugins with weights.
-
-    None for a path elsewhere, which the shell itself completes.
-    """
+    """Subjects that begin with what was typed so far and are no paths: the words, plugins with weights."""
     published = [text.partition(":")[0] + ":" if ":" in text else text for text in _published()]
-    words = [SCRATCH, PIXELS, *published, hub.PREFIX, *_SHIPPED, *run_completions(incomplete)]
+    words = [SCRATCH, PIXELS, *published, hub.PREFIX, *_SHIPPED]
     return [word for word in words if word.startswith(incomplete)]
-
-
-def run_completions(incomplete: str) -> list[str]:
-    """Runs at the default place whose path begins with what was typed so far, the newest first."""
-    runs = (str(path.parent) for path in default_folder().glob(f"*/{SETTINGS}"))
-    return sorted((run for run in runs if run.startswith(incomplete)), reverse=True)
 
 
 def nearest_path(text: str, ending: str) -> str:

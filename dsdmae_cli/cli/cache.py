@@ -53,7 +53,7 @@ def _files(count: int) -> str:
 def clear(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME...]", help="What to clear, as `dsdmae cache` calls it; all of the program's own"
+        typer.Argument(metavar="NAME", help="What to clear, as `dsdmae cache` calls it; all of the program's own"
                        " by default", show_default=False, autocompletion=complete),
     ] = None,
     older_than: Annotated[

@@ -18,7 +18,7 @@ _FORM = "Form"
 
 Runs = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="RUN...", help="Directories of finished runs of pretrain, probe or finetune, or their"
+    typer.Argument(metavar="RUN", help="Directories of finished runs of pretrain, probe or finetune, or their"
                    " result.json files", show_default=False, autocompletion=completion.runs),
 ]  # fmt: skip
 Paper = Annotated[

@@ -9,6 +9,7 @@ from typing import Any
 from dsdmae_cli.config.flags import Flag
 
 _MOST_RUNS = 50
+_WEIGHTS = ("encoder.safetensors", "classifier.safetensors", "checkpoints")  # a run with none of them is no subject
 Complete = Callable[[str], list[str]]
 
 
@@ -93,23 +94,37 @@ def assignments(incomplete: str) -> list[str]:
     return [text if text.endswith(".") else f"{text}=" for text in settings(incomplete)]
 
 
-def runs(incomplete: str) -> list[str]:
+def directories(incomplete: str) -> list[str]:
     """Directories of runs that were given no place of their own, the newest first; none of these and the shell offers
     files."""
-    from platformdirs import user_data_path
+    return [text for path in _runs() if (text := str(path)).startswith(incomplete)][:_MOST_RUNS]
 
-    folder = user_data_path("dsdmae") / "runs"
-    if not folder.is_dir():
-        return []
-    found = sorted((path for path in folder.iterdir() if path.is_dir()), key=_age, reverse=True)
-    return [text for path in found if (text := str(path)).startswith(incomplete)][:_MOST_RUNS]
+
+def runs(incomplete: str) -> list[str]:
+    """The same by their names, as commands know them, until a path is typed."""
+    if any(mark in incomplete for mark in "/\\~"):
+        return directories(incomplete)
+    return [path.name for path in _runs() if path.name.startswith(incomplete)][:_MOST_RUNS]
 
 
 def subjects(incomplete: str) -> list[str]:
-    """What a command judges or starts from: runs, published weights up to their colon, scratch and pixels."""
+    """What a command judges or starts from: runs with weights, published weights up to their colon, scratch, pixels."""
     from dsdmae_cli.artifacts.subject import completions
 
-    return list(dict.fromkeys([*runs(incomplete), *completions(incomplete)]))
+    folder = _folder()
+    trained = [run for run in runs(incomplete) if any((folder / run / part).exists() for part in _WEIGHTS)]
+    return list(dict.fromkeys([*trained, *completions(incomplete)]))
+
+
+def _runs() -> list[Path]:
+    folder = _folder()
+    return sorted((p for p in folder.iterdir() if p.is_dir()), key=_age, reverse=True) if folder.is_dir() else []
+
+
+def _folder() -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("dsdmae") / "runs"
 
 
 def _age(path: Path) -> float:

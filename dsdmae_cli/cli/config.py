@@ -80,7 +80,7 @@ def _network(start: str) -> Any:
 
 @app.command(cls=Command)
 def check(
-    file: Annotated[Path, typer.Argument(help="A TOML file of settings")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="A file of settings")],
     debug: Debug = False,
 ) -> None:
     """Say whether a file's settings are valid; exit code 2 and one line if not."""

@@ -74,8 +74,9 @@ Strength = Annotated[
 ]  # fmt: skip
 RangeOf = Annotated[
     str,
-    typer.Option("--range", metavar="auto|batch|LOW,HIGH|BITS|none", help="Values that are black and white in pictures"
-                 " of more than 8 bits; auto = each picture's own, batch = one range for all of them, none = 0..65535",
+    typer.Option("--range", metavar="LOW,HIGH|NAME", help="Values that are black and white in pictures of more than 8"
+                 " bits, or a number of bits; auto = each picture's own, batch = one range for all of them, none ="
+                 " 0..65535",
                  rich_help_panel=NETWORK),
 ]  # fmt: skip
 Reference = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsdmae_cli.cli.options import Debug
-from dsdmae_cli.report import tell
+from dsdmae_cli.report import folded, tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.doctor import Check
@@ -48,9 +48,13 @@ def _print(check: Check) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    lines = [Text.assemble((f"{check.state:<7}", _STYLES[check.state]), f"  {check.name:<{_NAME}}  {check.found}")]
+    begins = f"{check.state:<9}{check.name:<{_NAME}}  "
+    found = (
+        folded(f"{begins}{check.found}", console.width, len(begins)) if console.is_terminal else begins + check.found
+    )
+    lines = [Text.assemble((found[:7], _STYLES[check.state]), found[7:])]
     if check.todo:
-        lines.append(Text(f"{'':<{_NAME + 11}}{check.todo}"))
+        lines.append(Text(" " * len(begins) + check.todo))
     for line in lines:
         # A path or a command that is broken by a line's end cannot be copied.
         console.print(line, soft_wrap=True)

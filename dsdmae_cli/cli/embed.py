@@ -30,13 +30,14 @@ Point = Annotated[
 ]  # fmt: skip
 Split = Annotated[
     Literal["train", "test", "labelled", "all"],
-    typer.Option("--split", help="Which images; all = train, then test; labelled = the training images with labels,"
-                 " where those are others", rich_help_panel="Data"),
+    typer.Option("--split", metavar="NAME", help="Which images: train, test, all (train, then test) or labelled (the"
+                 " training images with labels, where those are others)", rich_help_panel="Data"),
 ]  # fmt: skip
 Pool = Annotated[
     Literal["mean", "cls", "max", "mean+cls", "tokens"],
-    typer.Option("--pool", help="Mean or largest of the patch tokens, the class token, mean and class token side by"
-                 " side, or all patch tokens as they lie (n, rows, columns, features)", rich_help_panel=_RESULT),
+    typer.Option("--pool", metavar="NAME", help="mean or max of the patch tokens, cls (the class token), mean+cls"
+                 " (both, side by side), or tokens (all patch tokens as they lie: n, rows, columns, features)",
+                 rich_help_panel=_RESULT),
 ]  # fmt: skip
 ImageSize = Annotated[
     str | None,

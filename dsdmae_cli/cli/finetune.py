@@ -10,10 +10,10 @@ from dsdmae_cli.config.given import Given
 def command(given: Given) -> None:
     """Train a whole network on labels, from a pre-trained encoder or from scratch, and judge it on the test images.
 
-    dsdmae finetune RUN                        what pre-training was worth
-    dsdmae finetune scratch --like RUN         the same network without it
-    dsdmae finetune RUN --preset strong        with strong augmentation
-    dsdmae finetune RUN --task segment         the class of every pixel, of images with masks
+    dsdmae finetune RUN                  what pre-training was worth
+    dsdmae finetune scratch --like RUN   the same network without it
+    dsdmae finetune RUN --preset strong  with strong augmentation
+    dsdmae finetune RUN --task segment   classes of pixels, of images with masks
 
     Dataset and backbone are those of RUN unless you name others. The result is the last epoch, or with
     --set finetune.select=best the best on a held-out share of the training images; never the best on the test set.

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
+import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+_SHOWN = "dsdmae "  # begins a line that is a command
+_TINY = 1e-3  # a least value below it stands for "above 0"
+
 
 class Command(TyperCommand):
-    """A command whose help does not say of what type a flag or an argument is: a name says it, or nothing has to."""
+    """A command whose help does not say of what type a flag or an argument is: a name says it, or nothing has to.
+
+    Its words run to the width of the terminal, where Rich would keep the line ends of the source.
+    """
+
+    def __init__(self, *args: Any, help: str | None = None, **settings: Any) -> None:
+        super().__init__(*args, help=help and _flowing(help), **settings)
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _without_types(super().get_params(ctx))
+
+
+def _flowing(text: str) -> str:
+    """The text with line ends only between paragraphs and before and after a command that is shown."""
+    lines = re.sub(r"(?<!\n)\n(?!\n)", "\0", inspect.cleandoc(text)).split("\0")
+    found = lines[0]
+    for before, line in itertools.pairwise(lines):
+        shown = any(part.lstrip().startswith(_SHOWN) for part in (before.rpartition("\n")[2], line))
+        found += ("\n" if shown else " ") + line
+    return found
 
 
 def _without_types(params: list[Any]) -> list[Any]:
@@ -20,7 +43,16 @@ def _without_types(params: list[Any]) -> list[Any]:
             param.display_type_rich = _nothing
         elif param.is_flag:
             param.metavar = ""
+        if getattr(param, "min", None) is not None:
+            param._get_number_range_help_str = functools.partial(_range, param.min, param.max)
     return params
+
+
+def _range(low: float, high: float | None) -> str:
+    """The range of a number in words: "from 1 up", "1 to 256"."""
+    if high is not None:
+        return f"{low} to {high}"
+    return "above 0" if 0 < low < _TINY else f"from {low} up"
 
 
 def _nothing(ctx: Any) -> None:

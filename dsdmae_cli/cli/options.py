@@ -104,7 +104,7 @@ SHARED = (
     ),
     Shared(
         "out", Path | None,
-        lambda _: _option("--out", metavar="DIR", panel=RUN, complete=completion.runs,
+        lambda _: _option("--out", metavar="DIR", panel=RUN, complete=completion.directories,
                           help="The run's directory, new or empty. Default: one of its own under the user's data"
                           " directory"),
         _RUNS,
@@ -227,7 +227,7 @@ def _placed(command: str, values: dict[str, Any]) -> dict[str, Any]:
         run, number = last_unfinished(command)
         of = f", the last of {number} that have not finished" if number > 1 else ""
         if not values.get("json"):
-            say(f"going on with {run.path}{of}: {run.state} {since(run)} ago")
+            say(f"going on with {run.name}{of}: {run.state} {since(run)} ago")
         return {**values, "out": run.path}
     return values
 

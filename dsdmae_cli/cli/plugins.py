@@ -31,7 +31,7 @@ Row = tuple[str, str, str, str, str]
 @app.callback(invoke_without_command=True)
 def list_plugins(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table")] = False,
     debug: Debug = False,
 ) -> None:
     """List the installed backbones, datasets, methods and probes, and the packages that bring them."""
@@ -56,10 +56,15 @@ def _kinds(incomplete: str) -> list[str]:
 @app.command("new", cls=Command)
 def new(
     kind: Annotated[
-        str, typer.Argument(help="what to make: a backbone, dataset, method", show_default=False, autocompletion=_kinds)
+        str,
+        typer.Argument(
+            metavar="KIND", help="What to make: a backbone, dataset, method", show_default=False, autocompletion=_kinds
+        ),
     ],
-    name: Annotated[str, typer.Argument(help="its name: lower-case letters, digits and hyphens", show_default=False)],
-    into: Annotated[Path, typer.Option(metavar="DIR", help="folder that receives dsdmae-NAME/")] = Path(),
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Its name: lower-case letters, digits and hyphens", show_default=False)
+    ],
+    into: Annotated[Path, typer.Option(metavar="DIR", help="Folder that receives dsdmae-NAME/")] = Path(),
     debug: Debug = False,
 ) -> None:
     """Write the package dsdmae-NAME: a small plugin that works, to be installed, tested and changed."""

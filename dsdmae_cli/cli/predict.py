@@ -26,7 +26,7 @@ Subject = Annotated[
 ]  # fmt: skip
 Pictures = Annotated[
     list[str],
-    typer.Argument(metavar="PICTURES...", help="Pictures, folders, globs in quotes, or - for standard input",
+    typer.Argument(metavar="PICTURE|FOLDER|GLOB|-", help="Whose classes to say; - is standard input",
                    show_default=False),
 ]  # fmt: skip
 Out = Annotated[

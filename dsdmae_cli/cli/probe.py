@@ -10,12 +10,12 @@ from dsdmae_cli.config.given import Given
 def command(given: Given) -> None:
     """Judge a frozen backbone: linear, k-NN, logistic, attentive or efficient probe.
 
-    dsdmae probe RUN                           MAE's linear probe on the run's own dataset
+    dsdmae probe RUN                     MAE's linear probe, on the run's dataset
     dsdmae probe RUN --kind knn
-    dsdmae probe scratch --like RUN            the same network untrained
-    dsdmae probe pixels --like RUN             no network at all
-    dsdmae probe RUN --few-shot 1,5,10%        with few labels, repeated draws
-    dsdmae probe RUN --kind segment            of images with masks: labels of pixels
+    dsdmae probe scratch --like RUN      the same network untrained
+    dsdmae probe pixels --like RUN       no network at all
+    dsdmae probe RUN --few-shot 1,5,10%  with few labels, repeated draws
+    dsdmae probe RUN --kind segment      of images with masks: labels of pixels
 
     What there is to choose (rates, k, C) is chosen on held-out training images, never on the test set.
     """

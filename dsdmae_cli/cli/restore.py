@@ -37,8 +37,9 @@ Out = Annotated[
 ]  # fmt: skip
 RangeOf = Annotated[
     str,
-    typer.Option("--range", metavar="auto|LOW,HIGH|BITS|none", help="Values that are black and white in pictures of"
-                 " more than 8 bits; auto = those of the run's images, else each picture's own, none = 0..65535",
+    typer.Option("--range", metavar="LOW,HIGH|NAME", help="Values that are black and white in pictures of more than 8"
+                 " bits, or a number of bits; auto = those of the run's images, else each picture's own, none ="
+                 " 0..65535",
                  rich_help_panel=NETWORK),
 ]  # fmt: skip
 

@@ -253,7 +253,7 @@ def _is_data(dataset: str, wanted: str) -> bool:
 
 @app.command(cls=Command)
 def rm(
-    named: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs' directories, or their names in the folder",
+    named: Annotated[list[str], typer.Argument(metavar="RUN", help="Runs' directories, or their names in the folder",
                                                show_default=False, autocompletion=complete)],
     folder: In = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,

@@ -43,19 +43,44 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
     if origin is Annotated:
         inner, *more = get_args(annotation)
         return _allowed(inner, [*metadata, *more])
-    if origin in (Union, UnionType):
-        return " or ".join(_allowed(part, []) for part in get_args(annotation))
-    if origin is Literal:
-        return " or ".join(repr(word) for word in get_args(annotation))
+    if origin in (Union, UnionType, Literal):
+        return _one_of(_alternatives(annotation))
     if origin is tuple and get_args(annotation)[-1] is Ellipsis:
-        return f"a list, each {_allowed(get_args(annotation)[0], [])}"
+        return f"a list{_of(_allowed(get_args(annotation)[0], []))}"
     if origin is tuple:
-        return "a pair [" + ", ".join(_allowed(part, []) for part in get_args(annotation)) + "]"
+        parts = [_allowed(part, []) for part in get_args(annotation)]
+        return f"a pair{_of(parts[0])}" if len(set(parts)) == 1 else f"a pair [{', '.join(parts)}]"
     if origin is dict:
         return "a table"
     if annotation is NoneType:
         return "'none'"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation))) + _range(metadata)
+
+
+def _alternatives(annotation: Any) -> list[str]:
+    """What a value may be, one phrase each; a pair of what it may be alone is a pair of such."""
+    if get_origin(annotation) is Literal:
+        return [repr(word) for word in get_args(annotation)]
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) not in (Union, UnionType):
+        return [_allowed(annotation, [])]
+    found = [phrase for part in get_args(annotation) for phrase in _alternatives(part)]
+    pairs = {f"a pair{_of(phrase)}" for phrase in found}
+    return ["a pair of such" if phrase in pairs else phrase for phrase in found]
+
+
+def _of(phrase: str) -> str:
+    """What follows "a pair" or "a list" of values that one phrase describes."""
+    for one, several in (("a number", "numbers"), ("a whole number", "whole numbers"), ("a pair", "pairs")):
+        if phrase.startswith(one) and " or " not in phrase:
+            return f" of {several}{phrase.removeprefix(one)}"
+    return f", each {phrase}"
+
+
+def _one_of(phrases: list[str]) -> str:
+    """ "a, b or c"."""
+    return " or ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
 
 
 def admits(field: FieldInfo, *kinds: type) -> bool:
@@ -147,14 +172,29 @@ def to_toml(values: dict[str, dict[str, Any]], sources: dict[str, str] | None = 
     return "\n".join(lines)
 
 
+def _written(default: Any) -> Any:
+    """A default as a file of settings has it: true, not True."""
+    return str(default).lower() if isinstance(default, bool) else default
+
+
 def help_text(model: type[BaseModel], section: str, key: str) -> str:
     """One line of help for a flag: description, range, default and where the setting lives."""
     field = next(field for name, field in model.model_fields.items() if key_of(name, field) == key)
     default = plain(field.get_default())
-    shown = str(default).lower() if isinstance(default, bool) else default
+    shown = _written(default)
     takes = allowed(field)
     told = "default" if takes in ("text", "true or false") else f"takes {takes}; default"  # which goes without saying
-    return f"{field.description}. {told[0].upper()}{told[1:]} {shown} ({section}.{key})"
+    return f"{_begun(field.description or '')}. {told[0].upper()}{told[1:]} {shown} ({section}.{key})"
+
+
+def _begun(description: str) -> str:
+    """A description as the beginning of a sentence, unless it begins with a value or a name of code."""
+    first = description.split(" ")[0]
+    return (
+        description[:1].upper() + description[1:]
+        if first.isascii() and first.isalpha() and first != "auto"
+        else description
+    )
 
 
 def reference(title: str, model: type[BaseModel], intro: str = "", leave_out: Collection[str] = ()) -> str:
@@ -166,7 +206,7 @@ def reference(title: str, model: type[BaseModel], intro: str = "", leave_out: Co
             continue
         cells = (
             f"`{key_of(name, field)}`",
-            f"`{plain(field.get_default())}`",
+            f"`{_written(plain(field.get_default()))}`",
             allowed(field),
             field.description or "",
         )

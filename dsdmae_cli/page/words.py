@@ -12,7 +12,7 @@ from dsdmae_cli.page import PAGE
 FIGURES = {
     "segmentation": "test images, their masks, and what was answered",
     "confusion": "confusion matrix: true classes in rows, predicted ones in columns",
-    "classes": "each class: accuracy, or overlap (IoU) of labelled pixels",
+    "classes": "the score of each class",
     "mistakes": "the most confident mistakes: what was said, what it is",
     "choice": "what was chosen on held-out training images",
     "curves": "every head that was tried, by epoch",

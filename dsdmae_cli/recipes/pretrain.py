@@ -236,7 +236,7 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
 
 def summary(result: dict[str, Any]) -> str:
     """The lines for people at the end of a run."""
-    lines = [f"{result['steps']} steps, {result['images_seen']} images in {duration(result['seconds'])}"]
+    lines = [f"{result['steps']:,} steps, {result['images_seen']:,} images in {duration(result['seconds'])}"]
     if result["final"]:
         lines[0] += f", last loss {result['final'].get('loss', float('nan')):.4f}"
     if result["knn_accuracy"] is not None:
@@ -248,7 +248,6 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"on held-out    {', '.join(f'{name} {value:.4g}' for name, value in result['measured'].items())}")
     if result["unreadable_images"]:
         lines.append(f"skipped        {result['unreadable_images']} unreadable images")
-    lines += page_line(result["run"])
-    lines.append(f"encoder        {result['encoder']}")
-    lines.append(f"load it with   {result['load_with']}")
-    return "\n".join([*lines, *last_words(result, called(Path(result["run"])))])
+    words = last_words(result, called(Path(result["run"])))  # the finding, and what to type next
+    where = [f"encoder        {result['encoder']}", f"load it with   {result['load_with']}", *page_line(result["run"])]
+    return "\n".join([*lines, *words[:1], *where, *words[1:]])

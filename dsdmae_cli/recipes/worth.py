@@ -24,7 +24,7 @@ from dsdmae_cli.errors import RunInterrupted, SettingsError
 from dsdmae_cli.evaluation.judging import open_labelled
 from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.recipes.finetune import build_classifier
-from dsdmae_cli.report import Report, make_report, without_password
+from dsdmae_cli.report import Report, duration, make_report, without_password
 from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.plan import make_plan
 from dsdmae_cli.runs.rundir import LOCK, RESULT, RunDir
@@ -193,7 +193,7 @@ def _runner(question: Question, folder: Path, report: Report) -> tuple[Runner, f
     names = ", ".join(contender.name for contender in question.contenders)
     report.note(
         f"{names}: {', '.join(f'{count:,}' for count in question.labels)} labels, {question.seeds} seeds, about"
-        f" {question.minutes:g} minutes, {len(slots)} at a time, in {folder}"
+        f" {duration(60 * question.minutes)}, {len(slots)} at a time, in {folder}"
     )
     chance = float(np.bincount(judged.test_labels).max() / len(judged.test))
     return Runner(question, folder, slots, report), chance

@@ -10,7 +10,9 @@ import html
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -185,4 +187,34 @@ def make_report(*, as_json: bool, main_process: bool) -> Report:
 
 def print_result(result: dict[str, Any], *, as_json: bool, text: str) -> None:
     """The one thing that goes to stdout: an object for scripts or a few lines for people."""
-    print(json.dumps(result, indent=2) if as_json else shown(text))
+    print(json.dumps(result, indent=2) if as_json else _between_words(shown(text)))
+
+
+def _between_words(text: str) -> str:
+    """The text as a terminal shows it: lines end between words.
+
+    One with a path that is longer than the line can be copied only where the terminal itself breaks it.
+    """
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join(folded(line, shutil.get_terminal_size().columns) for line in text.split("\n"))
+
+
+_LABEL, _LABEL_COLUMNS = re.compile(r"\S+(?: \S+)*  +"), 16
+
+
+def folded(line: str, columns: int, indent: int | None = None) -> str:
+    """A line in as many as it needs, each ended between words; one that holds a longer word is left to the terminal.
+
+    Args:
+        indent: columns before the further ones; None = what follows a label ("data     ") stays beside it.
+    """
+    if indent is None:
+        found = _LABEL.match(line)
+        indent = len(found[0]) if found and len(found[0]) <= _LABEL_COLUMNS else 0
+    if len(line) <= columns or max(map(len, line[indent:].split()), default=0) > columns - indent:
+        return line
+    return textwrap.fill(
+        line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
+        replace_whitespace=False,
+    )  # fmt: skip

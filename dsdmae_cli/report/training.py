@@ -82,8 +82,15 @@ class _Telling(Report):
         loss = total / steps if steps else self.now.get("loss")
         parts = [f"epoch {self.epoch(epoch * self.steps_per_epoch - 1)}"]
         parts += [f"loss {loss:.4f}"] if loss is not None else []
-        self.note(GAP.join([*parts, *words_of(self.look, self.directions, self.first)]))
+        # What it was before training stands above, and yields first.
+        whole, least = (GAP.join([*parts, *words_of(self.look, self.directions, one)]) for one in (self.first, None))
+        self.note(whole if self.columns is None or len(whole) <= self.columns else least)
         self.look, self.losses, self.told_epoch = {}, (0.0, 0), self.clock()
+
+    @property
+    def columns(self) -> int | None:
+        """How many fit into a line; None = a file, where any number does."""
+        return None
 
     def epoch(self, step: int) -> str:
         """The epoch that a step (counted from 0) belongs to, and how many there are."""
@@ -191,6 +198,10 @@ class RichReport(_Telling):
             vertical_overflow="crop",
         )  # fmt: skip
         self.live.start()
+
+    @property
+    def columns(self) -> int | None:
+        return int(self.console.width)
 
     def lines(self) -> Any:
         """The two lines as they are now."""

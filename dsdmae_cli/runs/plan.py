@@ -72,21 +72,26 @@ class Plan:
         """As an object for scripts."""
         return asdict(self)
 
+    def _time(self) -> str:
+        if self.estimated_seconds is None:
+            return "unknown until it runs"
+        one = f", {duration(self.estimated_seconds / self.epochs)} an epoch" if self.epochs > 1 else ""
+        return f"about {duration(self.estimated_seconds)}{one}"
+
     def text(self) -> str:
         """As lines for people."""
         test = f", {self.test_images} to evaluate" if self.test_images is not None else ""
-        known = self.estimated_seconds is not None
         rows = {
-            "dataset": f"{self.dataset}: {self.train_images} images to train{test}, {self.placement}",
+            "dataset": f"{self.dataset}: {self.train_images:,} images to train{test}, {self.placement}",
             "image": f"{size_words(self.image_size)} px, {self.tokens} tokens",
             "parameters": f"{self.encoder_parameters / 1e6:.2f} M kept, {self.parameters / 1e6:.2f} M trained",
-            "steps": f"{self.steps} ({self.epochs} epochs of {self.steps // self.epochs})",
+            "steps": f"{self.steps:,} ({self.epochs:,} epochs of {self.steps // self.epochs:,})",
             "batch": f"{self.effective_batch} in micro-batches of {self.micro_batch}",
             "learning rate": f"{self.learning_rate:.3g} at its peak",
             "work": f"{self.gflop_per_image:.3g} GFLOP per image and step",
             "memory": f"about {self.memory_gib - self.common_gib:.2g} GiB on {self.device}",
             "device": f"{self.device}, {self.precision}{', compiled' if self.compile else ''}",
-            "time": f"about {duration(self.estimated_seconds or 0)}" if known else "unknown until it runs",
+            "time": self._time(),
         }
         if self.sharded or self.common_gib:
             rows["memory"] += f", of each of {self.processes} processes"

@@ -32,7 +32,7 @@ from dsdmae_cli.runs.observers.jsonl import JsonLines
 from dsdmae_cli.runs.observers.page import PageWriter
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.observers.trackers import Trackers
-from dsdmae_cli.runs.rundir import RESULT, RUN, RunDir, environment
+from dsdmae_cli.runs.rundir import RESULT, RUN, RunDir, called, environment
 from dsdmae_cli.runs.too_little import too_little
 from dsdmae_cli.runs.writer import Writer
 from dsdmae_cli.runtime import Runtime
@@ -240,9 +240,9 @@ class Run(Hooks):
         resumed = f", resumed at step {self.trainer.step}" if self.trainer.step else ""
         shards = f", divided among {distributed.world_size()} processes" if runtime.sharded else ""
         self.report.note(
-            f"{self.parts.sentence}: {self.source.batching.num_images} images,"
-            f" {self.trainer.total_steps} steps of {train.batch_size} on {runtime.device} in"
-            f" {runtime.precision}{shards}{resumed}\nrun directory {self.directory.path}"
+            f"{self.parts.sentence}: {self.source.batching.num_images:,} images,"
+            f" {self.trainer.total_steps:,} steps of {train.batch_size} on {runtime.device} in"
+            f" {runtime.precision}{shards}{resumed}\nrun       {called(self.directory.path)}"
         )
         if runtime.unshared:
             self.report.warn(runtime.unshared)

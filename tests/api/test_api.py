@@ -242,4 +242,4 @@ def test_warnings_are_pythons(digits: Path, tmp_path: Path, capfd: pytest.Captur
     assert capfd.readouterr() == ("", "")
     with pytest.warns(dsdmae.DsdmaeWarning):
         dsdmae.pretrain(folder, out=tmp_path / "told", progress=True, **small())
-    assert "run directory" in capfd.readouterr().err
+    assert f"run       {tmp_path / 'told'}" in capfd.readouterr().err

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from helpers import settings, train
-from platformdirs import user_data_path
 from safetensors.torch import load_file, save_file
 
-from dsdmae_cli.artifacts.subject import allowed, completions, parse, run_completions, taken_over
+from dsdmae_cli.artifacts.subject import allowed, completions, parse, taken_over
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, PluginError, SettingsError
@@ -155,15 +154,6 @@ def test_completions() -> None:
     assert completions("") == ["scratch", "pixels", "timm:", "hf:", "packaged", "packaged-white-noise"]
     assert completions("s") == ["scratch"]
     assert completions("runs/") == []  # the shell knows paths better
-    runs = user_data_path("dsdmae") / "runs"
-    for name in ("2026-01-01-a", "2026-01-02-b"):
-        (runs / name).mkdir(parents=True)
-        (runs / name / "settings.toml").touch()
-    (runs / "no run").mkdir()
-    newest_first = [str(runs / "2026-01-02-b"), str(runs / "2026-01-01-a")]
-    assert run_completions("") == newest_first
-    assert completions(str(runs)) == newest_first
-    assert completions("") == ["scratch", "pixels", "timm:", "hf:", "packaged", "packaged-white-noise", *newest_first]
 
 
 def test_a_run_may_be_called_as_the_folder_that_it_learned_from(

@@ -53,11 +53,11 @@ def test_a_dry_run_says_the_same_to_people(run: Run, empty_home: Path) -> None:
     done = run("pretrain", "--dry-run", "--out", empty_home / "out")
     assert (done.code, done.err) == (0, "")
     facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in done.out.splitlines() if "  " in line)
-    assert facts["dataset"].startswith("digits: 1400 images to train, 397 to evaluate")
+    assert facts["dataset"].startswith("digits: 1,400 images to train, 397 to evaluate")
     assert "16 tokens" in facts["image"]
     train = load(environ={}).settings.train
     per_epoch = 1400 // train.batch_size
-    assert facts["steps"] == f"{train.epochs * per_epoch} ({train.epochs} epochs of {per_epoch})"
+    assert facts["steps"] == f"{train.epochs * per_epoch:,} ({train.epochs} epochs of {per_epoch})"
     assert {"parameters", "batch", "work", "memory", "device", "time"} <= set(facts)
     assert list(empty_home.iterdir()) == []
 

@@ -169,9 +169,13 @@ def test_runs_are_completed_the_newest_first(tmp_path: Path, monkeypatch: pytest
         (folder / name).mkdir(parents=True)
         os.utime(folder / name, (1e9 - age, 1e9 - age))
     both = [str(folder / "new"), str(folder / "old")]
-    for line in ("dsdmae pretrain --resume --out ", "dsdmae probe scratch --like ", "dsdmae compare "):
-        assert complete(line, there) == both
-    for line in ("dsdmae probe ", "dsdmae finetune ", "dsdmae export "):
-        assert complete(line, there) == [*both, *words]
+    assert complete("dsdmae pretrain --resume --out ", there) == both  # a name would be one beside where one stands
+    for line in ("dsdmae probe scratch --like ", "dsdmae compare ", "dsdmae runs show "):
+        assert complete(line, there) == ["new", "old"]
+    assert complete("dsdmae probe ", there) == words  # neither has weights
+    (folder / "old" / "encoder.safetensors").touch()
+    os.utime(folder / "old", (1e9 - 1, 1e9 - 1))
+    for line in ("dsdmae probe ", "dsdmae export "):
+        assert complete(line, there) == ["old", *words]
     assert complete(f"dsdmae embed {folder}/o", there) == both[1:]
     assert complete("dsdmae embed my", there) == []

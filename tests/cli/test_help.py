@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 import subprocess
@@ -145,7 +146,13 @@ def test_a_settings_flag_shows_its_meaning_range_and_default(flag: str, run: Run
         assert declared.help in line
         assert FLAGS[flag] in declared.help
         return
-    assert field.description in line
+    assert field.description[1:] in line
+    if (
+        field.description[0].isascii()
+        and field.description.split()[0].isalpha()
+        and not field.description.startswith("auto ")
+    ):
+        assert field.description[0].upper() + field.description[1:] in line  # a sentence like those beside it
     assert (f"Takes {allowed(field)}" in line) == (allowed(field) not in ("text", "true or false"))
     default = plain(field.get_default())
     assert f"efault {str(default).lower() if isinstance(default, bool) else default}" in line
@@ -156,6 +163,29 @@ def test_a_settings_flag_shows_its_meaning_range_and_default(flag: str, run: Run
 def test_help_swallows_no_brackets(run: Run) -> None:
     found = rows(run("pretrain", "--help").out)
     assert "[-1, 1]" in found["--noise-std"]
-    assert "[a number above 0 to 1, a number above 0 to 1]" in found["--mask-ratio"]
+    assert "Takes a number above 0 to 1 or a pair of such" in found["--mask-ratio"]
     assert "R[,R]" in found["--mask-ratio"]
     assert "\\" not in "".join(found.values())
+
+
+@pytest.mark.parametrize("command", ["tokenizer", "probe", "bench gpu", "restore", "finetune"])
+def test_help_runs_to_the_width_of_the_terminal(run: Run, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    before_boxes = run(*command.split(), "--help").out.partition("╭")[0]
+    paragraphs = [part.split("\n") for part in re.split(r"\n(?: *\n)+", before_boxes) if "Usage:" not in part]
+    assert len(paragraphs) > 1
+    for lines in paragraphs:
+        for line, after in itertools.pairwise(line.strip() for line in lines if line.strip()):
+            if not (line.startswith("dsdmae ") or after.startswith("dsdmae ")):
+                assert len(f"{line} {after.split()[0]}") > 76, (line, after)
+
+
+def test_ranges_and_repeated_arguments_are_said_in_words(run: Run) -> None:
+    assert "K [from 1 up]" in run("predict", "--help").out
+    found = run("denoise", "--help").out
+    assert "N [1 to 256]" in found
+    assert "N [above 0]" in found
+    for command in (("predict",), ("compare",), ("runs", "rm"), ("cache", "clear")):
+        assert "......" not in (usage := run(*command, "--help").out.partition("╭")[0])
+        assert "...}" not in usage
+        assert "[[" not in usage

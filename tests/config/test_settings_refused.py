@@ -11,11 +11,11 @@ from dsdmae_cli.config.describe import to_toml
 from dsdmae_cli.config.sources import parse_word
 from dsdmae_cli.errors import PluginError
 
-_SIDES = "a pair [a whole number from 4 to 4096, a whole number from 4 to 4096]"
+_SIDES = "a pair of such"
 WHOLE = "a whole number from 1 up"
-STD = "a number from 0 up or a pair [a number from 0 up, a number from 0 up] or 'auto'"
-RATIO = "a number above 0 to 1 or a pair [a number above 0 to 1, a number above 0 to 1]"
-CROP = "a pair [a number above 0 to 1, a number above 0 to 1] or 'auto' or 'none'"
+STD = "a number from 0 up, a pair of such or 'auto'"
+RATIO = "a number above 0 to 1 or a pair of such"
+CROP = "a pair of numbers above 0 to 1, 'auto' or 'none'"
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ CROP = "a pair [a number above 0 to 1, a number above 0 to 1] or 'auto' or 'none
         ("train.epochs=5\nx=3", r"'5\nx=3'", WHOLE),
         ("train.seed=-1", "-1", "a whole number from 0 up"),
         ("train.keep_checkpoints=1", "1", "a whole number from 2 up"),
-        ("train.precision=fp8", "'fp8'", "'auto' or 'bf16' or 'fp16' or 'fp32'"),
-        ("train.compile=maybe", "'maybe'", "true or false or 'auto'"),
+        ("train.precision=fp8", "'fp8'", "'auto', 'bf16', 'fp16' or 'fp32'"),
+        ("train.compile=maybe", "'maybe'", "true, false or 'auto'"),
         ("data.image_size=3", "3", f"a whole number from 4 to 4096 or {_SIDES} or 'auto'"),
         ("data.image_size=240,180,3", "[240, 180, 3]", f"a whole number from 4 to 4096 or {_SIDES} or 'auto'"),
         ("data.image_size=64,2", "[64, 2]", f"a whole number from 4 to 4096 or {_SIDES} or 'auto'"),
@@ -50,9 +50,9 @@ CROP = "a pair [a number above 0 to 1, a number above 0 to 1] or 'auto' or 'none
         ("optim.lr=nan", "nan", "a number above 0 or 'auto'"),
         ("optim.lr=-inf", "-inf", "a number above 0 or 'auto'"),
         ("optim.weight_decay=-0.1", "-0.1", "a number from 0 up"),
-        ("optim.betas=0.9", "0.9", "a pair [a number from 0 below 1, a number from 0 below 1]"),
-        ("optim.betas=0.9,1.0", "1.0", "a pair [a number from 0 below 1, a number from 0 below 1]"),
-        ("optim.betas={}", "{}", "a pair [a number from 0 below 1, a number from 0 below 1]"),
+        ("optim.betas=0.9", "0.9", "a pair of numbers from 0 below 1"),
+        ("optim.betas=0.9,1.0", "1.0", "a pair of numbers from 0 below 1"),
+        ("optim.betas={}", "{}", "a pair of numbers from 0 below 1"),
         ("optim.clip_grad=None", "'None'", "a number above 0 or 'none'"),
         ("backbone.patch_size=none", "'none'", f"{WHOLE} or 'auto'"),
         ("backbone.pos_embed=rope", "'rope'", "'sincos' or 'learn'"),

@@ -359,7 +359,7 @@ def test_photographs_settings_reach_the_mixture() -> None:
         ("method.noise_law=lognormal", "does not go with noise = 'photograph'"),
         ("method.noise_per=patch", "does not go with noise = 'photograph'"),
         ("method.photograph_jpeg=[95,30]", "write [30.0, 95.0]"),
-        ("method.photograph_jpeg_alone=[0,30]", "takes a pair [a number from 1 to 100"),
+        ("method.photograph_jpeg_alone=[0,30]", "takes a pair of numbers from 1 to 100"),
     ],
 )
 def test_what_photographs_refuse(given: str, words: str) -> None:

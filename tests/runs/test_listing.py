@@ -254,7 +254,7 @@ def test_resume_finds_the_last_run_that_has_not_finished(runs: Path, do: Do) -> 
     shutil.rmtree(runs / "failed")
     code, out, err = do("pretrain", "--resume")
     assert code == 0, err
-    assert f"going on with {runs / 'stopped'}, the last of 2 that have not finished: stopped " in err
+    assert "going on with stopped, the last of 2 that have not finished: stopped " in err
     assert str(runs / "stopped" / "encoder.safetensors") in out
     assert listing.read(runs / "stopped").state == "finished"
     code, out, err = do("pretrain", "--resume", "--json")  # the killed one is left
