@@ -34,7 +34,7 @@ from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError, nearest
 from dsdmae_cli.files import typed
 from dsdmae_cli.plugins import BackboneSpec, Plugin
-from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, SETTINGS, default_folder
+from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, SETTINGS, default_folder, where_they_lie
 from dsdmae_cli.settings.models import BackboneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings, ResolvedProbeSettings, ResolvedSettings
 
@@ -124,7 +124,8 @@ class Subject:
             return {"backbone": _published_table(self.text)}, self.text
         found = self._written()
         if found is not None:
-            return _shared(tables(_resolved(*found))), found[1]
+            said = tables(_resolved(*found))
+            return _shared(where_they_lie(said, self.path) if self.kind == "run" and self.path else said), found[1]
         if self.weights is None:
             return {}, self.text
         from dsdmae_cli.artifacts.elsewhere import recognized_tables  # with torch

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from dsdmae_cli.config.compose import written
 from dsdmae_cli.config.describe import tables, to_toml
-from dsdmae_cli.config.schema import PROBE, Loaded, schema_of
+from dsdmae_cli.config.schema import PROBE, Loaded, Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
 from dsdmae_cli.files import explained, parsed_json, typed, write_bytes
@@ -345,11 +345,22 @@ def changed_settings(before: BaseModel, after: BaseModel) -> list[str]:
     return [f"{s}.{k}: {old[s].get(k)!r}, now {new[s].get(k)!r}" for s, k in keys if old[s].get(k) != new[s].get(k)]
 
 
+def where_they_lie(values: Values, run: Path) -> Values:
+    """A run's settings with the whole path of images that were named by one from where the run began, and are not
+    found by it from here."""
+    plugin, _, path = values["data"]["dataset"].partition(":")
+    began = RunDir(run).read_json(RUN).get("cwd")
+    if not path or Path(path).exists() or not isinstance(began, str) or not (whole := Path(began, path)).exists():
+        return values
+    return {**values, "data": {**values["data"], "dataset": f"{plugin}:{whole}"}}
+
+
 def environment() -> dict[str, Any]:
     """What run.json says of the machine and the program, torch's view of the hardware excepted."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": [without_password(word) for word in sys.argv],
+        "cwd": str(Path.cwd()),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in _PACKAGES},

@@ -102,6 +102,28 @@ def test_a_folder_with_an_encoder_alone_says_what_its_run_says(encoder_run: Path
     assert values["data"].keys().isdisjoint({"flip", "crop_scale", "workers", "strict"})
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_images_named_by_a_relative_path_are_found_from_anywhere(
+    tmp_path: Path, encoder_run: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    data = shutil.copytree(encoder_run.parent / "digits", tmp_path / "there" / "digits")
+    monkeypatch.chdir(data.parent)
+    train(Path("digits"), tmp_path / "run", "train.epochs=1")
+    if not ended:
+        (tmp_path / "run" / "encoder.safetensors").unlink()
+
+    def dataset() -> str:
+        return str(taken_over(str(tmp_path / "run"))[0]["data"]["dataset"])
+
+    assert dataset() == "folder:digits"
+    monkeypatch.chdir(tmp_path)
+    assert dataset() == f"folder:{data}"
+    shutil.rmtree(data)
+    assert dataset() == "folder:digits"
+    (tmp_path / "run" / "run.json").write_text("[")
+    assert dataset() == "folder:digits"
+
+
 def test_an_encoder_does_not_ask_for_the_images_it_learned_from(tmp_path: Path, encoder_run: Path) -> None:
     data = shutil.copytree(encoder_run.parent / "digits", tmp_path / "digits")
     train(data, tmp_path / "run", "train.epochs=1", "data.image_size=auto")
