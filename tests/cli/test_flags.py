@@ -162,7 +162,7 @@ def test_runs_are_completed_the_newest_first(tmp_path: Path, monkeypatch: pytest
     if tmp_path not in folder.parents:
         pytest.skip("this system keeps users' data elsewhere")
     there = {"XDG_DATA_HOME": str(tmp_path)}
-    words = ["scratch", "pixels", "timm:", "hf:"]
+    words = ["scratch", "pixels", "timm:", "hf:", "packaged", "packaged-white-noise"]
     assert complete("dsdmae probe ", there) == words
     assert complete("dsdmae compare ", there) == []
     for age, name in enumerate(("new", "old")):
