@@ -205,7 +205,12 @@ class Results:
                 " that a lower one is not better. Judge by --metric knn, or by a probe."
             )
         best, metric = self.ranked[0], self.definition.metric
-        text = f"Best: {describe(best.point)}, {metric.label} {interval(best.summary, metric)}"
+        value = f"{metric.label} {interval(best.summary, metric)}"
+        first = [one for one in self.ranked if one.summary and best.summary and one.summary.mean == best.summary.mean]
+        if len(first) > 1:
+            *names, last = [describe(one.point) for one in first]
+            return f"No best: {', '.join(names)} and {last} came out equal, {value}."
+        text = f"Best: {describe(best.point)}, {value}"
         if self.contrast is None:
             return f"{text}."
         other, c = self.ranked[1], self.contrast
