@@ -77,7 +77,7 @@ class Subject:
         if self.kind == "run":
             assert self.path is not None
             return self.path.resolve().name
-        if self.weights is None or hub.is_hub(self.text):
+        if self.weights is None or hub.is_hub(self.text) or self.text in _SHIPPED:
             return self.text
         if self.weights.name in _IN_FOLDERS:
             return self.weights.resolve().parent.name

@@ -104,7 +104,7 @@ def test_the_encoder_of_a_denoiser(packaged: Packaged, tmp_path: Path) -> None:
     whole.set_image_size(32)
     for subject in (packaged.word, file):
         found = opened(subject, image_size=32)
-        assert found.backbone.name == "unet"
+        assert (found.name, found.backbone.name) == (packaged.word if subject == packaged.word else "mine", "unet")
         assert found.settings is not None
         assert found.settings["method"]["name"] == "dsdmae"
         torch.testing.assert_close(features(found.encoder, images), features(whole, images), rtol=0, atol=0)
