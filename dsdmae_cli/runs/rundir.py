@@ -360,13 +360,21 @@ def environment() -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": [without_password(word) for word in sys.argv],
-        "cwd": str(Path.cwd()),
+        "cwd": _here(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in _PACKAGES},
         "cpu_count": os.cpu_count(),
         "git": _git_state(Path(__file__).parent),
     }
+
+
+def _here() -> str | None:
+    """The directory that the process is in; None where it is gone."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:

@@ -169,7 +169,7 @@ def test_the_range_that_the_file_keeps(tuned_run: Path, images: Path, do: Do, tm
      (("RUN", "a.png", "--out", "x.txt"), "must end in .csv or .json"),
      (("RUN", "a.png", "--out", "x.csv", "--json"), "contradict"),
      (("RUN", "a.png", "--out", "no/x.csv"), "there is no folder no"), (("RUN", "a.png", "--top", "0"), "--top"),
-     (("RUN", "-", "a.png"), "stands alone"), (("RUN",), "PICTURES"), (("ENCODER", "a.png"), "knows no classes"),
+     (("RUN", "-", "a.png"), "stands alone"), (("RUN",), "PICTURE"), (("ENCODER", "a.png"), "knows no classes"),
      (("RUN", "a.png"), "cannot read a.png (no such file or folder); there is no other picture"),
      (("RUN", "PICTURE", "--device", "abacus"), "abacus")],
 )  # fmt: skip

@@ -194,7 +194,7 @@ def test_a_denoiser_needs_a_run(
     file = encoder_run / "encoder.safetensors"
     for subject, form, said in (
         (file, "denoiser", "needs a run's directory"),
-        ("packaged", "denoiser", "there is no packaged"),
+        ("packaged", "denoiser", "needs a run's directory with its checkpoints, and packaged is none"),
         (file, "denoiser-onnx", "holds an encoder alone"),
         ("pixels", "denoiser-onnx", "or the word packaged or packaged-white-noise, and pixels is none"),
         (tuned_run, "denoiser-onnx", "fine-tuned a classifier"),

@@ -85,7 +85,8 @@ def test_a_logistic_probe_is_scikit_learns(run: Path, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(recipe, "gather", and_keep)
     result = judge(run, tmp_path / "probed", "probe.kind=logistic", "probe.c=1.0")
-    [(data, truth)] = seen
+    [(tried, truth)] = seen
+    data = tried["last"]
     scaler = StandardScaler().fit(data.train_features.numpy())
     model = LogisticRegression(C=1.0, max_iter=5000, tol=1e-8).fit(
         scaler.transform(data.train_features.numpy()), data.train_labels.numpy()
