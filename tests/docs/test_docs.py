@@ -52,7 +52,12 @@ def _unexported(
     return 0.0, {"restored": [3, 16, 16]}
 
 
-@pytest.mark.parametrize("command", commands())
+def _marked(command: str) -> Any:
+    """What measures takes half a minute, and runs with the slow tests."""
+    return pytest.param(command, marks=pytest.mark.slow) if command.startswith("dsdmae bench ") else command
+
+
+@pytest.mark.parametrize("command", [_marked(command) for command in commands()])
 def test_documented_command(
     command: str,
     images: Path,
