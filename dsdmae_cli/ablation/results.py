@@ -138,8 +138,14 @@ class Results:
 
     @property
     def best(self) -> Setting | None:
-        """The first of `ranked`, where values can be compared."""
-        return self.ranked[0] if self.ranked and not self.incomparable else None
+        """The first of `ranked`, where values can be compared and no other is equal to it."""
+        return self.first[0] if len(self.first) == 1 and not self.incomparable else None
+
+    @property
+    def first(self) -> list[Setting]:
+        """Those of `ranked` that are as good as the first."""
+        means = [setting.summary.mean for setting in self.ranked if setting.summary]
+        return self.ranked[: means.count(means[0])] if means else []
 
     @property
     def incomparable(self) -> list[str]:
@@ -206,9 +212,8 @@ class Results:
             )
         best, metric = self.ranked[0], self.definition.metric
         value = f"{metric.label} {interval(best.summary, metric)}"
-        first = [one for one in self.ranked if one.summary and best.summary and one.summary.mean == best.summary.mean]
-        if len(first) > 1:
-            *names, last = [describe(one.point) for one in first]
+        if len(self.first) > 1:
+            *names, last = [describe(one.point) for one in self.first]
             return f"No best: {', '.join(names)} and {last} came out equal, {value}."
         text = f"Best: {describe(best.point)}, {value}"
         if self.contrast is None:

@@ -235,7 +235,9 @@ def test_settings_that_are_one_are_named() -> None:
 def test_equal_settings_have_no_best() -> None:
     results = made([("mask-ratio", "0.5,0.7,0.9")], seeds=1)
     rows = [replace(row, value=0.4 if row.point["mask-ratio"] == "0.7" else 0.5) for row in results.rows]
-    assert replace(results, rows=rows).verdict() == (
+    equal = replace(results, rows=rows)
+    assert (equal.best, equal.json()["best"]) == (None, None)
+    assert equal.verdict() == (
         "No best: mask-ratio 0.5 and mask-ratio 0.9 came out equal, k-NN accuracy 50.00% (one run)."
     )
 
