@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ class Panel:
 
 def draw(rows: Iterable[list[Panel]]) -> Image.Image:
     """Rows of panels on white, each row as high as its picture."""
-    shown = [[(_tile(panel), panel.caption) for panel in row] for row in rows]
+    shown = [[(drawn(panel), panel.caption) for panel in row] for row in rows]
     font = ImageFont.load_default(_FONT)
     widths = [sum(max(tile.width, round(font.getlength(text))) + _GAP for tile, text in row) for row in shown]
     heights = [max(tile.height for tile, _ in row) + _CAPTION + _GAP for row in shown]
@@ -71,11 +71,12 @@ def draw(rows: Iterable[list[Panel]]) -> Image.Image:
     return page
 
 
-def with_magnified(panels: list[Panel]) -> list[list[Panel]]:
+def with_magnified(panels: Sequence[Panel], *, whole: bool = False) -> list[list[Panel]]:
     """Two rows of a sheet: the panels, cut to 480x480 pixels where larger, and below them a part of each, magnified.
 
     Args:
         panels: of one picture and one size; the first as it was given, the second as restored.
+        whole: cut nothing.
     """
     first, second, *_ = (panel.picture for panel in panels)
     if min(first.height, first.width) < _TOO_SMALL:
@@ -83,10 +84,10 @@ def with_magnified(panels: list[Panel]) -> list[list[Panel]]:
         return [[Panel(middle.cut(panel.picture), panel.caption) for panel in panels]]
     side = max(_LEAST_MAGNIFIED, min(_MAGNIFIED, min(first.height, first.width) // 4))
     region = telling_region(first, second, side)
-    window = _window(region, first)
+    window = Region(0, 0, max(first.height, first.width)) if whole else _window(region, first)
     framed = Region(region.top - window.top, region.left - window.left, side)
     above = [Panel(window.cut(panel.picture), panel.caption, framed=framed) for panel in panels]
-    factor = max(2, above[0].picture.width * _enlarged(above[0].picture) // side)
+    factor = max(2, min(_LARGEST, above[0].picture.width) * _enlarged(above[0].picture) // side)
     below = [Panel(region.cut(panel.picture), f"the part in the frame, {factor}x", factor) for panel in panels]
     return [above, below]
 
@@ -132,14 +133,16 @@ def _enlarged(picture: Picture) -> int:
     return max(1, _SMALLEST // max(picture.width, picture.height))
 
 
-def _tile(panel: Panel) -> Image.Image:
-    tile = to_rgb(panel.picture)
+def drawn(panel: Panel) -> Image.Image:
+    """What a sheet shows of a panel, its words left out."""
+    shown = to_rgb(panel.picture)
     factor = panel.factor or _enlarged(panel.picture)
-    tile = tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
+    shown = shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
     if panel.framed is not None:
         top, left, side = (value * factor for value in panel.framed)
-        ImageDraw.Draw(tile).rectangle((left, top, left + side - 1, top + side - 1), outline=_FRAME)
-    return tile
+        line = max(1, round(max(shown.size) / _LARGEST))  # as thin where a large picture is scaled down to be shown
+        ImageDraw.Draw(shown).rectangle((left, top, left + side - 1, top + side - 1), outline=_FRAME, width=line)
+    return shown
 
 
 def to_rgb(picture: Picture) -> Image.Image:

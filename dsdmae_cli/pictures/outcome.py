@@ -150,6 +150,10 @@ class Done:
         }
 
     def __str__(self) -> str:
+        return f"{self.output or 'standard output'}  {self.words()}, {self.seconds:.1f} s"
+
+    def words(self) -> str:
+        """What the picture is, what was found in it and what was done."""
         depth = f" {self.depth}-bit" if self.depth != 8 else ""
         words = [f"{self.width}x{self.height} {self.mode}{depth}", self._noise()]
         if self.scores:
@@ -163,7 +167,7 @@ class Done:
             words.append(f"the first of {self.frames} pictures in the file")
         if self.beside:
             words.append(f"without {self.beside} overview{'s' * (self.beside > 1)} or mask{'s' * (self.beside > 1)}")
-        return f"{self.output or 'standard output'}  {', '.join(words)}, {self.seconds:.1f} s"
+        return ", ".join(words)
 
     def _noise(self) -> str:
         """What was found and what was done about it."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.page import PAGE
-from dsdmae_cli.page.blocks import Gallery, Listing, Page, Section, Table, Thumb
+from dsdmae_cli.page.blocks import Block, Gallery, Listing, Page, Section, Table, Text, Thumb
 from dsdmae_cli.page.document import is_ours, places, write
 from dsdmae_cli.page.thumbs import thumb
-from dsdmae_cli.pictures.contact_sheet import Panel, to_rgb
-from dsdmae_cli.pictures.outcome import Outcome
+from dsdmae_cli.pictures.contact_sheet import Panel, drawn, to_rgb, with_magnified
+from dsdmae_cli.pictures.outcome import Done, Outcome
 from dsdmae_cli.report import duration
 
 # Pictures that are shown; all are in the table.
 _MOST = 24
-_WIDTH, _BYTES = 480, 30_000
+_WIDTH, _BYTES = 480, 45_000
 
 
 class RestoredPage:
@@ -29,15 +30,19 @@ class RestoredPage:
 
     def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:
         self.folder, self.warn = folder, warn
-        self.shown: list[tuple[str, Thumb, str]] = []
+        self.shown: list[Block] = []
+        self.unchanged = 0
 
-    def add(self, name: str, panels: Sequence[Panel]) -> None:
-        """A picture that was restored."""
-        if self.folder is None or len(self.shown) >= len(panels) * _MOST:
-            return
-        for panel in panels:
-            words = f"{Path(name).name}: {panel.caption}"
-            self.shown.append((words, thumb(to_rgb(panel.picture), words, width=_WIDTH, most=_BYTES), ""))
+    def add(self, done: Done, panels: Sequence[Panel]) -> None:
+        """A picture that was restored: whole, and a part of it magnified; of one that stayed as it was, the number."""
+        if not done.changed:
+            self.unchanged += 1
+        elif self.folder is not None and len(self.shown) < 2 * _MOST:
+            name = Path(done.source).name
+            whole, *magnified = with_magnified(panels, whole=True)
+            pictures = [(panel.caption, _whole(panel, name), "") for panel in whole]
+            pictures += [(panel.caption, _magnified(panel, name), "") for row in magnified for panel in row]
+            self.shown += [Text([f"{name}: {done.words()}"]), Gallery(pictures, wide=True)]
 
     def write(self, outcome: Outcome) -> None:
         """Write the page, if anything was restored; a file of that name which is none of ours stays."""
@@ -55,14 +60,31 @@ class RestoredPage:
         rows = [line.partition("  ")[::2] for line in lines]
         table = [(Path(name).name, words) for name, words in rows]
         columns = frozenset({0, 1})
-        sections = [
-            Section("Before and after", [Gallery(self.shown, wide=True)]),
-            Section("Every picture", [Table(["picture", "what was done"], table, columns, wraps=frozenset({1}))]),
-        ]
+        every = Table(["picture", "what was done"], table, columns, wraps=frozenset({1}))
+        sections = [Section("Every picture", [every])]
+        if self.shown:
+            sections.insert(0, Section("Before and after", self.shown))
         if outcome.failed:
             sections.append(Section("Failed", [Listing([str(failure) for failure in outcome.failed])]))
         answer = f"{len(outcome.done)} pictures were {outcome.verb} in {duration(outcome.seconds)}"
-        answer += f", {len(outcome.failed)} failed." if outcome.failed else "."
+        if self.unchanged:
+            answer += f", {self.unchanged} of them unchanged"
+        answer += f"; {len(outcome.failed)} failed." if outcome.failed else "."
         weights = outcome.about.get("weights", {}).get("origin", "")
         by = [f"By {weights}."] if weights else []
         return Page(f"{folder.name}: pictures {outcome.verb}", answer, by, sections=sections)
+
+
+def _whole(panel: Panel, name: str) -> Thumb:
+    """A picture, of the same size on the page whatever its noise leaves of its pixels."""
+    picture = drawn(panel)
+    width = min(_WIDTH, picture.width)
+    small = thumb(picture, f"{name}: {panel.caption}", width=width, most=_BYTES)
+    return replace(small, width=width, height=round(picture.height * width / picture.width))
+
+
+def _magnified(panel: Panel, name: str) -> Thumb:
+    """A part of a picture, pixel by pixel; the page enlarges it."""
+    part = thumb(to_rgb(panel.picture), f"{name}: {panel.caption}", width=_WIDTH, most=_BYTES, sharp=True)
+    factor = panel.factor or 1
+    return replace(part, width=part.width * factor, height=part.height * factor)

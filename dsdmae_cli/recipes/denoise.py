@@ -104,7 +104,8 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
 
     def make(number: int) -> Made:
         made = _one(sources[number], targets[number], restorer, options, report)
-        page.add(str(sources[number]), made.panels)
+        assert isinstance(made.record, Done)
+        page.add(made.record, made.panels)
         return made
 
     size = "; raise --max-megapixels"

@@ -68,13 +68,16 @@ def test_a_folder_of_results_has_a_page(denoise: Run, photo: Image.Image, tmp_pa
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "2 pictures were denoised in " in page
     assert "1 failed." in page
-    assert page.count("<img ") == 4
+    assert page.count("<img ") == 8  # each before and after, and a part of it magnified
     assert 'alt="a&lt;b&gt;.png: given"' in page
     assert "漢字.png" in page
     assert "…/my pictures/broken.png" in page
     for absent in ("a<b>", str(tmp_path), "http:"):
         assert absent not in page
-    # A page of ours is replaced, a stranger's file is not.
+    # What stayed as it was is said, and not shown beside itself. A page of ours is replaced, a stranger's file is not.
+    assert denoise(given / "a<b>.png", given / "漢字.png", "--out", out, "--force", "--strength", "0")[0] == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert ("2 of them unchanged." in page, page.count("<img ")) == (True, 0)
     assert denoise(given / "a<b>.png", given / "漢字.png", "--out", out, "--force")[0] == 0
     assert "1 failed." not in (out / "report.html").read_text(encoding="utf-8")
     (out / "report.html").write_text("mine")
