@@ -132,13 +132,9 @@ def _in_run(folder: Path, settings: ResolvedSettings, ended: bool) -> tuple[Meth
             return None, {}
         why = complaints[0] if complaints else "it has no checkpoint yet"
         raise CheckpointError(f"nothing to begin with in {folder}: {why}; let the run go on first")
-    method = build_method(_offline(settings), folder / REQUIRED)
+    method = build_method(settings.without_weights(), folder / REQUIRED)
     checkpoint.load_into(method, found.model, str(folder / "checkpoints"))
     return method, found.model
-
-
-def _offline(settings: ResolvedSettings) -> ResolvedSettings:
-    return settings.model_copy(update={"backbone": settings.backbone.without_weights()})
 
 
 def _without_encoder(method: Method, state: Mapping[str, Tensor]) -> list[str]:

@@ -173,8 +173,7 @@ def _flops(settings: ResolvedSettings, images_seen: int | None, folder: Path) ->
     if images_seen is None:
         return None
     try:
-        offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
-        method = build_method(offline, folder / REQUIRED)
+        method = build_method(settings.without_weights(), folder / REQUIRED)
     except (PluginError, SettingsError):  # an encoder is of use without the plugins that trained it
         return None
     return measure_work(method)[0] * images_seen

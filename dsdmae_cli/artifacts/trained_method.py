@@ -86,8 +86,7 @@ def method_in_denoiser(path: Path, settings: ResolvedSettings) -> tuple[Method |
         CheckpointError: it is damaged, or the weights do not fit its settings.
     """
     state = checkpoint.load_weights(path)
-    offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
-    method = build_method(offline)
+    method = build_method(settings.without_weights())
     own = method.state_dict()
     if not set(state) <= set(own):
         return None, {}
@@ -98,8 +97,7 @@ def method_in_denoiser(path: Path, settings: ResolvedSettings) -> tuple[Method |
 
 def settings_of(values: dict[str, dict[str, Any]], origin: str) -> ResolvedSettings:
     """Settings that were written down whole, for a network whose weights come from elsewhere."""
-    settings = resolve(from_tables(values, origin).settings)
-    return settings.model_copy(update={"backbone": settings.backbone.without_weights()})
+    return resolve(from_tables(values, origin).settings).without_weights()
 
 
 def _with(settings: Settings, flags: Mapping[str, Any], run: Path, command: str) -> Settings:

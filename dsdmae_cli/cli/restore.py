@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,9 @@ from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.flags import NETWORK
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from dsdmae_cli.data.values import Ranges
 
 _RESULT, _SHEET, _RGB = "Result", "restored.png", 3
 
@@ -65,21 +68,14 @@ def command(
     """
     from dsdmae_cli.config.use import hardware
     from dsdmae_cli.pictures import paths
-    from dsdmae_cli.pictures.picture import WRITERS
 
-    limits = limits_of(range_)
-    if limits == "batch":
-        raise SettingsError("--range batch is of `dsdmae denoise`; it takes auto, LOW,HIGH, a number of bits or none")
-    if isinstance(limits, tuple) and isinstance(limits[0], tuple) and len(limits) != _RGB:
-        raise SettingsError(f"--range says {len(limits)} pairs; it takes one, or three of red, green and blue")
+    limits = _limits(range_)
     if out is not None and out.exists() and not out.is_dir():
         raise SettingsError(f"--out {out} is a file; name a folder")
     if sheet is None and out is None:
         sheet = Path(_SHEET)
-    if sheet is not None and sheet.suffix.lower() not in WRITERS:
-        raise SettingsError(f"--sheet {sheet} must end in one of {', '.join(WRITERS)}")
-    if sheet is not None and sheet.exists() and not force:
-        raise SettingsError(f"--sheet {sheet} exists; --force replaces it, --sheet FILE names another")
+    if sheet is not None:
+        _check_sheet(sheet, force)
     folder = None if out is None else f"{out}/"
     results = {part: paths.Results(folder, part, verb="restore") for part in paths.PARTS}
     sources, failed = paths.find(inputs or [], results[paths.PARTS[0]])
@@ -106,6 +102,24 @@ def command(
         print_result(outcome.result(), as_json=True, text="")
     if error := outcome.failure():
         raise error
+
+
+def _limits(text: str) -> Ranges | Literal["auto"] | None:
+    limits = limits_of(text)
+    if limits == "batch":
+        raise SettingsError("--range batch is of `dsdmae denoise`; it takes auto, LOW,HIGH, a number of bits or none")
+    if isinstance(limits, tuple) and isinstance(limits[0], tuple) and len(limits) != _RGB:
+        raise SettingsError(f"--range says {len(limits)} pairs; it takes one, or three of red, green and blue")
+    return limits
+
+
+def _check_sheet(sheet: Path, force: bool) -> None:
+    from dsdmae_cli.pictures.picture import WRITERS
+
+    if sheet.suffix.lower() not in WRITERS:
+        raise SettingsError(f"--sheet {sheet} must end in one of {', '.join(WRITERS)}")
+    if sheet.exists() and not force:
+        raise SettingsError(f"--sheet {sheet} exists; --force replaces it, --sheet FILE names another")
 
 
 def _seed(text: str) -> int:

@@ -121,11 +121,24 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def knn_interval(scores: Sequence[Mapping[str, float]], num_queries: int) -> dict[str, Any]:
-    """Entries of result.json about how far the last k-NN score can be trusted."""
+def knn_entries(records: Sequence[Mapping[str, float]], num_queries: int, began_with_weights: bool) -> dict[str, Any]:
+    """Entries of result.json about k-NN: the last score, how far it can be trusted, and that of the first weights.
+
+    Args:
+        records: the lines of metrics.jsonl.
+        began_with_weights: whether those were somebody's, and not random ones.
+    """
+    scores = [record for record in records if "knn" in record]
+    first = scores[0]["knn"] if scores and scores[0]["step"] == 0 else None
     known = bool(scores and num_queries and math.isfinite(scores[-1]["knn"]))
     interval = wilson_interval(scores[-1]["knn"], num_queries) if known else None
-    return {"knn_interval": None if interval is None else list(interval), "knn_images": num_queries or None}
+    return {
+        "knn_accuracy": scores[-1]["knn"] if scores else None,
+        "knn_interval": None if interval is None else list(interval),
+        "knn_images": num_queries or None,
+        "knn_accuracy_untrained": None if began_with_weights else first,
+        "knn_accuracy_start": first if began_with_weights else None,
+    }
 
 
 def _images(number: int) -> str:

@@ -17,7 +17,7 @@ from dsdmae_cli.data.masks import labels_of
 from dsdmae_cli.data.open import open_all, open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
 from dsdmae_cli.data.twins import find_twins
-from dsdmae_cli.evaluation.closing import NEIGHBOURS, closing_words, knn_interval, last_words, open_words
+from dsdmae_cli.evaluation.closing import NEIGHBOURS, closing_words, knn_entries, last_words, open_words
 from dsdmae_cli.evaluation.judging import warn_of_twins
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
@@ -134,8 +134,7 @@ def _put_together(start: Start, required: Path | None) -> Parts:
 def _method(start: Start, settings: ResolvedSettings, required: Path | None) -> Method:
     kept = start.directory.path / REQUIRED
     if start.resumed:  # its checkpoint brings all weights
-        settings = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
-        return build_method(settings, kept)
+        return build_method(settings.without_weights(), kept)
     method = _begun(settings, start.report)
     needs = requirement(settings)
     if needs is not None:
@@ -152,8 +151,7 @@ def _begun(settings: ResolvedSettings, report: Report) -> Method:
     if settings.train.start is None:
         return build_method(settings)
     beginning = open_beginning(settings.train.start, settings)
-    offline = settings.model_copy(update={"backbone": settings.backbone.without_weights()})
-    method = build_method(offline, begin=beginning.fill_encoder)
+    method = build_method(settings.without_weights(), begin=beginning.fill_encoder)
     for note in (*beginning.notes, beginning.fill_parts(method, settings.method.name), _rate(settings)):
         report.note(note)
     return method
@@ -198,8 +196,6 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
     encoder, path = run.method.encoder(), run.directory.path / ENCODER
     save_encoder(encoder, tables(settings), run.images_seen, path)
     train = [r for r in records if "loss" in r]
-    scores = [r for r in records if "knn" in r]
-    first = scores[0]["knn"] if scores and scores[0]["step"] == 0 else None
     before = "the weights it began with" if settings.train.start else "untrained"
     labels = "classes" if num_queries else labels_of(run.parts.dataset)
     closing = closing_words(records, num_queries, before, labels) if run.method.learns_features else ""
@@ -217,11 +213,8 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
         "images_seen": run.images_seen,
         "seconds": round(run.seconds(), 1),
         "final": last,
-        "knn_accuracy": scores[-1]["knn"] if scores else None,
-        **knn_interval(scores, num_queries),
+        **knn_entries(records, num_queries, settings.train.start is not None),
         "start": settings.train.start,
-        "knn_accuracy_untrained": None if settings.train.start else first,
-        "knn_accuracy_start": first if settings.train.start else None,
         "closing": closing,
         "measured": {k: spreads[-1][k] for k in spreads[-1] if k not in _SCORES} if spreads else {},
         "feature_spread": spreads[-1]["spread"] if spreads else None,

@@ -58,5 +58,4 @@ def build_method(
 
 
 def _untrained(settings: Settings) -> Method:
-    own = resolve(settings)
-    return build_method(own.model_copy(update={"backbone": own.backbone.without_weights()}))
+    return build_method(resolve(settings).without_weights())

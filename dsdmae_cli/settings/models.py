@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -318,3 +318,7 @@ class Settings(BaseModel):
     method: SerializeAsAny[MethodSettings]
     optim: OptimSettings
     train: TrainSettings
+
+    def without_weights(self) -> Self:
+        """The same run built without fetching published weights, because its weights come from elsewhere."""
+        return self.model_copy(update={"backbone": self.backbone.without_weights()})
