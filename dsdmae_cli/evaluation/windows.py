@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,8 @@ from dsdmae_cli.settings.size import as_size
 
 # A picture that is hardly larger than the window in one direction is squeezed into it: nobody sees a fiftieth.
 _SQUEEZED = 1.02
+# Scores of pixels that are in memory at a time, 64 MiB.
+_MOST_SCORES = 2**24
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,41 @@ def nearest(mask: UInt8[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[np.n
     return mask[rows[:, None], columns]
 
 
-def put_together(
-    scores: Float[Tensor, "n rows columns c"], frame: Frame, size: tuple[int, int]
-) -> Float[Tensor, "c {size[0]} {size[1]}"]:
-    """Scores of a picture's pixels from those of its windows' patches.
+def labels_of(
+    scores: Float[Tensor, "n rows columns c"], frame: Frame, size: tuple[int, int], most: int = _MOST_SCORES
+) -> UInt8[Tensor, "{size[0]} {size[1]}"]:
+    """The class of every pixel of a picture: the largest of its scores, brought there bilinearly from those of its
+    windows' patches.
 
-    Of several windows, each window's are brought to pixels and averaged where they overlap; one answers alone.
+    As many rows at a time as have at most `most` scores: those of a photograph of 24 megapixels and a hundred classes
+    would be 10 GB.
 
     Args:
         size: (height, width) of the mask.
     """
+    near = put_together(scores, frame)
+    (classes, have, _), (height, width) = near.shape, size
+    labels = torch.empty(size, dtype=torch.uint8, device=near.device)
+    band = max(1, most // (classes * width))
+    for first in range(0, height, band):
+        rows = torch.arange(first, min(first + band, height), device=near.device)
+        at = ((rows + 0.5) * (have / height) - 0.5).clamp(0, have - 1)
+        above = at.long()
+        below = (above + 1).clamp(max=have - 1)
+        low, high = int(above[0]), int(below[-1]) + 1
+        wide = F.interpolate(near[None, :, low:high], (high - low, width), mode="bilinear", align_corners=False)[0]
+        mixed = torch.lerp(wide[:, above - low], wide[:, below - low], (at - above)[None, :, None])
+        labels[first : first + band] = mixed.argmax(dim=0)
+    return labels
+
+
+def put_together(scores: Float[Tensor, "n rows columns c"], frame: Frame) -> Float[Tensor, "c _ _"]:
+    """Scores over a whole picture, as finely as its windows say: those of one window are its patches'; of several, each
+    window's are brought to the pixels of the scaled picture and averaged where they overlap.
+    """
     grids = scores.movedim(3, 1).float()
     if len(frame.corners) == 1:
-        return F.interpolate(grids, size, mode="bilinear", align_corners=False)[0]
+        return grids[0]
     total = grids.new_zeros(grids.shape[1], *frame.size)
     times = grids.new_zeros(frame.size)
     for grid, (top, left) in zip(grids, frame.corners, strict=True):
@@ -102,7 +127,4 @@ def put_together(
         pixels = F.interpolate(grid[None], frame.window, mode="bilinear", align_corners=False)[0]
         total[:, here[0], here[1]] += pixels
         times[here] += 1
-    averaged = total / times
-    if frame.size == size:
-        return averaged
-    return F.interpolate(averaged[None], size, mode="bilinear", align_corners=False)[0]
+    return total / times

@@ -17,7 +17,7 @@ from dsdmae_cli.data.open import choose
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.evaluation.dense_features import Lens, Sees, cuts, seen
 from dsdmae_cli.evaluation.segmentation import Counts
-from dsdmae_cli.evaluation.windows import put_together
+from dsdmae_cli.evaluation.windows import labels_of
 from dsdmae_cli.files import aside
 from dsdmae_cli.report import Report
 from dsdmae_cli.segmentation.drawing import Shown
@@ -82,7 +82,7 @@ def answer(
     for cut, tokens in report.watched(coming, "labels of", f"{len(indices):,} images", len(indices)):
         grids = scores_of(tokens).unflatten(1, grid)
         size = (cut.mask.shape[0], cut.mask.shape[1])
-        predicted = put_together(grids, cut.frame, size).argmax(dim=0).to(torch.uint8)[None]
+        predicted = labels_of(grids, cut.frame, size)[None]
         mask = torch.from_numpy(cut.mask)[None].to(predicted.device)
         counts, all_pixels = counts.with_images(predicted, mask), all_pixels + cut.mask.size
         names.append(dataset.name(cut.index))

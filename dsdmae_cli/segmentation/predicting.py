@@ -20,7 +20,7 @@ from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.data.masks import VOID
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.dense_features import Cut, Lens, seen
-from dsdmae_cli.evaluation.windows import cut_image, frame, put_together
+from dsdmae_cli.evaluation.windows import cut_image, frame, labels_of
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.outcome import Outcome
 from dsdmae_cli.pictures.paths import Failure, Results, Source, targets
@@ -166,7 +166,7 @@ def _labels(
     cut = Cut(0, lying, cut_image(pixels, lying), np.full(size, VOID, dtype=np.uint8))  # nobody judges it
     [(_, scores)] = seen(network, iter([cut]), device, precision, _BATCH)
     grids = scores.unflatten(1, network.backbone.grid)
-    return put_together(grids, lying, size).argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return labels_of(grids, lying, size).cpu().numpy()
 
 
 def _palette(tuned: Tuned) -> UInt8[np.ndarray, "256 3"]:

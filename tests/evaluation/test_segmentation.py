@@ -23,7 +23,7 @@ from dsdmae_cli.evaluation.dense_linear import sample, train_pixels
 from dsdmae_cli.evaluation.overlap import bootstrap, interval, ious, paired_gain
 from dsdmae_cli.evaluation.segmentation import Counts, segmentation_scores
 from dsdmae_cli.evaluation.split import HeldOut
-from dsdmae_cli.evaluation.windows import cut_image, cut_mask, frame, nearest, put_together
+from dsdmae_cli.evaluation.windows import Frame, cut_image, cut_mask, frame, labels_of, nearest, put_together
 from dsdmae_cli.report import Report
 
 
@@ -175,8 +175,22 @@ def test_windows_put_together_give_back_the_picture() -> None:
     picture = rng.integers(0, 256, (23, 31, 3), dtype=np.uint8)
     lying = frame((23, 31), (10, 12), 1.0, 2 / 3)
     windows = torch.from_numpy(np.stack(cut_image(picture, lying))).float()
-    together = put_together(windows, lying, (23, 31))
+    together = put_together(windows, lying)
     assert torch.allclose(together.movedim(0, 2), torch.from_numpy(picture).float(), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(23, 31), (50, 17), (7, 90), (1, 1)])
+def test_labels_are_those_of_scores_at_every_pixel(size: tuple[int, int]) -> None:
+    """Rows at a time, as F.interpolate has them all; where two scores are equal within rounding either may be it."""
+    generator = torch.Generator().manual_seed(0)
+    for window, corners in (((10, 12), ((0, 0),)), ((8, 12), ((0, 0), (4, 0), (6, 0)))):
+        lying = Frame((14 if len(corners) > 1 else 10, 12), window, corners)
+        scores = torch.randn(len(corners), 4, 6, 5, generator=generator)
+        all_at_once = F.interpolate(put_together(scores, lying)[None], size, mode="bilinear", align_corners=False)[0]
+        for most in (1, 5 * size[1] * 3, 10**6):
+            labels = labels_of(scores, lying, size, most)
+            taken = all_at_once.gather(0, labels[None].long())[0]
+            assert (all_at_once.max(dim=0).values - taken).max() < 1e-5
 
 
 def test_a_mask_is_scaled_by_its_nearest_pixels() -> None:
