@@ -85,7 +85,7 @@ def read_head(
     if finetune["task"] == "segment":
         if len(values) != len(classes) or not all(0 <= value < VOID + 1 for value in values):
             raise CheckpointError(f"the values of the classes in {path} are damaged: {list(values)[:8]}")
-        network = PixelNetwork(encoder, len(classes), finetune["head_std"])
+        network = PixelNetwork(encoder, len(classes), finetune["head_std"], finetune.get("blocks", "last"))
     else:
         network = Network(encoder, len(classes), finetune["pool"], finetune["head_std"])
     name = _head_name(encoder)

@@ -139,6 +139,7 @@ FLAGS = (
     Flag("--lambda", "method.lambda", "X", METHOD, _TASK, sweep="0.2..0.8"),
     Flag("--task", "finetune.task", "NAME", METHOD, ("finetune",)),
     Flag("--pool", "finetune.pool", "NAME", METHOD, ("finetune",)),
+    Flag("--blocks", "finetune.blocks", "N|last:N", METHOD, ("finetune",)),
     Flag("--class-weights", "finetune.class_weights", "balanced|none", METHOD, ("finetune",)),
     Flag("--kind", "probe.kind", "NAME", PROBE, ("probe",)),
     Flag("--pool", "probe.pool", "NAME", PROBE, ("probe",)),

@@ -12,13 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsdmae_cli.backbone import Backbone, evaluating, grid_of
+from dsdmae_cli.backbone import Backbone, grid_of
+from dsdmae_cli.blocks import Tokens, check_blocks, numbers_of, shape_of
 from dsdmae_cli.data.source import derive_seed, seeded
-from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.settings.size import height_width
 
-# Of the patches, and the class token where there is one.
-Tokens = tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"] | None]
+_KEY = "probe.blocks"
 # Noise fields that images draw from by their own pixels.
 _FIELDS = 64
 
@@ -41,35 +40,21 @@ class Seen(Backbone):
         super().__init__()
         self.encoder, self.noise_std = encoder, noise_std
         self.blocks = tuple(blocks) if blocks is not None else (encoder.num_blocks,)
-        check_blocks(encoder, self.blocks)
-        self.image_size, self.mean, self.std = encoder.image_size, encoder.mean, encoder.std
+        check_blocks(encoder, self.blocks, _KEY)
+        self.in_chans, self.image_size = encoder.in_chans, encoder.image_size
+        self.mean, self.std = encoder.mean, encoder.std
         # Part of the digest under which features are kept.
         self.timm_name = encoder.timm_name
         self.timm_kwargs = {**encoder.timm_kwargs, "blocks": self.blocks, "noise_std": noise_std}
         device = next((weight.device for weight in encoder.parameters()), torch.device("cpu"))
         generator = seeded(torch.device("cpu"), derive_seed(0, "input noise"))
         count = _FIELDS if noise_std else 0
-        fields = torch.randn(count, 3, *height_width(self.image_size), generator=generator)
+        fields = torch.randn(count, encoder.in_chans, *height_width(self.image_size), generator=generator)
         self.register_buffer("fields", fields.to(device), persistent=False)
-        self._measure(device)
+        tokens, self.width, self.has_class_token = shape_of(encoder, self.blocks, _KEY)
+        self.grid = grid_of(tokens, self.image_size)
 
     fields: Tensor
-
-    @torch.no_grad()
-    def _measure(self, device: torch.device) -> None:
-        blank = torch.zeros(1, 3, *height_width(self.image_size), device=device)
-        with evaluating(self.encoder):
-            found = self.encoder.forward_blocks(blank, self.blocks)
-        sizes = [patches.shape[1] for patches, _ in found]
-        if len(set(sizes)) > 1:
-            blocks, grids = (", ".join(map(str, numbers)) for numbers in (self.blocks, sizes))
-            raise SettingsError(
-                f"probe.blocks: blocks {blocks} have grids of {grids} tokens and cannot be put side by side; name one"
-                " block, or all to choose one"
-            )
-        self.grid = grid_of(sizes[0], self.image_size)
-        self.width = sum(patches.shape[2] for patches, _ in found)
-        self.has_class_token = all(token is not None for _, token in found)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
         return self.forward_tokens(images)[0]
@@ -105,17 +90,6 @@ def tokens_of(encoders: Sequence[Backbone], images: Float[Tensor, "b c h w"]) ->
     return [one.side_by_side([found[block] for block in one.blocks]) for one in seen]
 
 
-def check_blocks(encoder: Backbone, blocks: Sequence[int]) -> None:
-    """Raise SettingsError if the encoder does not offer these blocks."""
-    count = encoder.num_blocks
-    if count == 1 and tuple(blocks) != (1,):
-        raise SettingsError(
-            f"probe.blocks: {type(encoder).__name__} offers its final features alone; leave --blocks out, or last"
-        )
-    if outside := [block for block in blocks if not 1 <= block <= count]:
-        raise SettingsError(f"probe.blocks: there is no block {outside[0]}; this encoder has blocks 1 to {count}")
-
-
 def candidates(encoder: Backbone, blocks: str, noise_std: float) -> dict[str, Backbone]:
     """What is probed, by name: one encoder, or with blocks = "all" one for each block, of which one will be chosen.
 
@@ -127,9 +101,8 @@ def candidates(encoder: Backbone, blocks: str, noise_std: float) -> dict[str, Ba
     """
     count = encoder.num_blocks
     if blocks == "all":
-        check_blocks(encoder, range(1, max(2, count) + 1) if count == 1 else ())
+        check_blocks(encoder, range(1, max(2, count) + 1) if count == 1 else (), _KEY)
         return {str(block): Seen(encoder, (block,), noise_std) for block in range(1, count + 1)}
     if blocks == "last":
         return {blocks: Seen(encoder, None, noise_std) if noise_std else encoder}
-    wanted = (int(blocks),) if blocks.isdigit() else tuple(range(count - int(blocks[5:]) + 1, count + 1))
-    return {blocks: Seen(encoder, wanted, noise_std)}
+    return {blocks: Seen(encoder, numbers_of(encoder, blocks, _KEY), noise_std)}

@@ -132,10 +132,12 @@ class Segmentation:
     def words(self, settings: ResolvedFinetuneSettings) -> str:
         """What the head is and how pictures are looked at, for the protocol."""
         lens, size = Lens.fitting(settings.data.image_size), size_words(settings.data.image_size)
+        blocks = settings.finetune.blocks
+        read = "" if blocks == "last" else f" after blocks {blocks}"
         return (
-            "a linear layer on every patch's token, upsampled bilinearly; test pictures scaled to cover the window,"
-            f" windows of {size} px at steps of at most {lens.stride:.2g} of a side, scored in the masks' own size,"
-            " void left out"
+            f"a linear layer on every patch's token{read}, upsampled bilinearly; test pictures scaled to cover the"
+            f" window, windows of {size} px at steps of at most {lens.stride:.2g} of a side, scored in the masks' own"
+            " size, void left out"
         )
 
 

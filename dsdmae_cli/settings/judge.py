@@ -38,6 +38,23 @@ _CLASS_WEIGHTS = (
 CLASS_WEIGHTS = Field(None, description=_CLASS_WEIGHTS)
 
 
+def are_blocks(value: str) -> bool:
+    """Whether this is a value of probe.blocks."""
+    return re.fullmatch(r"last|all|[1-9]\d*|last:[1-9]\d*", value) is not None
+
+
+def _some_blocks(value: str) -> str:
+    if not are_blocks(value):
+        raise ValueError("it takes last, all, a number from 1 up, or last:N")
+    return value
+
+
+def _blocks_of_a_head(value: str) -> str:
+    if not are_blocks(value) or value == "all":
+        raise ValueError("it takes last, a number from 1 up, or last:N")
+    return value
+
+
 class FinetuneSection(Section):
     """What is trained on labels, and how its images and labels are softened."""
 
@@ -52,6 +69,11 @@ class FinetuneSection(Section):
     pool: Literal["mean", "cls"] = Field(
         "mean",
         description="what the head reads: the mean of all tokens, or the class token; to segment it reads every token",
+    )
+    blocks: Annotated[str, AfterValidator(_blocks_of_a_head)] = Field(
+        "last",
+        description="which blocks' tokens the head reads, to segment: last (the final features), a number (1 = the"
+        " first), or last:N (the last N side by side)",
     )
     head_std: PositiveFloat = Field(2e-5, description="standard deviation of the head's initial weights")
     mixup: NonNegativeFloat = Field(0.0, description="alpha of mixup; 0 = off")
@@ -82,6 +104,11 @@ class FinetuneSection(Section):
     @model_validator(mode="after")
     def _only_of_images(self) -> FinetuneSection:
         """What pairs images, moves them about or pools them has no meaning for labels of pixels here."""
+        if self.task != "segment" and self.blocks != "last":
+            raise ValueError(
+                f"finetune.blocks = {self.blocks!r} is for finetune.task = 'segment'; the class of an image is read off"
+                " the final features"
+            )
         if self.task == "segment":
             off = {"mixup": 0, "cutmix": 0, "rand_augment": None, "pool": "mean"}
             given = [f"finetune.{key} = {getattr(self, key)!r}" for key in off if getattr(self, key) != off[key]]
@@ -144,17 +171,6 @@ class FinetuneSettings(BaseModel):
 def one_or_more(value: object) -> object:
     """A validator to run before a field that is a list of numbers: a single number stands for a list of one."""
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def are_blocks(value: str) -> bool:
-    """Whether this is a value of probe.blocks."""
-    return re.fullmatch(r"last|all|[1-9]\d*|last:[1-9]\d*", value) is not None
-
-
-def _some_blocks(value: str) -> str:
-    if not are_blocks(value):
-        raise ValueError("it takes last, all, a number from 1 up, or last:N")
-    return value
 
 
 class ProbeSection(Section):

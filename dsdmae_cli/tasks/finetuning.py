@@ -20,12 +20,13 @@ class Headed(nn.Module):
 
     Args:
         std: of the layer's first weights.
+        width: of what it reads; None = that of the backbone's features.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, std: float) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, std: float, width: int | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.width, num_classes)
+        self.head = nn.Linear(backbone.width if width is None else width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=std)
         nn.init.zeros_(self.head.bias)
 

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.blocks import numbers_of, shape_of
 from dsdmae_cli.data.masks import VOID
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Losses
@@ -24,6 +25,8 @@ from dsdmae_cli.settings.size import Size, height_width, size_words
 from dsdmae_cli.tasks.erasing import erased
 from dsdmae_cli.tasks.finetuning import FineTuning, Headed
 from dsdmae_cli.tasks.weights import balanced_by_counts
+
+_KEY = "finetune.blocks"
 
 
 class MaskedBatch(NamedTuple):
@@ -50,13 +53,23 @@ def check_cells(encoder: Backbone) -> None:
 class PixelNetwork(Headed):
     """A backbone and a linear layer on every token: scores of classes at every pixel.
 
+    Args:
+        blocks: after which of the backbone's blocks its tokens are read, as finetune.blocks has it; those of several
+            lie side by side.
+
     Raises:
-        SettingsError: tokens are no cells of the image.
+        SettingsError: tokens are no cells of the image, there are no such blocks, or they have several grids.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, std: float) -> None:
-        super().__init__(backbone, num_classes, std)
+    def __init__(self, backbone: Backbone, num_classes: int, std: float, blocks: str = "last") -> None:
         check_cells(backbone)
+        numbers, width = numbers_of(backbone, blocks, _KEY), backbone.width
+        if blocks != "last":
+            tokens, width, _ = shape_of(backbone, numbers, _KEY)
+            if tokens != backbone.num_tokens:
+                raise SettingsError(f"{_KEY} = {blocks!r}: its grid is not that of the final features; say last")
+        super().__init__(backbone, num_classes, std, width)
+        self.blocks = numbers
 
     @property
     def image_size(self) -> Size:
@@ -73,8 +86,9 @@ class PixelNetwork(Headed):
 
     def forward_tokens(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b t k"], None]:
         """Scores in the place of an encoder's tokens, for what looks at pictures by windows."""
-        tokens = self.backbone(images)
-        return self.head(F.layer_norm(tokens, tokens.shape[-1:])).float(), None
+        found = [tokens for tokens, _ in self.backbone.forward_blocks(images, self.blocks)]
+        normed = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in found]
+        return self.head(torch.cat(normed, dim=2)).float(), None
 
 
 class Segmenter(FineTuning[PixelNetwork]):
@@ -86,7 +100,7 @@ class Segmenter(FineTuning[PixelNetwork]):
     """
 
     def __init__(self, settings: FinetuneSection, backbone: Backbone, num_classes: int, layer_decay: float) -> None:
-        super().__init__(settings, PixelNetwork(backbone, num_classes, settings.head_std), layer_decay)
+        super().__init__(settings, PixelNetwork(backbone, num_classes, settings.head_std, settings.blocks), layer_decay)
 
     def weigh_pixels(self, counts: Int64[Tensor, " c"]) -> None:
         """Let the classes count alike, by how many pixels of the training masks are of each (weights.balanced)."""

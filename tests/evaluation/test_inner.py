@@ -136,6 +136,15 @@ def test_noise_is_an_images_own() -> None:
     assert len({tuple(row[:5].tolist()) for row in noise}) > 15  # of 64 fields, 40 images meet about 30
 
 
+def test_blocks_and_noise_of_images_with_five_bands() -> None:
+    given = load(assignments=["data.dataset=digits", "data.image_size=32", *NETWORKS["vit"]], environ={}).settings
+    net = build_backbone(resolve(given).backbone.model_copy(update={"in_chans": 5}), 32, 0).eval()
+    five = torch.rand(3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for name, encoder in candidates(net, "all", 0.1).items():
+        assert encoder.in_chans == 5
+        assert encoder(five).shape == (3, net.num_tokens, 32), name
+
+
 def test_features_of_other_blocks_and_noise_are_kept_apart() -> None:
     net = network("vit")
     seen = [net, Seen(net, (1,)), Seen(net, (2,)), Seen(net, (1,), 0.1), Seen(net, (1,), 0.2)]

@@ -195,6 +195,24 @@ def test_it_is_exported_with_its_head_and_without(
     assert all(torch.equal(weights, mine[name]) for name, weights in encoder.state_dict().items())
 
 
+def test_a_head_on_two_blocks_is_written_read_and_exported(
+    masked_run: Path, masked: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    tune("scratch", out, "train.epochs=4", "finetune.blocks=last:2", "backbone.depth=2", like=masked_run)
+    result = json.loads((out / "result.json").read_text())
+    assert "every patch's token after blocks last:2, upsampled" in result["protocol"]
+    told = json.loads(
+        predict(out, masked / "images" / "test", "--out", tmp_path / "m", "--precision", "fp32", "--json").stdout
+    )
+    truth = [np.asarray(Image.open(masked / "masks/test" / Path(one["mask"]).name)) for one in told["pictures"]]
+    mine = [np.asarray(Image.open(one["mask"])) for one in told["pictures"]]
+    right = np.concatenate([(a == b)[b != 255] for a, b in zip(mine, truth, strict=True)])
+    assert right.mean() == pytest.approx(result["pixel_accuracy"])
+    code, said, err = cli(capfd, "export", out, "--to", "onnx", "--out", tmp_path / "network.onnx", "--json")
+    assert (code, json.loads(said)["outputs"]) == (0, {"logits": [3, 24, 32]}), err
+
+
 def test_what_judges_runs_understands_it(tuned: Path, masked_run: Path, tmp_path: Path) -> None:
     tune("scratch", tmp_path / "scratch", like=masked_run)
     found = compare([tuned, tmp_path / "scratch"])
@@ -276,12 +294,18 @@ def test_the_task_brings_its_preset(masked_run: Path, capfd: pytest.CaptureFixtu
         ("finetune.rand_augment=rand-m9", "finetune.rand_augment = 'rand-m9'"),
         ("finetune.pool=cls", "finetune.pool = 'cls'"),
         ("finetune.task=detect", "finetune.task = 'detect'"),
+        ("finetune.blocks=all", "it takes last, a number from 1 up, or last:N"),
     ],
 )
 def test_what_is_for_whole_images_is_refused(assignment: str, said: str, masked_run: Path) -> None:
     with pytest.raises(SettingsError) as error:
         load(masked_run, assignment)
     assert said in str(error.value)
+
+
+def test_blocks_are_for_pixels(masked_run: Path) -> None:
+    with pytest.raises(SettingsError, match=r"finetune\.blocks = 'last:2' is for finetune\.task = 'segment'"):
+        load(masked_run, "finetune.task=classify", "finetune.blocks=last:2")
 
 
 @pytest.fixture

@@ -144,6 +144,39 @@ def test_it_learns_what_a_pixels_colour_says() -> None:
     assert float(losses["accuracy"]) > 0.9
 
 
+def test_a_head_on_several_blocks_reads_their_tokens_side_by_side() -> None:
+    method = segmenter(blocks="last:2").eval()
+    images, _ = batch(2)
+    found = [tokens for tokens, _ in method.network.backbone.forward_blocks(images, (1, 2))]
+    normed = torch.cat([(x - x.mean(2, keepdim=True)) / (x.var(2, keepdim=True, correction=0) + 1e-5).sqrt()
+                        for x in found], dim=2)  # fmt: skip
+    head = method.network.head
+    expected = (normed @ head.weight.T + head.bias).unflatten(1, (4, 6)).float()
+    assert head.in_features == 32
+    torch.testing.assert_close(method.network.patch_scores(images), expected)
+    alone = segmenter(blocks="1").network
+    alone.head.load_state_dict({"weight": head.weight[:, :16], "bias": head.bias})
+    torch.testing.assert_close(alone.patch_scores(images), (normed[..., :16] @ head.weight[:, :16].T + head.bias)
+                               .unflatten(1, (4, 6)).float())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [("3", "there is no block 3; this encoder has blocks 1 to 2"), ("last:3", "there is no block 0")],
+)
+def test_blocks_that_are_not_there(blocks: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=f"finetune.blocks: {said}"):
+        segmenter(blocks=blocks)
+
+
+def test_blocks_of_another_grid_are_refused() -> None:
+    settings = compose(FINETUNE, assignments=["data.dataset=digits", "backbone.name=unet"], environ={}).settings
+    net = build_backbone(settings.backbone, 16, 0)
+    for blocks, said in (("last:2", "cannot be put side by side"), ("2", "its grid is not that of the final features")):
+        with pytest.raises(SettingsError, match=said):
+            Segmenter(FinetuneSection(task="segment", blocks=blocks), net, 5, 1.0)
+
+
 def test_tokens_must_be_cells_of_the_image() -> None:
     odd = backbone()
     odd.grid = (3, 6)
