@@ -10,12 +10,13 @@ from dataclasses import replace
 from dsdmae_cli import checkpoint, plugins
 from dsdmae_cli.artifacts.foreign import open_foreign
 from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
-from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, Subject, parse, published_backbone, published_size
+from dsdmae_cli.artifacts.subject import Subject, parse, published_backbone, published_size
 from dsdmae_cli.artifacts.trained import open_checkpoint, open_file
 from dsdmae_cli.backbone import Pixels
 from dsdmae_cli.config.resolve import RGB, check_taken, resolve_backbone
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.build import build_backbone
+from dsdmae_cli.settings.judge import PIXELS, SCRATCH
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings
 from dsdmae_cli.settings.size import Size
 

@@ -35,13 +35,12 @@ from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError, neare
 from dsdmae_cli.files import typed
 from dsdmae_cli.plugins import BackboneSpec, Plugin
 from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, SETTINGS, default_folder, where_they_lie
+from dsdmae_cli.settings.judge import PIXELS, SCRATCH
 from dsdmae_cli.settings.models import BackboneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings, ResolvedProbeSettings, ResolvedSettings
 
 Kind = Literal["run", "weights", "published", "scratch", "pixels"]
 Resolved = ResolvedSettings | ResolvedFinetuneSettings | ResolvedProbeSettings
-SCRATCH = "scratch"
-PIXELS = "pixels"
 # The weights of a folder that `dsdmae export` (or the Hugging Face hub) made.
 EXPORTED = "model.safetensors"
 _IN_RUNS = (ENCODER, CLASSIFIER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.figures.moments import visible
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runtime import Runtime
+from dsdmae_cli.settings.judge import PIXELS, SCRATCH
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.resolved import ResolvedData, ResolvedFinetuneSettings
 from dsdmae_cli.settings.size import as_size, height_width
@@ -128,7 +130,24 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
         *twins_line(result),
         f"protocol       {result['protocol']}",
         f"time           {duration(result['seconds'])}",
+        *untrained_line(result),
     ]
+
+
+def untrained_line(result: dict[str, Any]) -> list[str]:
+    """The line of a summary with the command that judges the same network untrained: a figure by itself says little."""
+    if result["method"] in (SCRATCH, PIXELS):
+        return []
+    words = [result["kind"], SCRATCH, "--like", result["start"]]
+    if result["dataset"] != result["pretrain_dataset"]:
+        words += ["--dataset", result["dataset"]]
+    if result["kind"] == "finetune" and "mean_iou" in result:
+        words += ["--task", "segment"]
+    if result.get("probe", "linear") != "linear":
+        words += ["--kind", result["probe"]]
+    if result.get("held_out_by_block"):
+        words += ["--blocks", "all"]
+    return [f"untrained      dsdmae {shlex.join(words)}"]
 
 
 def twins_line(result: dict[str, Any]) -> list[str]:
@@ -207,11 +226,13 @@ def base_result(
     """The entries of result.json that probe and finetune have in common.
 
     Args:
+        kind: "probe" or "finetune".
         subject: what is said of the network that is judged (artifacts.opened.Opened.described).
         settings: of the command, resolved.
     """
     return {
         "kind": kind,
+        "start": getattr(settings, kind).start,
         "protocol": protocol,
         "dataset": settings.data.dataset,
         **subject,

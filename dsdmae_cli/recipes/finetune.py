@@ -18,7 +18,7 @@ from dsdmae_cli import checkpoint, distributed, plugins
 from dsdmae_cli.artifacts.classifier import load_with, save_classifier
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
-from dsdmae_cli.artifacts.subject import PIXELS, parse
+from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.schema import Loaded
@@ -28,8 +28,8 @@ from dsdmae_cli.data.open import open_source, place
 from dsdmae_cli.data.source import Unreadable, derive_seed
 from dsdmae_cli.data.streaming import Transform
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.evaluation import classifying
-from dsdmae_cli.evaluation.judging import Answering, Figures, Judged, Outputs, base_result, twins_line, warn_of_twins
+from dsdmae_cli.evaluation import classifying, judging
+from dsdmae_cli.evaluation.judging import Answering, Figures, Judged, Outputs
 from dsdmae_cli.evaluation.split import HeldOut
 from dsdmae_cli.methods.projection import synchronized
 from dsdmae_cli.page.words import more_lines, page_line
@@ -38,10 +38,10 @@ from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.validation import Validation
 from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.runs.run import Parts, Run, Start
-from dsdmae_cli.runs.rundir import CLASSIFIER
+from dsdmae_cli.runs.rundir import CLASSIFIER, called
 from dsdmae_cli.runtime import Runtime, choose_runtime, resident_bytes
 from dsdmae_cli.segmentation import answers, tuning
-from dsdmae_cli.settings.judge import FinetuneSettings
+from dsdmae_cli.settings.judge import PIXELS, FinetuneSettings
 from dsdmae_cli.settings.resolved import ResolvedData, ResolvedFinetuneSettings
 from dsdmae_cli.tasks.classifier import Classifier
 from dsdmae_cli.tasks.finetuning import FineTuning
@@ -141,7 +141,7 @@ def _put_together(start: Start) -> Parts:
         task = open_task(settings, start.report)
     start.report.account(task.account(settings.data))
     if start.main and not start.resumed:
-        warn_of_twins(task.twins, start.report)
+        judging.warn_of_twins(task.twins, start.report)
     opened, method = build(settings, task.method)
     for note in (*task.notes, *opened.notes):
         start.report.note(note)
@@ -227,7 +227,7 @@ def _result(
     protocol = _protocol(settings, task, chosen, train_images)
     return {
         "run": str(run.directory.path),
-        **base_result("finetune", protocol, opened.described(), settings, task, scores),
+        **judging.base_result("finetune", protocol, opened.described(), settings, task, scores),
         **task.further(),
         "task": settings.finetune.task,
         "epochs": settings.train.epochs,
@@ -283,14 +283,15 @@ def summary(result: dict[str, Any]) -> str:
     lines = [
         f"{result['subject']} fine-tuned on {result['dataset']}",
         *(answers.score_lines(result) if "mean_iou" in result else _top1_lines(result)),
-        *twins_line(result),
+        *judging.twins_line(result),
         f"protocol       {result['protocol']}",
         *page_line(Path(result["figures"]).parent),
         f"classifier     {result['classifier']}",
     ]
     if result["load_with"]:
         lines.append(f"load it with   {result['load_with']}")
-    lines.append(f"time           {duration(result['seconds'])}")
+    lines += [f"time           {duration(result['seconds'])}", *judging.untrained_line(result)]
+    lines.append(f"go on with     dsdmae predict {called(Path(result['run']))} PICTURE...")
     return "\n".join(lines)
 
 

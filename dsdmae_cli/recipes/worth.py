@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dsdmae_cli import distributed, plugins
-from dsdmae_cli.artifacts.subject import PIXELS, SCRATCH, parse, taken_over
+from dsdmae_cli.artifacts.subject import parse, taken_over
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
@@ -29,7 +29,7 @@ from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.plan import make_plan
 from dsdmae_cli.runs.rundir import LOCK, RESULT, RunDir
 from dsdmae_cli.runs.workers import make_slots
-from dsdmae_cli.settings.judge import FinetuneSettings
+from dsdmae_cli.settings.judge import PIXELS, SCRATCH, FinetuneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 from dsdmae_cli.settings.size import size_words
 from dsdmae_cli.worth import page

@@ -14,7 +14,7 @@ from torch import Tensor
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
-from dsdmae_cli.artifacts.subject import PIXELS, parse
+from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.data.open import choose
@@ -37,7 +37,7 @@ from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precisi
 from dsdmae_cli.segmentation.answers import PICTURES, Answers, answer, score_lines
 from dsdmae_cli.segmentation.drawing import draw_scores
 from dsdmae_cli.segmentation.splits import MaskedSplits, hold_out_images, open_masked
-from dsdmae_cli.settings.judge import DenseProbeSection, ProbeSettings
+from dsdmae_cli.settings.judge import PIXELS, DenseProbeSection, ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.settings.size import height_width, size_words
 from dsdmae_cli.tasks.segmenter import check_cells

@@ -30,6 +30,9 @@ from dsdmae_cli.settings.models import (
     Section,
 )
 
+# SUBJECTs that are words: random weights, and no network at all.
+SCRATCH, PIXELS = "scratch", "pixels"
+
 ClassWeights = Literal["balanced"] | None
 _CLASS_WEIGHTS = (
     "weights of the classes in the loss: balanced = n / (k n_c) for n_c of n images and k classes; none = every image"

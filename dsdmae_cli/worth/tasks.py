@@ -10,10 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64
 
-from dsdmae_cli.artifacts.subject import SCRATCH
 from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.files import write_bytes
-from dsdmae_cli.settings.judge import FinetuneSettings
+from dsdmae_cli.settings.judge import SCRATCH, FinetuneSettings
 
 Way = Literal["linear", "ep", "finetune"]
 WAYS: dict[Way, str] = {"linear": "linear probe", "ep": "efficient probe", "finetune": "fine-tuning"}

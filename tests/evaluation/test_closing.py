@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dsdmae_cli.evaluation.closing import closing_words, last_words, open_words, wilson_interval
+from dsdmae_cli.evaluation.judging import untrained_line
 
 
 def scores(*knn: float) -> list[dict[str, float]]:
@@ -95,3 +98,20 @@ def test_the_interval_is_wilsons() -> None:
     for right, n in [(5, 5), (0, 5), (3, 5), (1, 1), (310, 397)]:
         reference = binomtest(right, n).proportion_ci(0.95, method="wilson")
         assert wilson_interval(right / n, n) == pytest.approx((reference.low, reference.high), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("result", "command"),
+    [
+        ({}, "dsdmae probe scratch --like 'my run'"),
+        ({"probe": "knn", "held_out_by_block": {"1": 0.2, "2": 0.3}},
+         "dsdmae probe scratch --like 'my run' --kind knn --blocks all"),
+        ({"pretrain_dataset": "folder:b"}, "dsdmae probe scratch --like 'my run' --dataset folder:a"),
+        ({"kind": "finetune", "mean_iou": 0.3}, "dsdmae finetune scratch --like 'my run' --task segment"),
+        ({"method": "scratch"}, None),
+        ({"method": "pixels"}, None),
+    ],
+)  # fmt: skip
+def test_a_figure_is_followed_by_how_to_get_its_untrained_one(result: dict[str, Any], command: str | None) -> None:
+    plain = {"kind": "probe", "start": "my run", "method": "mae", "dataset": "folder:a", "pretrain_dataset": "folder:a"}
+    assert untrained_line(plain | result) == ([] if command is None else [f"untrained      {command}"])
