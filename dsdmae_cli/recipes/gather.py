@@ -80,16 +80,19 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     if given.subject is None:
         raise SettingsError(f"say what to judge: {allowed()}")
     values, origin = taken_over(given.subject, given.like)
+    # Above what a file says: settings.toml of another run, with which this one is to be judged alike, names its own.
+    start = f"{section}.start"
+    if other := [text for text in given.assignments or () if text.partition("=")[0].strip() == start]:
+        raise SettingsError(f"--set {other[-1]} and {given.subject} both say what to judge; leave one out")
     composed = partial(
-        compose, schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
-        assignments=given.assignments,
+        compose, schema, preset=given.preset, config=given.config, flags={**given.flags, start: given.subject},
+        origins={**given.origins, start: "SUBJECT"}, assignments=given.assignments,
     )  # fmt: skip
-    start = {section: {"start": given.subject}}
     if schema is not FINETUNE:
-        return composed(base=({**values, **start}, origin))
-    loaded = composed(base=({**to_adapt(values, other_images=False), **start}, origin))
+        return composed(base=(values, origin))
+    loaded = composed(base=(to_adapt(values, other_images=False), origin))
     if loaded.sources["data.dataset"] != origin:
-        loaded = composed(base=({**to_adapt(values, other_images=True), **start}, origin))
+        loaded = composed(base=(to_adapt(values, other_images=True), origin))
     return fitted(loaded)
 
 

@@ -155,9 +155,10 @@ def write_settings(question: Question, folder: Path) -> None:
     """The settings files of the tasks' commands: the run's, the bare network's, and of others the data's alone."""
     folder.mkdir(parents=True, exist_ok=True)
     values = tables(question.untold)
-    del values["finetune"]["start"]
     backbone = question.settings.backbone.without_weights()
     bare = tables(question.untold.model_copy(update={"backbone": backbone}))
+    for source in (values, bare):  # each command names what it begins with
+        del source["finetune"]["start"]
     kinds = {"finetune": tuple(values), "probe": ("data", "backbone")}
     for command, sections in kinds.items():
         for name, source in (("", values), ("-scratch", bare)):

@@ -33,13 +33,15 @@ from small_runs import TUNED_QUICKLY, stopped_after, tune
 from torch import Tensor
 
 from dsdmae_cli.config.compose import compose
-from dsdmae_cli.config.schema import FINETUNE
+from dsdmae_cli.config.given import Given
+from dsdmae_cli.config.schema import FINETUNE, PROBE, Schema
 from dsdmae_cli.data.rand_augment import RandAugment
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation import classifying, judging
 from dsdmae_cli.methods.base import StepInfo
 from dsdmae_cli.optim import parameter_groups
+from dsdmae_cli.recipes import gather
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.runs.run import Run
 from dsdmae_cli.settings.judge import FinetuneSection
@@ -401,3 +403,15 @@ def test_no_judging_code_is_loaded_for_help() -> None:
     out, err = done.communicate(timeout=60)
     assert out.strip() == "[]", err
     assert sys.version_info >= (3, 11)
+
+
+@pytest.mark.parametrize("schema", [FINETUNE, PROBE], ids=["finetune", "probe"])
+def test_what_is_judged_is_what_the_command_names(schema: Schema[Any], tmp_path: Path) -> None:
+    """And not what a file of another run's settings, or the environment, began with."""
+    section = "finetune" if schema is FINETUNE else "probe"
+    (tmp_path / "settings.toml").write_text(f'[{section}]\nstart = "runs/other"\n')
+    found = gather.judging(Given(subject="scratch", config=tmp_path / "settings.toml"), schema, section)
+    assert getattr(found.settings, section).start == "scratch"
+    assert found.sources[f"{section}.start"] == "SUBJECT"
+    with pytest.raises(SettingsError, match=f"--set {section}.start=a and scratch both say what to judge"):
+        gather.judging(Given(subject="scratch", assignments=(f"{section}.start=a",)), schema, section)
