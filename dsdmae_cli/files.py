@@ -109,8 +109,11 @@ def read_within(path: Path, most: int = 256 * 2**20) -> bytes:
         OSError: it cannot be read, or is larger.
     """
     with path.open("rb") as file:
-        content = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
-    if content is None or len(content) > most:  # a pipe says no size
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most else file.read(size + 1)
+        while size <= most and len(content) <= most and (more := file.read(2**20)):  # a pipe says no size
+            content += more
+    if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
     return content
 

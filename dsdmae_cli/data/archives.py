@@ -146,7 +146,16 @@ def read_text(path: Path, name: str) -> str | None:
                 return None
             tar.seek(member.offset_data)
             return _within(tar, name, member.size).decode("utf-8-sig")
-    except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        RuntimeError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+    ) as error:
         raise DataError(f"cannot read {name} in {path}: {error}; mend it") from error
 
 
@@ -177,7 +186,7 @@ def plain_tar(file: BinaryIO) -> tarfile.TarFile:
     Raises:
         tarfile.TarError, ValueError: it is none, or damaged; here or when it is gone through.
     """
-    return tarfile.open(fileobj=_Headers(file), mode="r:")  # type: ignore[call-overload,no-any-return]
+    return tarfile.open(fileobj=_Headers(file), mode="r:")  # type: ignore[call-overload]
 
 
 def _open_descriptor(path: Path) -> int:

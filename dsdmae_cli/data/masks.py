@@ -257,7 +257,9 @@ class MaskedFiles(MaskedImages):
             raise DataError(no_mask(1, self.name(index)))
         try:
             content = self._files.read(int(self._masks[index]))
-            mask = Image.open(io.BytesIO(content if isinstance(content, bytes) else read_within(content, MAX_FILE_BYTES)))
+            mask = Image.open(
+                io.BytesIO(content if isinstance(content, bytes) else read_within(content, MAX_FILE_BYTES))
+            )
         except (OSError, UnreadableImage, Image.DecompressionBombError) as error:
             unknown = isinstance(error, UnidentifiedImageError)  # whose own words hold an address
             why = "it is no PNG, or only part of one" if unknown else str(error)

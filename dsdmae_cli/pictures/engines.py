@@ -143,8 +143,11 @@ def _stem(named: Path | Packaged) -> str:
         CheckpointError: they cannot be read.
     """
     try:
-        with (named.find() if isinstance(named, Packaged) else named).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if isinstance(named, Packaged):
+            digest = hashlib.sha256(named.read()).hexdigest()
+        else:
+            with named.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read {named}: {error.strerror or error}") from error
     return f"denoiser{FORMAT}-{digest[:_SHORT]}"

@@ -306,7 +306,7 @@ class Tables(Files):
                     break
         if max(size, about) > MOST_OF_GROUP:
             raise DataError(
-                f"{path} has more than {MOST_OF_GROUP // 2**30} GiB of images in a row group, which is read whole; write"
-                " smaller ones (row_group_size=100)"
+                f"{path} has more than {MOST_OF_GROUP // 2**30} GiB of images in a row group, which is read whole;"
+                " write smaller ones (row_group_size=100)"
             )
         return rows, size

@@ -87,8 +87,8 @@ def unpacked_size(group: Any, column: str) -> int:
 
 
 def said_of_rows(path: Path, column: str) -> list[Any]:
-    """Values of a column of labels or splits. Each text is in memory once: a page may say in a few bytes that a long one
-    stands in every row.
+    """Values of a column of labels or splits. Each text is in memory once: a page may say in a few bytes that a long
+    one stands in every row.
 
     Raises:
         DataError: they are too large for what they are.
@@ -99,8 +99,8 @@ def said_of_rows(path: Path, column: str) -> list[Any]:
         groups = (table.metadata.row_group(number) for number in range(table.num_row_groups))
         if sum(unpacked_size(group, column) for group in groups) > _MOST_SAID:
             raise DataError(
-                f"{path} has more than {_MOST_SAID // 2**30} GiB in its column {column!r}, too much for labels or splits;"
-                " name another by --set data.label_column=NAME, or write the file without it"
+                f"{path} has more than {_MOST_SAID // 2**30} GiB in its column {column!r}, too much for labels or"
+                " splits; name another by --set data.label_column=NAME, or write the file without it"
             )
         found: list[Any] = []
         for chunk in table.read(columns=[column]).column(0).chunks:

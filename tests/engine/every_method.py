@@ -22,6 +22,7 @@ from helpers import train
 from torch import Generator, Tensor
 
 from dsdmae_cli import checkpoint, distributed
+from dsdmae_cli.data import open as data
 from dsdmae_cli.data.base import Subset
 from dsdmae_cli.data.source import MicroBatch
 from dsdmae_cli.engine import Trainer
@@ -70,8 +71,13 @@ def drawing_as(world: int) -> Iterator[None]:
 
         # What processes average of their draws is known when each has drawn.
         drawn: list[Tensor] = []
+
+        def kept(tensor: Tensor) -> Tensor:
+            drawn.append(tensor.clone())
+            return tensor
+
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(distributed, "mean_", lambda tensor: drawn.append(tensor.clone()) or tensor)
+            patched.setattr(distributed, "mean_", kept)
             each()
             patched.setattr(distributed, "mean_", lambda tensor: torch.stack(drawn).mean(dim=0))
             return joined(each(), BATCH // world)
@@ -91,7 +97,7 @@ def seeing(case: str, checkpoints: Path, kept: Path) -> Iterator[None]:
     """In it this process sees fewer images than the others, or no checkpoint of theirs, or none but an older one."""
     with pytest.MonkeyPatch.context() as patched:
         if case == "other images":
-            open_all = pretrain.open_all
+            open_all = data.open_all
 
             def fewer(settings: Any) -> Any:
                 whole = open_all(settings)

@@ -73,9 +73,9 @@ def test_a_signal_ends_any_command_in_a_line_and_leaves_nothing(
         raise AssertionError("it went on")
 
     monkeypatch.setattr(f"dsdmae_cli.{place}", stopped)
-    target = {"embed": out.with_suffix(".npz"), "denoise": out.with_suffix(".png"), "restore": out.with_suffix(".png")}
-    target |= {"predict": out.with_suffix(".csv")}
-    target = target.get(command, out)
+    targets = {"embed": out.with_suffix(".npz"), "denoise": out.with_suffix(".png"), "restore": out.with_suffix(".png")}
+    targets |= {"predict": out.with_suffix(".csv")}
+    target = targets.get(command, out)
     code, text, err = cli(capfd, *line, *(() if command == "compare" else ("--out", target)))
     assert (code, text) == (128 + number, "")
     last = err.splitlines()[-1]
@@ -264,7 +264,19 @@ def test_a_study_that_is_killed_takes_its_trial_with_it_and_goes_on(
     """Nobody could stop a trial whose study is gone: it saves and ends, and the same command takes it up."""
     digits, study = digit_folder(tmp_path / "digits"), tmp_path / "study"
     chosen = words(assignments(digits, "train.epochs=200", "train.checkpoint_every=1000"))
-    line = ["ablate", "--sweep", "mask-ratio", "0.5", *chosen, "--metric", "loss", "--workers", "1", "--out", str(study)]
+    line = [
+        "ablate",
+        "--sweep",
+        "mask-ratio",
+        "0.5",
+        *chosen,
+        "--metric",
+        "loss",
+        "--workers",
+        "1",
+        "--out",
+        str(study),
+    ]
     process, trial = start("-m", "dsdmae_cli", *line), study / "trials" / "mask-ratio-0.5-seed-0"
     wait_until(lambda: steps_done(trial) >= 2, process, 240)
     [child] = psutil.Process(process.pid).children()

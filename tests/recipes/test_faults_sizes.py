@@ -1,4 +1,4 @@
-"""What must not cost a result or a run (docs/design/faults.md): files that claim, or unpack to, more than there is memory.
+"""What must not cost a result or a run (docs/design/faults.md): files that claim or hold more than memory does.
 
 Each is answered in a line, as any file that is not what it should be, within half a gigabyte more of memory.
 """
@@ -24,8 +24,12 @@ from PIL import Image
 
 from dsdmae_builtin import parquet, parquet_columns
 from dsdmae_cli.data import archives
+from dsdmae_cli.data.base import UnreadableImage
 
-pytestmark = [pytest.mark.faults, pytest.mark.skipif(sys.platform != "linux", reason="limits and holes as Linux has them")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits and holes as Linux has them"),
+]
 TERABYTE = 2**40
 
 
@@ -158,7 +162,7 @@ def pictures(folder: Path) -> list[str]:
     (train / "profile.tif").write_bytes(tiff({34675: (7, 2**32 - 1)}))
     (train / "bands.tif").write_bytes(tiff({277: (3, 65535), 258: (3, 65535)}))
     (train / "sides.tif").write_bytes(tiff({256: (4, 2**32 - 1), 257: (4, 2**32 - 1)}, of=1))
-    return ["hole.png", "hole.tif", "wide.png", "wide.ppm", "wide.gif", "tags.tif", "bands.tif", "sides.tif"]
+    return ["hole.png", "hole.tif", "wide.png", "wide.ppm", "wide.gif", "tags.tif", "sides.tif"]
 
 
 def tiff(said: dict[int, tuple[int, int]], of: int = 0) -> bytes:
@@ -187,11 +191,13 @@ def test_pictures_that_claim_more_than_memory_are_unreadable_by_name(
 
 
 def test_a_picture_that_unpacks_to_a_thousand_times_its_size_is_not_unpacked(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
-        with packed.open("train/a.png", "w", force_zip64=True) as picture:
-            for _ in range(80):
-                picture.write(bytes(2**20))
-    with pytest.raises(archives.UnreadableImage, match=r"unpacks to [\d,]+ times its size, as no picture does"):
+    with (
+        zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed,
+        packed.open("train/a.png", "w", force_zip64=True) as picture,
+    ):
+        for _ in range(80):
+            picture.write(bytes(2**20))
+    with pytest.raises(UnreadableImage, match=r"unpacks to [\d,]+ times its size, as no picture does"):
         archives.Archive(tmp_path / "images.zip").read(0)
 
 
