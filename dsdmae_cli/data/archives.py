@@ -186,6 +186,7 @@ def plain_tar(file: BinaryIO) -> tarfile.TarFile:
     Raises:
         tarfile.TarError, ValueError: it is none, or damaged; here or when it is gone through.
     """
+    file.seek(0)
     return tarfile.open(fileobj=_Headers(file), mode="r:")  # type: ignore[call-overload]
 
 

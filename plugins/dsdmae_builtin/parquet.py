@@ -294,7 +294,7 @@ class Tables(Files):
         size = 0
         with pyarrow().ParquetFile(path) as table:
             about = unpacked_size(table.metadata.row_group(group), self._column)
-            some = max(1, min(_ROWS, MOST_OF_GROUP // max(1, about)))
+            some = max(1, min(_ROWS, MOST_OF_GROUP // 8 // max(1, about)))
             asked = {"batch_size": some, "row_groups": [group], "columns": [self._column], "use_threads": False}
             for batch in table.iter_batches(**asked) if about <= MOST_OF_GROUP else ():
                 values: list[Any] = batch.column(0).to_pylist()
