@@ -9,7 +9,7 @@ import sys
 
 from dsdmae_cli import slurm
 from dsdmae_cli.data.once import opened_once
-from dsdmae_cli.errors import SHORTAGES, DsdmaeError, RunInterrupted
+from dsdmae_cli.errors import SHORTAGES, DsdmaeError, RunInterrupted, is_lack_of_memory
 from dsdmae_cli.report import shown
 from dsdmae_cli.signals import Stopped, guarded
 
@@ -17,8 +17,6 @@ from dsdmae_cli.signals import Stopped, guarded
 _IN_GROUPS = ("pretrain", "finetune", "tokenizer")
 _STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO}
 
-# What libraries say where memory runs out: torch, C++, the loader of their shared objects, libraries in Rust.
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "failed to map segment")
 _NO_THREAD = "can't start new thread"
 
 
@@ -89,7 +87,7 @@ def _shortage(error: BaseException | None) -> str | None:
             named = getattr(error, "filename", None)
             what = getattr(error, "strerror", None) or text
             return f"the system refuses: {what.lower()}{f' at {named}' if named else ''}; {SHORTAGES[number]}"
-        if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        if is_lack_of_memory(error):
             return "memory ran out; end other programs, or give it less at once"
         error = error.__cause__ or error.__context__
     return None

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dsdmae_cli import distributed
 from dsdmae_cli.data.source import MicroBatch, Source
-from dsdmae_cli.errors import CheckpointError, RunFailed
+from dsdmae_cli.errors import CheckpointError, RunFailed, is_lack_of_memory
 from dsdmae_cli.methods.base import Corruption, Losses, Method, StepInfo, SupervisedMethod
 from dsdmae_cli.methods.recomputing import recompute
 from dsdmae_cli.optim import build_optimizer, clipped_norm, learning_rate, optimizer_tensors, restore_optimizer
@@ -54,7 +54,7 @@ class Hooks:
 
 def _explained(error: RuntimeError | MemoryError, runtime: Runtime, whole_batch: bool = False) -> RunFailed | None:
     """What a person can do about an error out of torch; None where there is nothing to say."""
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc")):
+    if isinstance(error, MemoryError) or is_lack_of_memory(error):
         return RunFailed(
             f"memory ran out with micro-batches of {runtime.micro_batch} images; lower --set train.micro_batch (the"
             " effective batch stays the same) or --set data.workers, or end other programs; go on with --resume"

@@ -22,6 +22,10 @@ SHORTAGES = {
 }
 
 
+# What libraries say where memory runs out: torch, C++, the loader of their shared objects, oneDNN.
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "failed to map segment", "could not create a primitive")
+
+
 class DsdmaeError(Exception):
     """Something the person who runs the program can mend.
 
@@ -68,6 +72,12 @@ class RunInterrupted(DsdmaeError):  # noqa: N818
         super().__init__(message)
         self.exit_code = 128 + signal_number
         self.by = signal_words(signal_number)
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the host's memory ran out, in any library's words."""
+    text = (str(error).splitlines() or [""])[0]
+    return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
 
 
 def signal_words(number: int) -> str:

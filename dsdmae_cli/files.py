@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -96,6 +97,25 @@ def sync_directory(folder: Path) -> None:
 def typed(path: Path | str) -> str:
     """A path as a person types it into a shell, in words that say how to go on."""
     return shlex.quote(str(path))
+
+
+def read_within(path: Path, most: int = 256 * 2**20) -> bytes:
+    """What a file holds, up to a size: a file may be as large as it likes and take no place on a disk.
+
+    Args:
+        most: bytes.
+
+    Raises:
+        OSError: it cannot be read, or is larger.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most else file.read(size + 1)
+        while size <= most and len(content) <= most and (more := file.read(2**20)):  # a pipe says no size
+            content += more
+    if max(size, len(content)) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return content
 
 
 def parsed_json(text: str | bytes) -> Any:

@@ -29,6 +29,8 @@ _TORCHRUN_ECHO_SECONDS = 30.0
 # one block has heard comes as an echo to the block around it.
 _heard: dict[int, float] = {}
 _blocks = 0
+# In the environment: the number of the process that started this command and sees to it.
+_PARENT = "_DSDMAE_PARENT"
 
 
 class Stopped(KeyboardInterrupt):
@@ -100,28 +102,47 @@ def serve(parent: int, worker: int = 0) -> None:
     end_with(parent, worker)
 
 
-def end_with(parent: int, worker: int = 0) -> None:
+def end_with(parent: int, worker: int = 0, by: int | None = None) -> None:
     """Have this process end when its parent does, however that ends: the kernel sees to it on Linux, a thread that
     looks now and then elsewhere. A worker that waits to write into a pipe which nobody reads would outlive it for ever.
 
     Args:
         parent: its process number.
         worker: which of several this is; torch says it, and nothing here depends on it.
+        by: the signal that it then gets; None = it ends at once.
     """
+
+    def end() -> None:
+        if by is None:
+            os._exit(1)
+        os.kill(os.getpid(), by)
+
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         pr_set_pdeathsig = 1
-        prctl(pr_set_pdeathsig, signal.SIGKILL)
+        prctl(pr_set_pdeathsig, signal.SIGKILL if by is None else by)
         if os.getppid() != parent:  # it ended before
-            os._exit(1)
+            end()
         return
 
     def look() -> None:
         while os.getppid() == parent:
             time.sleep(2)
-        os._exit(1)
+        end()
 
     threading.Thread(target=look, daemon=True).start()
+
+
+def child_of_this() -> dict[str, str]:
+    """What to add to the environment of a command that this process starts, so that it saves and ends, as by SIGTERM,
+    where this process does, however that does: nobody else would stop what was started for its sake."""
+    return {_PARENT: str(os.getpid())}
+
+
+def _heed_parent() -> None:
+    parent = os.environ.pop(_PARENT, "")  # whatever this process starts is not the other's child
+    if parent.isdigit():
+        end_with(int(parent), by=signal.SIGTERM)
 
 
 @contextmanager
@@ -148,6 +169,7 @@ def guarded() -> Iterator[None]:
     """A command, from its first line to its last: no signal ends it before it could clear up, and SIGUSR1 never."""
     Stopped.by = 0
     with no_save_kills(), stopping():
+        _heed_parent()
         yield
 
 

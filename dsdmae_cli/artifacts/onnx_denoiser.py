@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 KEY, IMAGES, RESTORED = "dsdmae_denoiser", "images", "restored"
 # Raised when what is written changes, so that no file made before is taken for one made now.
 FORMAT = 1
+MOST_OF_ONNX = 2**31  # bytes of a file, as protobuf has them
 
 
 @dataclass(frozen=True)

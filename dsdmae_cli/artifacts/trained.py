@@ -15,7 +15,7 @@ from dsdmae_cli.artifacts.subject import Resolved
 from dsdmae_cli.artifacts.trained_method import method_in_denoiser
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
-from dsdmae_cli.files import parsed_json
+from dsdmae_cli.files import parsed_json, read_within
 from dsdmae_cli.runs.build import build_backbone, build_method
 from dsdmae_cli.runs.rundir import REQUIRED, RESULT, RUN, RunDir
 from dsdmae_cli.settings.models import BackboneSettings
@@ -144,9 +144,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = parsed_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        content = parsed_json(read_within(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object")
     return content

@@ -20,12 +20,16 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.base import MAX_FILE_BYTES, UnreadableImage
 from dsdmae_cli.data.files import KINDS, Files, Names, by_suffix, is_image, require_images, stamp_of
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.files import read_within
 
 MAX_UNPACKED_BYTES = 4 * 2**30  # of a compressed tar, which has to be unpacked into a temporary file
-MAX_FILE_BYTES = 2**30  # of one image in an archive
+_MOST_TEXT = 16 * 2**20  # bytes of a list of classes, or of files
+_MOST_HEADER = 2**20  # bytes that a tar's header may have beside it: long names
+# Deflate makes a thousandth of zeros at most, and of pictures that are not packed already a tenth.
+_LARGE, _MOST_FOLD = 64 * 2**20, 200
 _MOST_LINKS = 8  # one behind the other
 
 # Compressed tars, by their first bytes: nothing in them can be reached before all in front of it is unpacked.
@@ -93,6 +97,9 @@ class Archive(Files):
         if max(self._sizes[index], self._stored[index]) > MAX_FILE_BYTES:
             raise UnreadableImage(self.full_name(index), f"file of more than {MAX_FILE_BYTES // 2**30} GiB")
         descriptor, offset, stored = self._open(), int(self._offsets[index]), int(self._stored[index])
+        if self._deflated[index] and self._sizes[index] > max(_LARGE, _MOST_FOLD * stored):
+            fold = self._sizes[index] / max(1, stored)
+            raise UnreadableImage(self.full_name(index), f"unpacks to {fold:,.0f} times its size, as no picture does")
         if self._checksums is None:
             return os.pread(descriptor, stored, offset)
         try:
@@ -125,17 +132,62 @@ def read_text(path: Path, name: str) -> str | None:
     """
     try:
         if path.is_dir():
-            return (path / name).read_text(encoding="utf-8-sig") if (path / name).is_file() else None
+            return read_within(path / name, _MOST_TEXT).decode("utf-8-sig") if (path / name).is_file() else None
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as packed:
                 inner = next((info for info in packed.infolist() if _clean(info.filename) == name), None)
-                return None if inner is None else packed.read(inner).decode("utf-8-sig")
-        with tarfile.open(path) as archive:
+                if inner is None:
+                    return None
+                with packed.open(inner) as text:
+                    return _within(text, name).decode("utf-8-sig")
+        with os.fdopen(_open_descriptor(path), "rb") as tar, plain_tar(tar) as archive:
             member = next((info for info in archive if _clean(info.name) == name and info.isreg()), None)
-            file = None if member is None else archive.extractfile(member)
-            return None if file is None else file.read().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError, tarfile.TarError, zipfile.BadZipFile) as error:
+            if member is None:
+                return None
+            tar.seek(member.offset_data)
+            return _within(tar, name, member.size).decode("utf-8-sig")
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        RuntimeError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+    ) as error:
         raise DataError(f"cannot read {name} in {path}: {error}; mend it") from error
+
+
+def _within(file: IO[bytes], name: str, size: int = _MOST_TEXT + 1) -> bytes:
+    """At most so many bytes of a text, and no more than a text has."""
+    content = file.read(min(size, _MOST_TEXT + 1))
+    if len(content) > _MOST_TEXT:
+        raise ValueError(f"it has more than {_MOST_TEXT:,} bytes")
+    return content
+
+
+class _Headers:
+    """A tar to read headers of. tarfile takes what stands beside one, a long name or more, into memory whole, however
+    long it claims to be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        if size > _MOST_HEADER:
+            raise ValueError(f"a header of {size:,} bytes")
+        return self._read(size)
+
+
+def plain_tar(file: BinaryIO) -> tarfile.TarFile:
+    """The headers of a tar that is not compressed; members are read from the file itself.
+
+    Raises:
+        tarfile.TarError, ValueError: it is none, or damaged; here or when it is gone through.
+    """
+    file.seek(0)
+    return tarfile.open(fileobj=_Headers(file), mode="r:")  # type: ignore[call-overload]
 
 
 def _open_descriptor(path: Path) -> int:
@@ -205,7 +257,7 @@ def _clean(name: str) -> str:
 def _tar_members(file: BinaryIO) -> list[_Member]:
     members, links = [], dict[str, str]()
     by_name: dict[str, tarfile.TarInfo] = {}
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    with plain_tar(file) as archive:
         for info in archive:
             if info.issym():  # to a member that may come later
                 links[info.name] = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))

@@ -40,6 +40,9 @@ class Refused(ValueError):  # noqa: N818
     """An image that is intact but that the policy has no place for."""
 
 
+MAX_FILE_BYTES = 2**30  # of one image as a file; what is larger is not read whole
+
+
 def raise_shortage(error: Exception, name: str) -> None:
     """Of an image that could not be read: where this process is short of something, the image is as good as it was, and
     to pass it over would be to learn from others than were asked for.

@@ -7,6 +7,7 @@ network's size happen later, in augment.py.
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from dsdmae_cli.data import deep, tiff
 from dsdmae_cli.data.base import Form, Refused, UnreadableImage, raise_shortage
 from dsdmae_cli.data.to_rgb import SWAPS_SIDES, orientation, to_rgb
 from dsdmae_cli.data.values import Reading, Values, keyed
+
+# What Pillow has to say of a damaged file comes as an exception too; without a handler Python prints it raw.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 MAX_PIXELS = 100_000_000
 # What phones write; Pillow reads it with the help of a package of its own.

@@ -26,7 +26,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage, raise_shortage
+from dsdmae_cli.data.base import MAX_FILE_BYTES, Form, ImageDataset, UnreadableImage, raise_shortage
 from dsdmae_cli.data.decode import (
     AS_STORED,
     HEIF_ADVICE,
@@ -42,7 +42,7 @@ from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import Ranges, Reading, Values, sampled_range, sampled_ranges
 from dsdmae_cli.data.walk import LeftOut, walk
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import beside, is_pattern
+from dsdmae_cli.files import beside, is_pattern, read_within
 
 # Pictures whose values say the range of all, of at most so many headers that are read to find them.
 _LOOKED_AT, _HEADERS = 64, 512
@@ -109,7 +109,7 @@ class FileImages(ImageDataset):
         if isinstance(content, bytes):
             return content
         try:
-            return content.read_bytes()
+            return read_within(content, MAX_FILE_BYTES)
         except OSError as error:
             raise_shortage(error, self.name(index))
             raise UnreadableImage(self.name(index), (error.strerror or str(error)).lower()) from error
@@ -207,7 +207,7 @@ class Files(ABC):
         if isinstance(found, bytes):
             return found
         try:
-            return found.read_bytes()
+            return read_within(found, MAX_FILE_BYTES)
         except OSError:
             return None
 
@@ -249,6 +249,8 @@ class Directory(Files):
             return None
         try:
             size = os.fstat(descriptor).st_size
+            if size > MAX_FILE_BYTES:
+                return None
             found = os.read(descriptor, size)
             return found if len(found) == size else None
         except OSError:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.files import read_within
 
 _DELIMITERS = ",;\t|"
 _SAYS_DELIMITER = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line that Excel takes as a setting
@@ -238,7 +239,7 @@ def _parts(cell: str) -> list[str]:
 def _rows(path: Path) -> tuple[list[list[str]], str]:
     """The rows of the table that are not empty, and its delimiter."""
     try:
-        content = path.expanduser().read_bytes()
+        content = read_within(path.expanduser())
     except OSError as error:
         raise DataError(f"cannot read the labels {path}: {(error.strerror or str(error)).lower()}") from error
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as spreadsheets save "Unicode text"

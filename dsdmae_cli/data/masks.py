@@ -18,9 +18,10 @@ import numpy as np
 from jaxtyping import Int16, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
+from dsdmae_cli.data.base import MAX_FILE_BYTES, Form, ImageDataset, UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.files import read_within
 
 # Of a pixel that nobody judges, whatever its value in the file: more classes than 255 have no place in 8 bits.
 VOID = 255
@@ -256,7 +257,9 @@ class MaskedFiles(MaskedImages):
             raise DataError(no_mask(1, self.name(index)))
         try:
             content = self._files.read(int(self._masks[index]))
-            mask = Image.open(io.BytesIO(content if isinstance(content, bytes) else content.read_bytes()))
+            mask = Image.open(
+                io.BytesIO(content if isinstance(content, bytes) else read_within(content, MAX_FILE_BYTES))
+            )
         except (OSError, UnreadableImage, Image.DecompressionBombError) as error:
             unknown = isinstance(error, UnidentifiedImageError)  # whose own words hold an address
             why = "it is no PNG, or only part of one" if unknown else str(error)

@@ -30,7 +30,7 @@ from dsdmae_cli.data.files import name_bytes
 from dsdmae_cli.data.packed import FORMAT, INDEX, JOURNAL, MANIFEST, SPLITS, Index, Manifest, Shard
 from dsdmae_cli.data.plain import Odd, plain
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import aside, explained, parsed_json, sync_directory, write_bytes
+from dsdmae_cli.files import aside, explained, parsed_json, read_within, sync_directory, write_bytes
 
 SHARD_BYTES = 256 * 2**20
 _GO_ON = "whole shards are kept. Make room, then give the same command again to go on"
@@ -76,7 +76,7 @@ class _Part:
 
     @classmethod
     def read(cls, path: Path) -> _Part:
-        said = parsed_json(path.read_bytes())
+        said = parsed_json(read_within(path))
         return cls(Shard(**said["shard"]), [tuple(row) for row in said["rows"]], said["reached"], said["unreadable"])
 
 

@@ -25,7 +25,7 @@ from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some
 from dsdmae_cli.data.kept_open import KeptOpen
 from dsdmae_cli.data.values import Ranges, Reading
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import parsed_json
+from dsdmae_cli.files import parsed_json, read_within
 from dsdmae_cli.settings.size import Size, as_size, height_width
 
 MANIFEST, INDEX, JOURNAL = "packed.json", "index.npz", "unfinished.json"
@@ -88,7 +88,7 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = root / MANIFEST
     try:
-        said = parsed_json(path.read_bytes())
+        said = parsed_json(read_within(path))
         if said.pop("format") != FORMAT:
             raise DataError(f"{path} is of a form that another version of dsdmae writes; {_AGAIN}")
         manifest: Manifest = TypeAdapter(Manifest).validate_python(said)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from dsdmae_cli.data.archives import plain_tar
 from dsdmae_cli.data.files import is_image, name_bytes, stamp_of
 from dsdmae_cli.errors import DataError, RunFailed
 from dsdmae_cli.files import parsed_json, write_bytes
@@ -141,7 +142,7 @@ def _scan(file: io.BufferedReader) -> ShardIndex:
     found = ShardIndex()
     images: dict[str, list[tuple[str, int, int]]] = {}
     labels: dict[str, str] = {}
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    with plain_tar(file) as archive:
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # it would keep a kilobyte of each
             name = info.name.removeprefix("./").lstrip("/")

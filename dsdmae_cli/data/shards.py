@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsdmae_cli.data.archives import MAX_FILE_BYTES
-from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.base import MAX_FILE_BYTES, UnreadableImage
 from dsdmae_cli.data.files import Files, Names, require_images, stamp_of
 from dsdmae_cli.data.kept_open import KeptOpen
 from dsdmae_cli.data.label_file import LabelFile

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dsdmae_cli.artifacts.onnx_denoiser import FORMAT
+from dsdmae_cli.artifacts.onnx_denoiser import FORMAT, MOST_OF_ONNX
 from dsdmae_cli.artifacts.packaged import ALL, PHOTOGRAPHS, WHITE_NOISE, Packaged
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
 from dsdmae_cli.files import write_bytes
@@ -143,14 +143,20 @@ def _stem(named: Path | Packaged) -> str:
         CheckpointError: they cannot be read.
     """
     try:
-        content = named.read() if isinstance(named, Packaged) else named.read_bytes()
+        if isinstance(named, Packaged):
+            digest = hashlib.sha256(named.read()).hexdigest()
+        else:
+            with named.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read {named}: {error.strerror or error}") from error
-    return f"denoiser{FORMAT}-{hashlib.sha256(content).hexdigest()[:_SHORT]}"
+    return f"denoiser{FORMAT}-{digest[:_SHORT]}"
 
 
 def _kept(named: Path | Packaged) -> list[Path]:
-    """Files made of these weights; none where the cache cannot be looked into."""
+    """Files made of these weights; none where the cache cannot be looked into, or there can be none of any so large."""
+    if isinstance(named, Path) and named.exists() and named.stat().st_size > MOST_OF_ONNX:
+        return []
     stem = _stem(named)
     with suppress(OSError):
         return sorted(onnx_folder().glob(f"{stem}-*.onnx"))

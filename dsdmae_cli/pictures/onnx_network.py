@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.artifacts.onnx_denoiser import IMAGES, RESTORED, About, read_about
+from dsdmae_cli.artifacts.onnx_denoiser import IMAGES, MOST_OF_ONNX, RESTORED, About, read_about
 from dsdmae_cli.errors import CheckpointError, SettingsError
+from dsdmae_cli.files import read_within
 from dsdmae_cli.pictures.network import Engine, Images
 
 _FATAL = 4
@@ -87,7 +88,7 @@ def open_onnx(source: Path | bytes, origin: str) -> OnnxNetwork:
     except ImportError as error:
         raise SettingsError("--engine onnx needs onnxruntime; pip install 'dsdmae[onnx]'") from error
     try:
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        content = source if isinstance(source, bytes) else read_within(source, MOST_OF_ONNX)
     except OSError as error:
         raise CheckpointError(f"cannot read {origin}: {error.strerror or error}") from error
     options = onnxruntime.SessionOptions()

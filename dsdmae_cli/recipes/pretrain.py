@@ -57,7 +57,9 @@ def pretrain(
     with distributed.process_group(choose_device(settings.train.device)):
         report = report or make_report(as_json=as_json, main_process=distributed.rank() == 0)
         run = RunDir(out) if resume and out is not None else None
-        begun = run is not None and bool(checkpoint.newest_first(run.checkpoints) or run.finished())
+        begun = run is not None and distributed.main_says(
+            lambda: bool(checkpoint.newest_first(run.checkpoints) or run.finished())
+        )
         required = None
         if requirement(settings) is not None and not begun:  # a run that has begun holds what it needed
             required = provided(resolve(settings), None if resume else out, report, _train)

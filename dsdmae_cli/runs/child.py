@@ -18,6 +18,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from dsdmae_cli.runs.rundir import LOCK
+from dsdmae_cli.signals import child_of_this
 
 State = Literal["running", "done", "failed", "stopped"]
 
@@ -49,7 +50,8 @@ class Child:
         self.reason = ""
         self._stopping = False
         # A settings file says all; a variable would stand above it.
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("DSDMAE_")} | slot.environ
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("DSDMAE_")}
+        environ |= slot.environ | child_of_this()
         with log.open("ab") as file:
             # Out of the terminal's reach: Ctrl-C is for the parent, which then stops its children in order.
             self._process = subprocess.Popen(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from dsdmae_cli.config.schema import Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import DsdmaeError, SettingsError, nearest
-from dsdmae_cli.files import parsed_json
+from dsdmae_cli.files import parsed_json, read_within
 from dsdmae_cli.runs.child import busy
 from dsdmae_cli.runs.rundir import METRICS, RESULT, RUN, SETTINGS, RunDir, default_folder
 
@@ -168,7 +168,7 @@ def _state(path: Path, result: dict[str, Any], ended: Any) -> tuple[State, str]:
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none, or it is damaged: what else is known of a run still counts."""
     try:
-        content = parsed_json(path.read_text(encoding="utf-8"))
+        content = parsed_json(read_within(path))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

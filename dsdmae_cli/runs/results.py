@@ -12,7 +12,7 @@ from typing import Any
 
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.evaluation.closing import NEIGHBOURS
-from dsdmae_cli.files import parsed_json
+from dsdmae_cli.files import parsed_json, read_within
 from dsdmae_cli.page.words import top5_words
 from dsdmae_cli.runs.rundir import RESULT
 
@@ -94,7 +94,7 @@ def read_result(path: Path) -> Row:
         )
         raise CheckpointError(f"{missing}; give the directories or result files of finished runs")
     try:
-        content = parsed_json(file.read_text(encoding="utf-8"))
+        content = parsed_json(read_within(file))
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or f"no JSON: {error}"
         raise CheckpointError(f"cannot read {file}: {reason}") from error

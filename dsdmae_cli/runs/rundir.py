@@ -24,7 +24,7 @@ from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import PROBE, Loaded, Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.files import explained, parsed_json, typed, write_bytes
+from dsdmae_cli.files import explained, parsed_json, read_within, typed, write_bytes
 from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.report import without_password
@@ -280,8 +280,8 @@ class RunDir:
         """A JSON file that write_json left; empty where there is none, or it is damaged: no run depends on one."""
         path = self.path / name
         try:
-            found = parsed_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError:
+            found = parsed_json(read_within(path)) if path.is_file() else {}
+        except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
-from dsdmae_cli.files import parsed_json, write_bytes
+from dsdmae_cli.files import parsed_json, read_within, write_bytes
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.child import Child, Slot, busy
 from dsdmae_cli.runs.rundir import LOCK, RESULT, SETTINGS, RunDir
@@ -220,7 +220,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = parsed_json(path.read_text(encoding="utf-8"))
+        found = parsed_json(read_within(path))
     except (OSError, ValueError) as error:
         raise SettingsError(f"cannot read {path}: {error}; give another --out") from error
     return found if isinstance(found, dict) else {}

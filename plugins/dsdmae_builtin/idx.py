@@ -23,6 +23,7 @@ from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
 _UNSIGNED_BYTES = 8
+MOST_BYTES = 4 * 2**30  # of a file, which is unpacked in memory
 _PREFIX = {"train": "train", "labelled": "train", "test": "t10k"}
 
 
@@ -71,30 +72,42 @@ def _classes(folder: Path, highest: int) -> tuple[str, ...]:
 
 
 def _values(folder: Path, name: str, dimensions: int) -> UInt8[np.ndarray, ...]:
-    content, shape = _open(folder, name, dimensions)
-    values = content[4 + 4 * dimensions :]
+    values, shape = _open(folder, name, dimensions)
     if len(values) != math.prod(shape):
-        raise DataError(f"{folder / name} has {len(values)} values and its head says {math.prod(shape)}; fetch it anew")
+        most = len(values) > math.prod(shape)
+        has = f"more than {math.prod(shape)}" if most else f"{len(values)}"
+        raise DataError(f"{folder / name} has {has} values and its head says {math.prod(shape)}; fetch it anew")
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
 def _open(folder: Path, name: str, dimensions: int) -> tuple[bytes, tuple[int, ...]]:
-    """A file's bytes, unpacked, and the sizes that its head names."""
+    """A file's values, unpacked, as many as its head promises or one more, and the sizes that its head names."""
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if path is None:
         raise DataError(f"idx: {folder} has neither {name} nor {name}.gz; name the folder that holds the IDX files")
+    length = 4 + 4 * dimensions
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(length)
+            shape = _shape(path, head, dimensions)
+            return file.read(math.prod(shape) + 1), shape
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"idx: cannot read {path}: {error}; fetch it anew") from error
-    head = 4 + 4 * dimensions
-    if content[:4] != bytes([0, 0, _UNSIGNED_BYTES, dimensions]) or len(content) < head:
+
+
+def _shape(path: Path, head: bytes, dimensions: int) -> tuple[int, ...]:
+    if head[:4] != bytes([0, 0, _UNSIGNED_BYTES, dimensions]) or len(head) < 4 + 4 * dimensions:
         raise DataError(
             f"idx: {path} is no IDX file of bytes with {dimensions} as its number of dimensions: it begins with"
-            f" {content[:4].hex(' ') or 'nothing'}, expected 00 00 08 {dimensions:02x}"
+            f" {head[:4].hex(' ') or 'nothing'}, expected 00 00 08 {dimensions:02x}"
         )
-    shape = tuple(int(size) for size in np.frombuffer(content[4:head], ">u4"))
+    shape = tuple(int(size) for size in np.frombuffer(head[4:], ">u4"))
+    sizes = " x ".join(map(str, shape))
     if 0 in shape:
-        raise DataError(f"idx: {path} is empty: its head says {' x '.join(map(str, shape))}")
-    return content, shape
+        raise DataError(f"idx: {path} is empty: its head says {sizes}")
+    if math.prod(shape) > MOST_BYTES:
+        raise DataError(
+            f"idx: {path} says that it holds {sizes} values, more than the {MOST_BYTES // 2**30} GiB that are read into"
+            " memory; fetch it anew, or take these images as files"
+        )
+    return shape

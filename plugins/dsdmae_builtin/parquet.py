@@ -21,7 +21,9 @@ from dsdmae_builtin.parquet_columns import (
     label_column_of,
     labels_in,
     lacks_bytes,
+    said_of_rows,
     split_column_of,
+    unpacked_size,
 )
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some, stamp_of
@@ -36,6 +38,9 @@ from dsdmae_cli.settings.models import DataSettings
 # Row groups that a process keeps, by the bytes of their images; one that is larger is kept alone.
 KEPT_BYTES = 256 * 2**20
 LARGE_GROUP = 64 * 2**20
+# Bytes of the images of a row group that is read at all, and rows that are read at a time.
+MOST_OF_GROUP = 2 * 2**30
+_ROWS = 64
 
 
 def build(settings: DataSettings, split: str) -> FileImages:
@@ -170,10 +175,10 @@ class Tables(Files):
                         self._by_path |= lacks_bytes(about, self._column)
                         groups.append((number, group, about.num_rows))
                         largest = max(largest, about.total_byte_size)
-                    if label_column:
-                        values += table.read(columns=[label_column]).column(0).to_pylist()
-                    if split_column in schema.names:
-                        splits += table.read(columns=[split_column]).column(0).to_pylist()
+                if label_column:
+                    values += said_of_rows(path, label_column)
+                if split_column in schema.names:
+                    splits += said_of_rows(path, split_column)
             except (OSError, ValueError) as error:  # pyarrow's errors are of both
                 raise DataError(f"{path} is no whole Parquet file ({str(error).splitlines()[0]})") from error
         self._groups = np.array(groups, dtype=np.int64).reshape(-1, 3)
@@ -274,15 +279,34 @@ class Tables(Files):
             try:
                 if stamp_of(path) != self._stamps[number]:
                     raise DataError(f"{path} changed while it was in use; start again")
-                with pyarrow().ParquetFile(path) as table:
-                    column = table.read_row_group(of_file, columns=[self._column], use_threads=False).column(0)
+                rows, size = self._read_group(path, of_file)
             except (OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-            values: list[Any] = column.to_pylist()
-            if self._in_struct:  # a path counts where there are no bytes
-                values = [row and (row["bytes"] or row.get("path")) for row in values]
-            rows: list[bytes | str | None] = values
-            self._kept[group] = rows, sum(len(row) for row in rows if row is not None)
+            self._kept[group] = rows, size
             while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
             return rows
+
+    def _read_group(self, path: Path, group: int) -> tuple[list[bytes | str | None], int]:
+        """What a row group's images are, and their bytes; some rows at a time, since a page may say in a few bytes that
+        a large image stands in each of them."""
+        rows: list[bytes | str | None] = []
+        size = 0
+        with pyarrow().ParquetFile(path) as table:
+            about = unpacked_size(table.metadata.row_group(group), self._column)
+            some = max(1, min(_ROWS, MOST_OF_GROUP // 8 // max(1, about)))
+            asked = {"batch_size": some, "row_groups": [group], "columns": [self._column], "use_threads": False}
+            for batch in table.iter_batches(**asked) if about <= MOST_OF_GROUP else ():
+                values: list[Any] = batch.column(0).to_pylist()
+                if self._in_struct:  # a path counts where there are no bytes
+                    values = [row and (row["bytes"] or row.get("path")) for row in values]
+                rows += values
+                size += sum(len(row) for row in values if row is not None)
+                if size > MOST_OF_GROUP:
+                    break
+        if max(size, about) > MOST_OF_GROUP:
+            raise DataError(
+                f"{path} has more than {MOST_OF_GROUP // 2**30} GiB of images in a row group, which is read whole;"
+                " write smaller ones (row_group_size=100)"
+            )
+        return rows, size

@@ -13,6 +13,7 @@ from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS, LabelFile
 from dsdmae_cli.errors import DataError
 
 _IMAGE_HEADINGS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
+_MOST_SAID = 2**30  # bytes of a column of labels or splits
 _PATH_HEADINGS = ("path", "file", "image_path", "file_name", "filename")  # of files beside the table
 
 
@@ -77,6 +78,38 @@ def lacks_bytes(group: Any, column: str) -> bool:
     known = found.statistics
     # Where all are null the type may be none of bytes.
     return found.physical_type != "BYTE_ARRAY" or bool(known is not None and known.null_count)
+
+
+def unpacked_size(group: Any, column: str) -> int:
+    """Bytes of a column's pages in a row group, as the file says."""
+    parts = (group.column(number) for number in range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
+
+
+def said_of_rows(path: Path, column: str) -> list[Any]:
+    """Values of a column of labels or splits. Each text is in memory once: a page may say in a few bytes that a long
+    one stands in every row.
+
+    Raises:
+        DataError: they are too large for what they are.
+    """
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(path, read_dictionary=[column]) as table:
+        groups = (table.metadata.row_group(number) for number in range(table.num_row_groups))
+        if sum(unpacked_size(group, column) for group in groups) > _MOST_SAID:
+            raise DataError(
+                f"{path} has more than {_MOST_SAID // 2**30} GiB in its column {column!r}, too much for labels or"
+                " splits; name another by --set data.label_column=NAME, or write the file without it"
+            )
+        found: list[Any] = []
+        for chunk in table.read(columns=[column]).column(0).chunks:
+            if (words := getattr(chunk, "dictionary", None)) is None:
+                found += chunk.to_pylist()
+            else:
+                said = words.to_pylist()
+                found += [None if number is None else said[number] for number in chunk.indices.to_pylist()]
+        return found
 
 
 def _held(kind: Any) -> str:

@@ -6,16 +6,14 @@ of one machine would change it.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import assignments, one_line, start, train, words
-from safetensors.torch import load_file
 
-from dsdmae_cli import checkpoint, distributed, plugins
+from dsdmae_cli import checkpoint, distributed
 from dsdmae_cli.errors import DataError, SettingsError
 from dsdmae_cli.runtime import choose_device
 
@@ -131,35 +129,6 @@ def test_an_error_that_is_a_bug_keeps_its_traceback_and_ends_all(digits: Path, t
     assert "dsdmae: error: in process 1 of 2: ZeroDivisionError: a bug" in err
     assert 'raise ZeroDivisionError("a bug")' in err
     assert not run.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize("name", plugins.names("method"))
-def test_four_processes_compute_what_one_does_or_train_to_the_end(name: str, digits: Path, tmp_path: Path) -> None:
-    chosen = words(assignments(digits, "train.micro_batch=2", "train.log_every=1", method=name))
-    environ = {"XDG_DATA_HOME": str(tmp_path / "share")}
-    one = start("-m", "dsdmae_cli", "pretrain", *chosen, "--out", tmp_path / "one", environ=environ)
-    _, err = one.communicate(timeout=280)
-    if whole := "which this method needs whole" in err:
-        chosen += words(["train.micro_batch=auto"])
-    else:
-        assert one.returncode == 0, err
-    # A tokenizer that the run trained itself would be another one: both take that of the first.
-    # (Beside its folder lies a lock.)
-    kept = [path for path in (tmp_path / "share/dsdmae/tokenizers").glob("*") if path.is_dir()]
-    chosen += words([f"method.tokenizer={made}" for made in kept])
-    four = start(
-        *TORCHRUN, "4", "-m", "dsdmae_cli", "pretrain", *chosen, "--out", tmp_path / "four", environ=environ
-    )  # fmt: skip
-    _, err = four.communicate(timeout=280)
-    assert four.returncode == 0, err
-    if whole:  # one process draws for the whole batch, four each for their own: two different draws
-        assert json.loads((tmp_path / "four" / "result.json").read_text())["steps"] > 0
-        return
-    ours, expected = (load_file(tmp_path / run / "encoder.safetensors") for run in ("four", "one"))
-    for key, tensor in expected.items():
-        torch.testing.assert_close(ours[key], tensor, rtol=2e-3, atol=4e-4, msg=key)
 
 
 def test_a_group_of_one_agrees_with_itself() -> None:

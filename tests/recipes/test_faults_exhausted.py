@@ -112,6 +112,7 @@ def test_what_cannot_be_resumed_is_not_advised_to_be() -> None:
         (ImportError("libx.so: failed to map segment from shared object"), "memory ran out"),
         (RuntimeError("unable to open shared memory object </torch_1>: Too many open files (24)"), "ulimit -n"),
         (RuntimeError("std::bad_alloc"), "memory ran out"),
+        (RuntimeError("could not create a primitive"), "memory ran out"),  # oneDNN
     ],
 )
 def test_a_shortage_is_found_behind_what_a_library_makes_of_it(

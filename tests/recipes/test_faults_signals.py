@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from helpers import assignments, cli, digit_folder, one_line, start, steps_done, train, wait_until, words
+from helpers import assignments, cli, digit_folder, one_line, records, start, steps_done, train, wait_until, words
 
+from dsdmae_cli.runs.child import busy
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.run import Run
 from dsdmae_cli.signals import handled, listening, once, stopping
@@ -40,10 +42,13 @@ def said(number: int) -> str:
 
 
 @pytest.mark.parametrize("number", STOPS)
-@pytest.mark.parametrize("command", ["probe", "finetune", "embed", "export", "compare", "denoise", "data"])
+@pytest.mark.parametrize(
+    "command",
+    ["probe", "finetune", "embed", "export", "compare", "denoise", "restore", "predict", "worth", "ablate", "data"],
+)
 def test_a_signal_ends_any_command_in_a_line_and_leaves_nothing(
-    command: str, number: signal.Signals, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    command: str, number: signal.Signals, encoder_run: Path, tuned_run: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     digits, out = encoder_run.parent / "digits", tmp_path / "out"
     lines = {
@@ -53,6 +58,10 @@ def test_a_signal_ends_any_command_in_a_line_and_leaves_nothing(
         "export": (["export", encoder_run, "--to", "timm"], "recipes.export.open_encoder"),
         "compare": (["compare", encoder_run], "recipes.compare.read_result"),
         "denoise": (["denoise", next(digits.rglob("*.png"))], "recipes.denoise.open_restorer"),
+        "restore": (["restore", encoder_run, next(digits.rglob("*.png"))], "recipes.restore.open_method"),
+        "predict": (["predict", tuned_run, next(digits.rglob("*.png"))], "pictures.predict.open_encoder"),
+        "worth": (["worth", encoder_run, "--dataset", f"folder:{digits}"], "recipes.worth.ask"),
+        "ablate": (["ablate", "--sweep", "mask-ratio", "0.5", "--dataset", "digits"], "recipes.ablate.ablate"),
         "data": (["data", "pack", f"folder:{digits}"], "data.pack_dataset.pack"),
     }
     line, place = lines[command]
@@ -64,7 +73,9 @@ def test_a_signal_ends_any_command_in_a_line_and_leaves_nothing(
         raise AssertionError("it went on")
 
     monkeypatch.setattr(f"dsdmae_cli.{place}", stopped)
-    target = {"embed": out.with_suffix(".npz"), "denoise": out.with_suffix(".png")}.get(command, out)
+    targets = {"embed": out.with_suffix(".npz"), "denoise": out.with_suffix(".png"), "restore": out.with_suffix(".png")}
+    targets |= {"predict": out.with_suffix(".csv")}
+    target = targets.get(command, out)
     code, text, err = cli(capfd, *line, *(() if command == "compare" else ("--out", target)))
     assert (code, text) == (128 + number, "")
     last = err.splitlines()[-1]
@@ -244,3 +255,39 @@ def test_a_signal_to_a_study_saves_its_trials(number: signal.Signals, tmp_path: 
     assert process.returncode == 128 + number, err
     assert err.splitlines()[-1].startswith(f"dsdmae: stopped by {by} with 0 of 1 trials done; the runs were saved")
     assert list((trial / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_takes_its_trial_with_it_and_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody could stop a trial whose study is gone: it saves and ends, and the same command takes it up."""
+    digits, study = digit_folder(tmp_path / "digits"), tmp_path / "study"
+    chosen = words(assignments(digits, "train.epochs=200", "train.checkpoint_every=1000"))
+    line = [
+        "ablate",
+        "--sweep",
+        "mask-ratio",
+        "0.5",
+        *chosen,
+        "--metric",
+        "loss",
+        "--workers",
+        "1",
+        "--out",
+        str(study),
+    ]
+    process, trial = start("-m", "dsdmae_cli", *line), study / "trials" / "mask-ratio-0.5-seed-0"
+    wait_until(lambda: steps_done(trial) >= 2, process, 240)
+    [child] = psutil.Process(process.pid).children()
+    process.kill()
+    process.communicate(timeout=60)
+    child.wait(60)  # which returns at once where it has ended
+    reached = steps_done(trial)
+    assert 2 <= reached < 1000
+    assert not busy(trial)
+    assert json.loads((trial / "run.json").read_text())["ended"]["state"] == "stopped"
+    assert [path.name for path in (trial / "checkpoints").iterdir()] == [f"step-{reached:08d}"]
+    code, _, err = cli(capfd, *line)
+    assert code == 0, err
+    assert [r["step"] for r in records(trial)] == list(range(1, 1001))
