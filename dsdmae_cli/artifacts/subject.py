@@ -25,21 +25,21 @@ from typing import Any, Literal
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts import hub
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
+from dsdmae_cli.artifacts.learned_from import Resolved, resolved, resolved_with_weights
 from dsdmae_cli.artifacts.packaged import ALL
-from dsdmae_cli.config.compose import load, written
+from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.resolve import RGB, resolve, resolve_backbone
-from dsdmae_cli.config.schema import Values, schema_of
+from dsdmae_cli.config.resolve import RGB, resolve_backbone
+from dsdmae_cli.config.schema import Values
 from dsdmae_cli.config.sources import read_toml
-from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError, nearest
+from dsdmae_cli.errors import CheckpointError, DataError, PluginError, SettingsError, nearest
 from dsdmae_cli.files import typed
 from dsdmae_cli.plugins import BackboneSpec, Plugin
 from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, SETTINGS, default_folder, where_they_lie
 from dsdmae_cli.settings.models import BackboneSettings
-from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings, ResolvedProbeSettings, ResolvedSettings
+from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 
 Kind = Literal["run", "weights", "published", "scratch", "pixels"]
-Resolved = ResolvedSettings | ResolvedFinetuneSettings | ResolvedProbeSettings
 SCRATCH = "scratch"
 PIXELS = "pixels"
 # The weights of a folder that `dsdmae export` (or the Hugging Face hub) made.
@@ -99,7 +99,17 @@ class Subject:
             CheckpointError, SettingsError, PluginError, DataError: they are damaged, or name what is not here.
         """
         found = self._written()
-        return None if found is None else _resolved(*found)
+        return None if found is None else self._resolved(*found)
+
+    def _resolved(self, values: Values, origin: str) -> Resolved:
+        if self.weights is not None:
+            return resolved_with_weights(values, origin)
+        try:
+            return resolved(values, origin)
+        except DataError as error:
+            raise DataError(
+                f"{self.text} has not ended, and what it is depends on its images ({error}); put them back for now"
+            ) from error
 
     def _written(self) -> tuple[Values, str] | None:
         # Those beside the weights are resolved already: they do not ask for the images that a run learned from.
@@ -124,7 +134,7 @@ class Subject:
             return {"backbone": _published_table(self.text)}, self.text
         found = self._written()
         if found is not None:
-            said = tables(_resolved(*found))
+            said = tables(self._resolved(*found))
             return _shared(where_they_lie(said, self.path) if self.kind == "run" and self.path else said), found[1]
         if self.weights is None:
             return {}, self.text
@@ -377,11 +387,6 @@ def _beside(text: str, *endings: str) -> Iterator[str]:
         for path in folder.iterdir():
             if path.suffix in endings or path.is_dir():
                 yield str(path)
-
-
-def _resolved(values: Values, origin: str) -> Resolved:
-    settings: Resolved = resolve(written(schema_of(values), values, origin).settings)
-    return settings
 
 
 def _shared(values: Values) -> Values:
