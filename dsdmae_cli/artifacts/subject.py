@@ -15,8 +15,6 @@ Only somebody else's weights are looked into before that (elsewhere.py), since n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +33,7 @@ from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, DataError, PluginError, SettingsError, nearest
 from dsdmae_cli.files import typed
 from dsdmae_cli.plugins import BackboneSpec, Plugin
+from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, SETTINGS, default_folder, where_they_lie
 from dsdmae_cli.settings.models import BackboneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
@@ -314,15 +313,6 @@ def completions(incomplete: str) -> list[str]:
     return [word for word in words if word.startswith(incomplete)]
 
 
-def nearest_path(text: str, ending: str) -> str:
-    """The "did you mean" part of a message about a path that does not exist, by the folders and files beside it.
-
-    Args:
-        ending: of the files that may have been meant, as ".json".
-    """
-    return nearest(text, list(_beside(text, ending)))
-
-
 def _in_folder(text: str, path: Path) -> Subject:
     run = (path / SETTINGS).is_file()
     weights = next((path / name for name in (_IN_RUNS if run else _IN_FOLDERS) if (path / name).is_file()), None)
@@ -368,25 +358,7 @@ def _nearest(text: str, trained: bool) -> str:
     if colon:  # an argument in common would make any two plugins alike
         return nearest(name, [*published, hub.PREFIX.removesuffix(":")])
     words = [] if trained else [SCRATCH, PIXELS]
-    return nearest(text, [*words, *published, *_SHIPPED, *_runs(), *_beside(text, _SAFE, *_PICKLED)])
-
-
-def nearest_run(run: Path) -> str:
-    """The "did you mean" part of a message about a run that is not there."""
-    return nearest(str(run), [*_runs(), *_beside(str(run))])
-
-
-def _runs() -> list[str]:
-    return [path.parent.name for path in default_folder().glob(f"*/{SETTINGS}")]
-
-
-def _beside(text: str, *endings: str) -> Iterator[str]:
-    """What lies in the folder of a path that does not exist and may have been meant."""
-    folder = Path(text).parent
-    with suppress(OSError):  # the folder need not exist either
-        for path in folder.iterdir():
-            if path.suffix in endings or path.is_dir():
-                yield str(path)
+    return near(text, _SAFE, *_PICKLED, words=(*words, *published, *_SHIPPED))
 
 
 def _shared(values: Values) -> Values:
