@@ -1,7 +1,7 @@
 """Plugins: what a backbone, dataset, method, probe or tracker declares about itself, and how they are found.
 
-A spec is cheap and free of torch; the code that needs torch is named as "module:attribute" and imported by `load` when a
-run begins. Plugins, ours too, are found by the entry points below alone. A broken one harms nobody who does not ask for it.
+A spec is cheap and free of torch; the code that needs torch is named as "module:attribute" and imported by `load` when
+a run begins. Plugins, ours too, are found by the entry points below alone; a broken one harms nobody who leaves it be.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class DatasetSpec(Spec):
         value_range: "module:attribute" of a torch-free function(settings) -> (low, high), one such pair a channel, or
             None, which is what data.range = auto means; None = all images have 8 bits.
         num_images: official number of images by split, for a plan when the files are not here yet.
-        count: "module:attribute" of a torch-free, quick function(settings) -> (training images, those with a label) of a
-            person's own images; None = `num_images` says, or nobody.
+        count: "module:attribute" of a torch-free, quick function(settings) -> (training images, those with a label) of
+            a person's own images; None = `num_images` says, or nobody.
         reads_paths: a path alone, where a dataset is named, means this dataset; one of all that are installed says so.
         marker: a folder that holds a file of this name, where it is named by its path alone, is this dataset.
     """
@@ -174,7 +174,7 @@ class MethodSpec(Spec):
         any_channels: it learns from images of any number of channels (`backbone.in_chans`); False = RGB alone.
         rectangles: it learns from images that are no squares too: `backbone.image_size` may be (height, width).
         colour: settings that vary colours, and the values that switch them off for images that are not RGB.
-        fewest_in_batch: images of a batch that few images make where nobody says it; more if losses compare them.
+        fewest_in_batch: of a batch that nobody says, where images are few; more where losses compare its images.
         named_sweeps: what `--sweep` may call values of a setting, by name ("heads"); a flag's name is no such name.
         paper: what to cite.
     """
