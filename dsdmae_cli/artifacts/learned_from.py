@@ -43,7 +43,7 @@ def resolved_with_weights(values: Values, origin: str) -> Resolved:
         return resolved(values, origin)
     shared = {key: value for key, value in data.items() if key in DataSettings.model_fields and key != "dataset"}
     found: Any = resolved({**values, "data": shared}, origin)  # as if they were of the default dataset
-    return found.model_copy(update={"data": found.data.model_copy(update={"dataset": dataset})})  # type: ignore[no-any-return]
+    return found.model_copy(update={"data": found.data.model_copy(update={"dataset": dataset})})
 
 
 def resolved(values: Values, origin: str) -> Resolved:
@@ -96,7 +96,8 @@ def images_and_backbone(
         SettingsError: no dataset is named, and the subject says none.
         DataError: as with_images.
     """
-    below, own = None, {}
+    below: tuple[Values, str] | None = None
+    own: Values = {}
     if flags.get("data.dataset") is not None or any(a.strip().startswith("data.dataset") for a in assignments or []):
         with suppress(DataError, PluginError):  # what it learned from need not be here any more
             values, origin = subject.taken_over()

@@ -329,7 +329,7 @@ def test_an_overview_or_a_mask_before_the_picture_is_not_taken_for_it(
 ) -> None:
     """Of every reader (Pillow, and tifffile for floating point): size, kind, pixels, and those that denoise takes."""
     shape = (48, 32, 3) if photometric == "rgb" else (48, 32)
-    values = np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
+    values: np.ndarray = np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
         for kind in before:
