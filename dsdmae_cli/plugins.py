@@ -1,8 +1,7 @@
 """Plugins: what a backbone, dataset, method, probe or tracker declares about itself, and how they are found.
 
-A spec is cheap and free of torch; the code that needs torch is named as "module:attribute" and imported by `load`
-when a run begins. Plugins are found through the entry-point groups below and in no other way, ours included.
-Importing one that is broken harms nobody who does not ask for it.
+A spec is cheap and free of torch; the code that needs torch is named as "module:attribute" and imported by `load` when
+a run begins. Plugins, ours too, are found by the entry points below alone; a broken one harms nobody who leaves it be.
 """
 
 from __future__ import annotations
@@ -106,8 +105,8 @@ class DatasetSpec(Spec):
         value_range: "module:attribute" of a torch-free function(settings) -> (low, high), one such pair a channel, or
             None, which is what data.range = auto means; None = all images have 8 bits.
         num_images: official number of images by split, for a plan when the files are not here yet.
-        count: "module:attribute" of a torch-free function(settings) -> (training images, those with a label), where the
-            numbers are the person's and quickly told; None = `num_images` says, or nobody.
+        count: "module:attribute" of a torch-free, quick function(settings) -> (training images, those with a label) of
+            a person's own images; None = `num_images` says, or nobody.
         reads_paths: a path alone, where a dataset is named, means this dataset; one of all that are installed says so.
         marker: a folder that holds a file of this name, where it is named by its path alone, is this dataset.
     """
@@ -175,6 +174,7 @@ class MethodSpec(Spec):
         any_channels: it learns from images of any number of channels (`backbone.in_chans`); False = RGB alone.
         rectangles: it learns from images that are no squares too: `backbone.image_size` may be (height, width).
         colour: settings that vary colours, and the values that switch them off for images that are not RGB.
+        fewest_in_batch: of a batch that nobody says, where images are few; more where losses compare its images.
         named_sweeps: what `--sweep` may call values of a setting, by name ("heads"); a flag's name is no such name.
         paper: what to cite.
     """
@@ -187,6 +187,7 @@ class MethodSpec(Spec):
     any_channels: bool = False
     rectangles: bool = False
     colour: Mapping[str, Any] = field(default_factory=dict)
+    fewest_in_batch: int = 32
     named_sweeps: Mapping[str, NamedSweep] = field(default_factory=dict)
     paper: str = ""
 
@@ -198,8 +199,8 @@ class TrackerSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSpec(Spec):
-    """A probe of frozen features; `build` names its function fit(settings, data) -> ProbeResult (evaluation/probes.py
-    explains it), or -> DenseResult of one that labels pixels (dense; evaluation/dense.py)."""
+    """A probe of frozen features; `build` names its function fit(settings, data) -> ProbeResult (evaluation/probes.py),
+    or -> DenseResult of one that labels pixels (dense; evaluation/dense.py)."""
 
     settings: type[ProbeSection] = ProbeSection
     dense: bool = False

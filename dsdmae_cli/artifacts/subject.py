@@ -15,8 +15,6 @@ Only somebody else's weights are looked into before that (elsewhere.py), since n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,22 +23,23 @@ from typing import Any, Literal
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts import hub
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
+from dsdmae_cli.artifacts.learned_from import Resolved, resolved, resolved_with_weights
 from dsdmae_cli.artifacts.packaged import ALL
-from dsdmae_cli.config.compose import load, written
+from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.describe import tables
-from dsdmae_cli.config.resolve import RGB, resolve, resolve_backbone
-from dsdmae_cli.config.schema import Values, schema_of
+from dsdmae_cli.config.resolve import RGB, resolve_backbone
+from dsdmae_cli.config.schema import Values
 from dsdmae_cli.config.sources import read_toml
-from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError, nearest
+from dsdmae_cli.errors import CheckpointError, DataError, PluginError, SettingsError, nearest
 from dsdmae_cli.files import typed
 from dsdmae_cli.plugins import BackboneSpec, Plugin
+from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, SETTINGS, default_folder, where_they_lie
 from dsdmae_cli.settings.judge import PIXELS, SCRATCH
 from dsdmae_cli.settings.models import BackboneSettings
-from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings, ResolvedProbeSettings, ResolvedSettings
+from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 
 Kind = Literal["run", "weights", "published", "scratch", "pixels"]
-Resolved = ResolvedSettings | ResolvedFinetuneSettings | ResolvedProbeSettings
 # The weights of a folder that `dsdmae export` (or the Hugging Face hub) made.
 EXPORTED = "model.safetensors"
 _IN_RUNS = (ENCODER, CLASSIFIER)
@@ -98,7 +97,17 @@ class Subject:
             CheckpointError, SettingsError, PluginError, DataError: they are damaged, or name what is not here.
         """
         found = self._written()
-        return None if found is None else _resolved(*found)
+        return None if found is None else self._resolved(*found)
+
+    def _resolved(self, values: Values, origin: str) -> Resolved:
+        if self.weights is not None:
+            return resolved_with_weights(values, origin)
+        try:
+            return resolved(values, origin)
+        except DataError as error:
+            raise DataError(
+                f"{self.text} has not ended, and what it is depends on its images ({error}); put them back for now"
+            ) from error
 
     def _written(self) -> tuple[Values, str] | None:
         # Those beside the weights are resolved already: they do not ask for the images that a run learned from.
@@ -123,7 +132,7 @@ class Subject:
             return {"backbone": _published_table(self.text)}, self.text
         found = self._written()
         if found is not None:
-            said = tables(_resolved(*found))
+            said = tables(self._resolved(*found))
             return _shared(where_they_lie(said, self.path) if self.kind == "run" and self.path else said), found[1]
         if self.weights is None:
             return {}, self.text
@@ -303,15 +312,6 @@ def completions(incomplete: str) -> list[str]:
     return [word for word in words if word.startswith(incomplete)]
 
 
-def nearest_path(text: str, ending: str) -> str:
-    """The "did you mean" part of a message about a path that does not exist, by the folders and files beside it.
-
-    Args:
-        ending: of the files that may have been meant, as ".json".
-    """
-    return nearest(text, list(_beside(text, ending)))
-
-
 def _in_folder(text: str, path: Path) -> Subject:
     run = (path / SETTINGS).is_file()
     weights = next((path / name for name in (_IN_RUNS if run else _IN_FOLDERS) if (path / name).is_file()), None)
@@ -357,30 +357,7 @@ def _nearest(text: str, trained: bool) -> str:
     if colon:  # an argument in common would make any two plugins alike
         return nearest(name, [*published, hub.PREFIX.removesuffix(":")])
     words = [] if trained else [SCRATCH, PIXELS]
-    return nearest(text, [*words, *published, *_SHIPPED, *_runs(), *_beside(text, _SAFE, *_PICKLED)])
-
-
-def nearest_run(run: Path) -> str:
-    """The "did you mean" part of a message about a run that is not there."""
-    return nearest(str(run), [*_runs(), *_beside(str(run))])
-
-
-def _runs() -> list[str]:
-    return [path.parent.name for path in default_folder().glob(f"*/{SETTINGS}")]
-
-
-def _beside(text: str, *endings: str) -> Iterator[str]:
-    """What lies in the folder of a path that does not exist and may have been meant."""
-    folder = Path(text).parent
-    with suppress(OSError):  # the folder need not exist either
-        for path in folder.iterdir():
-            if path.suffix in endings or path.is_dir():
-                yield str(path)
-
-
-def _resolved(values: Values, origin: str) -> Resolved:
-    settings: Resolved = resolve(written(schema_of(values), values, origin).settings)
-    return settings
+    return near(text, _SAFE, *_PICKLED, words=(*words, *published, *_SHIPPED))
 
 
 def _shared(values: Values) -> Values:

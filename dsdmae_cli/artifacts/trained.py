@@ -10,8 +10,8 @@ from typing import Any
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.classifier import read_head
+from dsdmae_cli.artifacts.learned_from import Resolved
 from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
-from dsdmae_cli.artifacts.subject import Resolved
 from dsdmae_cli.artifacts.trained_method import method_in_denoiser
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError

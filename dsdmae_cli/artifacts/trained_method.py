@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, plugins
-from dsdmae_cli.artifacts.subject import nearest_run, run_called
+from dsdmae_cli.artifacts.subject import run_called
 from dsdmae_cli.config.compose import compose, from_tables
 from dsdmae_cli.config.describe import key_of, tables
 from dsdmae_cli.config.flags import flags_of
@@ -19,6 +19,7 @@ from dsdmae_cli.config.schema import PRETRAIN
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.rundir import REQUIRED, SETTINGS, RunDir
 from dsdmae_cli.settings.models import Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
@@ -57,9 +58,9 @@ def open_method(run: Path, flags: Mapping[str, Any] | None = None, *, command: s
     if not (run / SETTINGS).is_file():
         run = run_called(str(run)) or run
     if not (run / SETTINGS).is_file():
-        near = "" if run.exists() else nearest_run(run)
+        meant = "" if run.exists() else near(str(run))
         raise CheckpointError(
-            f"{run} is no run's directory: it holds no {SETTINGS}{near}; name one of `dsdmae pretrain`"
+            f"{run} is no run's directory: it holds no {SETTINGS}{meant}; name one of `dsdmae pretrain`"
         )
     written = RunDir(run).settings().settings
     if not isinstance(written, Settings):

@@ -12,6 +12,7 @@ from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.flags import NETWORK
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import DataError, SettingsError
+from dsdmae_cli.files import beside
 
 if TYPE_CHECKING:
     from dsdmae_cli.data.values import Ranges
@@ -221,7 +222,7 @@ def _check(
     if corrupt is not None and reference is not None:
         raise SettingsError("--corrupt compares with the picture itself; leave --reference out")
     if reference is not None and not reference.exists():
-        raise SettingsError(f"there is no --reference {reference}")
+        raise SettingsError(f"there is no --reference {reference}{beside(reference)}")
     if sheet is not None and sheet.suffix.lower() not in WRITERS:
         raise SettingsError(f"--sheet {sheet} must end in one of {', '.join(WRITERS)}")
     if sheet is not None and sheet.exists() and not force:

@@ -88,11 +88,13 @@ def command(
     where = hardware(given.flags)
 
     from dsdmae_cli.artifacts.patch_picture import wanted
+    from dsdmae_cli.artifacts.subject import parse
     from dsdmae_cli.errors import SettingsError
     from dsdmae_cli.recipes.embed import Request, embed, summary
     from dsdmae_cli.report import print_result
     from dsdmae_cli.settings.size import size_flag
 
+    parse(subject)
     if out is None and picture is None:
         raise SettingsError("nothing to write: name a file with --out FILE.npz, or a picture with --picture FILE.png")
     if out is None and (attention or thumbnails):

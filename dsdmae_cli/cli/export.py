@@ -30,8 +30,8 @@ To = Annotated[
                  show_default=False),
 ]  # fmt: skip
 Out = Annotated[
-    Path,
-    typer.Option("--out", metavar="PATH", help="The folder (timm, hf) or file (.onnx, .safetensors) to write",
+    Path | None,
+    typer.Option("--out", metavar="PATH", help="The folder (timm, hf) or file (.onnx, .safetensors) to write; needed",
                  show_default=False),
 ]  # fmt: skip
 ImageSize = Annotated[
@@ -69,7 +69,7 @@ def command(
     *,
     subject: Subject,
     to: To,
-    out: Out,
+    out: Out = None,
     image_size: ImageSize = None,
     no_head: NoHead = False,
     force: Force = False,

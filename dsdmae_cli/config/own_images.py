@@ -12,19 +12,22 @@ from dsdmae_cli import plugins
 from dsdmae_cli.config.presets import presets_by_kind, read_preset
 from dsdmae_cli.config.resolve import BEGUN_RATE, resolve_data
 from dsdmae_cli.config.schema import Loaded, Schema
+from dsdmae_cli.plugins import MethodSpec
 from dsdmae_cli.settings.size import height_width, size_words
 
+_STEPS = 8  # an epoch of few images has at least so many, where the method allows it
 L = TypeVar("L", bound=BaseModel)
 _IMAGES = " to learn from"  # how the origin of a value ends that was decided here
 
 
 def fitted(loaded: Loaded[L]) -> Loaded[L]:
-    """Settings whose batch, where nobody said it, is no larger than the images are many.
+    """Settings whose batch, where nobody said it, fits the images, so that an epoch of few has steps to learn in.
 
-    It becomes the largest power of two below their number, so that one of them may be unreadable. The peak rate, where
-    nobody said that either, stays what it was for the larger batch: AdamW divides by the gradient's size, so that by
-    the linear rule next to nothing would be learned in the steps that few images make. A run that begins with trained
-    weights has a tenth of that here too.
+    Of fewer than `_STEPS` default batches, or fewer than a preset's one, it becomes the largest power of two that makes
+    `_STEPS` steps an epoch, but no smaller than the method can do with, nor larger than leaves room for an unreadable
+    image. The peak rate, where nobody said that either, stays what it was for the larger batch: AdamW divides by the
+    gradient's size, so that by the linear rule next to nothing would be learned in the steps that few images make. A
+    run that begins with trained weights has a tenth of that here too.
 
     Raises:
         DataError: the images are not there.
@@ -32,10 +35,12 @@ def fitted(loaded: Loaded[L]) -> Loaded[L]:
     settings: Any = loaded.settings
     wanted = settings.train.batch_size
     images = None if _said(loaded, "train.batch_size") else _num_images(settings)
-    if images is None or images >= wanted:
+    if images is None or (images >= wanted and loaded.sources["train.batch_size"] != "default"):
+        return loaded
+    batch = min(wanted, max(_fewest(settings), _power_of_two(images // _STEPS)), _power_of_two(images - 1))
+    if batch == wanted:
         return loaded
     origin = f"{images} image{'s' * (images > 1)}{_IMAGES}"
-    batch = 1 << max(0, (images - 1).bit_length() - 1)
     changed: dict[str, Any] = {"train": settings.train.model_copy(update={"batch_size": batch})}
     sources = {**loaded.sources, "train.batch_size": origin}
     if settings.optim.lr == "auto":
@@ -44,6 +49,17 @@ def fitted(loaded: Loaded[L]) -> Loaded[L]:
         changed["optim"] = settings.optim.model_copy(update={"lr": peak})
         sources["optim.lr"] = origin
     return Loaded(settings.model_copy(update=changed), sources)
+
+
+def _power_of_two(most: int) -> int:
+    """The largest that is no more; at least 1."""
+    return 1 << max(0, most.bit_length() - 1)
+
+
+def _fewest(settings: Any) -> int:
+    """Images that a batch is not made smaller than."""
+    method = getattr(settings, "method", None)
+    return MethodSpec.fewest_in_batch if method is None else plugins.find("method", method.name).spec.fewest_in_batch
 
 
 def _said(loaded: Loaded[Any], dotted: str) -> bool:

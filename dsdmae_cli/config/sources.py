@@ -11,6 +11,7 @@ from typing import Any
 
 from dsdmae_cli.config.schema import ALL_SECTIONS, Schema, Values
 from dsdmae_cli.errors import SettingsError, nearest
+from dsdmae_cli.files import beside
 
 # Environment variables of ours that are no settings.
 _NOT_SETTINGS = {"DSDMAE_TEST_DATA", "DSDMAE_PRESET", "DSDMAE_CONFIG"}
@@ -42,7 +43,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         _check_numbers(values)
         return values
     except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror or error}") from error
+        meant = "" if path.exists() else beside(path)
+        raise SettingsError(f"cannot read {path}: {error.strerror or error}{meant}") from error
     except (ValueError, RecursionError) as error:  # the decoder's own errors, and those of absurd numbers and nesting
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
 

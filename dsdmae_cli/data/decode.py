@@ -154,7 +154,7 @@ def _by_tifffile(stream: BinaryIO, how: Reading) -> Values | None:
     if not how.is_photographic and tiff.has_pages(stream):
         return tiff.read_bands(stream, MAX_PIXELS)
     if tiff.is_tiff(stream) and not tiff.is_for_pillow(stream):
-        return tiff.read_page(stream, 0, MAX_PIXELS)
+        return tiff.read_page(stream, None, MAX_PIXELS)
     return None
 
 
@@ -304,6 +304,8 @@ def _image(stream: BinaryIO, max_pixels: int) -> Iterator[ImageFile]:
     if begins[4:8] == b"ftyp" and begins[8:] in _HEIF_BRANDS:
         formats = _with_heif()
     with Image.open(stream, formats=formats) as image:
+        if image.format == "TIFF" and (first := tiff.first_for_pillow(image, stream)):
+            image.seek(first)
         _check_size(*image.size, max_pixels)
         yield image
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import read_within
+from dsdmae_cli.files import beside, read_within
 
 _DELIMITERS = ",;\t|"
 _SAYS_DELIMITER = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line that Excel takes as a setting
@@ -241,7 +241,8 @@ def _rows(path: Path) -> tuple[list[list[str]], str]:
     try:
         content = read_within(path.expanduser())
     except OSError as error:
-        raise DataError(f"cannot read the labels {path}: {(error.strerror or str(error)).lower()}") from error
+        meant = "" if path.expanduser().exists() else beside(path.expanduser())
+        raise DataError(f"cannot read the labels {path}: {(error.strerror or str(error)).lower()}{meant}") from error
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as spreadsheets save "Unicode text"
     try:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")

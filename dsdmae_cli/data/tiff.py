@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from dsdmae_cli.data.base import Form, Refused
 from dsdmae_cli.data.values import Values, divided_by_alpha
 
 if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
     from tifffile import TiffFile, TiffPage
 
 _UNHEARD = logging.NullHandler()
@@ -29,9 +30,10 @@ _PREMULTIPLIED = 1
 _WIDE_GREYS = {(_INT, 32), (_FLOAT, 32)}
 _MIN_IS_WHITE = 0
 _GREY_OR_RGB = (_MIN_IS_WHITE, 1, 2)
-# Bits of a page's kind: a smaller copy of the page before, and a mask of it.
-_REDUCED, _MASK = 1, 4
+# Bits of a page's kind (tag 254): a smaller copy of another page, and a mask of it.
+_KIND, _REDUCED, _MASK = 254, 1, 4
 _MOST_LOOKED_AT = 64  # pages whose kind is looked at
+_MASK_OF = 4  # photometric of a mask
 _PLANES, _ORIENTATION, _SWAPS_SIDES = 2, 274, 5
 # A picture may have this many values for each pixel that is allowed, so that bands do not cost memory without bound.
 _MOST_BANDS = 32
@@ -50,11 +52,13 @@ def is_tiff(stream: BinaryIO) -> bool:
 
 
 def is_for_pillow(stream: BinaryIO) -> bool:
-    """Whether Pillow gives all that the first page of a TIFF holds, band by band and bit by bit."""
+    """Whether Pillow gives all that the first picture of a TIFF holds, band by band and bit by bit."""
     stream.seek(0)
     if stream.read(4) == _NOT_FOR_PILLOW:
         return False
     with _first_page(stream) as page:
+        if page.parent.pages.first.photometric == _MASK_OF:  # of which Pillow opens no page
+            return False
         bits, single = page.bitspersample, page.samplesperpixel == 1
         if single and (page.sampleformat, bits) in _WIDE_GREYS:
             return True
@@ -68,14 +72,14 @@ def is_for_pillow(stream: BinaryIO) -> bool:
 
 
 def is_plain(stream: BinaryIO) -> bool:
-    """Whether the first page is grey or RGB of whole bytes, and no palette, CMYK or single bits."""
+    """Whether the first picture is grey or RGB of whole bytes, and no palette, CMYK or single bits."""
     with _first_page(stream) as page:
         return page.photometric in _GREY_OR_RGB and page.bitspersample >= 8
 
 
 def is_inverted(stream: BinaryIO) -> bool:
-    """Whether the first page is grey whose zero is white, in numbers that Pillow hands out as they are; those of 8 bits
-    and fewer it turns round."""
+    """Whether the first picture is grey whose zero is white, in numbers that Pillow hands out as they are; those of 8
+    bits and fewer it turns round."""
     with _first_page(stream) as page:
         return _is_inverted(page) and (page.bitspersample > 8 or page.sampleformat != _UINT)
 
@@ -84,11 +88,11 @@ def _is_inverted(page: TiffPage) -> bool:
     return page.photometric == _MIN_IS_WHITE and page.samplesperpixel == 1
 
 
-def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
+def read_page(stream: BinaryIO, number: int | None, max_pixels: int) -> Values:
     """The values of a page, upright.
 
     Args:
-        number: of the page, from 0.
+        number: of the page, from 0; None = the first that is a picture.
 
     Raises:
         Refused: too many pixels, complex numbers, or a compression that needs another package.
@@ -96,7 +100,7 @@ def read_page(stream: BinaryIO, number: int, max_pixels: int) -> Values:
     import tifffile
 
     with _opened(stream) as file:
-        page = file.pages[number]
+        page = file.pages[_first(file) if number is None else number]
         assert isinstance(page, tifffile.TiffPage)  # frames, which know less, are made on request alone
         _check(page, max_pixels)
         try:
@@ -123,7 +127,7 @@ def read_bands(stream: BinaryIO, max_pixels: int) -> Values:
     Raises:
         Refused: as read_page, or the pages differ.
     """
-    first = read_page(stream, 0, max_pixels)
+    first = read_page(stream, None, max_pixels)
     if first.pixels.shape[2] > 1 or (number := whole_pages(stream)) == 1:
         return first
     if number > _MOST_BANDS and first.pixels.size * number > max_pixels * _MOST_BANDS:
@@ -153,7 +157,7 @@ def _nodata(page: TiffPage) -> float | None:
 
 
 def nodata_of(stream: BinaryIO) -> float | None:
-    """What the first page says of the value that means that nothing was measured."""
+    """What the first picture says of the value that means that nothing was measured."""
     with _first_page(stream) as page:
         return _nodata(page)
 
@@ -198,16 +202,34 @@ def _pictures(file: TiffFile) -> int:
 
 
 def _numbers(file: TiffFile, most: int | None = None) -> list[int]:
-    """The pages that are no smaller copies and no masks; the first is a picture in any case.
+    """The pages that are no smaller copies and no masks; where there are no others, the first is a picture.
 
     Args:
         most: of the pages after so many the kind is not looked at, and they are taken for pictures.
     """
     count = len(file.pages)
     looked_at = count if most is None else min(count, most)
-    kinds = (int(getattr(file.pages[number], "subfiletype", 0)) for number in range(1, looked_at))
-    there = [number for number, kind in enumerate(kinds, start=1) if not kind & (_REDUCED | _MASK)]
-    return [0, *there, *range(looked_at, count)]
+    there = [number for number in range(looked_at) if _is_picture(getattr(file.pages[number], "subfiletype", 0))]
+    return [*there, *range(looked_at, count)] or [0]
+
+
+def _is_picture(kind: int) -> bool:
+    return not int(kind) & (_REDUCED | _MASK)
+
+
+def _first(file: TiffFile) -> int:
+    """The number of the first page that is a picture: some write an overview before it."""
+    if _is_picture(file.pages.first.subfiletype):
+        return 0
+    return _numbers(file, _MOST_LOOKED_AT)[0]
+
+
+def first_for_pillow(image: ImageFile, stream: BinaryIO) -> int:
+    """The same of a TIFF that Pillow has opened, whose first page's tags are at hand."""
+    if _is_picture(image.tag_v2.get(_KIND, 0)):  # type: ignore[attr-defined]
+        return 0
+    with _opened(stream) as file:
+        return _first(file)
 
 
 def _frames(file: TiffFile) -> int:
@@ -222,7 +244,7 @@ def _frames(file: TiffFile) -> int:
 
 
 def form(stream: BinaryIO, max_pixels: int) -> Form:
-    """What kind of picture the first page is, upright, from its header."""
+    """What kind of picture the first one is, upright, from its header."""
     with _first_page(stream) as page:
         _check(page, max_pixels)
         tag = page.tags.get(_ORIENTATION)
@@ -254,7 +276,8 @@ class _first_page:  # noqa: N801  (a context manager)
         self._file = _opened(stream)
 
     def __enter__(self) -> TiffPage:
-        return self._file.pages.first
+        page = self._file.pages[_first(self._file)]
+        return cast("TiffPage", page)  # frames, which know less, are made on request alone
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from dsdmae_cli.artifacts.onnx_denoiser import FORMAT, MOST_OF_ONNX
 from dsdmae_cli.artifacts.packaged import ALL, PHOTOGRAPHS, WHITE_NOISE, Packaged
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.files import write_bytes
+from dsdmae_cli.files import beside, write_bytes
 from dsdmae_cli.pictures.network import Engine, Network
 from dsdmae_cli.pictures.restore import Restorer
 
@@ -149,7 +149,8 @@ def _stem(named: Path | Packaged) -> str:
             with named.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"cannot read {named}: {error.strerror or error}") from error
+        meant = beside(named) if isinstance(named, Path) and not named.exists() else ""
+        raise CheckpointError(f"cannot read {named}: {error.strerror or error}{meant}") from error
     return f"denoiser{FORMAT}-{digest[:_SHORT]}"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dsdmae_cli.data.decode import IMAGE_SUFFIXES
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.files import beside
 from dsdmae_cli.pictures.picture import WRITERS, Picture
 
 STDIN = "-"
@@ -156,7 +157,7 @@ def _expand(name: str, results: Results) -> Iterator[Source | Failure]:
         yield from _in_folder(path, results)
     elif path.exists() or not glob.has_magic(name):
         # A file that is not there is one that cannot be read: the others are still done.
-        yield Source(path, Path(path.name)) if path.exists() else Failure(name, "no such file or folder")
+        yield Source(path, Path(path.name)) if path.exists() else Failure(name, f"no such file or folder{beside(path)}")
     else:
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute pattern)
         if not matches:

@@ -171,6 +171,7 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
         pages, beside = tiff.pages(stream) if is_tiff and page == 0 else tiff.Pages((0,), 0)
         missing, inverted = (tiff.nodata_of(stream), tiff.is_inverted(stream)) if is_tiff else (None, False)
         stack = page > 0 or len(pages) > 1
+        page = page or pages[0]
         found = _instruments(stream, page, max_pixels, stack=stack) if is_tiff else None
         if found is not None:
             return replace(found, frames=len(pages), pages=pages, beside=beside)

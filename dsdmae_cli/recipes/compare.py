@@ -13,9 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.artifacts.subject import nearest_path, parse
+from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, SettingsError, nearest
 from dsdmae_cli.report import duration
+from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.results import Row, read_result
 from dsdmae_cli.runs.rundir import RESULT
 from dsdmae_cli.segmentation.comparing import remarks as segmentation_remarks
@@ -74,7 +75,7 @@ def _result(path: Path) -> Row:
     except DsdmaeError as error:
         if path.exists():
             return read_result(path)
-        meant = nearest_path(str(path), ".json")
+        meant = near(str(path), ".json")
         raise CheckpointError(
             f"there is no {path}{meant}; give the directories or result files of finished runs"
         ) from error

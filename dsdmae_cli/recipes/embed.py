@@ -5,32 +5,29 @@ written in artifacts/embedding.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dsdmae_cli.artifacts import embedding as rows
+from dsdmae_cli.artifacts.learned_from import images_and_backbone
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.patch_picture import Looked, Wanted, check_patches, draw, drawn_in_words
-from dsdmae_cli.artifacts.subject import Subject, parse
-from dsdmae_cli.config.use import given, passed_over
+from dsdmae_cli.artifacts.subject import parse
+from dsdmae_cli.config.use import passed_over
 from dsdmae_cli.data.beyond import range_notes
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.errors import DataError, PluginError, SettingsError
 from dsdmae_cli.evaluation.attention import attention_maps, check_attention
 from dsdmae_cli.evaluation.dataset_features import dataset_features
 from dsdmae_cli.evaluation.features import Cached, Pool, check_pools
 from dsdmae_cli.report import Report, make_report
 from dsdmae_cli.runtime import choose_device, choose_precision
-from dsdmae_cli.settings.models import BackboneSettings, DataSettings
+from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.size import Size
 
 Split = Literal["train", "test", "labelled", "all"]
-# Of the data that an encoder learned from: how the values of a picture become those that it sees.
-_SEEN_BY = ("range", "bands", "channels")
 _ADVICE = "make room or choose another --out"
 
 
@@ -117,7 +114,7 @@ def compute(request: Request, report: Report) -> Computed:
         DataError: the dataset is not there, or too many images cannot be read.
     """
     subject = parse(request.subject)
-    data, backbone = _data(request, subject)
+    data, backbone = images_and_backbone(subject, request.flags, request.assignments)
     opened = open_encoder(subject, data, backbone=backbone, image_size=request.image_size, seed=0)
     check_pools(opened.encoder, [request.pool])
     if request.attention:
@@ -157,31 +154,6 @@ def compute(request: Request, report: Report) -> Computed:
         parts.append(replace(part, thumbnails=rows.thumbnails_of(dataset, kept)) if request.thumbnails else part)
     about = _about(request, opened, data, precision, str(device))
     return Computed(rows.joined(parts), about, unreadable, tuple(looked))
-
-
-def _data(request: Request, subject: Subject) -> tuple[DataSettings, BackboneSettings | None]:
-    """The data to look at: what was named, seen by the subject's range, or else what the subject learned from. And the
-    backbone, as given.
-    """
-    below = None
-    if _names_dataset(request):
-        with suppress(DataError, PluginError):  # what it learned from need not be here any more
-            values, origin = subject.taken_over()
-            seen = {key: value for key, value in values.get("data", {}).items() if key in _SEEN_BY}
-            below = ({"data": seen}, origin) if seen else None
-    elif subject.settings() is None:
-        raise SettingsError(f"which images? {subject.text} does not say what it learned from; add --dataset NAME")
-    else:
-        values, origin = subject.taken_over()
-        below = ({"data": values["data"]}, origin)
-    data, backbone = given(request.flags, request.assignments, below)
-    assert data is not None  # it was named, or stands below
-    return data, backbone
-
-
-def _names_dataset(request: Request) -> bool:
-    assigned = any(text.strip().startswith("data.dataset") for text in request.assignments or [])
-    return request.flags.get("data.dataset") is not None or assigned
 
 
 def _tell(report: Report, found: Cached, total: int, split: str) -> None:

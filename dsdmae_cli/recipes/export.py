@@ -45,7 +45,8 @@ class Request:
     Attributes:
         subject: see artifacts/subject.py; and `head` for a fine-tuned network.
         form: see Form.
-        out: the folder (timm, hf) or file (onnx, denoiser, denoiser-onnx) to write.
+        out: the folder (timm, hf) or file (onnx, denoiser, denoiser-onnx) to write; None = not said, which is refused
+            where everything else can be done.
         image_size: of the images it shall take; None = as it is.
         backbone: of weights that do not name theirs.
         force: replace what is there.
@@ -58,7 +59,7 @@ class Request:
 
     subject: str
     form: Form
-    out: Path
+    out: Path | None
     image_size: Size | None = None
     backbone: BackboneSettings | None = None
     force: bool = False
@@ -72,33 +73,38 @@ class Request:
 def export(request: Request) -> dict[str, Any]:
     """Write a network in another form; what was written and how it is loaded, as --json prints it.
 
+    What the network cannot become is said before anything about --out, which another word would mend.
+
     Raises:
         SettingsError: the path is taken, or the form and the network do not go together.
         CheckpointError, PluginError: see open_encoder.
         RunFailed: it cannot be written, or ONNX computes something else than torch.
     """
-    _check_free(request)
-    if request.push is not None:
-        hub.check_pushable(request.push)
+    _check_push(request)
     if request.form in {"denoiser", "denoiser-onnx"}:
-        return _export_denoiser(request)
+        denoiser = _denoiser(request)
+        return _export_denoiser(denoiser, request, _free(request))
     subject = parse(request.subject)
     opened = open_encoder(
         subject, None, backbone=request.backbone, image_size=request.image_size, seed=0, head=request.head
     )
     encoder, tuned = opened.encoder, opened.tuned
+    config = {} if request.form == "onnx" else timm_config(opened)
+    out = _free(request)
+    if request.push is not None:
+        hub.check_pushable(request.push)
     state = dict((tuned.network if tuned else encoder).state_dict())
     check_values(state, state, Path(request.subject))
     (tuned.network if tuned else encoder).eval().requires_grad_(False)
     if request.form == "onnx":
-        said = write_onnx(opened, request.out, _ADVICE)
+        said = write_onnx(opened, out, _ADVICE)
     else:
-        said = _export_folder(opened, subject, request)
+        said = _export_folder(opened, subject, request, config, out)
     if tuned is not None:
         said = {"classes": list(tuned.classes), "classifier_sha256": tuned.sha256, **said}
     return {
         "form": request.form,
-        "path": str(request.out),
+        "path": str(out),
         "image_size": encoder.image_size,
         "features": encoder.width,
         "weights_sha256": opened.weights_sha256,
@@ -107,13 +113,24 @@ def export(request: Request) -> dict[str, Any]:
     }
 
 
-def _check_free(request: Request) -> None:
-    out = request.out
+def _check_push(request: Request) -> None:
     if request.push is not None and request.form != "hf":
         raise SettingsError(f"--push {request.push} is for --to hf, a folder with a card; got --to {request.form}")
     if request.private and request.push is None:
         raise SettingsError("--private is about the repository of --push OWNER/NAME; add that, or leave it out")
-    if ending := _FILES.get(request.form):
+
+
+def _free(request: Request) -> Path:
+    """Where to write.
+
+    Raises:
+        SettingsError: it is not said, taken, or no such thing as the form is.
+    """
+    out, ending = request.out, _FILES.get(request.form)
+    if out is None:
+        what = "the folder" if ending is None else f"a file that ends in {ending}"
+        raise SettingsError(f"say what to write: --out PATH, {what} for --to {request.form}")
+    if ending is not None:
         if out.suffix != ending:
             raise SettingsError(f"--out {out} must end in {ending} for --to {request.form}")
         if out.is_dir():
@@ -126,11 +143,12 @@ def _check_free(request: Request) -> None:
         raise SettingsError(f"--out {out} is a run's directory; choose another folder")
     elif out.is_dir() and any(out.iterdir()) and not request.force:
         raise SettingsError(f"--out {out} is not empty; choose another folder, or write into it with --force")
+    return out
 
 
-def _export_folder(opened: Opened, subject: Subject, request: Request) -> dict[str, Any]:
-    out = request.out
-    config = timm_config(opened)
+def _export_folder(
+    opened: Opened, subject: Subject, request: Request, config: dict[str, Any], out: Path
+) -> dict[str, Any]:
     results, notes = found_results(opened, subject, request.results)
     with_card = request.form == "hf"
     card = model_card(opened, results, request.licence, out.resolve().name) if with_card else None
@@ -151,20 +169,19 @@ def _export_folder(opened: Opened, subject: Subject, request: Request) -> dict[s
     return {**said, "upload_with": f"hf upload YOUR-NAME/{out.resolve().name} {out}"} if with_card else said
 
 
-def _export_denoiser(request: Request) -> dict[str, Any]:
-    denoiser = _denoiser(request)
+def _export_denoiser(denoiser: Denoiser, request: Request, out: Path) -> dict[str, Any]:
     if request.image_size is not None:
         raise SettingsError(f"--to {request.form} takes no --image-size: `dsdmae denoise` takes pictures of any size")
-    with files.explained(request.out, _ADVICE):
-        request.out.parent.mkdir(parents=True, exist_ok=True)
+    with files.explained(out, _ADVICE):
+        out.parent.mkdir(parents=True, exist_ok=True)
     if request.form == "denoiser-onnx":
-        said = write_onnx_denoiser(denoiser, request.out, _ADVICE)
+        said = write_onnx_denoiser(denoiser, out, _ADVICE)
     else:
-        save_denoiser(denoiser.network, denoiser.settings, request.out)
-        said = {"files": [request.out.name], "load_with": f"dsdmae denoise --weights {request.out} PICTURE"}
+        save_denoiser(denoiser.network, denoiser.settings, out)
+        said = {"files": [out.name], "load_with": f"dsdmae denoise --weights {out} PICTURE"}
     return {
         "form": request.form,
-        "path": str(request.out),
+        "path": str(out),
         "image_size": denoiser.image_size,
         "weights_sha256": denoiser.sha256,
         **said,

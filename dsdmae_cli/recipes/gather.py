@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dsdmae_cli.artifacts.learned_from import with_images
 from dsdmae_cli.artifacts.subject import allowed, parse, taken_over, to_adapt
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
@@ -88,9 +89,14 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
         compose, schema, preset=given.preset, config=given.config, flags={**given.flags, start: given.subject},
         origins={**given.origins, start: "SUBJECT"}, assignments=given.assignments,
     )  # fmt: skip
+    own = values if schema is not FINETUNE else to_adapt(values, other_images=False)
+    make = partial(composed, base=(own, origin))
+    loaded = with_images(
+        given.like or given.subject, values, make,
+        lambda found: found.settings.data if found.sources["data.dataset"] == origin else None,
+    )  # fmt: skip
     if schema is not FINETUNE:
-        return composed(base=(values, origin))
-    loaded = composed(base=(to_adapt(values, other_images=False), origin))
+        return loaded
     if loaded.sources["data.dataset"] != origin:
         loaded = composed(base=(to_adapt(values, other_images=True), origin))
     return fitted(loaded)

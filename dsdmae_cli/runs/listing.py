@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from dsdmae_cli.config.schema import Values, schema_of
 from dsdmae_cli.config.sources import read_toml
-from dsdmae_cli.errors import DsdmaeError, SettingsError, nearest
+from dsdmae_cli.errors import DsdmaeError, SettingsError
 from dsdmae_cli.files import parsed_json, read_within
 from dsdmae_cli.runs.child import busy
+from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.rundir import METRICS, RESULT, RUN, SETTINGS, RunDir, default_folder
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -191,9 +192,9 @@ def resolve(name: str, folder: Path) -> Path:
         with suppress(OSError):
             if (path / SETTINGS).is_file():
                 return path
-    near = nearest(name, [path.name for path in _directories(folder)] if folder.is_dir() else [])
+    meant = near(name, words=tuple(path.name for path in _directories(folder)) if folder.is_dir() else ())
     where = "it has no settings.toml" if Path(name).is_dir() else f"neither a directory nor a run in {folder}"
-    raise SettingsError(f"{name} is no run ({where}){near}; `dsdmae runs` lists them")
+    raise SettingsError(f"{name} is no run ({where}){meant}; `dsdmae runs` lists them")
 
 
 def last_unfinished(command: str) -> tuple[Found, int]:

@@ -25,6 +25,7 @@ from dsdmae_cli.files import typed
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.methods.frozen import Frozen
 from dsdmae_cli.plugins import Requirement
+from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.rundir import RESULT, RunDir, file_name
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, Settings
 from dsdmae_cli.settings.resolved import ResolvedSettings
@@ -108,7 +109,8 @@ def _settings_of(path: Path, needs: Requirement) -> Loaded[Settings]:
     try:
         loaded = RunDir(path).settings()
     except CheckpointError as error:
-        raise SettingsError(f"{said} is no run directory; make one with: {needs.command} --out DIR") from error
+        meant = "" if path.exists() else near(str(path))
+        raise SettingsError(f"{said} is no run directory{meant}; make one with: {needs.command} --out DIR") from error
     if not isinstance(loaded.settings, Settings) or requirement(loaded.settings) is not None:
         raise SettingsError(f"{said} is no run of `{needs.command}`")
     return loaded

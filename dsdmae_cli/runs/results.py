@@ -14,6 +14,7 @@ from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.evaluation.closing import NEIGHBOURS
 from dsdmae_cli.files import parsed_json, read_within
 from dsdmae_cli.page.words import top5_words
+from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.rundir import RESULT
 
 
@@ -90,7 +91,9 @@ def read_result(path: Path) -> Row:
     file = path / RESULT if path.is_dir() else path
     if not file.is_file():
         missing = (
-            f"{path} has no {RESULT}: the run has not ended, or is none" if path.is_dir() else f"there is no {path}"
+            f"{path} has no {RESULT}: the run has not ended, or is none"
+            if path.is_dir()
+            else f"there is no {path}{near(str(path), '.json')}"
         )
         raise CheckpointError(f"{missing}; give the directories or result files of finished runs")
     try:

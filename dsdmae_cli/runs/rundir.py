@@ -177,7 +177,10 @@ class RunDir:
             SettingsError: its settings.toml is damaged.
         """
         if not (self.path / SETTINGS).is_file():
-            raise CheckpointError(f"nothing to resume in {self.path}: it has no {SETTINGS}; check --out")
+            from dsdmae_cli.runs.near import near
+
+            meant = "" if self.path.exists() else near(str(self.path))
+            raise CheckpointError(f"nothing to resume in {self.path}: it has no {SETTINGS}{meant}; check --out")
         values = read_toml(self.path / SETTINGS)
         return written(schema_of(values), values, str(self.path / SETTINGS))
 

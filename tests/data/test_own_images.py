@@ -47,10 +47,54 @@ def test_a_run_that_begins_with_weights_has_a_tenth_of_the_rate(few: Path, encod
     assert (loaded.settings.train.batch_size, loaded.settings.optim.lr) == (8, pytest.approx(1.5e-5))
 
 
-@pytest.mark.parametrize(("count", "batch"), [(2, 1), (3, 2), (4, 2), (6, 4), (10, 8), (300, 256)])
+def some(folder: Path, count: int) -> Path:
+    """A folder of so many training images, in which nobody looks."""
+    return write(folder / "set", {f"train/{k}.png": b"" for k in range(count)} | {"test/0.png": b""})
+
+
+@pytest.mark.parametrize(("count", "batch"), [(2, 1), (3, 2), (4, 2), (6, 4), (10, 8), (32, 16), (33, 32)])
 def test_a_batch_leaves_room_for_an_unreadable_image(tmp_path: Path, count: int, batch: int) -> None:
-    root = write(tmp_path / "set", {f"train/{k}.png": b"" for k in range(count)} | {"test/0.png": b""})
-    assert given(root).settings.train.batch_size == batch
+    for method in ("dsdmae", "mocov3"):
+        assert given(some(tmp_path / method, count), **{"method.name": method}).settings.train.batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "compared"),
+    [(100, 32, 64), (300, 32, 128), (570, 64, 128), (1024, 128, 128), (2047, 128, 128), (2048, 256, 256)],
+)
+def test_a_few_hundred_images_make_eight_steps_an_epoch(
+    tmp_path: Path, count: int, batch: int, compared: int
+) -> None:  # fmt: skip
+    """But no smaller batch than the method can do with: losses that compare its images want more of them."""
+    root = some(tmp_path, count)
+    for method, wanted in (
+        ("dsdmae", batch),
+        ("mae", batch),
+        ("mocov3", compared),
+        ("msa", compared),
+        ("tscae", compared),
+    ):
+        loaded = given(root, **{"method.name": method})
+        resolved = loaded.settings
+        assert resolved.train.batch_size == wanted
+        if wanted < 256:
+            assert resolved.optim.lr == resolved.optim.base_lr
+            [said] = remarks(loaded, PRETRAIN)
+            assert said.startswith(f"batches of {wanted} and a peak rate of ")
+            assert f", for {count} images to learn from; --batch-size and --lr" in said
+        else:
+            assert (resolved.optim.lr, remarks(loaded, PRETRAIN)) == ("auto", [])
+
+
+@pytest.mark.parametrize(
+    ("preset", "count", "batch"),
+    [("mae", 570, 64), ("mocov3", 570, 512), ("mocov3", 300, 128), ("quick", 570, 32), ("lejepa", 300, 256)],
+)
+def test_a_presets_batch_stands_where_there_are_so_many_images(
+    tmp_path: Path, preset: str, count: int, batch: int
+) -> None:
+    flags = {"data.dataset": str(some(tmp_path, count))}
+    assert pretraining(Given(flags=flags, preset=(preset,))).settings.train.batch_size == batch
 
 
 def test_fine_tuning_counts_the_images_it_learns_from(few: Path) -> None:

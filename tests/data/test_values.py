@@ -21,6 +21,7 @@ from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import decode, deep_values, image_form, image_size
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.values import Reading, Values, sampled_range
+from dsdmae_cli.pictures.picture import read
 from dsdmae_cli.settings.models import DataSettings
 
 
@@ -318,6 +319,37 @@ def test_smaller_copies_are_no_stack_and_hidden_frames_are_one(grey: np.ndarray)
     assert np.abs(two[..., 1].astype(int) - 2 * two[..., 0].astype(int)).max() <= 1
     assert image_form(tif(np.stack([values] * 3), photometric="minisblack", truncate=True), "x").pages == 3
     assert image_form(tif(np.stack([values] * 3), imagej=True), "x").pages == 3
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "rgb"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("before", [(1,), (4, 1)])
+def test_an_overview_or_a_mask_before_the_picture_is_not_taken_for_it(
+    before: tuple[int, ...], dtype: type, photometric: str
+) -> None:
+    """Of every reader (Pillow, and tifffile for floating point): size, kind, pixels, and those that denoise takes."""
+    shape = (48, 32, 3) if photometric == "rgb" else (48, 32)
+    values: np.ndarray = np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for kind in before:
+            if kind == 4:
+                writer.write(np.zeros((48, 32), bool), photometric="mask", subfiletype=kind, metadata=None)
+            else:
+                writer.write(np.zeros_like(values[::2, ::2]), photometric=photometric, subfiletype=1, metadata=None)
+        writer.write(values, photometric=photometric, metadata=None)
+        writer.write(values[::4, ::4], photometric=photometric, subfiletype=1, metadata=None)
+    content = buffer.getvalue()
+    found = image_form(content, "x")
+    assert (found.width, found.height, found.pages) == (32, 48, 1)
+    shown = decode(content, "x", Reading((0.0, 255.0)))
+    np.testing.assert_array_equal(shown, np.broadcast_to(values.reshape(48, 32, -1), (48, 32, 3)).astype(np.uint8))
+    picture = read(content, "x")
+    np.testing.assert_array_equal(picture.pixels, values.reshape(48, 32, -1))
+    assert (picture.frames, picture.beside) == (1, len(before) + 1)
+    alone = io.BytesIO()
+    tifffile.imwrite(alone, values, photometric=photometric, subfiletype=1)  # nothing else is there: it is the picture
+    assert decode(alone.getvalue(), "x", Reading((0.0, 255.0))).shape == (48, 32, 3)
 
 
 @pytest.mark.parametrize("bits", [12, 16])

@@ -234,6 +234,7 @@ class CAESettings(TokenSettings):
         return {"mask_ratio": min(whole(self.mask_ratio, num_tokens), num_tokens - 1) / num_tokens}
 
 
+_COMPARED = 128  # fewest images of a batch whose losses compare them, where nobody says it
 _COLOUR = {"jitter_probability": 0.0, "grey_probability": 0.0}
 
 DSDMAE = MethodSpec(
@@ -262,6 +263,7 @@ MOCOV3 = MethodSpec(
     augment={"crop_scale": (0.08, 1.0)},
     any_channels=True,
     rectangles=True,
+    fewest_in_batch=_COMPARED,
     colour={**_COLOUR, "solarize_probability": (0.0, 0.0)},
     paper="Chen et al. 2021, arXiv:2104.02057",
 )
@@ -272,6 +274,7 @@ LEJEPA = MethodSpec(
     augment={"crop_scale": (0.08, 1.0)},
     any_channels=True,
     rectangles=True,
+    fewest_in_batch=_COMPARED,
     colour={**_COLOUR, "solarize_probability": 0.0},
     paper="Balestriero & LeCun 2025, arXiv:2511.08544",
 )
@@ -282,6 +285,7 @@ MSA = MethodSpec(
     needs_subset=True,
     any_channels=True,
     rectangles=True,
+    fewest_in_batch=_COMPARED,
     colour={**_COLOUR, "solarize_probability": 0.0},
     paper="Zhu et al. 2025, IEEE TNNLS 36(5), 9550-9564 (re-implemented from the abstract)",
 )
@@ -301,6 +305,7 @@ TSCAE = MethodSpec(
     needs_subset=True,
     any_channels=True,
     rectangles=True,
+    fewest_in_batch=_COMPARED,
     paper="TSCAE, 2023 (re-implemented from the abstract)",
 )
 MASKFEAT = MethodSpec(
