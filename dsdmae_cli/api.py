@@ -81,8 +81,9 @@ def pretrain(
     from dsdmae_cli.config.schema import PRETRAIN
     from dsdmae_cli.recipes.gather import pretraining
     from dsdmae_cli.recipes.pretrain import pretrain as run
+    from dsdmae_cli.runtime import undisturbed
 
-    with opened_once():
+    with opened_once(), undisturbed():
         given = given_from("pretrain", PRETRAIN, {**_named(data), **_but_none(method=method), **settings},
                            out=path_of(out), resume=resume, accept_changes=accept_changes,
                            preset=_presets(preset))  # fmt: skip
@@ -120,8 +121,9 @@ def finetune(
     from dsdmae_cli.config.schema import FINETUNE
     from dsdmae_cli.recipes.finetune import finetune as run
     from dsdmae_cli.recipes.gather import judging
+    from dsdmae_cli.runtime import undisturbed
 
-    with opened_once():
+    with opened_once(), undisturbed():
         given = given_from("finetune", FINETUNE, {**_named(data), **settings}, subject=str(subject), like=_text(like),
                            out=path_of(out), resume=resume, accept_changes=accept_changes,
                            preset=_presets(preset))  # fmt: skip

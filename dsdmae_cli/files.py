@@ -141,8 +141,11 @@ def looks_like_path(text: str) -> bool:
 
 
 def beside(path: Path) -> str:
-    """The "did you mean" of a path that is not there: what lies beside it under a name much like its own."""
+    """The "did you mean" of a path that is not there: what lies beside it under a name much like its own; nothing where
+    it is there, or cannot be looked at."""
     try:
+        if path.exists():
+            return ""
         return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
     except OSError:
         return ""

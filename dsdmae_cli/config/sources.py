@@ -43,7 +43,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         _check_numbers(values)
         return values
     except OSError as error:
-        meant = "" if path.exists() else beside(path)
+        meant = beside(path)
         raise SettingsError(f"cannot read {path}: {error.strerror or error}{meant}") from error
     except (ValueError, RecursionError) as error:  # the decoder's own errors, and those of absurd numbers and nesting
         raise SettingsError(f"{path} is not valid TOML: {error}") from error

@@ -241,7 +241,7 @@ def _rows(path: Path) -> tuple[list[list[str]], str]:
     try:
         content = read_within(path.expanduser())
     except OSError as error:
-        meant = "" if path.expanduser().exists() else beside(path.expanduser())
+        meant = beside(path.expanduser())
         raise DataError(f"cannot read the labels {path}: {(error.strerror or str(error)).lower()}{meant}") from error
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as spreadsheets save "Unicode text"
     try:

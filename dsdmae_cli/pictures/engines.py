@@ -149,7 +149,7 @@ def _stem(named: Path | Packaged) -> str:
             with named.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        meant = beside(named) if isinstance(named, Path) and not named.exists() else ""
+        meant = beside(named) if isinstance(named, Path) else ""
         raise CheckpointError(f"cannot read {named}: {error.strerror or error}{meant}") from error
     return f"denoiser{FORMAT}-{digest[:_SHORT]}"
 

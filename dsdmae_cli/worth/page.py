@@ -220,8 +220,9 @@ def _protocol(findings: Findings, epochs: int) -> list[str]:
     )
     ways = (
         f"Linear probe: MAE's protocol; efficient probe: 32 learned queries, all labels; fine-tuning: AdamW, {epochs}"
-        f" epochs of all labels and up to ten times as many of fewer, peak rate {rate:g} × batch/256, trained on"
-        " what is not held out (at least one image of each class is), where probes are fitted anew to all labels."
+        f" epoch{'s' * (epochs != 1)} of all labels and up to ten times as many of fewer, peak rate {rate:g} ×"
+        " batch/256, trained on what is not held out (at least one image of each class is), where probes are fitted"
+        " anew to all labels."
     )
     sizes = "; ".join(f"{c.name}: {c.size}" for c in question.contenders if c.size)
     return [seeds, chance, choice, ways, f"What each network is given: {sizes}."]

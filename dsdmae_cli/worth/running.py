@@ -78,7 +78,9 @@ class Runner:
             self.epochs = self.epochs or self._affordable()
             if self.epochs:
                 self.save()
-                self.report.note(f"fine-tuning for {self.epochs} epochs of all labels, more of fewer")
+                self.report.note(
+                    f"fine-tuning for {self.epochs} epoch{'s' * (self.epochs != 1)} of all labels, more of fewer"
+                )
                 self._do(question.finetunings())
             self._efficient_probes(later)
         finally:
