@@ -227,27 +227,22 @@ def test_a_reader_of_the_result_that_leaves_costs_no_result(digits: Path, tmp_pa
     assert json.loads((run / "run.json").read_text())["ended"]["state"] == "finished"
 
 
+def study_of_one(tmp_path: Path, epochs: int) -> tuple[list[str], Path]:
+    """The command of a study with one trial, which saves where it is stopped alone, and the trial's directory."""
+    chosen = words(
+        assignments(digit_folder(tmp_path / "digits"), f"train.epochs={epochs}", "train.checkpoint_every=1000")
+    )
+    line = ["ablate", "--sweep", "mask-ratio", "0.5", *chosen, "--metric", "loss", "--workers", "1",
+            "--out", str(tmp_path / "study")]  # fmt: skip
+    return line, tmp_path / "study" / "trials" / "mask-ratio-0.5-seed-0"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOPS)
 def test_a_signal_to_a_study_saves_its_trials(number: signal.Signals, tmp_path: Path) -> None:
-    digits, study = digit_folder(tmp_path / "digits"), tmp_path / "study"
-    chosen = words(assignments(digits, "train.epochs=2000", "train.checkpoint_every=1000"))
-    line = [
-        "ablate",
-        "--sweep",
-        "mask-ratio",
-        "0.5",
-        *chosen,
-        "--metric",
-        "loss",
-        "--workers",
-        "1",
-        "--out",
-        str(study),
-    ]
+    line, trial = study_of_one(tmp_path, epochs=2000)
     hears = "import signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
     process = start("-c", f"{hears}from dsdmae_cli.__main__ import main\nmain(sys.argv[1:])", *line)
-    [trial] = [study / "trials" / "mask-ratio-0.5-seed-0"]
     wait_until(lambda: steps_done(trial) >= 2, process, 240)
     os.killpg(process.pid, number)  # the trial is in a group of its own
     _, err = process.communicate(timeout=120)
@@ -262,22 +257,8 @@ def test_a_study_that_is_killed_takes_its_trial_with_it_and_goes_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Nobody could stop a trial whose study is gone: it saves and ends, and the same command takes it up."""
-    digits, study = digit_folder(tmp_path / "digits"), tmp_path / "study"
-    chosen = words(assignments(digits, "train.epochs=200", "train.checkpoint_every=1000"))
-    line = [
-        "ablate",
-        "--sweep",
-        "mask-ratio",
-        "0.5",
-        *chosen,
-        "--metric",
-        "loss",
-        "--workers",
-        "1",
-        "--out",
-        str(study),
-    ]
-    process, trial = start("-m", "dsdmae_cli", *line), study / "trials" / "mask-ratio-0.5-seed-0"
+    line, trial = study_of_one(tmp_path, epochs=200)
+    process = start("-m", "dsdmae_cli", *line)
     wait_until(lambda: steps_done(trial) >= 2, process, 240)
     [child] = psutil.Process(process.pid).children()
     process.kill()
