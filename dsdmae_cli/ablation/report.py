@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import statistics as st
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,8 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dsdmae_cli.ablation.figure import charts
 from dsdmae_cli.ablation.paper import dataset_title, paper_dataset
-from dsdmae_cli.ablation.results import Results, Setting, flop, interval
-from dsdmae_cli.ablation.study import Row
+from dsdmae_cli.ablation.results import Results, Setting, flop, interval, results_of
+from dsdmae_cli.ablation.study import Row, Study
 from dsdmae_cli.ablation.sweep import describe
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.page import document
@@ -27,11 +29,17 @@ from dsdmae_cli.report import Report, duration, markdown, shown
 from dsdmae_cli.runs.rundir import PAGE
 
 _MOST_PICTURES = 12
+_PATIENCE = 4 * 3600.0  # a page comes with each run that ends, and one may take hours
 
 
-def write(results: Results, folder: Path) -> None:
+def write(results: Results, folder: Path, left: str | None = None) -> None:
     """Write everything that a study leaves beside its runs; each file whole or not at all. What was found comes first:
     a chart or page that cannot be made is a warning.
+
+    Args:
+        results: at its end or on the way.
+        folder: the study's.
+        left: of a study that goes on, the time that it will take, in words or empty where that is not known yet.
 
     Raises:
         RunFailed: what was found cannot be written.
@@ -40,10 +48,16 @@ def write(results: Results, folder: Path) -> None:
     write_bytes(folder / "study.json", found.encode())
     write_bytes(folder / "table.csv", _csv(results).encode())
     with Report().spared("the report of the study"):
-        _describe(results, folder)
+        _describe(results, folder, left)
 
 
-def _describe(results: Results, folder: Path) -> None:
+def write_meanwhile(study: Study, folder: Path, left: str) -> None:
+    """The same of a study that goes on, which no report may end."""
+    with Report().spared("the report of the study so far"):
+        write(results_of(study, folder), folder, left)
+
+
+def _describe(results: Results, folder: Path, left: str | None) -> None:
     """For people: charts, report.md and the page."""
     dataset = results.definition.common().data.dataset.partition(":")[2]
     where = document.places(folder, "STUDY", [dataset])
@@ -63,7 +77,27 @@ def _describe(results: Results, folder: Path) -> None:
     images = [f"figures/{file.name}" for file in files]
     text = templates.get_template("report.md").render(**content, images=images)
     write_bytes(folder / "report.md", text.encode())
-    document.write(_page(results, content, drawn, folder), folder / PAGE, where)
+    page = _page(results, content, drawn, folder)
+    document.write(replace(page, **_state(results, left)), folder / PAGE, where)
+
+
+def _state(results: Results, left: str | None) -> dict[str, Any]:
+    """How far the study is, for the page's head."""
+    now, total = time.time(), results.total
+    ended = len(results.rows) - results.unfinished
+    state = "running" if left is not None else "stopped" if results.unfinished else "done"
+    said = [
+        f"{ended} of {total} runs",
+        f"about {left}" if left else "",
+        time.strftime("written %Y-%m-%d %H:%M:%S", time.localtime(now)),
+    ]
+    return {
+        "state": state,
+        "status": ", ".join(filter(None, said)),
+        "share": ended / total if total and state != "done" else None,
+        "written": now,
+        "patience": _PATIENCE,
+    }
 
 
 def _page(results: Results, content: dict[str, Any], drawn: list[Chart], folder: Path) -> Page:

@@ -9,6 +9,7 @@ import statistics as st
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from dsdmae_cli import __version__
@@ -16,7 +17,7 @@ from dsdmae_cli.ablation.definition import Definition, Metric
 from dsdmae_cli.ablation.paper import PAPERS, Paper, paper_dataset
 from dsdmae_cli.ablation.plans import FAR_BEYOND
 from dsdmae_cli.ablation.run import as_json
-from dsdmae_cli.ablation.study import Row
+from dsdmae_cli.ablation.study import Row, Study
 from dsdmae_cli.ablation.sweep import Point, describe
 from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.evaluation.statistics import Contrast, Summary, contrast, summarise
@@ -159,6 +160,11 @@ class Results:
         return sum(row.state in ("waiting", "running", "stopped") for row in self.rows)
 
     @property
+    def total(self) -> int:
+        """Trials of the whole study; a search draws its own one after another."""
+        return max(len(self.rows), (self.definition.trials or 0) * self.definition.seeds)
+
+    @property
     def failed(self) -> list[Row]:
         """Trials that failed."""
         return [row for row in self.rows if row.state == "failed"]
@@ -205,6 +211,12 @@ class Results:
         """The best setting, and what may be said of it."""
         if not self.ranked:
             return "No run is done yet." if self.unfinished else "No run came to a value."
+        if self.unfinished:
+            done = sum(row.state == "done" for row in self.rows)
+            return f"So far, with {done} of {self.total} runs done. {self._verdict()}"
+        return self._verdict()
+
+    def _verdict(self) -> str:
         if self.incomparable:
             return (
                 f"No verdict: the pre-training loss of one {' and '.join(self.incomparable)} is not that of another, so"
@@ -331,6 +343,11 @@ class Results:
             "report": f"{self.folder}/report.html",
             "command": self.command,
         }
+
+
+def results_of(study: Study, folder: Path) -> Results:
+    """As the study stands now, with this very command as the one that goes on."""
+    return Results(study.definition, study.rows(), str(folder), repeat_command())
 
 
 def interval(s: Summary | None, metric: Metric) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dsdmae_cli.signals import handled, once, stops
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0  # between looks at the storage, which several processes may share
+_WRITE_SECONDS = 60.0  # between reports on the way: short studies have the one at their end
 
 
 class Runner:
@@ -32,9 +33,18 @@ class Runner:
         slots: where they run.
         plans: their work.
         progress: what is seen.
+        write: is called with the time left, in words, after each minute in which a trial has ended, here or elsewhere.
     """
 
-    def __init__(self, study: Study, folder: Path, slots: list[Slot], plans: Plans, progress: Progress) -> None:
+    def __init__(
+        self,
+        study: Study,
+        folder: Path,
+        slots: list[Slot],
+        plans: Plans,
+        progress: Progress,
+        write: Callable[[str], None] = lambda left: None,
+    ) -> None:
         self.study = study
         self.definition = study.definition
         self.folder = folder
@@ -45,6 +55,8 @@ class Runner:
         self.looked = -_LOOK_SECONDS
         self.rows: list[Row] = []
         self.ended = False
+        self.write = write
+        self.written = (time.monotonic(), 0)  # when, with how many trials that had ended
 
     def run(self) -> None:
         """Run trials until all are done, here or by others.
@@ -84,6 +96,10 @@ class Runner:
         self.looked = time.monotonic()
         if not self.jobs and not any(row.state in ("running", "waiting") for row in self.rows):
             self.ended = True
+        ended = sum(row.state in ("done", "pruned", "failed") for row in self.rows)
+        if not self.ended and ended > self.written[1] and self.looked - self.written[0] > _WRITE_SECONDS:
+            self.write(self._left())
+            self.written = (time.monotonic(), ended)
 
     def _begin(self, row: Row) -> None:
         try:

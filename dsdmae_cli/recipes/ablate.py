@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from dsdmae_cli.ablation import report
 from dsdmae_cli.ablation.definition import Definition
 from dsdmae_cli.ablation.plans import Plans
 from dsdmae_cli.ablation.progress import make_progress
-from dsdmae_cli.ablation.results import Results, repeat_command
+from dsdmae_cli.ablation.results import repeat_command, results_of
 from dsdmae_cli.ablation.run import Runner, total_failure
 from dsdmae_cli.ablation.study import Study
 from dsdmae_cli.ablation.sweep import validate
@@ -69,11 +70,11 @@ def ablate(
         slots = make_slots(workers, parallel, definition.common().train.device, count, plans.most_memory())
         study = Study(definition, storage or folder / _JOURNAL, retry_failed)
         progress.note(f"{count} trials, {len(slots)} at a time, in {folder}")
-        runner = Runner(study, folder, slots, plans, progress)
+        runner = Runner(study, folder, slots, plans, progress, partial(report.write_meanwhile, study, folder))
         try:
             runner.run()
         except RunInterrupted as stopped:
-            results = Results(study.definition, study.rows(), str(folder), repeat_command())
+            results = results_of(study, folder)
             report.write(results, folder)
             done = sum(row.state == "done" for row in results.rows)
             raise RunInterrupted(
@@ -85,7 +86,7 @@ def ablate(
             progress.note("the search ended early: its space holds no more different settings")
     finally:
         progress.stop()
-    results = Results(study.definition, study.rows(), str(folder), repeat_command())
+    results = results_of(study, folder)
     report.write(results, folder)
     if error := total_failure(results.rows):
         raise RunFailed(f"{error}; what they said is in {folder / 'logs'}")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from helpers import assignments, cli, digit_folder, listing, one_line, start, steps_done, wait_until, words
 
+from dsdmae_cli.ablation import report
 from dsdmae_cli.config.flags import flags_of
 
 TINY = words([text for text in assignments("digits") if not text.startswith("train.knn_every")])
@@ -211,8 +212,17 @@ def test_every_flag_of_pretrain_is_there() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_sweep_leaves_runs_and_a_report(images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "study"
+def test_a_sweep_leaves_runs_and_a_report(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, meanwhile, write = tmp_path / "study", [], report.write_meanwhile
+
+    def seen(*given: Any) -> None:
+        write(*given)
+        meanwhile.append((out / "report.html").read_text())
+
+    monkeypatch.setattr("dsdmae_cli.ablation.run._WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(report, "write_meanwhile", seen)
     command = tiny(images, *SWEEP, "--seeds", "2", "--out", str(out), "--json")
     code, printed, err = cli(capfd, *command)
     assert code == 0, err
@@ -227,7 +237,13 @@ def test_a_sweep_leaves_runs_and_a_report(images: Path, tmp_path: Path, capfd: p
         assert trial["value"] == run["knn_accuracy"]
         assert trial["facts"]["seconds"] == run["seconds"]
     assert listing(out) >= {"report.md", "report.html", "table.csv", "study.json", "figures/ablation.svg"}
+    for i, text in enumerate(meanwhile, start=1):
+        assert f"So far, with {i} of 4 runs done." in text
+        assert 'class="state running"' in text
+    assert len(meanwhile) == 3
     page = (out / "report.html").read_text()
+    assert "So far" not in page
+    assert 'class="state done"' in page
     assert "http:" not in page  # offline
     for setting in result["settings"]:
         assert f"{100 * setting['mean']:.2f}%" in page

@@ -143,6 +143,24 @@ def test_everything_is_written_and_agrees(tmp_path: Path) -> None:
     assert "![k-NN accuracy](figures/ablation.svg)" in text
 
 
+def test_a_study_on_its_way_says_how_far_it_is(tmp_path: Path) -> None:
+    results = made([("mask-ratio", "0.5,0.7")])
+    for row in results.rows[2:]:
+        row.state, row.value = "waiting", None
+    for left, state, status in (
+        ("2 h left", "running", "2 of 6 runs, about 2 h left, "),
+        (None, "stopped", "2 of 6 runs, "),
+    ):
+        report.write(results, tmp_path, left)
+        page = (tmp_path / "report.html").read_text()
+        assert f'class="state {state}"' in page
+        assert f"<span>{status}written 20" in page
+        assert 'aria-valuenow="33"' in page
+        assert "So far, with 2 of 6 runs done. Best: mask-ratio 0.5" in page
+        assert ("data-refresh" in page) == (state == "running")
+    assert not json.loads((tmp_path / "study.json").read_text())["complete"]
+
+
 def test_equal_compute_shows_what_each_run_takes(tmp_path: Path) -> None:
     results = made([("method", "dsdmae,mae,mocov3")], equal="compute")
     for row in results.rows:
