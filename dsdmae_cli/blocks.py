@@ -45,7 +45,13 @@ def numbers_of(encoder: Backbone, text: str, key: str) -> tuple[int, ...]:
     count = encoder.num_blocks
     if text == "last":
         return (count,)
-    blocks = (int(text),) if text.isdigit() else tuple(range(count - int(text[5:]) + 1, count + 1))
+    if text.isdigit():
+        check_blocks(encoder, (int(text),), key)
+        return (int(text),)
+    wanted = int(text.removeprefix("last:"))
+    if wanted > count > 1:
+        raise SettingsError(f"{key}: {text} of {count} blocks, which this encoder has; take last:{count} or fewer")
+    blocks = tuple(range(count - wanted + 1, count + 1))
     check_blocks(encoder, blocks, key)
     return blocks
 

@@ -155,7 +155,7 @@ def test_features_of_other_blocks_and_noise_are_kept_apart() -> None:
     ("name", "blocks", "said"),
     [
         ("vit", "4", "there is no block 4; this encoder has blocks 1 to 3"),
-        ("vit", "last:5", "there is no block -1"),
+        ("vit", "last:5", "last:5 of 3 blocks, which this encoder has; take last:3 or fewer"),
         ("unet", "last:2", "have grids of 64, 256 tokens and cannot be put side by side"),
         ("pixels", "1", None),
         ("pixels", "2", "offers its final features alone"),
