@@ -100,7 +100,7 @@ def compose(
         command_line_layer(flags or {}, assignments or (), {**_names(schema), **(origins or {})}, schema),
     ]
 
-    datasets = [layer.values["data"]["dataset"] for layer in upper if "dataset" in layer.values.get("data", {})]
+    datasets = _said(upper, "data", "dataset")
     named = (
         (preset, "--preset"),
         (environ.get("DSDMAE_PRESET") or None, "DSDMAE_PRESET"),
@@ -108,13 +108,19 @@ def compose(
     )
     chosen = next(((names, origin) for names, origin in named if names is not None), None)
     if chosen is None and use_default_preset:
-        tasks = [layer.values["finetune"]["task"] for layer in upper if "task" in layer.values.get("finetune", {})]
-        default = schema.default_preset(bool(datasets), str(tasks[-1]) if tasks else None)
+        tasks = _said(upper, "finetune", "task")
+        default = schema.default_preset(bool(datasets), tasks[-1] if tasks else None)
         chosen = (default, "default") if default is not None else None
     lower = [checked_layer(*base, schema)] if base else []
-    lower += preset_layers(*chosen, schema, str(datasets[-1]) if datasets else None) if chosen else []
+    lower += preset_layers(*chosen, schema, datasets[-1] if datasets else None) if chosen else []
     lower += [checked_layer(*start, schema)] if start else []
     return validate(*_merge([*lower, *upper], schema), schema)
+
+
+def _said(layers: Sequence[Layer], section: str, key: str) -> list[str]:
+    """What the layers say of one setting, lowest first."""
+    tables = [layer.values.get(section, {}) for layer in layers]
+    return [str(table[key]) for table in tables if key in table]
 
 
 def _names(schema: Schema[Any]) -> dict[str, str]:
