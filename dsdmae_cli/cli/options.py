@@ -66,10 +66,17 @@ def _set(command: str) -> Any:
 
 
 def _subject(command: str) -> Any:
+    # What else stands for weights; whether pre-training pays is no question where there was none.
+    others = {"finetune": {"scratch": "random ones"}, "worth": {}}.get(
+        command, {"scratch": "random ones", "pixels": "none at all"}
+    )
+    ends = "".join(f", or {meaning} ({word})" for word, meaning in others.items())
+    verb = "start from" if command == "finetune" else "judge"
     return typer.Argument(
-        metavar="RUN|ENCODER|timm:NAME|scratch", show_default=False, autocompletion=completion.subjects,
-        help="What to start from: a run's directory, a file of weights (.safetensors, .pth, ...), timm's published"
-        " weights, those of a repository on the Hugging Face hub (hf:OWNER/NAME), or random ones",
+        metavar="RUN|ENCODER|timm:NAME" + ("|scratch" if others else ""), show_default=False,
+        autocompletion=completion.subjects,
+        help=f"What to {verb}: a run's directory, a file of weights (.safetensors, .pth, ...), timm's published"
+        f" weights, those of a repository on the Hugging Face hub (hf:OWNER/NAME){ends}",
     )  # fmt: skip
 
 
