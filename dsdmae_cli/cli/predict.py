@@ -66,7 +66,8 @@ def command(
 
     dsdmae predict RUN photos/ --out masks
 
-    Pictures that cannot be read are named, and the others still done; the exit code is then 2.
+    A picture that cannot be read leaves the others done; the exit code is then 1, and 2 where nothing that was named
+    could be read.
     """
     from dsdmae_cli.artifacts.subject import names_pixels, parse_classifier
     from dsdmae_cli.config.use import hardware
@@ -106,7 +107,7 @@ def command(
     if found.failures:
         count = len(found.failures)
         say(f"dsdmae: warning: cannot read {f'{count:,} pictures: ' if count > 1 else ''}{told(found.failures)}")
-        raise typer.Exit(2)
+        raise typer.Exit(1 if found.predictions else 2)
 
 
 def _segment(
@@ -136,7 +137,7 @@ def _segment(
     if not sources:
         raise SettingsError(f"cannot read {told(failed)}; there is no other picture")
 
-    from dsdmae_cli.report import print_result, say
+    from dsdmae_cli.report import print_result
     from dsdmae_cli.segmentation.predicting import segment
 
     outcome = segment(
@@ -151,12 +152,8 @@ def _segment(
     )
     if as_json:
         print_result(outcome.result(), as_json=True, text="")
-    # Of several pictures each was told when it failed; what was named and is none, or one alone, was not.
-    untold = outcome.failed if len(sources) == 1 else failed
-    if untold:
-        say(f"dsdmae: warning: cannot segment {told(untold)}")
-    if outcome.failed:
-        raise typer.Exit(2 if all(failure.of_input for failure in outcome.failed) else 1)
+    if error := outcome.failure():
+        raise error
 
 
 def _form(out: Path | None, as_json: bool, force: bool) -> Literal["csv", "json"]:
