@@ -1,4 +1,4 @@
-"""timm's published weights where the Hugging Face hub, which has them, cannot be reached: out of its cache, or one line.
+"""timm's published weights where the Hugging Face hub cannot be reached: out of its cache, or one line.
 
 Left to itself the hub's library tries each file six times, half a minute, and says so in a dozen lines.
 """
