@@ -57,7 +57,12 @@ class Beginning:
         own, given = backbone.timm_state(), self.encoder.timm_state()
         if backbone.in_chans != self.encoder.in_chans:
             given = backbone.adapted(given)
-        checkpoint.check_fit(own, given, f"{self.text} (train.start)")
+        try:
+            checkpoint.check_fit(own, given, f"{self.text} (train.start)")
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; leave --backbone and [backbone] out, and the network is that of the weights"
+            ) from error
         for name, tensor in own.items():
             tensor.data.copy_(given[name])
 
@@ -66,7 +71,8 @@ class Beginning:
         was, now = self.encoder.in_chans, method.encoder().in_chans
         adapted = f"; its {adapted_words(was, now)}" if was != now else ""
         if name != self.method or not self.parts:
-            return f"the encoder begins with the weights of {self.text}{adapted}; everything else is new"
+            why = f", since they were trained by {self.method}" if self.method not in ("", name) else ""
+            return f"the encoder begins with the weights of {self.text}{adapted}; everything else is new{why}"
         state = method.state_dict()
         fitting = {
             key: self.parts[key]

@@ -50,10 +50,9 @@ def show(
             raise SettingsError(
                 f"{flag.name} sets {flag.setting}, which `dsdmae {command}` does not have; leave it out"
             )
-    start = str(given.flags.get("train.start", "none"))
     loaded: Any = compose(
         schema, preset=given.preset, config=given.config, flags=given.flags, assignments=given.assignments,
-        start=None if start == "none" else _network(start),
+        start=_begun,
     )  # fmt: skip
     if command in ("pretrain", "finetune"):
         loaded = fitted(loaded)
@@ -72,10 +71,10 @@ def show(
         tell(to_toml(after, origin if sources else None).rstrip(), as_data=True)
 
 
-def _network(start: str) -> Any:
-    from dsdmae_cli.recipes.gather import network_of
+def _begun(text: str, images_named: bool) -> Any:
+    from dsdmae_cli.artifacts.begun import begun_with
 
-    return network_of(start)
+    return begun_with(text, images_named)
 
 
 @app.command(cls=Command)

@@ -142,16 +142,16 @@ def command(
         where = hardware(given.flags)
         device, precision = where.device, where.precision
     from dsdmae_cli.pictures import paths as pictures
+    from dsdmae_cli.report import print_result, say
 
     results = pictures.Results(out, "triptych" if corrupt is not None else "denoised", suffix)
-    sources, failed = pictures.find(inputs or [], results)
+    sources, failed = pictures.find(inputs or [], results, None if as_json else say)
     if not sources:
         raise DataError(f"nothing to denoise: {pictures.told(failed, most=5)}")
     targets = pictures.targets(sources, results)
     _check_stdout(targets[0].path, as_json)
 
     from dsdmae_cli.recipes import denoise as recipe
-    from dsdmae_cli.report import print_result
 
     noise = None
     if corrupt is not None:

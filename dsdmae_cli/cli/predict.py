@@ -72,6 +72,7 @@ def command(
     from dsdmae_cli.artifacts.subject import names_pixels, parse_classifier
     from dsdmae_cli.config.use import hardware
     from dsdmae_cli.pictures.paths import Results, find, told
+    from dsdmae_cli.report import say
 
     where = hardware(given.flags)
     network = parse_classifier(subject)
@@ -80,12 +81,11 @@ def command(
         return
     file = None if out is None else Path(out)
     form = _form(file, as_json, force)
-    sources, failures = find(pictures, Results(kind=""))
+    sources, failures = find(pictures, Results(kind=""), None if as_json else say)
     if not sources:
         raise SettingsError(f"cannot read {told(failures)}; there is no other picture")
 
     from dsdmae_cli.pictures.predict import predict
-    from dsdmae_cli.report import say
     from dsdmae_cli.report.counted import Counted
 
     with Counted("classifying", 1, quiet=as_json) as counted:
@@ -131,13 +131,13 @@ def _segment(
         raise SettingsError(f"{network.text} names pixels: {said} a folder for the masks with --out DIR")
 
     from dsdmae_cli.pictures.paths import Results, find, told
+    from dsdmae_cli.report import print_result, say
 
     results = Results(out, kind="", suffix="", verb="segment", alone=True)
-    sources, failed = find(pictures, results)
+    sources, failed = find(pictures, results, None if as_json else say)
     if not sources:
         raise SettingsError(f"cannot read {told(failed)}; there is no other picture")
 
-    from dsdmae_cli.report import print_result
     from dsdmae_cli.segmentation.predicting import segment
 
     outcome = segment(

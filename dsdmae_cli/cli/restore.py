@@ -68,6 +68,7 @@ def command(
     """
     from dsdmae_cli.config.use import hardware
     from dsdmae_cli.pictures import paths
+    from dsdmae_cli.report import print_result, say
 
     limits = _limits(range_)
     if out is not None and out.exists() and not out.is_dir():
@@ -78,13 +79,12 @@ def command(
         _check_sheet(sheet, force)
     folder = None if out is None else f"{out}/"
     results = {part: paths.Results(folder, part, verb="restore") for part in paths.PARTS}
-    sources, failed = paths.find(inputs or [], results[paths.PARTS[0]])
+    sources, failed = paths.find(inputs or [], results[paths.PARTS[0]], None if as_json else say)
     if not sources:
         raise DataError(f"nothing to restore: {paths.told(failed, most=5)}")
     targets = {part: paths.targets(sources, of) for part, of in results.items()} if folder else {}
 
     from dsdmae_cli.recipes import restore as recipe
-    from dsdmae_cli.report import print_result
 
     where = hardware({key: value for key, value in given.flags.items() if key in ("train.device", "train.precision")})
     options = recipe.Options(

@@ -7,7 +7,7 @@ is decided later: by resolve.py where settings and specs suffice, by runtime.py 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def compose(
     origins: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     base: tuple[Values, str] | None = None,
-    start: tuple[Values, str] | None = None,
+    start: Callable[[str, bool], tuple[Values, str]] | None = None,
     use_default_preset: bool = True,
 ) -> Loaded[S]:
     """Compose and validate the settings of a command.
@@ -83,8 +83,8 @@ def compose(
         origins: where values of `flags` come from that no flag gave: {"method.mask_ratio": "--sweep mask-ratio"}.
         environ: the environment; os.environ by default.
         base: values to stand below all others, and where they come from: those of a run that resumes or is judged.
-        start: values to stand above presets and below all that a person says, and where they come from: the network
-            whose weights a run begins with.
+        start: of the weights that train.start names, and of whether the images are named, the values to stand above
+            presets and below all that a person says, and where they come from; it is asked where there are such.
         use_default_preset: whether the command's default preset stands in where none is named.
 
     Raises:
@@ -100,6 +100,8 @@ def compose(
         command_line_layer(flags or {}, assignments or (), {**_names(schema), **(origins or {})}, schema),
     ]
 
+    begins = _said(upper, "train", "start")
+    begin = begins[-1] if start is not None and begins and begins[-1] not in ("none", "None") else None
     datasets = _said(upper, "data", "dataset")
     named = (
         (preset, "--preset"),
@@ -109,11 +111,13 @@ def compose(
     chosen = next(((names, origin) for names, origin in named if names is not None), None)
     if chosen is None and use_default_preset:
         tasks = _said(upper, "finetune", "task")
-        default = schema.default_preset(bool(datasets), tasks[-1] if tasks else None)
+        default = schema.default_preset(bool(datasets or begin), tasks[-1] if tasks else None)
         chosen = (default, "default") if default is not None else None
     lower = [checked_layer(*base, schema)] if base else []
     lower += preset_layers(*chosen, schema, datasets[-1] if datasets else None) if chosen else []
-    lower += [checked_layer(*start, schema)] if start else []
+    if start is not None and begin is not None:
+        named_below = bool(_said(lower, "data", "dataset"))
+        lower.append(checked_layer(*start(begin, bool(datasets) or named_below), schema))
     return validate(*_merge([*lower, *upper], schema), schema)
 
 

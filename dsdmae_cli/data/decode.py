@@ -33,10 +33,12 @@ from dsdmae_cli.data.values import Reading, Values, keyed
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 MAX_PIXELS = 100_000_000
-# What phones write; Pillow reads it with the help of a package of its own.
-HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+# What phones and cameras write; Pillow reads it with the help of a package of its own.
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_ADVICE = "pip install 'dsdmae[heif]'"
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_LONGEST_BRANDS = 256  # bytes from the start of a file, which its table of brands never reaches
 IMAGE_SUFFIXES = frozenset(
     {
         ".jpg",
@@ -298,16 +300,23 @@ def readable(source: Path | bytes | BinaryIO, name: str, max_pixels: int = MAX_P
 @contextmanager
 def _image(stream: BinaryIO, max_pixels: int) -> Iterator[ImageFile]:
     stream.seek(0)
-    begins = stream.read(12)
+    begins = stream.read(_LONGEST_BRANDS)
     stream.seek(0)
     formats = FORMATS
-    if begins[4:8] == b"ftyp" and begins[8:] in _HEIF_BRANDS:
+    if begins[4:8] == b"ftyp" and begins[8:12] in _HEIF_BRANDS and not _is_avif(begins):
         formats = _with_heif()
     with Image.open(stream, formats=formats) as image:
         if image.format == "TIFF" and (first := tiff.first_for_pillow(image, stream)):
             image.seek(first)
         _check_size(*image.size, max_pixels)
         yield image
+
+
+def _is_avif(begins: bytes) -> bool:
+    """Whether the brands that a file is compatible with (ISO/IEC 14496-12, 4.3) name AVIF, which Pillow reads itself:
+    its major brand may be that of any picture of this container, mif1."""
+    size = int.from_bytes(begins[:4], "big")
+    return any(begins[at : at + 4] in _AVIF_BRANDS for at in range(16, min(size, len(begins)), 4))
 
 
 def _with_heif() -> tuple[str, ...]:

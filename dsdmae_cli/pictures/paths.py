@@ -6,13 +6,14 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsdmae_cli.data.decode import IMAGE_SUFFIXES
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.files import beside
+from dsdmae_cli.page import PAGE
 from dsdmae_cli.pictures.picture import WRITERS, Picture
 
 STDIN = "-"
@@ -124,11 +125,16 @@ class Results:
         return "" if elsewhere and self.kind == "denoised" else f".{self.kind}"
 
 
-def find(named: list[str], results: Results) -> tuple[list[Source], list[Failure]]:
+def find(
+    named: list[str], results: Results, say: Callable[[str], None] | None = None
+) -> tuple[list[Source], list[Failure]]:
     """The pictures that files, folders, globs and `-` stand for, each once, and what stands for none.
 
     In folders those with an image's suffix count, at any depth, but neither hidden ones nor results of this command: by
     their names, and in a folder of results inside.
+
+    Args:
+        say: is told how many visible files of other suffixes lie in folders beside the pictures, and what reads them.
 
     Raises:
         SettingsError: nothing was named, or standard input is not alone.
@@ -141,20 +147,23 @@ def find(named: list[str], results: Results) -> tuple[list[Source], list[Failure
         return [Source(None)], []
     found: dict[Path, Source] = {}
     failures: list[Failure] = []
+    others: set[str] = set()
     for name in named:
-        for item in _expand(name, results):
+        for item in _expand(name, results, others):
             if isinstance(item, Failure):
                 failures.append(item)
             else:
                 assert item.path is not None
                 found.setdefault(_identity(item.path), item)
+    if others and found and say is not None:
+        say(f"{_passed_over(others)} passed over")
     return list(found.values()), failures
 
 
-def _expand(name: str, results: Results) -> Iterator[Source | Failure]:
+def _expand(name: str, results: Results, others: set[str]) -> Iterator[Source | Failure]:
     path = Path(name)
     if path.is_dir():
-        yield from _in_folder(path, results)
+        yield from _in_folder(path, results, others)
     elif path.exists() or not glob.has_magic(name):
         # A file that is not there is one that cannot be read: the others are still done.
         yield Source(path, Path(path.name)) if path.exists() else Failure(name, f"no such file or folder{beside(path)}")
@@ -163,7 +172,7 @@ def _expand(name: str, results: Results) -> Iterator[Source | Failure]:
         if not matches:
             yield Failure(name, "nothing matches")
         for match in matches:
-            yield from _expand(glob.escape(match) if not Path(match).exists() else match, results)
+            yield from _expand(glob.escape(match) if not Path(match).exists() else match, results, others)
 
 
 def _identity(path: Path) -> Path:
@@ -174,7 +183,9 @@ def _identity(path: Path) -> Path:
         return path.absolute()
 
 
-def _in_folder(folder: Path, results: Results) -> Iterator[Source | Failure]:
+def _in_folder(folder: Path, results: Results, others: set[str]) -> Iterator[Source | Failure]:
+    """The pictures of a folder; the names of its other visible files go to `others`."""
+    passed: set[str] = set()
     written = None if results.out in (None, STDIN) else Path(str(results.out)).resolve()
     refused: list[OSError] = []
     num_found = 0
@@ -184,18 +195,24 @@ def _in_folder(folder: Path, results: Results) -> Iterator[Source | Failure]:
         )
         for name in sorted(names):
             path = Path(place, name)
-            if (
-                path.suffix.lower() in IMAGE_SUFFIXES
-                and not name.startswith(".")
-                and not path.stem.endswith(results.suffixes)
-                and (path.is_file() or path.is_symlink())  # a pipe would block whoever opens it
-            ):
+            if name.startswith(".") or not (path.is_file() or path.is_symlink()):  # a pipe blocks whoever opens it
+                continue
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                passed |= set() if name == PAGE else {str(path)}
+            elif not path.stem.endswith(results.suffixes):
                 num_found += 1
                 yield Source(path, path.relative_to(folder))
+    others |= passed
     for error in refused:
         yield Failure(str(error.filename), (error.strerror or str(error)).lower())
     if not num_found and not refused:
-        yield Failure(str(folder), "a folder without images")
+        yield Failure(str(folder), f"a folder without images{f': {_passed_over(passed)}' if passed else ''}")
+
+
+def _passed_over(names: Iterable[str]) -> str:
+    from dsdmae_cli.data.files import by_suffix, passed_over_words
+
+    return passed_over_words(by_suffix(names))
 
 
 def targets(sources: list[Source], results: Results) -> list[Target]:

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dsdmae_cli.artifacts.begun import begun_with, with_its_images
 from dsdmae_cli.artifacts.learned_from import with_images
-from dsdmae_cli.artifacts.subject import allowed, parse, taken_over, to_adapt
+from dsdmae_cli.artifacts.subject import allowed, taken_over, to_adapt
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import fitted
-from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema, Values
+from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.rundir import RunDir, refuse_run
 from dsdmae_cli.settings.models import Settings
@@ -48,25 +49,12 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
     flags, origins = dict(given.flags), dict(given.origins)
     if method is not None:
         flags["method.name"], origins["method.name"] = method, f"dsdmae {schema.command}"
-    start = None if before or "train.start" not in flags else network_of(str(flags["train.start"]))
     loaded = compose(
         schema, preset=given.preset, config=given.config, flags=flags, origins=origins, assignments=given.assignments,
-        base=base, start=start, use_default_preset=base is None,
+        base=base, start=None if before else begun_with, use_default_preset=base is None,
     )  # fmt: skip
     refuse_run(loaded.settings.data.dataset)
-    return fitted(loaded)
-
-
-def network_of(start: str) -> tuple[Values, str]:
-    """The backbone that weights to begin with belong to, what its images are, and where that is from.
-
-    The first layer of one for RGB is adapted to the new images' channels (artifacts/beginning.py).
-    """
-    values, origin = parse(start, trained=True).taken_over()
-    values = to_adapt(values, other_images=True)
-    data = {key: values["data"].get(key, "auto") for key in ("image_size", "range", "bands", "channels")}
-    data = {key: value for key, value in data.items() if value not in ("auto", "none", None)}
-    return {"backbone": values["backbone"], **({"data": data} if data else {})}, origin
+    return fitted(with_its_images(loaded))
 
 
 def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:

@@ -5,7 +5,9 @@ DSdMAE drops no patch, so that nothing here needs to be a plain transformer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -16,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dsdmae_builtin.backbones import TimmSettings
+from dsdmae_builtin.timm_weights import where_from
 from dsdmae_builtin.vit import attention_to_patches
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.errors import PluginError, SettingsError, nearest
@@ -163,7 +166,8 @@ class TimmBackbone(Backbone):
         fixed = {name: p.requires_grad for name, p in self.model.named_parameters()}
         if hasattr(self.model, "set_input_size"):  # those that have none, have nothing that depends on the size
             try:
-                self.model.set_input_size(img_size=height_width(image_size))
+                with _quiet():
+                    self.model.set_input_size(img_size=height_width(image_size))
             except Exception as error:  # as many ways to refuse as there are architectures
                 raise SettingsError(
                     f"backbone timm:{self.timm_name} refuses images of {size_words(image_size)} px:"
@@ -175,6 +179,14 @@ class TimmBackbone(Backbone):
         self.grid, self.width = self._measure()
         if "img_size" in self.timm_kwargs:
             self.timm_kwargs = {**self.timm_kwargs, "img_size": image_size}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings of how timm interpolates tables of relative positions, which no person can mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _first_line(error: Exception) -> str:
@@ -200,9 +212,11 @@ def _create(name: str, kwargs: dict[str, Any], pretrained: bool, image_size: Siz
     # Transformers with fixed positions or windows must be told the image's size; convolutional ones refuse it.
     attempts = [{**kwargs, "img_size": image_size}, kwargs] if "img_size" not in kwargs else [kwargs]
     problem: Exception | None = None
+    source = where_from(name) if pretrained else {}
     for arguments in attempts:
         try:
-            model = timm.create_model(name, pretrained=pretrained, **arguments)
+            with _quiet():
+                model = timm.create_model(name, pretrained=pretrained, **source, **arguments)
         except OSError as error:
             raise PluginError(
                 f"cannot fetch timm's weights for {name}: {_first_line(error)} With no network, use a machine that has"

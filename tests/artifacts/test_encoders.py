@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from dsdmae_builtin import timm_weights
 from dsdmae_builtin.backbones import TimmSettings, ViTSettings
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.denoiser import load_denoiser
@@ -312,7 +314,45 @@ def test_what_published_weights_see() -> None:
 
 def test_published_weights_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    timm_weights._absence.cache_clear()
     assert "cannot fetch timm's weights for test_vit" in refusal("timm:test_vit", PluginError)
+
+
+def test_a_hub_that_is_away_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was asked twelve times in 46 seconds, each of them a line; and weights that had been fetched were, too."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", away)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    timm_weights._absence.cache_clear()
+    said = refusal("timm:test_vit", PluginError)
+    assert f"cannot fetch timm's weights for test_vit: {away} cannot be reached (" in said
+    assert f"and they are not in {tmp_path}; with no network, use a machine that has one" in said
+
+    kept = tmp_path / "models--timm--test_vit.r160_in1k"
+    (kept / "snapshots/abc").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("abc")
+    state = timm.create_model("test_vit").state_dict()
+    save_file(state, kept / "snapshots/abc/model.safetensors")
+    found = opened("timm:test_vit").encoder.timm_state()
+    assert found
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
+    assert capfd.readouterr().err == ""
+    timm_weights._absence.cache_clear()
+
+
+def test_tables_of_relative_positions_are_resampled_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    options = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    name = "timm:beit_base_patch16_224"
+    found = opened(name, TimmSettings(name=name, options=options, pretrained=False), 64)
+    found.encoder.set_image_size(96)
+    assert found.encoder.grid == (6, 6)
+    assert capfd.readouterr().err == ""
 
 
 def test_random_weights_instead_of_published_ones() -> None:

@@ -13,7 +13,7 @@ from helpers import cli, train
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dsdmae_cli.recipes import gather
+from dsdmae_cli.artifacts.begun import begun_with
 
 _COMMANDS = (
     ["probe", "{}", "--kind", "knn"],
@@ -102,7 +102,7 @@ def test_a_network_is_used_where_its_dataset_is_not_installed(
     ):
         code, _, err = cli(capfd, *command)
         assert code == 0, err
-    begun = gather.network_of(subject)[0]
+    begun = begun_with(subject, True)[0]
     assert begun["backbone"]["name"] == "vit-tiny"
 
 

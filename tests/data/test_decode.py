@@ -279,16 +279,24 @@ def test_what_phones_write(kind: str) -> None:
     assert np.abs(got.astype(int) - image)[:, [5, 60]].max() < 12
 
 
+def test_an_avif_whose_brand_is_that_of_any_picture_of_its_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = saved(Image.new("RGB", (16, 16), (200, 60, 30)), "AVIF")
+    assert content[4:12] == b"ftypavif"
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    got = decode(content[:8] + b"mif1" + content[12:], "x")
+    assert np.abs(got.astype(int) - (200, 60, 30)).max() < 12
+
+
 def test_heif_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     pillow_heif.register_heif_opener()
     content = saved(Image.new("RGB", (16, 16)), "HEIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert reason(content) == "HEIC needs another package: pip install 'dsdmae[heif]'"
-    monkeypatch.setattr(files, "IMAGE_SUFFIXES", IMAGE_SUFFIXES - {".heic", ".heif"})
+    monkeypatch.setattr(files, "IMAGE_SUFFIXES", IMAGE_SUFFIXES - {".heic", ".heif", ".hif"})
     assert files.passed_over_words({".heic": 12, ".txt": 3}) == "12 .heic: pip install 'dsdmae[heif]', 3 .txt"
 
 
 def test_suffixes_cover_what_is_decoded() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"} <= IMAGE_SUFFIXES
-    assert {".avif", ".heic", ".heif"} <= IMAGE_SUFFIXES  # the tests' extra has HEIF's
+    assert {".avif", ".heic", ".heif", ".hif"} <= IMAGE_SUFFIXES  # the tests' extra has HEIF's
     assert not IMAGE_SUFFIXES & {".eps", ".pdf", ".svg", ".ps", ".psd"}

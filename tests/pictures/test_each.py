@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dsdmae_cli.data import files
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.pictures import paths
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.outcome import Outcome
 from dsdmae_cli.pictures.paths import Results, Source, find, targets
@@ -51,6 +53,25 @@ def test_a_file_is_one_pictures_and_a_folder_is_named_by_its_form(pictures: Path
     assert names(pictures, [pictures / "b.png"], "one.png/") == ["one.png/b.png"]
     with pytest.raises(SettingsError, match=r"--out one.png is one file and there are 2 pictures; name a folder"):
         names(pictures, [pictures / "b.png", pictures / "a.jpg"], "one.png")
+
+
+def test_what_a_folder_has_beside_pictures_is_counted_by_suffix(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heic = {".heic", ".heif", ".hif"}
+    monkeypatch.setattr(paths, "IMAGE_SUFFIXES", paths.IMAGE_SUFFIXES - heic)  # as without its package
+    monkeypatch.setattr(files, "IMAGE_SUFFIXES", files.IMAGE_SUFFIXES - heic)
+    for name in ("IMG_1.HEIC", "deep/IMG_2.heic", "deep/.hidden", "deep/notes.txt", "report.html", "b.denoised.png"):
+        (pictures / name).touch()
+    (pictures / "only").mkdir()
+    (pictures / "only/IMG_3.heic").touch()
+    said: list[str] = []
+    sources, failed = find([str(pictures), str(pictures / "only")], Results(), said.append)
+    assert len(sources) == 5
+    assert said == ["3 .heic: pip install 'dsdmae[heif]', 1 .txt passed over"]
+    assert [str(failure) for failure in failed] == [
+        f"{pictures / 'only'} (a folder without images: 1 .heic: pip install 'dsdmae[heif]')"
+    ]
 
 
 def run(number: int, refused: dict[int, Exception], there: set[int], folder: Path) -> Outcome:

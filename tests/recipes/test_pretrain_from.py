@@ -209,6 +209,49 @@ def test_weights_from_elsewhere(folder: Path, tmp_path: Path, capfd: pytest.Capt
     assert all(torch.equal(encoder[name], t) for name, t in model.state_dict().items() if not name.startswith("head"))
 
 
+@pytest.mark.parametrize("said", ["--from", "train.start", "DSDMAE_TRAIN_START", "file"])
+def test_without_images_it_learns_from_its_own(
+    said: str, run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It learned the packaged digits, by a rate meant for them; and the network came with --from alone."""
+    (tmp_path / "own.toml").write_text(f'train.start = "{run}"\n')
+    words = {
+        "--from": ["--from", run], "train.start": ["--set", f"train.start={run}"], "file": ["--config", "own.toml"],
+    }.get(said, [])  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if not words:
+        monkeypatch.setenv(said, str(run))
+    code, out, err = cli(capfd, "pretrain", *words, "--dry-run", "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    assert planned["dataset"].endswith(str(folder))
+    code, out, err = cli(capfd, "config", "show", *words, "--json")
+    assert code == 0, err
+    shown = json.loads(out)["settings"]
+    assert (shown["data"]["dataset"], shown["backbone"]["embed_dim"]) == (f"folder:{folder}", 32)
+
+
+def test_weights_that_say_no_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = cli(capfd, "pretrain", "--from", "timm:test_vit", "--out", tmp_path / "o")
+    assert code == 2
+    assert one_line(err).endswith(
+        "which images? timm:test_vit does not say what it learned from; name them: dsdmae pretrain PATH --from"
+        " timm:test_vit"
+    )
+    assert not (tmp_path / "o").exists()
+
+
+def test_images_that_went(run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    there = folder.rename(folder.with_name("elsewhere"))
+    try:
+        code, _, err = cli(capfd, "pretrain", "--from", run, "--out", tmp_path / "o")
+    finally:
+        there.rename(folder)
+    assert code == 2
+    assert f"which images? {run} learned from folder:{folder}, which cannot be had here (" in one_line(err)
+
+
 @pytest.mark.slow
 def test_a_trained_network_learns_more_slowly(
     run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
