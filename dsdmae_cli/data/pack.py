@@ -30,7 +30,7 @@ from dsdmae_cli.data.files import name_bytes
 from dsdmae_cli.data.packed import FORMAT, INDEX, JOURNAL, MANIFEST, SPLITS, Index, Manifest, Shard
 from dsdmae_cli.data.plain import Odd, plain
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import aside, explained, parsed_json, read_within, sync_directory, write_bytes
+from dsdmae_cli.files import aside, explained, is_partial, parsed_json, read_within, sync_directory, write_bytes
 
 SHARD_BYTES = 256 * 2**20
 _GO_ON = "whole shards are kept. Make room, then give the same command again to go on"
@@ -321,9 +321,10 @@ def _begin(splits: Mapping[str, ImageDataset], out: Path, options: Options, mani
     }
     plan = json.loads(json.dumps(said))
     try:
-        torn = list(out.glob(".*.partial")) if out.is_dir() else []  # what a killed process was writing
-        there = [path.name for path in out.iterdir() if path not in torn] if out.is_dir() else []
-        before = parsed_json(journal.read_bytes()) if JOURNAL in there else None
+        found = list(out.iterdir()) if out.is_dir() else []
+        torn = list(filter(is_partial, found))  # what a killed process was writing
+        there = [path.name for path in found if path not in torn]
+        before = parsed_json(read_within(journal)) if JOURNAL in there else None
     except (OSError, ValueError) as error:
         raise DataError(f"{out} cannot be looked at ({error}); choose another --out") from error
     if before is None and there:

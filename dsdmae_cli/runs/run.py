@@ -160,8 +160,9 @@ class Run(Hooks):
                 with self._saving():
                     self.trainer.fit()
                 self.source.close()
-                if self.requests.stop_signal and self.trainer.step < self.trainer.total_steps:
-                    raise self.interrupted(self.requests.stop_signal)
+                if number := distributed.highest(self.requests.stop_signal):  # in the midst of the last step, too
+                    self._save()
+                    raise self.interrupted(number)
             return self._finish()
         finally:
             self.writer.close()
