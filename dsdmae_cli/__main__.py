@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+import traceback
 
 from dsdmae_cli import slurm
 from dsdmae_cli.data.once import opened_once
@@ -39,8 +40,14 @@ def _run(arguments: list[str]) -> int:
         if (short := _shortage(error)) is not None:
             return _complain(short, 1, arguments)
         return _output_failed(error, arguments)
-    except SystemExit as leaving:  # how Typer answers a reader that has left
-        return _output_failed(leaving.__context__, arguments)
+    except BaseException as error:
+        # How Typer answers a reader that has left; else it is a plugin that would end the program, unseen or by a class
+        # of its own.
+        if isinstance(error, SystemExit) and isinstance(error.__context__, OSError):
+            return _output_failed(error.__context__, arguments)
+        *_, at = traceback.extract_tb(error.__traceback__)
+        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return _complain(f"{said}, raised in {at.filename}:{at.lineno}; --debug shows how it came to it", 1, arguments)
 
 
 def _answered(arguments: list[str]) -> int:

@@ -73,7 +73,7 @@ def _make(partial: Path, held: list[int]) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a file or folder is, by its name, what a process was writing: where that was killed, nobody's any more."""
+    """Whether a file or folder is, by its name, what a process writes, or was writing when it was killed."""
     return path.name.startswith(".") and path.name.endswith(".partial")
 
 

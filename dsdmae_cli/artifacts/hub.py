@@ -180,7 +180,8 @@ def _absence(error: Exception) -> str:
     from huggingface_hub import constants
 
     status = _status(error)
-    return f"{without_password(constants.ENDPOINT)} {f'answered {status}' if status else f'cannot be reached ({type(error).__name__})'}"
+    said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
+    return f"{without_password(constants.ENDPOINT)} {said}"
 
 
 @contextmanager
@@ -197,8 +198,8 @@ def _told(what: str, kind: Callable[[str], DsdmaeError], more: str = "") -> Iter
         if (refused := _not_kept(error)) is not None:
             place = refused.filename or constants.HF_HUB_CACHE
             raise RunFailed(
-                f"{what}: cannot write {place}: {refused.strerror or refused}; make room, or name another folder for the"
-                " hub's cache by HF_HOME, then give the same command again"
+                f"{what}: cannot write {place}: {refused.strerror or refused}; make room, or name another folder for"
+                " the hub's cache by HF_HOME, then give the same command again"
             ) from error
         status = _status(error)
         at = without_password(constants.ENDPOINT)

@@ -173,9 +173,9 @@ class Run(Hooks):
         """An error of anyone's, but ours for people, that ends the training between two steps: they are saved first."""
         try:
             yield
-        except DsdmaeError:
+        except (DsdmaeError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             # Of shards this one has the first alone, and others may not be here to give theirs.
             alone = self.main and not self.runtime.sharded
             if alone and self.trainer.whole and self.trainer.step > max(self.saved_at, 0):

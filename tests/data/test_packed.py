@@ -228,7 +228,7 @@ def test_what_was_stopped_when_all_was_packed_clears_up(
 
     with monkeypatch.context() as patch:
         patch.setattr(packing, "_cleared", stops)
-        with pytest.raises(RunInterrupted, match="all is packed in .*; the same command goes on"):
+        with pytest.raises(RunInterrupted, match=r"all is packed in .*; the same command goes on"):
             packed(source, out)
     assert (out / "00001.part").exists()
     with pytest.raises(DataError, match="other options"):

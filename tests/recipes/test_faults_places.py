@@ -20,6 +20,7 @@ from helpers import assignments, cli, listing, one_line, train, words
 from dsdmae_cli import checkpoint, files
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.figures.sheet import save
+from dsdmae_cli.pictures import each
 from dsdmae_cli.runs.rundir import RunDir
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name != "posix", reason="files as POSIX has them")]
@@ -363,3 +364,32 @@ def test_features_whose_picture_cannot_be_written_are_not_left(
     monkeypatch.setattr("dsdmae_cli.figures.attention.save", save)
     assert cli(capfd, *line)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"e.npz", "e.attention.png"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_of_the_files_of_one_picture_all_are_written_or_none(
+    there: bool, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that is there would keep the others from being made by the same command; and what was there before stays."""
+    picture, out = next((encoder_run.parent / "digits").rglob("*.png")), tmp_path / "out"
+    names = {f"{picture.stem}.{kind}.png" for kind in ("original", "corrupted", "restored")}
+    if there:
+        out.mkdir()
+        for name in names:
+            (out / name).write_text("mine")
+    save, saved = each._save, []
+
+    def full(*given: Any) -> None:
+        saved.append(given)
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*given)
+
+    monkeypatch.setattr(each, "_save", full)
+    line = ["restore", encoder_run, picture, "--device", "cpu", "--out", f"{out}/", *["--force"] * there]
+    code, _, err = cli(capfd, *line)
+    assert code == 1
+    assert "No space left on device; make room" in one_line(err)
+    assert {path.name: path.read_text() for path in out.glob("*")} == (dict.fromkeys(names, "mine") if there else {})
+    assert cli(capfd, *line)[0] == 0
+    assert {path.name for path in out.iterdir()} == names
