@@ -214,7 +214,7 @@ def test_a_plugin_that_would_end_the_program_is_named(
     does: str, said: str, kind: Any, encoder_run: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Unseen, with 0, by sys.exit; as a traceback, by an exception that nobody catches. And what it prints is no JSON."""
+    """Unseen, with 0, by sys.exit; as a traceback, by an exception that nobody catches. What it prints is no JSON."""
     usual = {"backbone": "vit-tiny", "dataset": "digits", "method": "dsdmae", "probe": "knn", "tracker": "tensorboard"}
     spec = plugins.find(kind, usual[kind]).spec
     code, known = replace(spec, build=f"{__name__}:{does}"), plugins._entries

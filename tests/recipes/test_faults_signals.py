@@ -127,6 +127,22 @@ def test_a_signal_in_the_last_step_is_heard(
     assert (run / "result.json").exists()
 
 
+@pytest.mark.parametrize("number", STOPS)
+def test_a_probe_that_is_stopped_while_it_draws_says_that_its_result_is_there(
+    number: signal.Signals, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = tmp_path / "probe"
+    monkeypatch.setattr("dsdmae_cli.recipes.probe.draw", lambda *_: signal.raise_signal(number))
+    line = ["probe", encoder_run, "--dataset", f"folder:{encoder_run.parent / 'digits'}", "--out", run]
+    code, _, err = cli(capfd, *line)
+    assert code == 128 + number
+    by = "Ctrl-C" if number == signal.SIGINT else f"signal {int(number)}"
+    said = f"dsdmae: stopped by {by} when its result was written, in {run}; figures and the page may be missing"
+    assert err.splitlines()[-1] == said
+    assert json.loads((run / "result.json").read_text())["kind"] == "probe"
+
+
 # -- one signal that comes twice
 
 
