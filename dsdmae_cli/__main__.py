@@ -6,15 +6,17 @@ import errno
 import io
 import os
 import sys
+import traceback
 
 from dsdmae_cli import slurm
 from dsdmae_cli.data.once import opened_once
-from dsdmae_cli.errors import SHORTAGES, DsdmaeError, RunInterrupted, is_lack_of_memory
+from dsdmae_cli.errors import AGAIN, RESUME, SHORTAGES, DsdmaeError, RunInterrupted, is_lack_of_memory
 from dsdmae_cli.report import shown
 from dsdmae_cli.signals import Stopped, guarded
 
-# Commands that several processes run as one; of others, srun's tasks are commands of their own (an ablation's workers).
-_IN_GROUPS = ("pretrain", "finetune", "tokenizer")
+# Commands that train, and so have a --resume; several processes run them as one. Of others, srun's tasks are commands
+# of their own (an ablation's workers).
+_TRAINS = ("pretrain", "finetune", "tokenizer")
 _STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO}
 
 _NO_THREAD = "can't start new thread"
@@ -38,8 +40,14 @@ def _run(arguments: list[str]) -> int:
         if (short := _shortage(error)) is not None:
             return _complain(short, 1, arguments)
         return _output_failed(error, arguments)
-    except SystemExit as leaving:  # how Typer answers a reader that has left
-        return _output_failed(leaving.__context__, arguments)
+    except BaseException as error:
+        # How Typer answers a reader that has left; else it is a plugin that would end the program, unseen or by a class
+        # of its own.
+        if isinstance(error, SystemExit) and isinstance(error.__context__, OSError):
+            return _output_failed(error.__context__, arguments)
+        *_, at = traceback.extract_tb(error.__traceback__)
+        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return _complain(f"{said}, raised in {at.filename}:{at.lineno}; --debug shows how it came to it", 1, arguments)
 
 
 def _answered(arguments: list[str]) -> int:
@@ -50,7 +58,7 @@ def _answered(arguments: list[str]) -> int:
     # Typer carries a copy of click from some release on; the base class of its usage errors is not exported by either.
     usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        if next((word for word in arguments if not word.startswith("-")), "") in _IN_GROUPS:
+        if _command(arguments) in _TRAINS:
             os.environ.update(slurm.group(os.environ))
         with guarded(), opened_once():
             done = app(args=arguments, standalone_mode=False)
@@ -65,13 +73,18 @@ def _answered(arguments: list[str]) -> int:
     except DsdmaeError as error:
         if error.said_elsewhere:
             return error.exit_code
-        return _complain(str(error), error.exit_code, arguments)
+        text = str(error) if _command(arguments) in _TRAINS else str(error).replace(RESUME, AGAIN)
+        return _complain(text, error.exit_code, arguments)
     except usage_error as error:
         return _usage(error, arguments)
     except typer.Exit as error:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
+
+
+def _command(arguments: list[str]) -> str:
+    return next((word for word in arguments if not word.startswith("-")), "")
 
 
 def _shortage(error: BaseException | None) -> str | None:

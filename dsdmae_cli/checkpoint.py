@@ -31,6 +31,7 @@ from dsdmae_cli.files import RESUME, explained, sync_directory, write_bytes, wri
 from dsdmae_cli.sharding import slice_like
 
 FORMAT_VERSION = 1
+_MOST_TENSORS = 100_000  # the largest networks have some thousands
 DIGEST = "tensors_sha256"  # in the metadata of a file of weights
 _MANIFEST = "manifest.json"
 _MODEL = "model.safetensors"
@@ -340,12 +341,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        CheckpointError: it cannot be read, is no safetensors file, or has other tensors than it was written with.
-            Files that say no digest are taken as they are.
+        CheckpointError: it cannot be read, is no safetensors file, has more tensors than any network, or others than it
+            was written with. Files that say no digest are taken as they are.
     """
     try:
         with safe_open(path, "pt") as file:
             written = (file.metadata() or {}).get(DIGEST)
+            if (number := len(file.keys())) > _MOST_TENSORS:
+                raise CheckpointError(f"{path} has {number:,} tensors, more than any network; it is no file of weights")
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {_short(error)}") from error

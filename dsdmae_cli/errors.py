@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import errno
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 
 # What the words of a file that cannot be written end with.
 RESUME = "what was saved before is intact. Make room, then go on with --resume"
@@ -43,6 +46,24 @@ class SettingsError(DsdmaeError):
 
 class PluginError(DsdmaeError):
     """A plugin is missing, broken, or asked for something it cannot do."""
+
+
+@contextmanager
+def of_a_plugin(reference: str) -> Iterator[None]:
+    """A block of a plugin's code: what it prints is no result of ours and goes to stderr, and it does not end the
+    program, by sys.exit or by an exception of a kind that nobody catches. Errors stay what they are, since they
+    themselves say best what is wrong.
+
+    Raises:
+        PluginError: it would have ended the program.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (Exception, KeyboardInterrupt):  # that is not to be told from a person's
+        raise
+    except BaseException as error:
+        raise PluginError(f"a plugin's {reference!r} raised {type(error).__name__}: {error}") from error
 
 
 class DataError(DsdmaeError):

@@ -8,8 +8,10 @@ import os
 import re
 import secrets
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,12 @@ from dsdmae_cli.errors import RESUME as RESUME
 from dsdmae_cli.errors import SAME as SAME
 from dsdmae_cli.errors import RunFailed, nearest
 
+if sys.platform != "win32":
+    import fcntl
+
+# Where this process has looked for what others left; a folder of many files is listed once.
+_swept: set[Path] = set()
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
 _PATTERN = re.compile(r"[*?]|\[[^\]]+\]|\{[^{}]+\}")
 
 
@@ -38,26 +46,86 @@ def aside(path: Path, advice: str = RESUME) -> Iterator[Path]:
         RunFailed: it cannot be written; `path` is as it was before.
     """
     with explained(path, advice):
-        partial = _new_beside(path)
-        try:
+        _sweep(path.parent)
+        partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
+        held: list[int] = []
+        try:  # from before it is there: a signal may come as soon as it is
+            _make(partial, held)
             yield partial
             partial.replace(path)
             sync_directory(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+            for descriptor in held:
+                os.close(descriptor)
 
 
-def _new_beside(path: Path) -> Path:
+def _make(partial: Path, held: list[int]) -> None:
     """An empty file of a name that nobody could foresee, made by us: in a folder of several people, a link that lies
-    at its name would lead our writing elsewhere."""
-    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
-    return partial
+    at its name would lead our writing elsewhere. While its descriptor is held, nobody sweeps it."""
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    if sys.platform == "win32":  # which renames no file that is open
+        os.close(descriptor)
+        return
+    held.append(descriptor)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file or folder is, by its name, what a process writes, or was writing when it was killed."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left in a folder: partial files that nobody holds."""
+    if sys.platform == "win32" or folder in _swept:
+        return
+    _swept.add(folder)
+    for path in filter(lambda path: _PARTIAL.fullmatch(path.name), folder.glob(".*.partial")):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager
-def not_resumable(advice: str = AGAIN) -> Iterator[None]:
-    """A block of a command that has no --resume: what advises it says to start again instead, or what is given."""
+def folder_at_once(folder: Path, advice: str) -> Iterator[Path]:
+    """A folder to write files to, which take their places in `folder` together when the block ends well; else none of
+    them does, and a folder that was not there is not there.
+
+    Raises:
+        RunFailed: they cannot be written.
+    """
+    new = not folder.exists()
+    with explained(folder, advice):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*.partial"):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+        draft = folder / f".{secrets.token_hex(8)}.partial"
+        try:
+            draft.mkdir()
+            yield draft
+            for path in sorted(draft.iterdir()):
+                path.replace(folder / path.name)
+            sync_directory(folder)
+        except RunFailed as error:
+            error.args = (str(error).replace(str(draft), str(folder)),)
+            raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            if new:
+                with suppress(OSError):  # it holds what was written
+                    folder.rmdir()
+
+
+@contextmanager
+def not_resumable(advice: str) -> Iterator[None]:
+    """A block of a command that has no --resume: what advises it says `advice` instead. Where nothing else is said, the
+    words of such a command are to start again (__main__.py)."""
     try:
         yield
     except RunFailed as error:

@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel
 
-from dsdmae_cli.errors import PluginError, nearest
+from dsdmae_cli.errors import PluginError, nearest, of_a_plugin
 from dsdmae_cli.files import beside, is_pattern, looks_like_path
 from dsdmae_cli.settings.judge import ProbeSection
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings
@@ -303,7 +303,8 @@ def _wrong(spec: Any, wanted: type[Spec]) -> str | None:
 
 def made_by(reference: str, kind: type[M], *given: Any) -> M:
     """What the callable that a spec names makes; raises PluginError where it is not there or makes something else."""
-    made = load(reference)(*given)
+    with of_a_plugin(reference):
+        made = load(reference)(*given)
     if not isinstance(made, kind):
         raise PluginError(f"a plugin's {reference!r} made a {type(made).__name__}, not a {kind.__name__}")
     return made
@@ -387,14 +388,11 @@ def argument_of(full_name: str) -> str:
 
 
 def load(reference: str) -> Callable[..., Any]:
-    """Import the callable that a spec names as "module:attribute"; this is where torch comes in.
-
-    Raises:
-        PluginError: there is no such module or attribute.
-    """
+    """Import the callable that a spec names as "module:attribute", which is where torch comes in; PluginError where
+    there is no such module or attribute."""
     module_name, _, attribute = reference.partition(":")
     try:
-        with redirect_stdout(sys.stderr):
+        with of_a_plugin(reference):
             return getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise PluginError(f"a plugin names {reference!r}, which cannot be imported: {error}") from error

@@ -104,17 +104,25 @@ def with_attention(
     return replace(part, attention=maps.numpy(), seen=np.stack(seen))
 
 
-def written(write: Writer, out: Path, whole: Embedding, about: dict[str, Any], advice: str) -> dict[str, str]:
-    """Write features, and draw the attention that is among them; what was written, as --json prints it.
+def written(
+    write: Writer, out: Path, whole: Embedding, about: dict[str, Any], draw: Callable[[], dict[str, Any]], advice: str
+) -> dict[str, Any]:
+    """Write features, and draw the attention that is among them and what else there is to draw; what was written, as
+    --json prints it.
+
+    Args:
+        draw: draws, and says what.
 
     Raises:
-        RunFailed: it cannot be written.
+        RunFailed: it cannot be written; neither features nor pictures are left.
     """
     with files.explained(out, advice):
         out.parent.mkdir(parents=True, exist_ok=True)
-    with files.aside(out, advice) as partial:
+    # The features take their place last: where a picture cannot be written, the same command would find them there.
+    with files.aside(out, advice) as partial, files.not_resumable(advice):
         write(partial, whole, about)
-    drawn = {} if whole.attention is None else {"attention_picture": str(draw_attention(whole, out))}
+        drawn = {} if whole.attention is None else {"attention_picture": str(draw_attention(whole, out))}
+        drawn |= draw()
     return {"path": str(out), **drawn}
 
 

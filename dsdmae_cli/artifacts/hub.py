@@ -5,6 +5,7 @@ Whose token it is and where it lies is that library's business: it is neither re
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunFailed, SettingsError
-from dsdmae_cli.report import say
+from dsdmae_cli.report import say, without_password
 
 PREFIX = "hf:"
 _PATIENCE = 20  # seconds
+# Why this machine does not keep what was fetched; errors of the network have numbers, too.
+_NOT_KEPT = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
+    errno.EEXIST, errno.ENOENT,
+}  # fmt: skip
 _LOGIN = "log in by `hf auth login`, or set HF_TOKEN"
 
 
@@ -40,6 +46,7 @@ def fetched(text: str, names: tuple[str, ...]) -> Path:
 
     Raises:
         CheckpointError: there is no such repository, it holds none of them, or the hub cannot be reached.
+        RunFailed: its cache cannot be written.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -152,9 +159,20 @@ def _status(error: Exception) -> int | None:
 
 
 def _away(error: Exception) -> bool:
-    """Whether the hub is at fault, or the way to it, and not what was asked for."""
+    """Whether the hub is at fault, or the way to it, and not what was asked for, or where it is kept."""
     status = _status(error)
+    if _not_kept(error) is not None:
+        return False
     return status is None or status >= 500 or status == 429
+
+
+def _not_kept(error: BaseException | None) -> OSError | None:
+    """Why this machine cannot write what came, behind what the library makes of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NOT_KEPT:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _absence(error: Exception) -> str:
@@ -162,7 +180,8 @@ def _absence(error: Exception) -> str:
     from huggingface_hub import constants
 
     status = _status(error)
-    return f"{constants.ENDPOINT} {f'answered {status}' if status else f'cannot be reached ({type(error).__name__})'}"
+    said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
+    return f"{without_password(constants.ENDPOINT)} {said}"
 
 
 @contextmanager
@@ -176,8 +195,14 @@ def _told(what: str, kind: Callable[[str], DsdmaeError], more: str = "") -> Iter
     except DsdmaeError:
         raise
     except Exception as error:  # it is a library of several generations, over HTTP libraries of two
+        if (refused := _not_kept(error)) is not None:
+            place = refused.filename or constants.HF_HUB_CACHE
+            raise RunFailed(
+                f"{what}: cannot write {place}: {refused.strerror or refused}; make room, or name another folder for"
+                " the hub's cache by HF_HOME, then give the same command again"
+            ) from error
         status = _status(error)
-        at = constants.ENDPOINT
+        at = without_password(constants.ENDPOINT)
         if isinstance(error, GatedRepoError):
             why = f"its owner asks for an agreement, which is given on its page; then {_LOGIN}"
         elif isinstance(error, RevisionNotFoundError):

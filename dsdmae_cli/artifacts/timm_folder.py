@@ -30,20 +30,18 @@ def write_folder(opened: Opened, config: dict[str, Any], card: str | None, out: 
         advice: what to do where it cannot be written.
 
     Raises:
-        RunFailed: it cannot be written.
+        RunFailed: it cannot be written; nothing of it is left.
     """
-    with files.explained(out, advice):
-        out.mkdir(parents=True, exist_ok=True)
-    if (tuned := opened.tuned) is not None:
-        save_classifier(tuned.network, anonymous(tuned.settings), tuned.classes, out / EXPORTED, advice)
-    else:
-        settings = anonymous(opened.settings) if opened.settings else None
-        save_encoder(opened.encoder, settings, opened.images_seen, out / EXPORTED, advice)
-    files.write_bytes(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode(), advice)
-    if card is None:
-        return [EXPORTED, CONFIG]
-    files.write_bytes(out / CARD, card.encode(), advice)
-    return [EXPORTED, CONFIG, CARD]
+    with files.folder_at_once(out, advice) as draft:
+        if (tuned := opened.tuned) is not None:
+            save_classifier(tuned.network, anonymous(tuned.settings), tuned.classes, draft / EXPORTED, advice)
+        else:
+            settings = anonymous(opened.settings) if opened.settings else None
+            save_encoder(opened.encoder, settings, opened.images_seen, draft / EXPORTED, advice)
+        files.write_bytes(draft / CONFIG, (json.dumps(config, indent=2) + "\n").encode(), advice)
+        if card is not None:
+            files.write_bytes(draft / CARD, card.encode(), advice)
+    return [EXPORTED, CONFIG, *([] if card is None else [CARD])]
 
 
 def timm_config(opened: Opened) -> dict[str, Any]:

@@ -90,7 +90,6 @@ def command(
 
     chosen = use.given(given.flags, given.assignments)[1]
 
-    from dsdmae_cli.files import not_resumable
     from dsdmae_cli.recipes.export import Request, export, summary
     from dsdmae_cli.report import make_report, print_result
     from dsdmae_cli.settings.size import size_flag
@@ -108,8 +107,7 @@ def command(
         push,
         private,
     )
-    with not_resumable():
-        said = export(request)
+    said = export(request)
     report = make_report(as_json=as_json, main_process=True)
     for note in [*use.passed_over(), *said["notes"]]:
         report.note(note)

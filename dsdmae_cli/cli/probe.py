@@ -34,9 +34,7 @@ def command(given: Given) -> None:
         print_result(plan, as_json=given.json, text=text)
         return
 
-    from dsdmae_cli.files import not_resumable
     from dsdmae_cli.recipes.probe import probe, summary
 
-    with not_resumable():
-        result = probe(loaded, out=given.out, as_json=given.json)
+    result = probe(loaded, out=given.out, as_json=given.json)
     print_result(result, as_json=given.json, text=summary(result))

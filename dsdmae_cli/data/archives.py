@@ -53,6 +53,11 @@ class _Member(NamedTuple):
     crc: int | None = None
 
 
+def unpacks_too_far(size: int, stored: int) -> bool:
+    """Whether bytes become so many that memory is at stake, and they cannot be pictures, which hardly shrink."""
+    return size > max(_LARGE, _MOST_FOLD * stored)
+
+
 class Archive(Files):
     """Image files inside a tar or zip, read where they lie.
 
@@ -97,7 +102,7 @@ class Archive(Files):
         if max(self._sizes[index], self._stored[index]) > MAX_FILE_BYTES:
             raise UnreadableImage(self.full_name(index), f"file of more than {MAX_FILE_BYTES // 2**30} GiB")
         descriptor, offset, stored = self._open(), int(self._offsets[index]), int(self._stored[index])
-        if self._deflated[index] and self._sizes[index] > max(_LARGE, _MOST_FOLD * stored):
+        if self._deflated[index] and unpacks_too_far(int(self._sizes[index]), stored):
             fold = self._sizes[index] / max(1, stored)
             raise UnreadableImage(self.full_name(index), f"unpacks to {fold:,.0f} times its size, as no picture does")
         if self._checksums is None:

@@ -27,10 +27,10 @@ from PIL import Image
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.cores import usable_cores
 from dsdmae_cli.data.files import name_bytes
-from dsdmae_cli.data.packed import FORMAT, INDEX, JOURNAL, MANIFEST, SPLITS, Index, Manifest, Shard
+from dsdmae_cli.data.packed import FORMAT, INDEX, JOURNAL, MANIFEST, SPLITS, Index, Manifest, Shard, read_manifest
 from dsdmae_cli.data.plain import Odd, plain
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import aside, explained, parsed_json, read_within, sync_directory, write_bytes
+from dsdmae_cli.files import aside, explained, is_partial, parsed_json, read_within, sync_directory, write_bytes
 
 SHARD_BYTES = 256 * 2**20
 _GO_ON = "whole shards are kept. Make room, then give the same command again to go on"
@@ -132,7 +132,9 @@ def _packed(
     splits: Mapping[str, ImageDataset], out: Path, options: Options, manifest: Manifest, rewritten: bool,
     unreadable: Callable[[str, str], None], advance: Callable[[int, int], None], shard_bytes: int,
 ) -> Manifest:  # fmt: skip
-    journal = _begin(splits, out, options, manifest)
+    _begin(splits, out, options, manifest)
+    if (out / MANIFEST).exists():
+        return _cleared(out, read_manifest(out))
     places = [(number, index) for number, name in enumerate(SPLITS) for index in range(len(splits[name]))]
     parts = list(parts_of_before(out))
     for part in parts:
@@ -151,7 +153,7 @@ def _packed(
         parts.append(part)
         reached = part.reached
         write_bytes(_part_path(path), part.to_bytes(), _GO_ON)
-    return _finish(out, parts, manifest, journal)
+    return _finish(out, parts, manifest)
 
 
 # ------------------------------------------------------------------------------------------------- one image
@@ -306,13 +308,13 @@ def _part_path(shard: Path) -> Path:
     return shard.with_suffix(".part")
 
 
-def _begin(splits: Mapping[str, ImageDataset], out: Path, options: Options, manifest: Manifest) -> Path:
+def _begin(splits: Mapping[str, ImageDataset], out: Path, options: Options, manifest: Manifest) -> None:
     """Take the folder, or take it up again."""
-    if (out / MANIFEST).exists():
+    journal = out / JOURNAL
+    if (out / MANIFEST).exists() and not journal.exists():
         raise DataError(f"{out} holds a packed dataset already; delete it, or choose another --out")
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; --out takes a folder, new or empty")
-    journal = out / JOURNAL
     said = {
         "format": FORMAT,
         "options": asdict(options),
@@ -321,9 +323,10 @@ def _begin(splits: Mapping[str, ImageDataset], out: Path, options: Options, mani
     }
     plan = json.loads(json.dumps(said))
     try:
-        torn = list(out.glob(".*.partial")) if out.is_dir() else []  # what a killed process was writing
-        there = [path.name for path in out.iterdir() if path not in torn] if out.is_dir() else []
-        before = parsed_json(journal.read_bytes()) if JOURNAL in there else None
+        found = list(out.iterdir()) if out.is_dir() else []
+        torn = list(filter(is_partial, found))  # what a killed process was writing
+        there = [path.name for path in found if path not in torn]
+        before = parsed_json(read_within(journal)) if JOURNAL in there else None
     except (OSError, ValueError) as error:
         raise DataError(f"{out} cannot be looked at ({error}); choose another --out") from error
     if before is None and there:
@@ -340,7 +343,6 @@ def _begin(splits: Mapping[str, ImageDataset], out: Path, options: Options, mani
         with explained(out, "choose another --out"):
             out.mkdir(parents=True, exist_ok=True)
         write_bytes(journal, json.dumps(plan, indent=2).encode(), _GO_ON)
-    return journal
 
 
 def parts_of_before(out: Path) -> Iterator[_Part]:
@@ -358,7 +360,7 @@ def parts_of_before(out: Path) -> Iterator[_Part]:
         number += 1
 
 
-def _finish(out: Path, parts: list[_Part], manifest: Manifest, journal: Path) -> Manifest:
+def _finish(out: Path, parts: list[_Part], manifest: Manifest) -> Manifest:
     """Index and manifest; from then on the folder is a dataset."""
     # A shard may have ended up without images, where none of its could be read.
     rows = [row for part in parts for row in part.rows]
@@ -386,7 +388,12 @@ def _finish(out: Path, parts: list[_Part], manifest: Manifest, journal: Path) ->
     )
     write_bytes(out / INDEX, content, _GO_ON)
     write_bytes(out / MANIFEST, done.to_json().encode(), _GO_ON)
-    for path in (*(_part_path(out / part.shard.file) for part in parts), journal):
+    return _cleared(out, done)
+
+
+def _cleared(out: Path, done: Manifest) -> Manifest:
+    """Without what only an unfinished one needs; the journal is the last of it."""
+    for path in (*(_part_path(out / shard.file) for shard in done.shards), out / JOURNAL):
         path.unlink(missing_ok=True)
     sync_directory(out)
     return done

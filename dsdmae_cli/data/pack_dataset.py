@@ -11,7 +11,7 @@ from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.pack import Options, pack, parts_of_before
-from dsdmae_cli.data.packed import INDEX, Manifest, Shard
+from dsdmae_cli.data.packed import INDEX, MANIFEST, Manifest, Shard
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import RunInterrupted, SettingsError, signal_words
 from dsdmae_cli.files import typed
@@ -94,6 +94,7 @@ def _interrupted(out: Path, images: int, stopped: KeyboardInterrupt) -> RunInter
     number = Stopped.by if isinstance(stopped, Stopped) else int(signal.SIGINT)
     parts = list(parts_of_before(out))
     kept = f"{parts[-1].reached:,} of {images:,} images in whole shards are kept" if parts else "no shard was whole yet"
+    kept = "all is packed" if (out / MANIFEST).exists() else kept
     return RunInterrupted(f"stopped by {signal_words(number)}: {kept} in {out}; the same command goes on", number)
 
 

@@ -18,8 +18,7 @@ from dsdmae_cli.settings.judge import ProbeSection
 
 def fit(settings: ProbeSection, data: ProbeData) -> ProbeResult:
     """What the probe's plugin finds."""
-    found: ProbeResult = plugins.load(plugins.find("probe", settings.kind).spec.build)(settings, data)
-    return found
+    return plugins.made_by(plugins.find("probe", settings.kind).spec.build, ProbeResult, settings, data)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -87,8 +87,7 @@ def each(
                 to_stdout = any(file is None for _, file in made.files)
                 # A reader of standard output may keep us waiting; that must not make Ctrl-C wait too.
                 with nullcontext() if to_stdout else stop.hold():
-                    for content, file in made.files:
-                        _write(content, file)
+                    _write(made.files)
                     outcome.done.append(replace(made.record, seconds=time.monotonic() - started))
                     line = shown(str(outcome.done[-1]), one_line=True)  # a file's name may hold ends of lines
                     report.note(line, to_stdout=not to_stdout)
@@ -112,7 +111,7 @@ def each(
         if num_failed > _SAID:
             report.warn(f"{num_failed:,} of {len(sources):,} failed, of which the first are named above")
         if sheet is not None and rows:
-            _write(draw(rows), sheet)
+            _write([(draw(rows), sheet)])
             outcome.sheet = sheet
             if len(outcome.done) > num_shown:
                 report.warn(f"{sheet} shows the first {num_shown} of {len(outcome.done)} pictures")
@@ -133,22 +132,27 @@ def check_free(file: Path, *, force: bool) -> None:
         raise RunFailed(f"cannot make {file.parent}: {error.strerror or error}") from error
 
 
-def _write(result: list[Picture] | Image.Image, file: Path | None) -> None:
-    def save(stream: BinaryIO, suffix: str) -> None:
-        if isinstance(result, list):
-            pictures.write(result, stream, suffix)
-        else:
-            kind, options = pictures.WRITERS[suffix]
-            result.save(stream, format=kind, **options)
+def _write(files: Sequence[tuple[list[Picture] | Image.Image, Path | None]]) -> None:
+    """Write what comes of one picture: all of its files or none, or what is there would keep the rest from being made
+    another time."""
+    with ExitStack() as whole:
+        for result, file in files:
+            if file is None:
+                content = io.BytesIO()
+                _save(result, content, result[0].suffix if isinstance(result, list) else ".png")
+                sys.stdout.buffer.write(content.getbuffer())
+                sys.stdout.buffer.flush()
+                continue
+            with whole.enter_context(aside(file, _ADVICE)).open("wb") as stream:
+                _save(result, stream, file.suffix.lower())
 
-    if file is None:
-        content = io.BytesIO()
-        save(content, result[0].suffix if isinstance(result, list) else ".png")
-        sys.stdout.buffer.write(content.getbuffer())
-        sys.stdout.buffer.flush()
-        return
-    with aside(file, _ADVICE) as partial, partial.open("wb") as stream:
-        save(stream, file.suffix.lower())
+
+def _save(result: list[Picture] | Image.Image, stream: BinaryIO, suffix: str) -> None:
+    if isinstance(result, list):
+        pictures.write(result, stream, suffix)
+    else:
+        kind, options = pictures.WRITERS[suffix]
+        result.save(stream, format=kind, **options)
 
 
 def _reason(error: Exception, advice_on_size: str) -> str:

@@ -91,12 +91,14 @@ def embed(request: Request, out: Path | None, *, force: bool = False, as_json: b
     write = None if out is None else rows.free(out, request.thumbnails, force)
     found = compute(request, make_report(as_json=as_json, main_process=True))
     whole, picture = found.embedding, request.picture
-    drawn = {} if picture is None else draw(picture, whole, found.looked, found.about["image_size"], _ADVICE)
+
+    def drawn() -> dict[str, Any]:
+        return {} if picture is None else draw(picture, whole, found.looked, found.about["image_size"], _ADVICE)
+
     return {
-        **({} if out is None or write is None else rows.written(write, out, whole, found.about, _ADVICE)),
+        **(drawn() if out is None or write is None else rows.written(write, out, whole, found.about, drawn, _ADVICE)),
         "images": len(whole.names),
         "features": whole.features.shape[-1],
-        **drawn,
         "labelled": int((whole.labels >= 0).sum()) if whole.labels is not None else 0,
         "classes": len(whole.classes) if whole.classes else None,
         "unreadable_images": len(found.unreadable),

@@ -141,7 +141,7 @@ def _free(request: Request) -> Path:
         raise SettingsError(f"--out {out} is a file; --to {request.form} writes a folder")
     elif (out / SETTINGS).exists():
         raise SettingsError(f"--out {out} is a run's directory; choose another folder")
-    elif out.is_dir() and any(out.iterdir()) and not request.force:
+    elif out.is_dir() and not all(map(files.is_partial, out.iterdir())) and not request.force:
         raise SettingsError(f"--out {out} is not empty; choose another folder, or write into it with --force")
     return out
 

@@ -34,7 +34,7 @@ from dsdmae_cli.evaluation.probes import ProbeResult
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.page.words import more_lines, page_line
 from dsdmae_cli.report import Report, make_report
-from dsdmae_cli.runs.judged import choice, describe_probe, write_probe_page
+from dsdmae_cli.runs.judged import after_result, choice, describe_probe, write_probe_page
 from dsdmae_cli.runs.observers.trackers import Told, check_usable
 from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path
 from dsdmae_cli.runtime import choose_device, choose_precision
@@ -90,8 +90,10 @@ def probe(
         for file in sorted(run.figures.glob("*.png")):
             told.picture(file, 0)
         return result
-    except BaseException:  # Ctrl-C too: nothing was found, so nothing should be in the way of another try
+    except BaseException as ended:  # Ctrl-C too: nothing was found, so nothing should be in the way of another try
         run.take_back(made=out is None)
+        if (stopped := after_result(ended, run)) is not None:
+            raise stopped from ended
         raise
     finally:
         told.close(result)

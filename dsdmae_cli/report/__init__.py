@@ -26,8 +26,10 @@ T = TypeVar("T")
 
 
 def without_password(text: str) -> str:
-    """An address such as postgresql://USER:PASSWORD@HOST with *** in its place; anything else as it is."""
-    return re.sub(r"(://[^\s:@]*):[^/\s@]+@", r"\1:***@", text)
+    """An address such as postgresql://USER:PASSWORD@HOST or ...?password=PASSWORD with *** in its place; anything else
+    as it is. What follows the last @ of a word is no part of one, whatever is in it."""
+    text = re.sub(r"(://[^\s:@]*):\S+@", r"\1:***@", text)
+    return re.sub(r"([?&][^\s=&]*(?:pass|pwd|secret|token)[^\s=&]*=)[^\s&]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 # What a terminal obeys, and what turns the direction of text: a name from outside must not. Tabs and newlines stay.

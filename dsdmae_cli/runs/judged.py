@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from typing import Any
 
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.schema import Loaded
+from dsdmae_cli.errors import RunInterrupted, signal_words
 from dsdmae_cli.evaluation.dense import DenseResult
 from dsdmae_cli.evaluation.probes import ProbeResult
 from dsdmae_cli.page.run import Story, write_page
 from dsdmae_cli.report import Report
-from dsdmae_cli.runs.rundir import PAGE, RUN, RunDir, environment
+from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, RunDir, environment
 from dsdmae_cli.settings.judge import ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
+from dsdmae_cli.signals import Stopped
 
 
 def describe_probe(
@@ -69,3 +72,15 @@ def choice(
         "chosen": dict([found.chosen]) if found.chosen else None,
         "held_out": {f"{value:g}": score for value, score in found.held_out.items()},
     }
+
+
+def after_result(ended: BaseException, run: RunDir) -> RunInterrupted | None:
+    """What is said of a probe that a signal stopped when its result was written; None of any other end."""
+    if not isinstance(ended, KeyboardInterrupt) or not (run.path / RESULT).exists():
+        return None
+    number = Stopped.by or int(signal.SIGINT)
+    return RunInterrupted(
+        f"stopped by {signal_words(number)} when its result was written, in {run.path}; figures and the page may be"
+        " missing",
+        number,
+    )

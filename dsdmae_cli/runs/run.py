@@ -160,8 +160,9 @@ class Run(Hooks):
                 with self._saving():
                     self.trainer.fit()
                 self.source.close()
-                if self.requests.stop_signal and self.trainer.step < self.trainer.total_steps:
-                    raise self.interrupted(self.requests.stop_signal)
+                if number := distributed.highest(self.requests.stop_signal):  # in the midst of the last step, too
+                    self._save()
+                    raise self.interrupted(number)
             return self._finish()
         finally:
             self.writer.close()
@@ -172,9 +173,9 @@ class Run(Hooks):
         """An error of anyone's, but ours for people, that ends the training between two steps: they are saved first."""
         try:
             yield
-        except DsdmaeError:
+        except (DsdmaeError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             # Of shards this one has the first alone, and others may not be here to give theirs.
             alone = self.main and not self.runtime.sharded
             if alone and self.trainer.whole and self.trainer.step > max(self.saved_at, 0):

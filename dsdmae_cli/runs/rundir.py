@@ -24,7 +24,7 @@ from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import PROBE, Loaded, Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.files import explained, parsed_json, read_within, typed, write_bytes
+from dsdmae_cli.files import explained, is_partial, parsed_json, read_within, typed, write_bytes
 from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.report import without_password
@@ -126,7 +126,7 @@ class RunDir:
         try:
             busy = (self.path / SETTINGS).exists()
             there = list(self.path.iterdir()) if self.path.exists() else []
-            strangers = [path.name for path in there if path.name != LOCK and not _left_over(path)]
+            strangers = [path.name for path in there if path.name != LOCK and not is_partial(path)]
         except OSError as error:
             raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
         if busy:
@@ -198,7 +198,7 @@ class RunDir:
     def _sweep(self) -> None:
         """Remove what killed processes left half written; nobody else writes here, the lock is ours."""
         for folder in filter(Path.is_dir, (self.path, self.figures)):
-            for partial in filter(_left_over, list(folder.iterdir())):
+            for partial in filter(is_partial, list(folder.iterdir())):
                 partial.unlink(missing_ok=True)
 
     def _acquire(self) -> None:
@@ -331,11 +331,6 @@ def record_of(line: str | bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def _left_over(path: Path) -> bool:
-    """A file that a process was writing when it was killed: it is in nobody's way."""
-    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def changed_settings(before: BaseModel, after: BaseModel) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ class _Learned:
 def _fit(subject: DenseSubject, chosen: list[int]) -> tuple[_Best, _Learned]:
     """What the probe finds in the tokens of one block; of several, in those that are best on held-out images."""
     settings, tried = subject.settings, subject.candidates()
-    fit = plugins.load(plugins.find("probe", subject.probe.kind).spec.build)
+    fit = partial(plugins.made_by, plugins.find("probe", subject.probe.kind).spec.build, DenseResult)
     found: dict[str, DenseResult] = {}
     held_out: dict[str, float] = {}
     learned = _Learned(0, 0)

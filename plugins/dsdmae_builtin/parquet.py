@@ -25,6 +25,7 @@ from dsdmae_builtin.parquet_columns import (
     split_column_of,
     unpacked_size,
 )
+from dsdmae_cli.data.archives import unpacks_too_far
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some, stamp_of
 from dsdmae_cli.data.once import shared
@@ -293,7 +294,12 @@ class Tables(Files):
         rows: list[bytes | str | None] = []
         size = 0
         with pyarrow().ParquetFile(path) as table:
-            about = unpacked_size(table.metadata.row_group(group), self._column)
+            about, stored = unpacked_size(table.metadata.row_group(group), self._column)
+            if unpacks_too_far(about, stored):
+                raise DataError(
+                    f"{path} has a row group of images that unpacks to {about // max(1, stored):,} times its size, as no"
+                    " pictures do; write it anew from the pictures"
+                )
             some = max(1, min(_ROWS, MOST_OF_GROUP // 8 // max(1, about)))
             asked = {"batch_size": some, "row_groups": [group], "columns": [self._column], "use_threads": False}
             for batch in table.iter_batches(**asked) if about <= MOST_OF_GROUP else ():

@@ -80,10 +80,11 @@ def lacks_bytes(group: Any, column: str) -> bool:
     return found.physical_type != "BYTE_ARRAY" or bool(known is not None and known.null_count)
 
 
-def unpacked_size(group: Any, column: str) -> int:
-    """Bytes of a column's pages in a row group, as the file says."""
-    parts = (group.column(number) for number in range(group.num_columns))
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
+def unpacked_size(group: Any, column: str) -> tuple[int, int]:
+    """Bytes of a column's pages in a row group, as the file says, and how many they are in the file."""
+    parts = [group.column(number) for number in range(group.num_columns)]
+    own = [part for part in parts if part.path_in_schema.split(".")[0] == column]
+    return sum(part.total_uncompressed_size for part in own), sum(part.total_compressed_size for part in own)
 
 
 def said_of_rows(path: Path, column: str) -> list[Any]:
@@ -97,7 +98,7 @@ def said_of_rows(path: Path, column: str) -> list[Any]:
 
     with parquet.ParquetFile(path, read_dictionary=[column]) as table:
         groups = (table.metadata.row_group(number) for number in range(table.num_row_groups))
-        if sum(unpacked_size(group, column) for group in groups) > _MOST_SAID:
+        if sum(unpacked_size(group, column)[0] for group in groups) > _MOST_SAID:
             raise DataError(
                 f"{path} has more than {_MOST_SAID // 2**30} GiB in its column {column!r}, too much for labels or"
                 " splits; name another by --set data.label_column=NAME, or write the file without it"

@@ -225,6 +225,32 @@ def test_what_was_fetched_serves_when_the_hub_is_ill(
         parse("hf:ada/other")
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("why", ["File too large", "Not a directory"])
+def test_a_cache_that_cannot_be_written_is_no_hub_that_is_away(
+    why: str, server: Hub, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource")
+    server.repos["ada/mine"] = {"encoder.safetensors": (run / "encoder.safetensors").read_bytes()}
+    line = ("export", "hf:ada/mine", "--to", "timm", "--out", tmp_path / "out")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if why == "Not a directory":
+        (tmp_path / "hub").write_text("a file")
+    else:  # as a full disk: the file's beginning can be written
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        code, _, err = cli(capfd, *line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    assert f"hf:ada/mine: cannot write {tmp_path / 'hub'}" in one_line(err)
+    assert f": {why}; make room, or name another folder" in err
+    assert not (tmp_path / "out").exists()
+    if why == "Not a directory":
+        (tmp_path / "hub").unlink()
+    assert cli(capfd, *line)[0] == 0
+
+
 READ = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": [{"permissions": ["repo.content.read"]}]}}
 WRITE = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": [{"permissions": ["repo.write"]}]}}
 

@@ -216,6 +216,27 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+def test_what_was_stopped_when_all_was_packed_clears_up(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(packing.pack.__kwdefaults__, "shard_bytes", 20_000)
+    out, whole = tmp_path / "packed", packed(source, tmp_path / "whole")
+
+    def stops(out: Path, *_: object) -> None:
+        (out / "00000.part").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_cleared", stops)
+        with pytest.raises(RunInterrupted, match=r"all is packed in .*; the same command goes on"):
+            packed(source, out)
+    assert (out / "00001.part").exists()
+    with pytest.raises(DataError, match="other options"):
+        packed(source, out, options=Options(32))
+    assert packed(source, out) == {**whole, "out": str(out), "next": f"dsdmae pretrain {out}"}
+    assert listing(out) == listing(tmp_path / "whole")
+
+
 def test_a_folder_that_holds_anything_is_not_written_to(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("all of it")
     with pytest.raises(DataError, match="is not empty"):

@@ -98,11 +98,28 @@ def test_a_worker_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None
         time.sleep(0.05)
 
 
-def test_what_cannot_be_resumed_is_not_advised_to_be() -> None:
-    with pytest.raises(RunFailed) as failed, files.not_resumable():
+def test_what_cannot_be_resumed_is_not_advised_to_be(
+    encoder_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever command it is: those that train have a --resume, and no other."""
+    from dsdmae_cli.__main__ import _TRAINS
+    from dsdmae_cli.cli import COMMANDS, load
+
+    def has_resume(command: object) -> bool:
+        inner = getattr(command, "commands", {}).values()
+        return any("--resume" in p.opts for p in getattr(command, "params", ())) or any(map(has_resume, inner))
+
+    assert {entry.name for entry in COMMANDS if has_resume(load(entry.name))} == set(_TRAINS)
+
+    def full(*_: object, **__: object) -> None:
         raise RunFailed(f"cannot write x: No space left on device; {files.RESUME}")
-    assert "--resume" not in str(failed.value)
-    assert "start again" in str(failed.value)
+
+    monkeypatch.setattr("dsdmae_cli.recipes.compare.compare", full)
+    code, _, err = cli(capfd, "compare", encoder_run)
+    assert code == 1
+    assert one_line(err).endswith("No space left on device; nothing was left behind. Make room, then start again")
+    with pytest.raises(RunFailed, match="give the same command again"), files.not_resumable(files.SAME):
+        full()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from helpers import (
     words,
 )
 from safetensors.torch import load_file, save_file
-from small_runs import stopped_after
+from small_runs import at_step, stopped_after
 
 from dsdmae_cli import files, plugins
 from dsdmae_cli.backbone import Backbone
@@ -53,9 +54,13 @@ def test_pipes_and_links_to_themselves_are_passed_over(
         ("postgresql://ann:s3cret@host:5432/db", "postgresql://ann:***@host:5432/db"),
         ("sqlite:///:SECRET@s.db", "sqlite:///:***@s.db"),
         ("--storage=mysql://a:b:c@h/d", "--storage=mysql://a:***@h/d"),
+        ("postgresql://ann:s/3c@ret@host/db", "postgresql://ann:***@host/db"),
+        ("postgresql://host/db?user=ann&PassWord=s3cret&sslmode=require",
+         "postgresql://host/db?user=ann&PassWord=***&sslmode=require"),
+        ("https://hub.example:8080/a/b", "https://hub.example:8080/a/b"),
         ("data.crop_scale=[0.4,1.0]", "data.crop_scale=[0.4,1.0]"),
     ],
-)
+)  # fmt: skip
 def test_passwords_are_recorded_nowhere(given: str, kept: str) -> None:
     assert without_password(given) == kept
 
@@ -199,6 +204,80 @@ def test_an_odd_plugin_is_named_and_harms_nobody(
 def test_a_build_that_makes_the_wrong_thing_is_named() -> None:
     with pytest.raises(PluginError, match="'builtins:dict' made a dict, not a Backbone"):
         plugins.made_by("builtins:dict", Backbone)
+
+
+@pytest.mark.parametrize("kind", get_args(plugins.Kind))
+@pytest.mark.parametrize(
+    ("does", "said"), [("leave", "SystemExit: 0"), ("odd", "_Odd: no"), ("none", "a NoneType, not")]
+)
+def test_a_plugin_that_would_end_the_program_is_named(
+    does: str, said: str, kind: Any, encoder_run: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Unseen, with 0, by sys.exit; as a traceback, by an exception that nobody catches. What it prints is no JSON."""
+    usual = {"backbone": "vit-tiny", "dataset": "digits", "method": "dsdmae", "probe": "knn", "tracker": "tensorboard"}
+    spec = plugins.find(kind, usual[kind]).spec
+    code, known = replace(spec, build=f"{__name__}:{does}"), plugins._entries
+
+    class Point:
+        name, value, dist = "odd", "odd.module:ODD", None
+
+        def load(self) -> Any:
+            return code
+
+    monkeypatch.setattr(
+        plugins, "_entries",
+        lambda of: (*known(of), *([plugins._Entry(cast(Any, Point()), "odd", "1")] if of == kind else [])),
+    )  # fmt: skip
+    digits, out = f"folder:{encoder_run.parent / 'digits'}", tmp_path / "run"
+    small = words([text for text in assignments("digits", "train.epochs=1") if ".name=" not in text][1:])
+    line = {
+        "backbone": ["pretrain", *small, "--dataset", digits, "--backbone", "odd"],
+        "dataset": ["pretrain", *small, "--dataset", "odd"],
+        "method": ["pretrain", *small, "--dataset", digits, "--method", "odd"],
+        "probe": ["probe", encoder_run, "--kind", "odd", "--dataset", digits],
+        "tracker": ["pretrain", *small, "--dataset", digits, "--track", "odd"],
+    }[kind]
+    ended, text, err = cli(capfd, *line, "--out", out, "--json")
+    if kind == "tracker":  # which costs no run
+        assert ended == 0, err
+        json.loads(text)
+        assert "dsdmae: warning: tracker odd failed and is told no more: " in err
+        return
+    assert (ended, text) == (2, ""), err
+    assert said in one_line(err)
+    assert f"'{__name__}:{does}'" in err
+    assert "printed by a plugin" in err
+    assert not out.exists()
+
+
+def leave(*_: object) -> None:
+    print("printed by a plugin")
+    sys.exit(0)
+
+
+def odd(*_: object) -> None:
+    print("printed by a plugin")
+    raise _Odd("no")
+
+
+def none(*_: object) -> None:
+    print("printed by a plugin")
+
+
+def test_steps_are_saved_whatever_ends_the_training(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By sys.exit of a plugin it would end as if it were done."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        at_step(patched, 3, lambda: sys.exit(0))
+        chosen = words(assignments(digits, "train.epochs=1"))
+        code, out, err = cli(capfd, "pretrain", *chosen, "--out", run, "--json")
+    assert (code, out) == (1, "")
+    assert re.search(r"SystemExit: 0, raised in .*test_faults_hostile\.py:\d+; --debug shows", one_line(err))
+    assert "SystemExit ended the training; step 3 was saved" in err
+    assert cli(capfd, "pretrain", "--resume", "--out", run)[0] == 0
 
 
 def test_what_lists_runs_writes_no_escape_to_the_terminal(

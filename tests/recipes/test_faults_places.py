@@ -3,6 +3,7 @@ written, and files of a run that somebody changed."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -11,11 +12,15 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import assignments, cli, listing, one_line, train, words
 
-from dsdmae_cli import checkpoint
+from dsdmae_cli import checkpoint, files
+from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.figures.sheet import save
+from dsdmae_cli.pictures import each
 from dsdmae_cli.runs.rundir import RunDir
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name != "posix", reason="files as POSIX has them")]
@@ -281,3 +286,110 @@ def test_a_port_that_is_taken_is_one_line(
         code, _, err = cli(capfd, "pretrain", *small(digits), "--out", tmp_path / "run")
     assert code == 2
     assert "cannot join torchrun's process group" in one_line(err)
+
+
+# -- what writes files at once, or in a folder that others use
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_somebody_writes_stays(tmp_path: Path) -> None:
+    left, mine = tmp_path / ".e.npz.0123456789abcdef.partial", tmp_path / ".notes.partial"
+    for path in (left, mine):
+        path.write_text("half")
+    with files.aside(tmp_path / "a.csv") as partial:
+        assert not left.exists()
+        left.write_text("half")
+        files._swept.clear()  # as another process has it
+        files.write_bytes(tmp_path / "b.csv", b"b")
+        assert not left.exists()
+        partial.write_text("a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".notes.partial", "a.csv", "b.csv"]
+    assert (tmp_path / "a.csv").read_text() == "a"
+
+
+def test_a_signal_that_comes_when_a_partial_file_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = files._make
+
+    def stopped(*given: Any) -> None:
+        make(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_make", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_bytes(tmp_path / "a.csv", b"a")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_exported_folder_is_whole_or_not_there(
+    there: bool, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, write = tmp_path / "out", files.write_synced
+    if there:  # and what was there stays
+        (out / ".0123456789abcdef.partial").mkdir(parents=True)
+        (out / "config.json").write_text("mine")
+
+    def full(path: Path, content: bytes) -> None:
+        if content.startswith(b"{"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_synced", full)
+    line = ["export", encoder_run, "--to", "timm", "--out", out, *["--force"] * there]
+    code, _, err = cli(capfd, *line)
+    assert code == 1
+    assert f"cannot write {out / 'config.json'}: No space left" in one_line(err)
+    assert [(path.name, path.read_text()) for path in out.glob("*")] == [("config.json", "mine")] * there
+    monkeypatch.setattr(files, "write_synced", write)
+    assert cli(capfd, *line)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_features_whose_picture_cannot_be_written_are_not_left(
+    encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same command would find them there, and refuse."""
+    digits = encoder_run.parent / "digits"
+
+    def full(sheet: Any, path: Path) -> None:
+        raise RunFailed(f"cannot write {path}: No space left on device; {files.RESUME}")
+
+    monkeypatch.setattr("dsdmae_cli.figures.attention.save", full)
+    line = ["embed", encoder_run, "--dataset", f"folder:{digits}", "--out", tmp_path / "e.npz", "--attention"]
+    code, _, err = cli(capfd, *line)
+    assert code == 1
+    assert one_line(err).endswith("No space left on device; make room or choose another --out")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("dsdmae_cli.figures.attention.save", save)
+    assert cli(capfd, *line)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"e.npz", "e.attention.png"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_of_the_files_of_one_picture_all_are_written_or_none(
+    there: bool, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that is there would keep the others from being made by the same command; and what was there before stays."""
+    picture, out = next((encoder_run.parent / "digits").rglob("*.png")), tmp_path / "out"
+    names = {f"{picture.stem}.{kind}.png" for kind in ("original", "corrupted", "restored")}
+    if there:
+        out.mkdir()
+        for name in names:
+            (out / name).write_text("mine")
+    save, saved = each._save, []
+
+    def full(*given: Any) -> None:
+        saved.append(given)
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*given)
+
+    monkeypatch.setattr(each, "_save", full)
+    line = ["restore", encoder_run, picture, "--device", "cpu", "--out", f"{out}/", *["--force"] * there]
+    code, _, err = cli(capfd, *line)
+    assert code == 1
+    assert "No space left on device; make room" in one_line(err)
+    assert {path.name: path.read_text() for path in out.glob("*")} == (dict.fromkeys(names, "mine") if there else {})
+    assert cli(capfd, *line)[0] == 0
+    assert {path.name for path in out.iterdir()} == names

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from helpers import assignments, cli, digit_folder, one_line, records, start, steps_done, train, wait_until, words
+from small_runs import at_step
 
 from dsdmae_cli.runs.child import busy
 from dsdmae_cli.runs.observers.progress import Progress
@@ -108,6 +109,38 @@ def test_a_signal_while_the_result_is_written_says_how_to_go_on(
     assert json.loads((run / "run.json").read_text())["ended"]["state"] == "stopped"
     code, out, _ = cli(capfd, "pretrain", "--resume", "--out", run, "--json")
     assert (code, json.loads(out)["steps"]) == (0, 5)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_in_the_last_step_is_heard(
+    number: signal.Signals, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What comes after it, figures and judging, may take longer than who sent it waits."""
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        at_step(patched, 5, lambda: signal.raise_signal(number))
+        code, _, err = cli(capfd, "pretrain", *words(assignments(digits, "train.epochs=1")), "--out", run)
+    assert code == 128 + number
+    assert "and saved at step 5 of 5; go on with: dsdmae pretrain --resume" in err.splitlines()[-1]
+    assert not (run / "result.json").exists()
+    assert cli(capfd, "pretrain", "--resume", "--out", run)[0] == 0
+    assert (run / "result.json").exists()
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_probe_that_is_stopped_while_it_draws_says_that_its_result_is_there(
+    number: signal.Signals, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = tmp_path / "probe"
+    monkeypatch.setattr("dsdmae_cli.recipes.probe.draw", lambda *_: signal.raise_signal(number))
+    line = ["probe", encoder_run, "--dataset", f"folder:{encoder_run.parent / 'digits'}", "--out", run]
+    code, _, err = cli(capfd, *line)
+    assert code == 128 + number
+    by = "Ctrl-C" if number == signal.SIGINT else f"signal {int(number)}"
+    said = f"dsdmae: stopped by {by} when its result was written, in {run}; figures and the page may be missing"
+    assert err.splitlines()[-1] == said
+    assert json.loads((run / "result.json").read_text())["kind"] == "probe"
 
 
 # -- one signal that comes twice

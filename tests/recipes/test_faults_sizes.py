@@ -238,6 +238,17 @@ def test_a_row_group_of_too_many_images_is_one_line(
     assert "of images in a row group, which is read whole; write smaller ones (row_group_size=100)" in one_line(err)
 
 
+def test_an_image_that_unpacks_to_a_thousand_times_its_size_is_not_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = table(tmp_path, image=[*[digit()] * 20, bytes(80 * 2**20)])
+    given = words([f"data.dataset={dataset}", *assignments("digits")[1:]])
+    code, _, err = cli(capfd, "pretrain", *given, "--out", tmp_path / "run")
+    assert code == 2, err
+    assert "has a row group of images that unpacks to " in one_line(err)
+    assert "times its size, as no pictures do" in err
+
+
 def test_a_long_label_of_many_rows_is_in_memory_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +283,20 @@ def test_weights_that_claim_more_than_memory_are_one_line(
     assert code == 2, err
     assert "w.safetensors" in one_line(err)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "embed"])  # others look at the metadata first
+def test_weights_of_more_tensors_than_any_network_are_one_line(
+    command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without a value each; in Python all of them would take minutes."""
+    none = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"w{number}": none for number in range(150_000)}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    code, err = asked(capfd, command, path, tmp_path / "out")
+    assert code == 2, err
+    assert "w.safetensors has 150,000 tensors, more than any network" in one_line(err)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.onnx"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dsdmae_cli import distributed, plugins
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.errors import DsdmaeError
-from dsdmae_cli.report import Report
+from dsdmae_cli.report import Report, without_password
 from dsdmae_cli.runs.observers.base import Observer
 from dsdmae_cli.tracking import TrackedRun, Tracker
 
@@ -58,9 +58,9 @@ class Told:
             try:
                 with redirect_stdout(sys.stderr):  # stdout is ours, and may be one JSON object
                     self.open[name] = build(TrackedRun(name, path, command, settings, resumed_at))
-            except DsdmaeError:
+            except (DsdmaeError, KeyboardInterrupt):  # that is not to be told from a person's
                 raise
-            except Exception as error:
+            except BaseException as error:
                 self._left_out(name, f"{type(error).__name__}: {error}")
 
     def log(self, record: Mapping[str, float]) -> None:
@@ -81,14 +81,16 @@ class Told:
             try:
                 with redirect_stdout(sys.stderr):
                     what(tracker)
+            except KeyboardInterrupt:
+                raise
             except DsdmaeError as error:
                 self._left_out(name, str(error))
-            except Exception as error:  # a plugin may fail in any way, and none of them is worth a day of training
+            except BaseException as error:  # a plugin may fail in any way, and none of them is worth a day of training
                 self._left_out(name, f"{type(error).__name__}: {error}")
 
     def _left_out(self, name: str, why: str) -> None:
         self.open.pop(name, None)
-        self.report.warn(f"tracker {name} failed and is told no more: {' '.join(why.split())}")
+        self.report.warn(f"tracker {name} failed and is told no more: {without_password(' '.join(why.split()))}")
 
 
 class Trackers(Observer):
