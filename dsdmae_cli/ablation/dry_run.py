@@ -9,9 +9,9 @@ import torch
 
 from dsdmae_cli.ablation.definition import Definition, Metric, trial_name
 from dsdmae_cli.ablation.plans import Plans
-from dsdmae_cli.ablation.results import flop
 from dsdmae_cli.ablation.sweep import Point, describe, validate
 from dsdmae_cli.ablation.trial import judged_folder
+from dsdmae_cli.ablation.words import flop
 from dsdmae_cli.report import duration
 from dsdmae_cli.runs.rundir import RESULT
 from dsdmae_cli.runs.workers import make_slots

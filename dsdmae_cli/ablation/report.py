@@ -17,9 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dsdmae_cli.ablation.figure import charts
 from dsdmae_cli.ablation.paper import dataset_title, paper_dataset
-from dsdmae_cli.ablation.results import Results, Setting, flop, interval, results_of
+from dsdmae_cli.ablation.results import Results, Setting, results_of
 from dsdmae_cli.ablation.study import Row, Study
 from dsdmae_cli.ablation.sweep import describe
+from dsdmae_cli.ablation.words import caveats, flop, interval, verdict
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.page import document
 from dsdmae_cli.page.blocks import Block, Cell, Charts, Code, Gallery, Listing, Page, Section, Table, Text
@@ -191,8 +192,8 @@ def _content(results: Results) -> dict[str, Any]:
         }
     return {
         "title": results.title,
-        "verdict": results.verdict(),
-        "caveats": results.caveats(),
+        "verdict": verdict(results),
+        "caveats": caveats(results),
         "keys": [axis.key for axis in definition.axes],
         "metric": definition.metric.label,
         "also": [metric.label for metric in definition.also],
@@ -303,7 +304,7 @@ def summary(results: Results, folder: Path) -> str:
         rows.append((mark, *line["values"], line["result"], *line["also"], *line["costs"], line["remark"]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += ["", results.verdict()]
+    lines += ["", verdict(results)]
     lines += [f"failed  {describe(row.point)}, seed {row.seed}: {row.reason}" for row in results.failed]
     if results.failed:
         lines.append("run the failed ones again with --retry-failed")

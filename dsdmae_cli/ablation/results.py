@@ -15,7 +15,6 @@ from typing import Any
 from dsdmae_cli import __version__
 from dsdmae_cli.ablation.definition import Definition, Metric
 from dsdmae_cli.ablation.paper import PAPERS, Paper, paper_dataset
-from dsdmae_cli.ablation.plans import FAR_BEYOND
 from dsdmae_cli.ablation.run import as_json
 from dsdmae_cli.ablation.study import Row, Study
 from dsdmae_cli.ablation.sweep import Point, describe
@@ -40,6 +39,11 @@ class Setting:
     def values(self) -> list[float]:
         """The same without the seeds, in their order."""
         return list(self.by_seed.values())
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether a run of it was stopped because others were better."""
+        return any(row.state == "pruned" for row in self.rows)
 
     @cached_property
     def summary(self) -> Summary | None:
@@ -99,18 +103,34 @@ class Results:
 
     @cached_property
     def ranked(self) -> list[Setting]:
-        """Those with a value, best first."""
+        """Those with a value, best first: by the mean over the seeds that all of them have, and settings with a pruned
+        run, which others were better than, below the others."""
         sign = -1 if self.definition.metric.higher_is_better else 1
-        known = [s for s in self.settings if s.summary]
-        return sorted(known, key=lambda s: sign * s.summary.mean if s.summary else 0.0)
+        return sorted(
+            (s for s in self.settings if s.values), key=lambda s: (s.is_pruned, sign * self._over_shared_seeds(s))
+        )
+
+    @cached_property
+    def shared_seeds(self) -> set[int]:
+        """Seeds that all settings with a value and without a pruned run have; empty where there is none."""
+        known = [s for s in self.settings if s.values]
+        runs = [set(s.by_seed) for s in known if not s.is_pruned] or [set(s.by_seed) for s in known]
+        return set.intersection(*runs) if runs else set()
+
+    def _over_shared_seeds(self, setting: Setting) -> float:
+        shared = [value for seed, value in setting.by_seed.items() if seed in self.shared_seeds]
+        return st.mean(shared or setting.values)
 
     @cached_property
     def contrast(self) -> Contrast | None:
-        """The best against the next; None where there are not two."""
+        """The best against the next, by the seeds that settings are ranked by; None where there are not two."""
         if len(self.ranked) < 2 or self.incomparable:
             return None
-        best, other = self.ranked[:2]
-        return contrast(best.by_seed, other.by_seed, self.definition.metric.higher_is_better)
+        best, other = (
+            {seed: value for seed, value in s.by_seed.items() if seed in self.shared_seeds} or s.by_seed
+            for s in self.ranked[:2]
+        )
+        return contrast(best, other, self.definition.metric.higher_is_better)
 
     @cached_property
     def untrained(self) -> list[Setting]:
@@ -143,9 +163,14 @@ class Results:
         return self.first[0] if len(self.first) == 1 and not self.incomparable else None
 
     @property
+    def is_uneven(self) -> bool:
+        """Whether settings are compared by fewer seeds than one of them has."""
+        return bool(self.shared_seeds) and any(set(s.by_seed) - self.shared_seeds for s in self.ranked)
+
+    @property
     def first(self) -> list[Setting]:
         """Those of `ranked` that are as good as the first."""
-        means = [setting.summary.mean for setting in self.ranked if setting.summary]
+        means = [(setting.is_pruned, self._over_shared_seeds(setting)) for setting in self.ranked]
         return self.ranked[: means.count(means[0])] if means else []
 
     @property
@@ -207,92 +232,6 @@ class Results:
         what = self.paper.title if self.paper else swept
         return f"{what} on {self.definition.common().data.dataset}"
 
-    def verdict(self) -> str:
-        """The best setting, and what may be said of it."""
-        if not self.ranked:
-            return "No run is done yet." if self.unfinished else "No run came to a value."
-        if self.unfinished:
-            done = sum(row.state == "done" for row in self.rows)
-            return f"So far, with {done} of {self.total} runs done. {self._verdict()}"
-        return self._verdict()
-
-    def _verdict(self) -> str:
-        if self.incomparable:
-            return (
-                f"No verdict: the pre-training loss of one {' and '.join(self.incomparable)} is not that of another, so"
-                " that a lower one is not better. Judge by --metric knn, or by a probe."
-            )
-        best, metric = self.ranked[0], self.definition.metric
-        value = f"{metric.label} {interval(best.summary, metric)}"
-        if len(self.first) > 1:
-            *names, last = [describe(one.point) for one in self.first]
-            return f"No best: {', '.join(names)} and {last} came out equal, {value}."
-        text = f"Best: {describe(best.point)}, {value}"
-        if self.contrast is None:
-            return f"{text}."
-        other, c = self.ranked[1], self.contrast
-        gap = f"{100 * c.difference:.2f} points" if metric.is_share else f"{c.difference:.4f}"
-        text += f". The next, {describe(other.point)}, is {gap} worse"
-        if c.p is None:
-            return f"{text}; without two seeds of both nothing can be said of the noise between runs (--seeds 3)."
-        said = "larger" if c.larger_than_noise else "not larger"
-        text += f": {said} than the noise between seeds (t-test paired by seed, p = {c.p:.2g})."
-        if c.larger_than_noise and len(self.ranked) > 2:
-            text += f" The best was picked from {len(self.ranked)} settings after the fact, so p flatters it."
-        return text
-
-    def caveats(self) -> list[str]:
-        """What a reader must know before quoting the figures."""
-        metric, seeds = self.definition.metric, self.definition.seeds
-        found = []
-        if seeds > 1:
-            found.append(
-                "± is the 95% interval of the mean over seeds (Student's t); it says nothing of other test images."
-            )
-        costs = "Epochs, work" if self.definition.equal == "compute" else "Work"
-        found.append(f"{costs} and time are those of pre-training, for one run.")
-        if self.definition.equal == "compute":
-            found.append(self._equal_compute())
-        found += [f"{said}." for said in self.definition.said_of_twins()]
-        for group in self.alike:
-            *names, last = [describe(s.point) for s in group]
-            found.append(
-                f"{', '.join(names)} and {last} gave the same runs to the last digit: here they are one setting, as"
-                " where a share of few patches is rounded to whole ones."
-            )
-        if metric.name == "loss":
-            found.append(
-                "The loss is the training loss of the last logged steps; of what features are worth it says nothing."
-            )
-        if any(row.state == "pruned" for row in self.rows):
-            watched = "training loss" if metric.name == "loss" else "k-NN accuracy"
-            found.append(
-                f"Pruned runs were stopped where their best {watched} so far was worse than the median of the finished"
-                " runs at the same share of the run."
-            )
-        if self.definition.search != "grid":
-            found.append(
-                f"Settings were drawn by {self.definition.search}, guided by the very values reported: the best one's"
-                " value is optimistic. Repeat it with fresh seeds before quoting it."
-            )
-        if self.unfinished:
-            found.append(f"{self.unfinished} of {len(self.rows)} trials are not done; the same command goes on.")
-        return found
-
-    def _equal_compute(self) -> str:
-        common = self.definition.common()
-        text = (
-            f"Equal compute: every setting was given the epochs whose pre-training work, counted in FLOP, comes nearest"
-            f" to that of the shared settings ({common.method.name}, {common.train.epochs} epochs)."
-        )
-        shares = [share for s in self.settings if (share := s.gflop_to_budget) is not None]
-        if shares:
-            text += f" Since epochs are whole, it is {min(shares):.2f} to {max(shares):.2f} of that."
-        beyond = [describe(s.point) for s in self.settings if (s.gflop_to_budget or 0) > FAR_BEYOND]
-        if beyond:
-            text += f" Not at equal compute, since a single epoch takes more: {', '.join(beyond)}."
-        return f"{text} Neither the metric nor what a method needs trained beforehand is in it."
-
     def base_toml(self) -> str:
         """The settings that all trials share."""
         return to_toml(tables(self.definition.common()))
@@ -348,24 +287,6 @@ class Results:
 def results_of(study: Study, folder: Path) -> Results:
     """As the study stands now, with this very command as the one that goes on."""
     return Results(study.definition, study.rows(), str(folder), repeat_command())
-
-
-def interval(s: Summary | None, metric: Metric) -> str:
-    """ "88.30% ± 1.20 (3 runs)", "88.30% (one run)", "-" of none."""
-    if s is None:
-        return "-"
-    if s.half is None:
-        return f"{metric.show(s.mean)} (one run)"
-    half = f"{100 * s.half:.2f}" if metric.is_share else f"{s.half:.4f}"
-    return f"{metric.show(s.mean)} ± {half} ({s.count} runs)"
-
-
-def flop(gflop: float) -> str:
-    """12.3 TFLOP, 4.56 PFLOP."""
-    for unit, size in (("EFLOP", 1e9), ("PFLOP", 1e6), ("TFLOP", 1e3)):
-        if gflop >= size:
-            return f"{gflop / size:.3g} {unit}"
-    return f"{gflop:.3g} GFLOP"
 
 
 def repeat_command() -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_SAME = 1e-9  # differences that are closer are one, but for how floats are rounded
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -30,13 +32,15 @@ class Contrast:
     Attributes:
         difference: of the means, as a gain: above 0 where the best is better.
         p: two-sided probability of so large a difference if there were none (paired t-test); None if it cannot be
-            said, for want of two seeds that both were run with.
+            said, for want of two seeds that both were run with, or because all seeds have the very same difference.
         larger_than_noise: p < 0.05; None where p is None.
+        seeds: that both were run with.
     """
 
     difference: float
     p: float | None
     larger_than_noise: bool | None
+    seeds: int = 0
 
 
 def summarise(values: list[float]) -> Summary:
@@ -58,13 +62,15 @@ def contrast(best: dict[int, float], other: dict[int, float], higher_is_better: 
     """
     seeds = sorted(best.keys() & other.keys())
     sign = 1 if higher_is_better else -1
-    if len(seeds) < 2:
+    if not seeds:
         return Contrast(sign * float(np.mean([*best.values()]) - np.mean([*other.values()])), None, None)
     gains = [sign * (best[seed] - other[seed]) for seed in seeds]
     gain = float(np.mean(gains))
-    if len(set(gains)) == 1:  # the test divides by the spread
-        return Contrast(gain, 0.0 if gain else 1.0, gain != 0)
+    if len(seeds) < 2:
+        return Contrast(gain, None, None, len(seeds))
+    if max(gains) - min(gains) < _SAME:  # the test divides by the spread, and accuracies are counts: it happens
+        return Contrast(gain, *((1.0, False) if abs(gain) < _SAME else (None, None)), len(seeds))
     from scipy import stats
 
     p = float(stats.ttest_1samp(gains, 0.0).pvalue)
-    return Contrast(gain, p, p < 0.05)
+    return Contrast(gain, p, p < 0.05, len(seeds))

@@ -30,6 +30,8 @@ class EMATeacher(nn.Module):
         momentum: (first, last) η of the cosine schedule, each in [0, 1].
         every: move after every "step" or once at the end of an "epoch".
         start: "student" copies the student's first weights, "random" draws the teacher's own.
+        warmup: η of step t is at most (1 + t) / (10 + t), as TensorFlow's ExponentialMovingAverage has it with
+            num_updates: what a short run averages would else be its first weights, 0.9995^500 of which is 78%.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class EMATeacher(nn.Module):
         momentum: tuple[float, float],
         every: Literal["step", "epoch"] = "step",
         start: Literal["student", "random"] = "student",
+        warmup: bool = False,
     ) -> None:
         super().__init__()
+        self.warmup = warmup
         self.module = copy.deepcopy(student)
         if start == "random":
             for part in self.module.modules():
@@ -69,6 +73,8 @@ class EMATeacher(nn.Module):
         if self.every == "epoch" and info.step % info.steps_per_epoch:
             return
         eta = cosine_momentum(*self.momentum, progress=info.step / info.total_steps)
+        if self.warmup:
+            eta = min(eta, (1 + info.step) / (10 + info.step))
         # Of sharded ones each process moves its slices: those of both are cut alike.
         teacher = [own_slice(p.data) for p in self.module.parameters()]
         source = [own_slice(p.detach()) for p in student.parameters()]

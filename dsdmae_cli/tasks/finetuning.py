@@ -50,7 +50,7 @@ class FineTuning(SupervisedMethod, Generic[N]):
         self.layer_decay = layer_decay
         self.network = network
         momentum = settings.ema
-        self.average = None if momentum is None else EMATeacher(network, (momentum, momentum))
+        self.average = None if momentum is None else EMATeacher(network, (momentum, momentum), warmup=True)
         # Found anew from the labels wherever a run begins, so that no checkpoint has it.
         self.register_buffer("class_weights", None, persistent=False)
 

@@ -31,6 +31,7 @@ from dsdmae_cli.ablation.results import Results
 from dsdmae_cli.ablation.study import Row
 from dsdmae_cli.ablation.sweep import Base, grid, parse_axes
 from dsdmae_cli.ablation.trial import Job, Tail
+from dsdmae_cli.ablation.words import caveats, verdict
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.statistics import contrast, summarise
@@ -70,6 +71,10 @@ def test_contrast_pairs_by_seed_and_knows_when_nothing_can_be_said() -> None:
     assert contrast({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5}, higher_is_better=False).difference == 0.5
     assert contrast({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5, 7: 9.0}, True).difference == pytest.approx(0.1)
     assert contrast({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6}, True).larger_than_noise is False
+    # One more of 397 test images right in each seed: accuracies are counts, and equal gains no proof.
+    equal = contrast({0: 301 / 397, 1: 310 / 397}, {0: 300 / 397, 1: 309 / 397}, True)
+    assert (equal.p, equal.larger_than_noise, equal.seeds) == (None, None, 2)
+    assert contrast({0: 0.5, 7: 0.9}, {0: 0.6, 1: 0.1}, True).difference == pytest.approx(-0.1)  # by the shared seed
 
 
 FACTS: dict[str, Any] = {"seconds": 61.0, "gflop": 2e6, "run": "x", "epochs": 12, "budget_gflop": None}
@@ -141,6 +146,37 @@ def test_everything_is_written_and_agrees(tmp_path: Path) -> None:
     assert study["best"]["settings"] == {"mask-ratio": "0.9"}
     assert study["failed"] == 1
     assert "![k-NN accuracy](figures/ablation.svg)" in text
+
+
+@pytest.mark.parametrize("state", ["pruned", "failed", "waiting"])
+def test_a_seed_that_is_missing_lets_no_setting_win(state: Any, tmp_path: Path) -> None:
+    """By the mean over its own seeds the first would be ahead, by each seed that both have it is behind."""
+    results = made([("mask-ratio", "0.5,0.9")])
+    for row, value in zip(results.rows, (None, 0.822, 0.80, 0.70, 0.83, 0.811), strict=True):
+        row.value = value
+    results.rows[0].state, results.rows[0].facts = state, {"share": 0.4} if state == "pruned" else {}
+    assert [s.point["mask-ratio"] for s in results.ranked] == ["0.9", "0.5"]
+    assert results.json()["best"]["settings"] == {"mask-ratio": "0.9"}
+    said = verdict(results)
+    if state == "pruned":
+        assert "Runs of the next, mask-ratio 0.5, were pruned: others were better." in said
+    else:
+        assert "0.95 points worse over the seeds that all settings have (1, 2): not larger than" in said
+        assert any("ranked and compared by those that all have (1, 2)" in text for text in caveats(results))
+    report.write(results, tmp_path)  # however uneven
+
+
+def test_equal_gains_are_no_proof() -> None:
+    results = made([("mask-ratio", "0.5,0.9")], seeds=2)
+    for row, value in zip(results.rows, (300, 309, 301, 310), strict=True):
+        row.value = value / 397
+    assert "0.25 points worse, the very same in each of 2 seeds" in verdict(results)
+    assert results.json()["p"] is None
+
+
+def test_that_the_best_was_chosen_by_its_own_value_is_said() -> None:
+    assert any("a little optimistic" in text for text in caveats(made([("mask-ratio", "0.5,0.9")])))
+    assert not any("optimistic" in text for text in caveats(made([("lr", "1e-3,1e-4")], metric="loss")))
 
 
 def test_a_study_on_its_way_says_how_far_it_is(tmp_path: Path) -> None:
@@ -245,9 +281,9 @@ def test_settings_that_are_one_are_named() -> None:
     for row in results.rows:
         row.facts["loss"] = 0.1 if row.point["mask-ratio"] == "0.5" else 0.2
     same = [replace(row, value=0.5) if row.point["mask-ratio"] != "0.5" else row for row in results.rows]
-    [said] = [text for text in replace(results, rows=same).caveats() if "one setting" in text]
+    [said] = [text for text in caveats(replace(results, rows=same)) if "one setting" in text]
     assert said.startswith("mask-ratio 0.85 and mask-ratio 0.9 gave the same runs")
-    assert not any("one setting" in text for text in results.caveats())
+    assert not any("one setting" in text for text in caveats(results))
 
 
 def test_equal_settings_have_no_best() -> None:
@@ -255,25 +291,25 @@ def test_equal_settings_have_no_best() -> None:
     rows = [replace(row, value=0.4 if row.point["mask-ratio"] == "0.7" else 0.5) for row in results.rows]
     equal = replace(results, rows=rows)
     assert (equal.best, equal.json()["best"]) == (None, None)
-    assert equal.verdict() == (
+    assert verdict(equal) == (
         "No best: mask-ratio 0.5 and mask-ratio 0.9 came out equal, k-NN accuracy 50.00% (one run)."
     )
 
 
 def test_one_seed_allows_no_judgement() -> None:
-    assert "nothing can be said of the noise" in made([("mask-ratio", "0.5,0.7")], seeds=1).verdict()
+    assert "nothing can be said of the noise" in verdict(made([("mask-ratio", "0.5,0.7")], seeds=1))
 
 
 def test_the_lowest_loss_is_best() -> None:
     results = made([("lr", "1e-4,1e-3,1e-2")], metric="loss")
     assert results.ranked[0].point == {"lr": "1e-4"}
-    assert results.verdict().startswith("Best: lr 1e-4, pre-training loss 0.50")
+    assert verdict(results).startswith("Best: lr 1e-4, pre-training loss 0.50")
 
 
 def test_losses_of_other_mask_ratios_are_not_compared(tmp_path: Path) -> None:
     results = made([("mask-ratio", "0.5,0.7,0.9"), ("lr", "1e-4,1e-3")], metric="loss")
     report.write(results, tmp_path)
-    assert results.verdict().startswith("No verdict: the pre-training loss of one mask-ratio is not that of another")
+    assert verdict(results).startswith("No verdict: the pre-training loss of one mask-ratio is not that of another")
     found = results.json()
     assert (found["best"], found["incomparable"], found["p"]) == (None, ["mask-ratio"], None)
     assert 'class="best"' not in (tmp_path / "report.html").read_text()

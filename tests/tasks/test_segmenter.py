@@ -162,7 +162,10 @@ def test_a_head_on_several_blocks_reads_their_tokens_side_by_side() -> None:
 
 @pytest.mark.parametrize(
     ("blocks", "said"),
-    [("3", "there is no block 3; this encoder has blocks 1 to 2"), ("last:3", "last:3 of 2 blocks, which this encoder has; take last:2 or fewer")],
+    [
+        ("3", "there is no block 3; this encoder has blocks 1 to 2"),
+        ("last:3", "last:3 of 2 blocks, which this encoder has; take last:2 or fewer"),
+    ],
 )
 def test_blocks_that_are_not_there(blocks: str, said: str) -> None:
     with pytest.raises(SettingsError, match=f"finetune.blocks: {said}"):
