@@ -217,9 +217,16 @@ class Job:
         judged = {metric.name: self._judged(metric) for metric in (self.metric, *self.also) if metric.command}
         if judged:
             facts["judged_seconds"] = sum(found.get("seconds") or 0 for found in judged.values())
-        values = {name: found["mean_iou"] if "mean_iou" in found else found["top1"] for name, found in judged.items()}
+        values = {name: _score(found) for name, found in judged.items()}
         facts["also"] = {other.name: values.get(other.name, facts.get(other.name)) for other in self.also}
         return values.get(self.metric.name, facts.get(self.metric.name)), facts
 
     def _judged(self, metric: Metric) -> dict[str, Any]:
         return RunDir(self._folder(metric)).read_json(RESULT)
+
+
+def _score(result: dict[str, Any]) -> float:
+    """By which a trial is judged: with few labels the mean over their draws."""
+    if rows := result.get("few_shot"):
+        return float(rows[-1]["top1"])
+    return float(result["mean_iou"] if "mean_iou" in result else result["top1"])

@@ -95,6 +95,15 @@ def few_labels(
     return rows, *shown
 
 
+def with_few_labels(protocol: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What result.json has of a probe with few labels, whose other scores are of one draw of the most; else nothing."""
+    if not rows:
+        return {}
+    row = rows[-1]
+    of = f"{100 * row['share']:.3g}% of the labels, the first of {row['draws']} draws"
+    return {"few_shot": rows, "train_images": row["images"], "protocol": f"{of}: {protocol}"}
+
+
 def plus_minus(mean: float, std: float | None) -> str:
     """Mean and standard deviation in percent, as text."""
     return f"{mean:.1%}" + (f" ± {std:.1%}" if std is not None else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +28,8 @@ from dsdmae_cli.evaluation.metrics import Scores
 from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.figures.moments import visible
-from dsdmae_cli.report import Report, duration
+from dsdmae_cli.report import Report
 from dsdmae_cli.runtime import Runtime
-from dsdmae_cli.settings.judge import PIXELS, SCRATCH
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.resolved import ResolvedData, ResolvedFinetuneSettings
 from dsdmae_cli.settings.size import as_size, height_width
@@ -117,37 +115,6 @@ def warn_of_twins(twins: Twins | None, report: Report) -> None:
         report.note(twins.words())
     if twins is not None and twins.count:
         report.warn(f"{twins.words()}; what is measured on those says nothing of new images")
-
-
-def closing_lines(result: dict[str, Any]) -> list[str]:
-    """The last lines of a probe's summary: the block where one was chosen, twins, protocol, figures, time."""
-    lines = []
-    if result["held_out_by_block"]:
-        shares = (f"{block}: {share:.1%}" for block, share in result["held_out_by_block"].items())
-        lines.append(f"block          {result['block']} (held out: {', '.join(shares)})")
-    return [
-        *lines,
-        *twins_line(result),
-        f"protocol       {result['protocol']}",
-        f"time           {duration(result['seconds'])}",
-        *untrained_line(result),
-    ]
-
-
-def untrained_line(result: dict[str, Any]) -> list[str]:
-    """The line of a summary with the command that judges the same network untrained: a figure by itself says little."""
-    if result["method"] in (SCRATCH, PIXELS):
-        return []
-    words = [result["kind"], SCRATCH, "--like", result["start"]]
-    if result["dataset"] != result["pretrain_dataset"]:
-        words += ["--dataset", result["dataset"]]
-    if result["kind"] == "finetune" and "mean_iou" in result:
-        words += ["--task", "segment"]
-    if result.get("probe", "linear") != "linear":
-        words += ["--kind", result["probe"]]
-    if result.get("held_out_by_block"):
-        words += ["--blocks", "all"]
-    return [f"untrained      dsdmae {shlex.join(words)}"]
 
 
 def twins_line(result: dict[str, Any]) -> list[str]:

@@ -46,6 +46,12 @@ def top5_words(result: Mapping[str, Any]) -> str | None:
 
 def scored_words(result: Mapping[str, Any]) -> str:
     """The sentence that answers how good a judged network is; empty where there is nothing to say yet."""
+    if rows := result.get("few_shot"):
+        row = rows[-1]
+        return (
+            f"Top-1 accuracy {row['top1']:.1%} on {result['num_images']:,} test images, mean over {row['draws']}"
+            f" draw{'s' * (row['draws'] != 1)} of {row['images']:,} labels ({100 * row['share']:.3g}%)."
+        )
     for key, name in (("top1", "Top-1 accuracy"), ("mean_iou", "Mean IoU")):
         if result.get(key) is not None:
             low, high = result[f"{key}_interval"]
@@ -57,7 +63,11 @@ def scored_words(result: Mapping[str, Any]) -> str:
 
 
 def score_facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Name, value and what else of each score of a judged network."""
+    """Name, value and what else of each score of a judged network; with few labels, of each number of them."""
+    if rows := result.get("few_shot"):
+        for row in rows:
+            yield f"top-1, {row['images']:,} labels", f"{row['top1']:.1%}", f"{row['draws']} draws"
+        return
     for key, name in (("top1", "top-1"), ("mean_iou", "mean IoU"), ("pixel_accuracy", "pixels right")):
         if result.get(key) is not None:
             low, high = result[f"{key}_interval"]

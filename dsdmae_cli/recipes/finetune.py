@@ -35,6 +35,7 @@ from dsdmae_cli.methods.projection import synchronized
 from dsdmae_cli.page.words import more_lines, page_line
 from dsdmae_cli.report import Report, duration
 from dsdmae_cli.runs.conduct import conduct
+from dsdmae_cli.runs.judged import untrained_line
 from dsdmae_cli.runs.observers.validation import Validation
 from dsdmae_cli.runs.plan import Plan, make_plan
 from dsdmae_cli.runs.run import Parts, Run, Start
@@ -290,7 +291,7 @@ def summary(result: dict[str, Any]) -> str:
     ]
     if result["load_with"]:
         lines.append(f"load it with   {result['load_with']}")
-    lines += [f"time           {duration(result['seconds'])}", *judging.untrained_line(result)]
+    lines += [f"time           {duration(result['seconds'])}", *untrained_line(result)]
     lines.append(f"go on with     dsdmae predict {called(Path(result['run']))} PICTURE...")
     return "\n".join(lines)
 

@@ -25,16 +25,16 @@ from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.evaluation.features import check_pools
-from dsdmae_cli.evaluation.fitting import Best, few_labels, fit_best, plus_minus
+from dsdmae_cli.evaluation.fitting import Best, few_labels, fit_best, plus_minus, with_few_labels
 from dsdmae_cli.evaluation.inner import candidates
-from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, closing_lines, draw, open_labelled, warn_of_twins
+from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled, warn_of_twins
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.probe_data import gather
 from dsdmae_cli.evaluation.probes import ProbeResult
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.page.words import more_lines, page_line
 from dsdmae_cli.report import Report, make_report
-from dsdmae_cli.runs.judged import after_result, choice, describe_probe, write_probe_page
+from dsdmae_cli.runs.judged import after_result, choice, closing_lines, describe_probe, write_probe_page
 from dsdmae_cli.runs.observers.trackers import Told, check_usable
 from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path
 from dsdmae_cli.runtime import choose_device, choose_precision
@@ -141,7 +141,7 @@ def judge(subject: Subject, run: RunDir, loaded: Loaded[ProbeSettings]) -> dict[
     found, data = best.found, tried[best.block]
     for note in found.notes:
         subject.report.warn(note)
-    result = describe(subject, run, best, data.encoder, scores) | ({"few_shot": rows} if rows else {})
+    result = describe(subject, run, best, data.encoder, scores) | with_few_labels(found.protocol, rows)
     about = describe_probe(run, loaded, settings, subject.report, device=subject.device, precision=subject.precision)
     run.write_json(RESULT, result)
     draw(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import RunInterrupted, signal_words
 from dsdmae_cli.evaluation.dense import DenseResult
+from dsdmae_cli.evaluation.judging import twins_line
 from dsdmae_cli.evaluation.probes import ProbeResult
 from dsdmae_cli.page.run import Story, write_page
-from dsdmae_cli.report import Report
-from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, RunDir, environment
-from dsdmae_cli.settings.judge import ProbeSettings
+from dsdmae_cli.report import Report, duration
+from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, SETTINGS, RunDir, environment
+from dsdmae_cli.settings.judge import PIXELS, SCRATCH, ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.signals import Stopped
 
@@ -84,3 +87,31 @@ def after_result(ended: BaseException, run: RunDir) -> RunInterrupted | None:
         " missing",
         number,
     )
+
+
+def closing_lines(result: dict[str, Any]) -> list[str]:
+    """The last lines of a probe's summary: the block where one was chosen, twins, protocol, figures, time."""
+    lines = []
+    if result["held_out_by_block"]:
+        shares = (f"{block}: {share:.1%}" for block, share in result["held_out_by_block"].items())
+        lines.append(f"block          {result['block']} (held out: {', '.join(shares)})")
+    return [
+        *lines,
+        *twins_line(result),
+        f"protocol       {result['protocol']}",
+        f"time           {duration(result['seconds'])}",
+        *untrained_line(result),
+    ]
+
+
+def untrained_line(result: dict[str, Any]) -> list[str]:
+    """The line of a summary with the command that judges the same network untrained: a figure by itself says little."""
+    if result["method"] in (SCRATCH, PIXELS):
+        return []
+    # Its settings, so that nothing else differs: epochs, labels, blocks, preset.
+    words = [result["kind"], SCRATCH, "--like", result["start"], "--config", str(Path(result["run"]) / SETTINGS)]
+    if str(result.get("subject")).endswith("(teacher)"):  # which a network without a run has not
+        words += ["--set", "probe.teacher=false"]
+    if result["kind"] == "finetune":  # lower rates for lower blocks are for blocks that have learned something
+        words += ["--layer-decay", "1"]
+    return [f"untrained      dsdmae {shlex.join(words)}"]

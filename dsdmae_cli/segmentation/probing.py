@@ -24,7 +24,7 @@ from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.dense import DenseData, DenseResult
 from dsdmae_cli.evaluation.dense_features import Lens, Patches, cuts, patches, seen
 from dsdmae_cli.evaluation.inner import candidates
-from dsdmae_cli.evaluation.judging import base_result, closing_lines, warn_of_twins
+from dsdmae_cli.evaluation.judging import base_result, warn_of_twins
 from dsdmae_cli.evaluation.overlap import COUNTS
 from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.segmentation import SegmentationScores, segmentation_scores
@@ -32,7 +32,7 @@ from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.page.words import page_line
 from dsdmae_cli.report import Report
-from dsdmae_cli.runs.judged import choice, describe_probe, write_probe_page
+from dsdmae_cli.runs.judged import choice, closing_lines, describe_probe, write_probe_page
 from dsdmae_cli.runs.rundir import RESULT, RunDir
 from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precision
 from dsdmae_cli.segmentation.answers import PICTURES, Answers, answer, score_lines

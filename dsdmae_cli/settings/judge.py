@@ -87,7 +87,9 @@ class FinetuneSection(Section):
     rand_augment: str | None = Field(None, description="timm's RandAugment policy, as rand-m9-mstd0.5-inc1; none = off")
     random_erasing: Fraction = Field(0.0, description="fraction of images of which a rectangle becomes noise")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="momentum of an average of the weights, which is then what is judged; none = off"
+        None,
+        description="momentum of an average of the weights, which is then what is judged, in step t at most"
+        " (1+t)/(10+t); none = off",
     )
     class_weights: ClassWeights = Field(None, description=f"{_CLASS_WEIGHTS}; to segment, pixels are what is counted")
     labels: PositiveFraction = Field(

@@ -71,6 +71,8 @@ class FineTuning(SupervisedMethod, Generic[N]):
         # timm numbers the layers of what it is given, the last 1; here the head is one above. Its last norm counts
         # to the last block, where BEiT's and MAE's own code counts it to the head.
         groups = param_groups_layer_decay(self.network.backbone.body, layer_decay=self.layer_decay)
+        if len({group["lr_scale"] for group in groups}) == 1:  # a backbone that does not say which layers it has
+            return {}
         scales = {id(p): group["lr_scale"] * self.layer_decay for group in groups for p in group["params"]}
         return {name: scales.get(id(p), 1.0) for name, p in self.named_parameters()}
 

@@ -202,7 +202,6 @@ def _time_and_work(seconds: float | None, flops: float | None) -> str:
 
 def _protocol(findings: Findings, epochs: int) -> list[str]:
     question = findings.question
-    rate = question.settings.optim.base_lr
     seeds = (
         f"{question.seeds} seeds, each with labels of its own draw (nested: 1% is part of 10%) and, without"
         " pre-training, first weights of its own; the run is one pre-training, so that the intervals (95%, Student's t"
@@ -220,9 +219,9 @@ def _protocol(findings: Findings, epochs: int) -> list[str]:
     )
     ways = (
         f"Linear probe: MAE's protocol; efficient probe: 32 learned queries, all labels; fine-tuning: AdamW, {epochs}"
-        f" epoch{'s' * (epochs != 1)} of all labels and up to ten times as many of fewer, peak rate {rate:g} ×"
-        " batch/256, trained on what is not held out (at least one image of each class is), where probes are fitted"
-        " anew to all labels."
+        f" epoch{'s' * (epochs != 1)} of all labels and up to ten times as many of fewer, peak rate"
+        f" {question.peak_rate:g} whatever the batch, trained on what is not held out (at least one image of each class"
+        " is), where probes are fitted anew to all labels."
     )
     sizes = "; ".join(f"{c.name}: {c.size}" for c in question.contenders if c.size)
     return [seeds, chance, choice, ways, f"What each network is given: {sizes}."]

@@ -20,6 +20,7 @@ WAYS: dict[Way, str] = {"linear": "linear probe", "ep": "efficient probe", "fine
 HELD_OUT = 0.1
 # Few labels make short epochs: 1% of them get ten times the epochs, and a tenth of the steps.
 _MOST_TIMES_EPOCHS = 10
+_PROTOCOL = 2  # raised where tasks are judged another way: what an earlier one found is another question's
 _STEPS_AN_EPOCH = 8
 _FEWEST_A_CLASS = 2  # one to learn from and one to choose by
 
@@ -102,7 +103,15 @@ class Question:
             "minutes": self.minutes,
             "data": self.data,
             "settings": tables(self.untold),
+            "protocol": _PROTOCOL,
         }
+
+    @property
+    def peak_rate(self) -> float:
+        """Of fine-tuning, whatever its batch: the linear rule, at the batches that few labels make, would leave next to
+        nothing to learn with (config/own_images.py), and least to a network that has learned nothing before."""
+        optim = self.settings.optim
+        return optim.base_lr * self.settings.train.batch_size / 256 if optim.lr == "auto" else optim.lr
 
     @property
     def untold(self) -> FinetuneSettings:
@@ -191,5 +200,6 @@ def words_of(task: Task, question: Question, settings: Path, epochs: int) -> lis
     own = epochs_of(epochs, task.share)
     fitted = dict(zip(question.shares, question.labels, strict=True))[task.share] * (1 - HELD_OUT)
     batch = min(train.batch_size, 2 ** max(1, int(math.log2(max(2, fitted / _STEPS_AN_EPOCH)))))
-    return [*words, "--epochs", str(own), "--batch-size", str(batch), "--validation", str(HELD_OUT),
+    return [*words, "--epochs", str(own), "--batch-size", str(batch), "--lr", repr(question.peak_rate),
+            "--validation", str(HELD_OUT),
             "--set", f"finetune.labels={task.share!r}", "--set", f"train.score_every={own}"]  # fmt: skip

@@ -7,7 +7,7 @@ the resolution as FFDNet's does (Zhang et al. 2018, arXiv:1710.04026).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -84,6 +84,18 @@ class UNet(Backbone):
         for enlarge, stage in zip(reversed(self.enlarge), reversed(self.decode), strict=True):
             x = stage(enlarge(x) + skipped.pop())
             yield x
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Which layer a parameter is of, by its name, from the first on: what timm's layer decay asks a network for."""
+
+        def layer(name: str) -> int:
+            kind, number, *_ = name.split(".")
+            if kind == "embed":
+                return 0
+            down = kind in ("encode", "shrink")
+            return int(number) + 1 if down else 2 * self.num_scales - 1 - int(number)
+
+        return layer
 
     def timm_state(self) -> dict[str, Tensor]:
         return self.state_dict()

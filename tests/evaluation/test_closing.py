@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dsdmae_cli.evaluation.closing import closing_words, last_words, open_words, wilson_interval
-from dsdmae_cli.evaluation.judging import untrained_line
+from dsdmae_cli.runs.judged import untrained_line
 
 
 def scores(*knn: float) -> list[dict[str, float]]:
@@ -103,15 +103,12 @@ def test_the_interval_is_wilsons() -> None:
 @pytest.mark.parametrize(
     ("result", "command"),
     [
-        ({}, "dsdmae probe scratch --like 'my run'"),
-        ({"probe": "knn", "held_out_by_block": {"1": 0.2, "2": 0.3}},
-         "dsdmae probe scratch --like 'my run' --kind knn --blocks all"),
-        ({"pretrain_dataset": "folder:b"}, "dsdmae probe scratch --like 'my run' --dataset folder:a"),
-        ({"kind": "finetune", "mean_iou": 0.3}, "dsdmae finetune scratch --like 'my run' --task segment"),
+        ({}, "dsdmae probe scratch --like 'my run' --config out/settings.toml"),
+        ({"kind": "finetune"}, "dsdmae finetune scratch --like 'my run' --config out/settings.toml --layer-decay 1"),
         ({"method": "scratch"}, None),
         ({"method": "pixels"}, None),
     ],
 )  # fmt: skip
 def test_a_figure_is_followed_by_how_to_get_its_untrained_one(result: dict[str, Any], command: str | None) -> None:
-    plain = {"kind": "probe", "start": "my run", "method": "mae", "dataset": "folder:a", "pretrain_dataset": "folder:a"}
+    plain = {"kind": "probe", "start": "my run", "method": "mae", "run": "out"}
     assert untrained_line(plain | result) == ([] if command is None else [f"untrained      {command}"])

@@ -76,6 +76,22 @@ def test_the_teacher_is_eq_4_with_its_roles_right(momentum: tuple[float, float])
         torch.testing.assert_close(mine[name].double(), expected, rtol=0, atol=2e-6)
 
 
+def test_the_average_of_a_short_run_warms_up() -> None:
+    """min(η, (1 + t) / (10 + t)), against float64."""
+    source = student()
+    teacher = EMATeacher(source, (0.9, 0.9), warmup=True)
+    reference = {k: v.double() for k, v in snapshot(source).items() if v.is_floating_point()}
+    g = torch.Generator().manual_seed(1)
+    for step in range(1, 121):
+        wander(source, g)
+        teacher.follow(source, info(step, 120))
+        eta = min(0.9, (1 + step) / (10 + step))
+        for name in reference:
+            reference[name] = eta * reference[name] + (1 - eta) * source.state_dict()[name].double()
+    for name, expected in reference.items():
+        torch.testing.assert_close(teacher.module.state_dict()[name].double(), expected, rtol=0, atol=2e-6)
+
+
 def test_the_student_is_not_touched() -> None:
     source = student()
     before = snapshot(source)

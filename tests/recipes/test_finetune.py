@@ -356,11 +356,23 @@ def test_the_average_of_the_weights_is_what_is_judged() -> None:
     with torch.no_grad():
         for parameter in method.network.parameters():
             parameter.add_(1.0)
-    method.after_step(StepInfo(1, 10, 5, torch.zeros(())))
+    method.after_step(StepInfo(50, 100, 5, torch.zeros(())))
     assert method.judged() is not method.network
     for name, parameter in method.judged().named_parameters():
         assert torch.allclose(parameter, before[name] + 0.25, atol=1e-6)
     assert method.encoder() is method.judged().backbone
+
+
+def test_what_a_short_run_judges_is_not_its_first_weights() -> None:
+    """`strong` keeps 0.9995, of which 100 steps would leave 95% of the weights that the run began with."""
+    method = Classifier(FinetuneSection(ema=0.9995), small_backbone(), 3, 1.0)
+    with torch.no_grad():
+        for parameter in method.network.parameters():
+            parameter.fill_(1.0)
+    for step in range(1, 101):
+        method.after_step(StepInfo(step, 100, 10, torch.zeros(())))
+    for parameter in method.judged().parameters():
+        assert torch.allclose(parameter, torch.ones(()), atol=1e-6)
 
 
 def test_rand_augment_is_drawn_by_its_seed_alone() -> None:

@@ -111,6 +111,8 @@ def test_the_choice_does_not_depend_on_the_test_images(run: Path, digits: Path, 
 def test_few_labels_are_drawn_repeatedly(run: Path, tmp_path: Path) -> None:
     result = judge(run, tmp_path / "few", "probe.kind=knn", "probe.k=1", "probe.few_shot=20,50%", "probe.draws=3")
     rows = result["few_shot"]
+    assert result["train_images"] == rows[-1]["images"]
+    assert result["protocol"].startswith("50% of the labels, the first of 3 draws: ")
     assert [row["share"] for row in rows] == [0.2, 0.5]
     for row in rows:
         assert len(row["values"]) == 3
