@@ -383,7 +383,10 @@ def test_masks_of_a_camvid_as_it_is_shared(test_data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("voc", "give VOCdevkit, or VOC2012 in it"), ("coco-stuff", "give the folder that holds images/ and annotations/")],
+    [
+        ("voc", "give VOCdevkit, or VOC2012 in it"),
+        ("coco-stuff", "give the folder that holds images/ and annotations/"),
+    ],
 )
 def test_a_dataset_that_is_not_there_says_what_it_wants(name: str, advice: str, tmp_path: Path) -> None:
     """It asked for a folder of images, or of shards."""
