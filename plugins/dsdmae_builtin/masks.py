@@ -18,7 +18,6 @@ from dsdmae_cli.data.masks import Legend, MaskedFiles, legend_of, paired
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import asked_bands
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import beside
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
@@ -203,7 +202,7 @@ def _coco_legend(path: Path, root: str) -> Legend:
 def _opened(settings: DataSettings, advice: str) -> tuple[Path, Files, dict[str, int]]:
     path = Path(argument_of(settings.dataset)).expanduser().absolute()
     if not path.exists():
-        raise DataError(f"{path} does not exist{beside(path)}; {advice}")
+        raise DataError(f"{path} does not exist; {advice}")
     files = open_files(path)
     return path, files, shared(_places, path)
 
