@@ -122,6 +122,8 @@ VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+_VOC = "give VOCdevkit, or VOC2012 in it"
+_COCO = "give the folder that holds images/ and annotations/"
 
 
 def _only_root(path: Path, folders: Collection[str], masks: str, images: str, advice: str) -> str:
@@ -152,8 +154,8 @@ def build_voc(settings: DataSettings, split: str) -> MaskedFiles:
     Raises:
         DataError: the folder is not VOC's, or lacks what its lists name.
     """
-    path, files, names = _opened(settings)
-    root = _only_root(path, _folders(names), "SegmentationClass/", "JPEGImages/", "give VOCdevkit, or VOC2012 in it")
+    path, files, names = _opened(settings, _VOC)
+    root = _only_root(path, _folders(names), "SegmentationClass/", "JPEGImages/", _VOC)
     listing = f"{root}ImageSets/Segmentation/{'val' if split == 'test' else 'train'}.txt"
     text = read_text(path, listing)
     if text is None:
@@ -174,11 +176,9 @@ def build_coco_stuff(settings: DataSettings, split: str) -> MaskedFiles:
     Raises:
         DataError: the folder is not COCO-Stuff's.
     """
-    path, files, names = _opened(settings)
+    path, files, names = _opened(settings, _COCO)
     part = "val2017" if split == "test" else "train2017"
-    root = _only_root(
-        path, _folders(names), f"annotations/{part}/", f"images/{part}/", "give the folder that holds both"
-    )
+    root = _only_root(path, _folders(names), f"annotations/{part}/", f"images/{part}/", _COCO)
     legend = _coco_legend(path, root)
     images = sorted(name for name in names if name.startswith(f"{root}images/{part}/"))
     wanted = [(name, f"{root}annotations/{part}/{Path(name).stem}.png") for name in images]
@@ -199,8 +199,10 @@ def _coco_legend(path: Path, root: str) -> Legend:
     return Legend(tuple(named.values()), tuple(named), (255,), "labels.txt")
 
 
-def _opened(settings: DataSettings) -> tuple[Path, Files, dict[str, int]]:
+def _opened(settings: DataSettings, advice: str) -> tuple[Path, Files, dict[str, int]]:
     path = Path(argument_of(settings.dataset)).expanduser().absolute()
+    if not path.exists():
+        raise DataError(f"{path} does not exist; {advice}")
     files = open_files(path)
     return path, files, shared(_places, path)
 

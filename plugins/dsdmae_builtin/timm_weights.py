@@ -25,8 +25,7 @@ def where_from(name: str) -> dict[str, Any]:
     from huggingface_hub import constants, try_to_load_from_cache
 
     config = timm.get_pretrained_cfg(name)
-    repo = config.hf_hub_id if config else None
-    if not repo or (why := _absence(repo)) is None:
+    if config is None or not config.hf_hub_id or (why := _absence(repo := config.hf_hub_id)) is None:
         return {}
     for file in (config.hf_hub_filename, *_FILES):
         kept = try_to_load_from_cache(repo, file) if file else None

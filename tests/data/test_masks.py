@@ -379,3 +379,17 @@ def test_masks_of_a_camvid_as_it_is_shared(test_data: Path) -> None:
     found = look_at_masks(splits)
     assert (len(splits["training"]), len(found.classes), found.faults) == (367, 11, ())
     assert 0.01 < found.void_share < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("voc", "give VOCdevkit, or VOC2012 in it"),
+        ("coco-stuff", "give the folder that holds images/ and annotations/"),
+    ],
+)
+def test_a_dataset_that_is_not_there_says_what_it_wants(name: str, advice: str, tmp_path: Path) -> None:
+    """It asked for a folder of images, or of shards."""
+    with pytest.raises(DataError) as error:
+        open_masked(data(f"{name}:{tmp_path / 'gone'}"))
+    assert str(error.value) == f"{tmp_path / 'gone'} does not exist; {advice}"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dsdmae_cli.data import files
 from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.decode import IMAGE_SUFFIXES
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.pictures import paths
@@ -59,8 +60,8 @@ def test_what_a_folder_has_beside_pictures_is_counted_by_suffix(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heic = {".heic", ".heif", ".hif"}
-    monkeypatch.setattr(paths, "IMAGE_SUFFIXES", paths.IMAGE_SUFFIXES - heic)  # as without its package
-    monkeypatch.setattr(files, "IMAGE_SUFFIXES", files.IMAGE_SUFFIXES - heic)
+    monkeypatch.setattr(paths, "IMAGE_SUFFIXES", IMAGE_SUFFIXES - heic)  # as without its package
+    monkeypatch.setattr(files, "IMAGE_SUFFIXES", IMAGE_SUFFIXES - heic)
     for name in ("IMG_1.HEIC", "deep/IMG_2.heic", "deep/.hidden", "deep/notes.txt", "report.html", "b.denoised.png"):
         (pictures / name).touch()
     (pictures / "only").mkdir()
