@@ -46,7 +46,7 @@ def aside(path: Path, advice: str = RESUME) -> Iterator[Path]:
         RunFailed: it cannot be written; `path` is as it was before.
     """
     with explained(path, advice):
-        _sweep(path.parent)
+        sweep(path.parent)
         partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
         held: list[int] = []
         try:  # from before it is there: a signal may come as soon as it is
@@ -77,7 +77,7 @@ def is_partial(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".partial")
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what processes that were killed have left in a folder: partial files that nobody holds."""
     if sys.platform == "win32" or folder in _swept:
         return

@@ -73,7 +73,7 @@ def _describe(results: Results, folder: Path, left: str | None) -> None:
         keep_trailing_newline=True,
     )
     templates.filters["markdown"] = lambda text: markdown(where(str(text)))
-    templates.filters["as_it_is"] = where
+    templates.filters["as_it_is"] = lambda text: shown(where(text))
     templates.filters["in_one_line"] = lambda text: shown(where(text), one_line=True)
     images = [f"figures/{file.name}" for file in files]
     text = templates.get_template("report.md").render(**content, images=images)

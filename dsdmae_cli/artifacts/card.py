@@ -107,7 +107,8 @@ def _introduction(opened: Opened) -> str:
 
 def short_list(names: Sequence[str], most: int = 10) -> str:
     """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    first = ", ".join(shown(name, one_line=True) for name in names[:most])
+    return first + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _dataset(opened: Opened) -> str:

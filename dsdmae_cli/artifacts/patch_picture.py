@@ -19,6 +19,7 @@ from dsdmae_cli.data.square import middle, to_square
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.patches import colours, foreground_colours, likeness
 from dsdmae_cli.figures.patches import Patch, heat, patches
+from dsdmae_cli.report import shown
 from dsdmae_cli.settings.size import Size
 
 MOST_IMAGES = 8
@@ -135,7 +136,8 @@ def drawn_in_words(said: dict[str, Any]) -> list[str]:
     """The lines for people of what `draw` told, and of the picture of attention."""
     lines = [f"drew           {said[key]}" for key in ("picture", "attention_picture") if key in said]
     lines += [
-        f"nearest        {near['picture']}: row {near['row']}, column {near['column']}, cosine {near['cosine']:.3f}"
+        f"nearest        {shown(near['picture'], one_line=True)}: row {near['row']}, column {near['column']}, cosine"
+        f" {near['cosine']:.3f}"
         for near in said.get("nearest", ())
     ]
     return lines

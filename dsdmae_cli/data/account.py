@@ -21,6 +21,7 @@ from dsdmae_cli.data.beyond import (
 )
 from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.values import FULL_16, Ranges, Values, in_words
+from dsdmae_cli.report import shown
 
 # Headers of so many images are read; of a larger dataset so many evenly spread ones.
 LOOKED_AT = 512
@@ -75,8 +76,9 @@ class Account:
         return {name: reason for of_split in self.unreadable_of.values() for name, reason in of_split.items()}
 
     def rows(self) -> dict[str, str]:
-        """The three lines, each under its first word."""
-        return {"data": self._data(), "images": self._images(), "readable": self._readable()}
+        """The three lines, each under its first word; a name of a file or class begins none of its own."""
+        said = {"data": self._data(), "images": self._images(), "readable": self._readable()}
+        return {name: shown(words, one_line=True) for name, words in said.items()}
 
     def lines(self) -> list[str]:
         """The three lines as they are printed."""
@@ -86,10 +88,10 @@ class Account:
         said = " and ".join(f"{count:,} {name}" for name, count in self.splits.items()) + " images"
         if self.classes is None:
             return f"{said} with masks" if self.masked else f"{said} without labels"
-        shown = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
+        named = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
         missing = next(iter(self.splits.values())) - self.labelled
         some = f", {missing:,} of them without a label" if missing else ""
-        return f"{said}{some} in {len(self.classes)} class{'es' if len(self.classes) > 1 else ''}: {shown}"
+        return f"{said}{some} in {len(self.classes)} class{'es' if len(self.classes) > 1 else ''}: {named}"
 
     def _images(self) -> str:
         if not self.kinds:

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 
 from dsdmae_cli.data.augment import Augmentation, augment, augment_with_masks
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.report import shown
 from dsdmae_cli.settings.models import DataSettings
 
 
@@ -214,8 +215,7 @@ class Unreadable:
         """
         if not self.reasons:
             return []
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:most])
+        named = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:most])
         more = f"; and {len(self) - most:,} more" if len(self) > most else ""
-        return [
-            f"{'an' if len(self) == 1 else f'{len(self):,}'} unreadable {kind}{'s' * (len(self) > 1)}: {shown}{more}"
-        ]
+        some = "an" if len(self) == 1 else f"{len(self):,}"
+        return [shown(f"{some} unreadable {kind}{'s' * (len(self) > 1)}: {named}{more}", one_line=True)]

@@ -16,6 +16,7 @@ from typing import Any
 from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, SettingsError, nearest
 from dsdmae_cli.report import duration
+from dsdmae_cli.report import markdown as in_markdown
 from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.results import Row, read_result
 from dsdmae_cli.runs.rundir import RESULT
@@ -216,10 +217,11 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 def markdown(comparison: Comparison) -> str:
     """The table and its footnotes in Markdown."""
-    heading, *lines = [[cell.replace("|", "\\|") for cell in line] for line in cells(comparison)]
+    heading, *lines = [[*map(in_markdown, line)] for line in cells(comparison)]
     table = [heading, ["---"] * len(heading), *lines]
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
-    return "\n\n".join([text, *footnotes(comparison)])
+    remarks = [in_markdown(said) if said in comparison.remarks else said for said in footnotes(comparison)]
+    return "\n\n".join([text, *remarks])
 
 
 def as_csv(comparison: Comparison) -> str:

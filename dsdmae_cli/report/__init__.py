@@ -76,10 +76,10 @@ def tell(text: object, *, err: bool = False, as_data: bool = False) -> None:
 
 
 def say(text: str) -> None:
-    """A line on stderr, if anybody hears it."""
+    """Something on stderr, if anybody hears it; what begins with the program's name is one line."""
     with heard():
         # One piece, that another thread's line may not come between.
-        print(f"{shown(text)}\n", end="", file=sys.stderr, flush=True)
+        print(f"{shown(text, one_line=text.startswith('dsdmae: '))}\n", end="", file=sys.stderr, flush=True)
 
 
 class Report:
@@ -133,7 +133,7 @@ class Report:
         """An epoch (counted from 1) is over, and what was looked at after it was recorded."""
 
     def note(self, text: str) -> None:
-        """A remark in passing."""
+        """A remark in passing, one line."""
 
     def warn(self, text: str) -> None:
         """Something that the person should know whatever the format."""

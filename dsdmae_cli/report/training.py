@@ -168,7 +168,7 @@ class PlainReport(_Telling):
 
     def note(self, text: str) -> None:
         self.said, self.said_step = self.clock(), self.step
-        say(text)
+        say(shown(text, one_line=True))
 
     def stop(self) -> None:
         if self._over is not None:
@@ -230,7 +230,7 @@ class RichReport(_Telling):
         with heard():
             # A path that is longer than the line can be copied only where the terminal itself breaks it.
             longest = max(map(len, text.split()), default=0)
-            self.console.print(shown(text), markup=False, soft_wrap=longest > self.console.width)
+            self.console.print(shown(text, one_line=True), markup=False, soft_wrap=longest > self.console.width)
 
     def stop(self) -> None:
         if self.live is not None:

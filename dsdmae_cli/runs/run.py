@@ -243,8 +243,9 @@ class Run(Hooks):
         self.report.note(
             f"{self.parts.sentence}: {self.source.batching.num_images:,} images,"
             f" {self.trainer.total_steps:,} steps of {train.batch_size} on {runtime.device} in"
-            f" {runtime.precision}{shards}{resumed}\nrun       {called(self.directory.path)}"
+            f" {runtime.precision}{shards}{resumed}"
         )
+        self.report.note(f"run       {called(self.directory.path)}")
         if runtime.unshared:
             self.report.warn(runtime.unshared)
         if self.trainer.step == 0 and (warning := too_little(self.settings, self.trainer)):

@@ -24,7 +24,7 @@ from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import PROBE, Loaded, Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.files import explained, is_partial, parsed_json, read_within, typed, write_bytes
+from dsdmae_cli.files import explained, is_partial, parsed_json, read_within, sweep, typed, write_bytes
 from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.report import without_password
@@ -142,12 +142,17 @@ class RunDir:
         return True
 
     def clear_probe(self) -> None:
-        """Remove what a probe left that was killed before it had a result: it is in the way of the same command.
+        """Remove what a probe left that was killed: all of it where it had no result yet, since it is in the way of the
+        same command; else what was half written.
 
         Raises:
             SettingsError: it is still at work.
         """
-        if not (self.path / SETTINGS).is_file() or (self.path / RESULT).exists() or self._goes_on():
+        if not (self.path / SETTINGS).is_file() or self._goes_on():
+            return
+        if (self.path / RESULT).exists():
+            for folder in (self.path, self.figures):
+                sweep(folder)
             return
         self._acquire()
         self.abandon()

@@ -297,8 +297,8 @@ class Tables(Files):
             about, stored = unpacked_size(table.metadata.row_group(group), self._column)
             if unpacks_too_far(about, stored):
                 raise DataError(
-                    f"{path} has a row group of images that unpacks to {about // max(1, stored):,} times its size, as no"
-                    " pictures do; write it anew from the pictures"
+                    f"{path} has a row group of images that unpacks to {about // max(1, stored):,} times its size, as"
+                    " no pictures do; write it anew from the pictures"
                 )
             some = max(1, min(_ROWS, MOST_OF_GROUP // 8 // max(1, about)))
             asked = {"batch_size": some, "row_groups": [group], "columns": [self._column], "use_threads": False}

@@ -91,6 +91,8 @@ def test_names_of_files_and_runs_write_no_escape_to_the_terminal(
 ) -> None:
     folder = Path(shutil.copytree(digits, tmp_path / "images"))
     (folder / "train" / "0" / "esc\x1b[31mRED\x07.png").write_bytes(b"no picture")
+    (folder / "test" / "0" / "a\nforged.png").write_bytes(b"no picture")
+    (folder / "train" / "0").rename(folder / "train" / "0\nforged")
     chosen = words(assignments(folder, "train.epochs=1"))
     code, out, err = cli(capfd, "pretrain", *chosen, "--out", tmp_path / "r\x1b[2Jun")
     assert code == 0, err
@@ -98,6 +100,10 @@ def test_names_of_files_and_runs_write_no_escape_to_the_terminal(
     assert "\x07" not in out + err
     assert "skipped an unreadable image" in err
     assert "esc\\x1b[31mRED\\x07.png" in err
+    assert "a\\nforged.png" in err
+    assert "0\\nforged" in err
+    forged = [line for line in (out + err).splitlines() if line.startswith("forged")]
+    assert not forged
     code, _, err = cli(capfd, "denoise", tmp_path / "no\x1b[31m\u202esuch.png")
     assert code == 2
     assert "no\\x1b[31m\\u202esuch.png" in one_line(err)
@@ -116,6 +122,30 @@ def test_a_card_holds_no_markup_from_outside(
     assert markdown(HOSTILE) in card
     for live in ("<img", "](javascript", "\x1b", "\u202e"):
         assert live not in card
+
+
+def test_a_table_of_results_in_markdown_holds_no_markup_from_outside(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Which is pasted where it is rendered; and it goes to a file as it is."""
+    run = Path(shutil.copytree(encoder_run, tmp_path / HOSTILE.replace("/", "")))
+    code, out, err = cli(capfd, "compare", run, "--markdown", "--paper", "none")
+    assert code == 0, err
+    for live in ("<img", "](javascript", "\x1b", "\u202e"):
+        assert live not in out
+    assert len([line for line in out.splitlines() if line.startswith("|")]) == 3
+
+
+def test_names_of_classes_begin_no_line_of_their_own(
+    tuned_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, path = tuned_run / "classifier.safetensors", tmp_path / "classifier.safetensors"
+    metadata = undigested(source)
+    metadata["classes"] = json.dumps(["a\nload it with   rm", *json.loads(metadata["classes"])[1:]])
+    save_file(load_file(source), path, metadata)
+    code, out, err = cli(capfd, "export", path, "--to", "timm", "--out", tmp_path / "out")
+    assert code == 0, err
+    assert [line for line in out.splitlines() if line.startswith("load it with")] == [out.splitlines()[-1]]
 
 
 def test_a_report_holds_no_markup_from_outside(tmp_path: Path) -> None:

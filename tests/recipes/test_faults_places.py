@@ -223,11 +223,14 @@ def test_a_probe_that_was_killed_is_in_nobodys_way(
     assert (out / "settings.toml").exists()
     code, _, err = cli(capfd, *line)
     assert code == 0, err
-    result = (out / "result.json").read_bytes()
+    result, torn = (out / "result.json").read_bytes(), out / "figures" / ".curves.png.0123456789abcdef.partial"
+    torn.write_text("of a library that aborted")
+    files._swept.clear()
     code, _, err = cli(capfd, *line)
     assert code == 2
     assert one_line(err).endswith("holds a probe already; choose another directory")
     assert (out / "result.json").read_bytes() == result
+    assert not torn.exists()
 
 
 def test_a_run_that_was_killed_is_not_taken_for_a_probe(
