@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dsdmae_builtin.backbones import TimmSettings
 from dsdmae_builtin.timm_weights import where_from
 from dsdmae_builtin.vit import attention_to_patches
-from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.backbone import Backbone, evaluating, freeze_unmet
 from dsdmae_cli.errors import PluginError, SettingsError, nearest
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.size import Size, height_width, nearest_whole, size_word, size_words, whole_patches
@@ -87,13 +87,8 @@ class TimmBackbone(Backbone):
 
     def _freeze_what_no_feature_meets(self) -> None:
         """Layers behind the feature map (a ConvNeXt's head norm) get no gradient, and DDP would wait for it in vain."""
-        was_training = self.model.training
-        self.model.eval()
-        self._feature_map(torch.rand(1, self.in_chans, *height_width(self.image_size))).sum().backward()
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(parameter.grad is not None)
-            parameter.grad = None
-        self.model.train(was_training)
+        with evaluating(self.model):
+            freeze_unmet(self.model, self._feature_map(torch.rand(1, self.in_chans, *height_width(self.image_size))))
 
     def _feature_map(self, images: Tensor) -> Tensor:
         maps = self.model.forward_intermediates(

@@ -136,6 +136,23 @@ def test_noise_is_an_images_own() -> None:
     assert len({tuple(row[:5].tolist()) for row in noise}) > 15  # of 64 fields, 40 images meet about 30
 
 
+@torch.no_grad()
+def test_which_noise_a_large_image_gets_is_an_exact_sum() -> None:
+    """Beyond 2^24, where a float32 knows no odd numbers, an image is one level of one pixel brighter than another."""
+    given = load(assignments=["data.dataset=digits", "data.image_size=320", *NETWORKS["vit"]], environ={}).settings
+    net = build_backbone(resolve(given).backbone.model_copy(update={"patch_size": 160}), 320, 0).eval()
+    seen = candidates(net, "last", 0.2)["last"]
+    assert isinstance(seen, Seen)
+    levels = torch.full((5, 3, 320, 320), 200, dtype=torch.uint8)
+    for brighter in range(5):
+        levels[brighter, 0, 0, :brighter] += 1
+    assert int(levels[0].long().sum()) > 2**24
+    x = levels.float() / 127.5 - 1
+    expected = levels.numpy().astype("int64").sum(axis=(1, 2, 3)) % 64
+    assert len(set(expected.tolist())) == 5
+    torch.testing.assert_close(seen.noisy(x), x + 0.2 * seen.fields[torch.from_numpy(expected)], rtol=0, atol=0)
+
+
 def test_blocks_and_noise_of_images_with_five_bands() -> None:
     given = load(assignments=["data.dataset=digits", "data.image_size=32", *NETWORKS["vit"]], environ={}).settings
     net = build_backbone(resolve(given).backbone.model_copy(update={"in_chans": 5}), 32, 0).eval()
