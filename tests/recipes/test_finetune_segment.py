@@ -65,7 +65,8 @@ def test_the_files_and_the_result_of_a_run(masked_run: Path, tmp_path: Path, dra
     }  # fmt: skip
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
     assert (result["kind"], result["task"], result["num_images"]) == ("finetune", "segment", 6)
-    assert (list(result["image_size"]), result["train_images"]) == ([24, 32], 24)
+    assert (list(result["image_size"]), result["train_images"]) == ([24, 32], 19)  # of 24, 5 are held out
+    assert "on 19 images with" in result["protocol"]
     low, high = result["mean_iou_interval"]
     assert low <= result["mean_iou"] <= high
     assert result["void_share"] == pytest.approx(55 / 768)
