@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import Tensor
 
 from dsdmae_cli.backbone import Pixels
@@ -41,11 +42,11 @@ def images(count: int = 3, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("noise_std", [0.0, 0.2])
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_all_blocks_in_one_pass(name: str, noise_std: float) -> None:
-    """What each gives by itself, and each module of the network works once; twice in timm's, whose last features are
-    not among what its forward_intermediates gives."""
+    """What each gives by itself, and each module of the network works once."""
     net, x = network(name).requires_grad_(False), images()
     encoders = list(candidates(net, "all", noise_std).values())
     alone = [encoder.forward_tokens(x) for encoder in encoders]
+    tokens_of(encoders, x)  # a timm network is asked, once, how it normalises
     calls: list[object] = []
     hooks = [
         module.register_forward_hook(lambda m, _i, _o: calls.append(m)) for module in net.modules() if module is not net
@@ -54,7 +55,7 @@ def test_all_blocks_in_one_pass(name: str, noise_std: float) -> None:
     for hook in hooks:
         hook.remove()
     assert calls
-    assert len(calls) <= (2 if name.startswith("timm") else 1) * len(list(net.modules()))
+    assert len(calls) <= len(list(net.modules()))
     for (patches, token), (expected, expected_token) in zip(together, alone, strict=True):
         torch.testing.assert_close(patches, expected, rtol=0, atol=0)
         assert (token is None) == (expected_token is None)
@@ -101,6 +102,45 @@ def test_blocks_are_what_passes_through_the_network(name: str) -> None:
     # Asked for in another order, and alone.
     torch.testing.assert_close(net.forward_blocks(x, [2, 1])[0][0], found[1][0])
     torch.testing.assert_close(net.forward_blocks(x, [1])[0][0], found[0][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "final"),
+    [
+        ("vit_tiny_patch16_224", "{embed_dim=24, depth=3, num_heads=2, global_pool='avg', fc_norm=true}", "by timm"),
+        ("vit_base_patch14_reg4_dinov2", "{embed_dim=24, depth=3, num_heads=2}", "by its norm"),
+        ("eva02_tiny_patch14_224", "{embed_dim=16, depth=3, num_heads=2}", "by timm"),
+        ("beit_base_patch16_224", "{embed_dim=16, depth=3, num_heads=2, global_pool='token'}", "by its norm"),
+        ("swin_tiny_patch4_window7_224", "{embed_dim=8, depths=[1, 1], num_heads=[1, 2]}", "by timm"),
+        ("test_efficientnet", "{}", "by timm"),
+        ("samvit_base_patch16", "{embed_dim=16, depth=3, num_heads=2}", "apart"),
+    ],
+)
+def test_timm_networks_give_final_and_inner_features_of_one_draw(name: str, options: str, final: str) -> None:
+    """In training, where blocks are dropped at random: what stands side by side is of one pass."""
+    flags = (f"backbone.name=timm:{name}", f"backbone.options={options}", "backbone.patch_size=auto")
+    given = load(assignments=["data.dataset=digits", "data.image_size=112", *flags], environ={}).settings
+    net: Any = build_backbone(resolve(given).backbone, 112, 0).requires_grad_(False).eval()
+    assert net._final == final
+    x, count = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1, net.num_blocks
+    together = net.forward_blocks(x, [count, 1])
+    for found, expected in zip(together, (net.forward_tokens(x), net.forward_blocks(x, [1])[0]), strict=True):
+        torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0)
+        assert (found[1] is None) == (expected[1] is None)
+        if found[1] is not None:
+            torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
+    if name != "vit_base_patch14_reg4_dinov2":
+        return
+    for block in net.model.blocks:
+        block.drop_path1, block.drop_path2 = DropPath(0.5), DropPath(0.5)
+    net.train()
+    seen: list[Tensor] = []
+    net.model.blocks[-1].register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    net.model.norm.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    (inner, _), (last, _) = net.forward_blocks(x, [count - 1, count])
+    before, patches, _ = seen
+    torch.testing.assert_close(inner, before[:, -inner.shape[1] :])
+    torch.testing.assert_close(last, torch.nn.functional.layer_norm(patches, (24,), eps=1e-6))
 
 
 @torch.no_grad()
