@@ -317,8 +317,10 @@ def freeze_unmet(network: nn.Module, output: Tensor) -> None:
         output: of the network in eval mode, where no block is dropped at random; made while gradients are recorded.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(output.sum(), trained, allow_unused=True) if output.requires_grad else ()
-    for parameter, gradient in zip(trained, gradients, strict=bool(gradients)):
+    gradients: Sequence[Tensor | None] = [None] * len(trained)
+    if output.requires_grad:
+        gradients = torch.autograd.grad(output.sum(), trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)
 

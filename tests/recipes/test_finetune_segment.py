@@ -353,6 +353,16 @@ def test_a_mask_that_fails_on_the_way_is_one_line(
     assert not multiprocessing.active_children()  # which do not hear SIGTERM, and would hold whoever keeps the error
 
 
+def test_what_follows_the_block_that_is_read_stays_as_it_was(masked_run: Path, tmp_path: Path) -> None:
+    result = tune("scratch", tmp_path / "tuned", "finetune.blocks=1", "backbone.depth=2", like=masked_run)
+    assert "token after blocks 1 (what follows in the network is not trained), upsampled" in result["protocol"]
+    weights = safetensors.torch.load_file(tmp_path / "tuned/classifier.safetensors")
+    # As they begin: biases are zero, and a norm's weights one.
+    assert weights["blocks.0.mlp.fc1.bias"].any()
+    assert not weights["blocks.1.mlp.fc1.bias"].any()
+    assert bool((weights["norm.weight"] == 1).all())
+
+
 def test_few_labels_are_a_share_of_the_images(masked_run: Path, tmp_path: Path) -> None:
     result = tune(masked_run, tmp_path / "tuned", "finetune.labels=0.5")
     assert (result["train_images"], result["steps"]) == (12, 2)
