@@ -308,6 +308,23 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "1 t d"
     return torch.cat(parts, dim=1).float().unsqueeze(0)
 
 
+def freeze_unmet(network: nn.Module, output: Tensor) -> None:
+    """Take the weights out of training that a result of a network does not depend on.
+
+    No gradient ever reaches them: DDP would wait for it in vain, and in one process they would be counted as trained.
+
+    Args:
+        output: of the network in eval mode, where no block is dropped at random; made while gradients are recorded.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    gradients: Sequence[Tensor | None] = [None] * len(trained)
+    if output.requires_grad:
+        gradients = torch.autograd.grad(output.sum(), trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """A block with a network in eval mode, and afterwards in the mode that it was in."""

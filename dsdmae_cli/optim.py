@@ -32,12 +32,19 @@ def parameter_groups(
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        spared = parameter.ndim < 2 or name.endswith(_NEVER_DECAYED)
+        spared = parameter.ndim < 2 or name.endswith(_NEVER_DECAYED) or _is_every_images(name, parameter)
         groups.setdefault((spared, scales.get(name, 1.0)), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": 0.0 if spared else weight_decay, "lr_scale": scale}
         for (spared, scale), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def _is_every_images(name: str, parameter: Tensor) -> bool:
+    """Whether it is added to, or stands beside, what every image of a batch has, as registers, the query of a pooling
+    and tables of positions do by whatever name: [1, n, d] or [1, c, h, w]. A convolution's to one channel is a weight.
+    """
+    return parameter.ndim > 2 and parameter.shape[0] == 1 and not name.endswith("weight")
 
 
 def build_optimizer(method: Method, settings: ResolvedOptim) -> AdamW:

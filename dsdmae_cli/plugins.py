@@ -104,7 +104,7 @@ class DatasetSpec(Spec):
             grey where that is 1.
         value_range: "module:attribute" of a torch-free function(settings) -> (low, high), one such pair a channel, or
             None, which is what data.range = auto means; None = all images have 8 bits.
-        num_images: official number of images by split, for a plan when the files are not here yet.
+        num_images: official number of images by split, labelled_split too, for a plan while there are no files.
         count: "module:attribute" of a torch-free, quick function(settings) -> (training images, those with a label) of
             a person's own images; None = `num_images` says, or nobody.
         reads_paths: a path alone, where a dataset is named, means this dataset; one of all that are installed says so.

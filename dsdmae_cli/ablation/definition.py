@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,20 @@ _OWN = {
 def metric_names() -> list[str]:
     """What trials can be judged by: the run's own scores, fine-tuning, and every probe that is installed."""
     return list(dict.fromkeys([*_OWN, *(plugin.name for plugin in plugins.discover("probe"))]))
+
+
+def names_pixels(metric: Metric, options: Sequence[str]) -> bool:
+    """Whether what measures a metric, with further words for its command, judges by masks and mean IoU."""
+    if metric.command[:1] == ("probe",):
+        return bool(plugins.find("probe", metric.command[2]).spec.dense)
+    return bool(metric.command) and any(word.rpartition("=")[2] == "segment" for word in options)
+
+
+def measured(metric: Metric, options: Sequence[str]) -> Metric:
+    """The metric as further words for its command make it: fine-tuning to name pixels has a mean IoU."""
+    if metric.name == "finetune" and names_pixels(metric, options):
+        return replace(metric, label="fine-tuned mean IoU")
+    return metric
 
 
 def find_metric(name: str, flag: str = "--metric") -> Metric:

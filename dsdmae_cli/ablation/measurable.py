@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dsdmae_cli import plugins
-from dsdmae_cli.ablation.definition import Definition, Metric
+from dsdmae_cli.ablation.definition import Definition, Metric, names_pixels
 from dsdmae_cli.config.flags import flags_of
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.run_data import labelled_indices
@@ -62,11 +62,7 @@ def _without_labels(definition: Definition, what: str, dataset: str) -> str:
 
 def _open_judged(metric: Metric, options: tuple[str, ...], settings: Any) -> None:
     """Open the images as the command that measures will."""
-    if metric.command[0] == "probe":
-        masked = bool(plugins.find("probe", metric.command[2]).spec.dense)
-    else:
-        masked = any(word.rpartition("=")[2] == "segment" for word in options)
-    if masked:
+    if names_pixels(metric, options):
         open_masked(settings)
     else:
         open_labelled(settings)

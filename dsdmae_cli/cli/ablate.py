@@ -234,12 +234,13 @@ def _one_of(flag: str, word: str) -> None:
 
 def _definition(asked: Asked, given: Given) -> Definition:
     """The study that the flags ask for."""
-    from dsdmae_cli.ablation.definition import Definition
+    from dsdmae_cli.ablation.definition import Definition, measured
     from dsdmae_cli.ablation.paper import PAPERS
     from dsdmae_cli.ablation.sweep import Base, parse_axes
 
     figure = PAPERS[asked.paper] if asked.paper else None
     metric = _metric(asked, figure)
+    options = _metric_options(asked, metric)
     also = _also(asked, metric)
     pairs = [figure.sweep] if figure else [_pair(text) for text in asked.sweep or ()]
     base = Base(given.preset, given.config, given.flags, given.assignments or ()).sweeping(pairs)
@@ -254,14 +255,14 @@ def _definition(asked: Asked, given: Given) -> Definition:
     return Definition(
         base=base,
         axes=axes,
-        metric=metric,
+        metric=measured(metric, options),
         seeds=asked.seeds or (figure.seeds if figure else 1),
         equal=cast(Any, asked.equal),
         search=cast(Any, asked.search),
         trials=asked.trials,
         prune=asked.prune,
         paper=asked.paper,
-        metric_options=_metric_options(asked, metric),
+        metric_options=options,
         also=also,
     )
 

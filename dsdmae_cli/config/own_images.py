@@ -12,7 +12,8 @@ from dsdmae_cli import plugins
 from dsdmae_cli.config.presets import presets_by_kind, read_preset
 from dsdmae_cli.config.resolve import BEGUN_RATE, resolve_data
 from dsdmae_cli.config.schema import Loaded, Schema
-from dsdmae_cli.plugins import MethodSpec
+from dsdmae_cli.errors import DataError
+from dsdmae_cli.plugins import DatasetSpec, MethodSpec
 from dsdmae_cli.settings.size import height_width, size_words
 
 _STEPS = 8  # an epoch of few images has at least so many, where the method allows it
@@ -69,14 +70,17 @@ def _said(loaded: Loaded[Any], dotted: str) -> bool:
 
 
 def _num_images(settings: Any) -> int | None:
-    """The images that a run learns from; None where that would take opening the dataset."""
+    """The images that a run learns from; None where that would take opening the dataset, which is done only for a share
+    of its labelled images: a default batch may be larger than that."""
     spec = plugins.find("dataset", settings.data.dataset).spec
     finetune = getattr(settings, "finetune", None)
     if spec.count is not None:
         images, labelled = plugins.load(spec.count)(settings.data)
     else:
-        images = labelled = spec.num_images.get("train")
-        if images is None or (finetune is not None and spec.labelled_split != "train"):
+        images = labelled = spec.num_images.get("train" if finetune is None else spec.labelled_split)
+        if images is None and finetune is not None and finetune.labels < 1:
+            images, labelled = _opened(spec, settings.data)
+        if images is None:
             return None
     if finetune is None:
         return int(images)
@@ -85,6 +89,16 @@ def _num_images(settings: Any) -> int | None:
     if not labelled:  # nothing to learn from, as whoever opens them will say
         return None
     return max(1, int(labelled * finetune.labels * (1 - finetune.validation)))
+
+
+def _opened(spec: DatasetSpec, data: Any) -> tuple[int | None, int]:
+    """Images of the labelled split, and those with a label; (None, 0) where they are not here, as whoever opens them
+    for good will say, or fetch them."""
+    try:
+        found = plugins.load(spec.build)(data.model_copy(update={"download": False}), spec.labelled_split)
+    except DataError:
+        return None, 0
+    return len(found), 0 if found.labels is None else int((found.labels >= 0).sum())
 
 
 def remarks(loaded: Loaded[Any], schema: Schema[Any]) -> list[str]:

@@ -25,6 +25,8 @@ from dsdmae_cli.settings.resolved import ResolvedOptim
 from dsdmae_cli.tasks.classifier import AttentiveProbe
 from dsdmae_cli.transfer import Gathered
 
+# Of weight matrices; biases, norms and the query have none (optim.py).
+DECAY = 0.05
 _BATCH = 256
 
 
@@ -80,7 +82,9 @@ def _train(data: ProbeData, dataset: ImageDataset, rates: list[float]) -> Attent
     batch_size = min(data.batch_size, len(dataset))
     loop = LoopSettings.model_validate({"epochs": schedule.epochs, "batch_size": batch_size, "seed": schedule.seed})
     warmup = min(schedule.warmup_epochs, schedule.epochs / 2)
-    optim = ResolvedOptim.model_validate({"lr": peak, "warmup_epochs": warmup, "betas": (0.9, 0.999)})
+    optim = ResolvedOptim.model_validate(
+        {"lr": peak, "weight_decay": DECAY, "warmup_epochs": warmup, "betas": (0.9, 0.999)}
+    )
     micro = choose_micro_batch("auto", batch_size, data.encoder.num_tokens, data.encoder.width, device)
     unreadable = Unreadable(len(dataset), data.image_settings)
     placement = place(dataset, data.image_settings, device)

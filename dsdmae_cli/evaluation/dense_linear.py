@@ -28,6 +28,8 @@ from dsdmae_cli.evaluation.probes import Curves, best_of
 from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.optim import learning_rate
 
+_WINDOWS_AT_ONCE = 16
+
 
 @dataclass(frozen=True)
 class DenseLinear:
@@ -97,8 +99,7 @@ def train_pixels(
     """
     schedule, batch = data.schedule, min(data.batch_size, len(windows))
     protocol = Protocol("adamw", seed=schedule.seed)
-    flat = data.tokens[windows].flatten(0, 1)
-    statistics = flat.mean(dim=0), flat.var(dim=0, unbiased=False)
+    statistics = mean_variance(data.tokens, windows)
     trainer = HeadTrainer(
         data.tokens.shape[2], batch * points, data.num_classes, rates, protocol, data.device, statistics=statistics
     )
@@ -117,6 +118,21 @@ def train_pixels(
                 loss += trainer.step(x.to(data.device), labels.to(data.device), rate)
         curves.loss.append([value if math.isfinite(value) else None for value in (loss / steps).tolist()])
     return trainer.heads(), curves
+
+
+def mean_variance(
+    tokens: Float[Tensor, "n t d"], windows: Int64[Tensor, " k"]
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Of each feature over all tokens of some windows, in float64, a few windows at a time: those of all may fill the
+    memory once, and not twice.
+
+    The variance is that around the mean (two passes), without Bessel's correction.
+    """
+    count, zero = len(windows) * tokens.shape[1], tokens.new_zeros(tokens.shape[2], dtype=torch.float64)
+    parts = windows.split(_WINDOWS_AT_ONCE)
+    mean = sum((tokens[part].double().sum(dim=(0, 1)) for part in parts), zero) / count
+    variance = sum(((tokens[part].double() - mean).square_().sum(dim=(0, 1)) for part in parts), zero) / count
+    return mean, variance
 
 
 def sample(

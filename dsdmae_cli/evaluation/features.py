@@ -40,7 +40,7 @@ Pool = Literal["mean", "cls", "max", "mean+cls", "tokens"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 
 # Of the file and of how features are computed: a change to either must raise it, or old features would be read.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 # ------------------------------------------------------------------------------------------------ extraction

@@ -66,7 +66,8 @@ class Seen(Backbone):
         """The images as the network gets them."""
         if not self.noise_std:
             return images
-        which = ((images + 1) * 127.5).round().sum(dim=(1, 2, 3)).long() % _FIELDS
+        # Summed as integers: a float32 has no room for the sum of a large image, and would depend on its order.
+        which = ((images + 1) * 127.5).round().long().sum(dim=(1, 2, 3)) % _FIELDS
         return images + self.noise_std * self.fields[which]
 
     def side_by_side(self, found: Sequence[Tokens]) -> Tokens:

@@ -59,9 +59,8 @@ def compare(paths: Sequence[Path], paper: str | None = None) -> Comparison:
     own = list({Path(row.path).resolve(): row for row in map(_result, paths)}.values())
     twice = ["a result was named more than once, and stands here once"] if len(own) < len(paths) else []
     beside = _paper_rows(own, paper)
-    rows = sorted([*own, *beside], key=lambda row: (row.dataset, 1 if row.top1 is None else -row.top1))
     return Comparison(
-        tuple(rows),
+        tuple(sorted([*own, *beside], key=lambda row: (row.dataset, *row.rank()))),
         (*twice, *_remarks(own), *segmentation_remarks(own)),
         _table2()["citation"] if beside else None,
     )

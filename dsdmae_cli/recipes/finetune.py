@@ -229,6 +229,7 @@ def _result(
     return {
         "run": str(run.directory.path),
         **judging.base_result("finetune", protocol, opened.described(), settings, task, scores),
+        "train_images": train_images,  # without those that were held out, as in the protocol
         **task.further(),
         "task": settings.finetune.task,
         "epochs": settings.train.epochs,

@@ -61,6 +61,13 @@ class Row:
     path: str = ""
     of_paper: bool = False
 
+    def rank(self) -> tuple[int, float]:
+        """By which rows of a dataset stand best first: those with top-1, then by mean IoU, then those with neither."""
+        for place, score in enumerate((self.top1, self.mean_iou)):
+            if score is not None:
+                return place, -score
+        return 2, 0.0
+
     def top1_words(self) -> str:
         """75.1% (74.3 to 75.9)."""
         if self.top1 is None:

@@ -134,6 +134,8 @@ class Segmentation:
         lens, size = Lens.fitting(settings.data.image_size), size_words(settings.data.image_size)
         blocks = settings.finetune.blocks
         read = "" if blocks == "last" else f" after blocks {blocks}"
+        if blocks.isdigit():
+            read += " (what follows in the network is not trained)"
         return (
             f"a linear layer on every patch's token{read}, upsampled bilinearly; test pictures scaled to cover the"
             f" window, windows of {size} px at steps of at most {lens.stride:.2g} of a side, scored in the masks' own"

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.backbone import Backbone, evaluating, freeze_unmet
 from dsdmae_cli.blocks import numbers_of, shape_of
 from dsdmae_cli.data.masks import VOID
 from dsdmae_cli.errors import SettingsError
@@ -100,7 +100,19 @@ class Segmenter(FineTuning[PixelNetwork]):
     """
 
     def __init__(self, settings: FinetuneSection, backbone: Backbone, num_classes: int, layer_decay: float) -> None:
-        super().__init__(settings, PixelNetwork(backbone, num_classes, settings.head_std, settings.blocks), layer_decay)
+        network = PixelNetwork(backbone, num_classes, settings.head_std, settings.blocks)
+        if backbone.num_blocks not in network.blocks:
+            self._freeze_blocks_after(network)
+        super().__init__(settings, network, layer_decay)
+
+    @staticmethod
+    def _freeze_blocks_after(network: PixelNetwork) -> None:
+        """What lies behind the last block that is read stays as it is. Not so in PixelNetwork itself, whose backbone a
+        later run may begin with."""
+        backbone, weight = network.backbone, network.head.weight
+        blank = torch.zeros(1, backbone.in_chans, *height_width(backbone.image_size), device=weight.device)
+        with evaluating(network), torch.enable_grad():
+            freeze_unmet(backbone, network.forward_tokens(blank.to(weight.dtype))[0])
 
     def weigh_pixels(self, counts: Int64[Tensor, " c"]) -> None:
         """Let the classes count alike, by how many pixels of the training masks are of each (weights.balanced)."""

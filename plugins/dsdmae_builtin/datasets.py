@@ -85,7 +85,7 @@ STL10 = DatasetSpec(
     settings=Stl10Settings,
     image_size=96,
     labelled_split="labelled",
-    num_images={"train": 100_000, "test": 8_000},
+    num_images={"train": 100_000, "labelled": 5_000, "test": 8_000},
 )
 
 IMAGENET = DatasetSpec(

@@ -5,11 +5,13 @@ DSdMAE drops no patch, so that nothing here needs to be a plain transformer.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from dsdmae_builtin.backbones import TimmSettings
 from dsdmae_builtin.timm_weights import where_from
 from dsdmae_builtin.vit import attention_to_patches
-from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.backbone import Backbone, evaluating, freeze_unmet
 from dsdmae_cli.errors import PluginError, SettingsError, nearest
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.size import Size, height_width, nearest_whole, size_word, size_words, whole_patches
@@ -87,13 +89,8 @@ class TimmBackbone(Backbone):
 
     def _freeze_what_no_feature_meets(self) -> None:
         """Layers behind the feature map (a ConvNeXt's head norm) get no gradient, and DDP would wait for it in vain."""
-        was_training = self.model.training
-        self.model.eval()
-        self._feature_map(torch.rand(1, self.in_chans, *height_width(self.image_size))).sum().backward()
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(parameter.grad is not None)
-            parameter.grad = None
-        self.model.train(was_training)
+        with evaluating(self.model):
+            freeze_unmet(self.model, self._feature_map(torch.rand(1, self.in_chans, *height_width(self.image_size))))
 
     def _feature_map(self, images: Tensor) -> Tensor:
         maps = self.model.forward_intermediates(
@@ -127,20 +124,54 @@ class TimmBackbone(Backbone):
     def forward_blocks(
         self, images: Float[Tensor, "b c h w"], blocks: Sequence[int]
     ) -> Sequence[tuple[Float[Tensor, "b _ _"], Float[Tensor, "b _"] | None]]:
-        inner = sorted({block for block in blocks if block < self.num_blocks})
-        found: dict[int, tuple[Tensor, Tensor | None]] = {}
-        if inner:
-            more = {"return_prefix_tokens": True} if self.has_class_token else {}
-            maps = self.model.forward_intermediates(
-                self.normalize(images), indices=[block - 1 for block in inner], stop_early=True, norm=False,
-                output_fmt="NCHW", intermediates_only=True, **more,
-            )  # fmt: skip
-            for block, given in zip(inner, maps, strict=True):
-                features, prefix = given if self.has_class_token else (given, None)
-                found[block] = (features.flatten(2).transpose(1, 2), None if prefix is None else prefix[:, 0])
-        if len(inner) < len(set(blocks)):
-            found[self.num_blocks] = self.forward_tokens(images)
+        wanted, last = sorted(set(blocks)), self.num_blocks
+        if wanted == [last]:
+            return [self.forward_tokens(images)] * len(blocks)
+        final = self._final if last in wanted else "in its place"  # without the last block nothing is normed
+        if final == "apart":
+            wanted.remove(last)
+        found = dict(zip(wanted, self._maps(images, wanted, final == "by timm"), strict=True))
+        if final == "apart":
+            found[last] = self.forward_tokens(images)
+        elif final == "by its norm":
+            found[last] = self._normed(found[last])
         return [found[block] for block in blocks]
+
+    def _maps(
+        self, images: Float[Tensor, "b c h w"], blocks: Sequence[int], norm: bool
+    ) -> list[tuple[Float[Tensor, "b _ _"], Float[Tensor, "b _"] | None]]:
+        """What timm gives after blocks, in ascending order, as tokens."""
+        more = {"return_prefix_tokens": True} if self.has_class_token else {}
+        maps = self.model.forward_intermediates(
+            self.normalize(images), indices=[block - 1 for block in blocks], stop_early=True, norm=norm,
+            output_fmt="NCHW", intermediates_only=True, **more,
+        )  # fmt: skip
+        pairs = maps if self.has_class_token else [(given, None) for given in maps]
+        return [(given.flatten(2).transpose(1, 2), None if p is None else p[:, 0]) for given, p in pairs]
+
+    def _normed(self, given: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """What the last block gives, as the architecture normalises it: each token by itself."""
+        patches, token = given
+        return self.model.norm(patches), None if token is None else self.model.norm(token)
+
+    @cached_property
+    def _final(self) -> Literal["by timm", "by its norm", "apart"]:
+        """How the final features are had by the pass that gives inner blocks as they are.
+
+        timm's `norm` is for the last block alone in hierarchical networks, for every block in plain transformers, and
+        for some in others: one image tells. The pass is made twice ("apart") only where neither way gives them.
+        """
+        weight = next(self.model.parameters())
+        shape = (1, self.in_chans, *height_width(self.image_size))
+        image = torch.linspace(-1, 1, math.prod(shape), device=weight.device, dtype=weight.dtype).view(shape)
+        blocks = list(range(1, self.num_blocks + 1))
+        with torch.no_grad(), evaluating(self.model):
+            raw, normed = (self._maps(image, blocks, norm) for norm in (False, True))
+            if all(_alike(one, other) for (one, _), (other, _) in zip(raw[:-1], normed[:-1], strict=True)):
+                return "by timm"
+            if not isinstance(getattr(self.model, "norm", None), nn.LayerNorm | nn.RMSNorm | nn.Identity):
+                return "apart"
+            return "by its norm" if _alike(self._normed(raw[-1])[0], normed[-1][0]) else "apart"
 
     def attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads rows columns"] | None:
         if type(self.model) is not VisionTransformer or self.num_blocks < 2:
@@ -187,6 +218,10 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other)
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dsdmae_cli import plugins
-from dsdmae_cli.ablation.definition import Definition, find_metric, metric_names, trial_name
+from dsdmae_cli.ablation.definition import Definition, find_metric, measured, metric_names, trial_name
 from dsdmae_cli.ablation.study import Row, Study
 from dsdmae_cli.ablation.sweep import Base, parse_axes
 from dsdmae_cli.errors import SettingsError
@@ -43,6 +43,14 @@ def test_a_probe_of_blocks_is_a_metric() -> None:
     for wrong in ("linear:", "linear:first", "loss:all", "finetune:all", "none:all"):
         with pytest.raises(SettingsError, match="a probe takes blocks too, as linear:all"):
             find_metric(wrong)
+
+
+def test_fine_tuning_to_name_pixels_has_a_mean_iou() -> None:
+    for words in (["--task", "segment"], ["--task=segment", "--epochs", "2"], ["--set", "finetune.task=segment"]):
+        assert measured(find_metric("finetune"), words).label == "fine-tuned mean IoU"
+    assert measured(find_metric("finetune"), ["--epochs", "2"]).label == "fine-tuned accuracy"
+    for other in ("knn", "linear", "segment"):
+        assert measured(find_metric(other), []) == find_metric(other)
 
 
 def test_every_installed_probe_is_a_metric() -> None:

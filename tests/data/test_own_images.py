@@ -104,6 +104,19 @@ def test_fine_tuning_counts_the_images_it_learns_from(few: Path) -> None:
         assert loaded.settings.train.batch_size == batch
 
 
+def test_a_share_of_labelled_images_is_counted_where_the_plugin_says_no_number(few: Path, tmp_path: Path) -> None:
+    """In a split of another name too (STL-10 has 5,000 labelled images), and never by a download."""
+
+    def batch(dataset: str, labels: str) -> int:
+        flags = {"data.dataset": dataset, "data.data_dir": str(tmp_path), "backbone.name": "vit-tiny"}
+        flags |= {"finetune.labels": labels, "backbone.patch_size": "8"}
+        return int(judging(Given(subject="scratch", flags=flags), FINETUNE, "finetune").settings.train.batch_size)
+
+    assert [batch("digits", labels) for labels in ("1", "0.5", "0.05", "0.01")] == [128, 128, 32, 8]
+    assert [batch("stl10", labels) for labels in ("1", "0.02")] == [128, 32]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_study_has_the_batch_that_a_run_has(few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One rule: in the trials' settings, in what is said, and not where a batch is said or swept."""
     base = Base(flags={"data.dataset": str(few), "backbone.patch_size": "8"})

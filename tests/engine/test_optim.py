@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import timm.optim
+import torch
 from helpers import settings
 from toy import Listener, Toy, mae_lr, trainer
 
@@ -54,6 +55,26 @@ def test_decay_spares_what_timm_spares(method: str, more: tuple[str, ...]) -> No
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     assert ours[0] | ours[1] == trained
     assert not [name for name in trained if name.startswith("teacher")]
+
+
+def test_decay_spares_tokens_by_whatever_name() -> None:
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 32}
+    networks = {
+        "vit_small_patch14_reg4_dinov2": ("cls_token", "reg_token", "pos_embed"),
+        "deit_tiny_distilled_patch16_224": ("cls_token", "dist_token", "pos_embed"),
+        "vit_base_patch16_siglip_224": ("attn_pool.latent", "pos_embed"),
+        "eva02_tiny_patch14_224": ("cls_token", "pos_embed"),
+    }
+    for name, tokens in networks.items():
+        network = timm.create_model(name, **small)
+        names = {id(p): name for name, p in network.named_parameters()}
+        decayed, spared = ({names[id(p)] for p in group["params"]} for group in parameter_groups(network, 0.05))
+        assert set(tokens) <= spared
+        assert not [left for left in decayed if not left.endswith("weight")], name
+        assert all(network.get_parameter(left).ndim > 1 for left in decayed)
+        assert {left for left in spared if network.get_parameter(left).ndim > 1} == set(tokens)
+    one_channel = parameter_groups(torch.nn.Conv2d(3, 1, 3), 0.05)
+    assert [len(group["params"]) for group in one_channel] == [1, 1]
 
 
 def test_the_optimiser_is_fused_adamw_with_the_settings() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import Tensor
 
 from dsdmae_cli.backbone import Pixels
@@ -41,11 +42,11 @@ def images(count: int = 3, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("noise_std", [0.0, 0.2])
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_all_blocks_in_one_pass(name: str, noise_std: float) -> None:
-    """What each gives by itself, and each module of the network works once; twice in timm's, whose last features are
-    not among what its forward_intermediates gives."""
+    """What each gives by itself, and each module of the network works once."""
     net, x = network(name).requires_grad_(False), images()
     encoders = list(candidates(net, "all", noise_std).values())
     alone = [encoder.forward_tokens(x) for encoder in encoders]
+    tokens_of(encoders, x)  # a timm network is asked, once, how it normalises
     calls: list[object] = []
     hooks = [
         module.register_forward_hook(lambda m, _i, _o: calls.append(m)) for module in net.modules() if module is not net
@@ -54,7 +55,7 @@ def test_all_blocks_in_one_pass(name: str, noise_std: float) -> None:
     for hook in hooks:
         hook.remove()
     assert calls
-    assert len(calls) <= (2 if name.startswith("timm") else 1) * len(list(net.modules()))
+    assert len(calls) <= len(list(net.modules()))
     for (patches, token), (expected, expected_token) in zip(together, alone, strict=True):
         torch.testing.assert_close(patches, expected, rtol=0, atol=0)
         assert (token is None) == (expected_token is None)
@@ -103,6 +104,45 @@ def test_blocks_are_what_passes_through_the_network(name: str) -> None:
     torch.testing.assert_close(net.forward_blocks(x, [1])[0][0], found[0][0])
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "final"),
+    [
+        ("vit_tiny_patch16_224", "{embed_dim=24, depth=3, num_heads=2, global_pool='avg', fc_norm=true}", "by timm"),
+        ("vit_base_patch14_reg4_dinov2", "{embed_dim=24, depth=3, num_heads=2}", "by its norm"),
+        ("eva02_tiny_patch14_224", "{embed_dim=16, depth=3, num_heads=2}", "by timm"),
+        ("beit_base_patch16_224", "{embed_dim=16, depth=3, num_heads=2, global_pool='token'}", "by its norm"),
+        ("swin_tiny_patch4_window7_224", "{embed_dim=8, depths=[1, 1], num_heads=[1, 2]}", "by timm"),
+        ("test_efficientnet", "{}", "by timm"),
+        ("samvit_base_patch16", "{embed_dim=16, depth=3, num_heads=2}", "apart"),
+    ],
+)
+def test_timm_networks_give_final_and_inner_features_of_one_draw(name: str, options: str, final: str) -> None:
+    """In training, where blocks are dropped at random: what stands side by side is of one pass."""
+    flags = (f"backbone.name=timm:{name}", f"backbone.options={options}", "backbone.patch_size=auto")
+    given = load(assignments=["data.dataset=digits", "data.image_size=112", *flags], environ={}).settings
+    net: Any = build_backbone(resolve(given).backbone, 112, 0).requires_grad_(False).eval()
+    assert net._final == final
+    x, count = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1, net.num_blocks
+    together = net.forward_blocks(x, [count, 1])
+    for found, expected in zip(together, (net.forward_tokens(x), net.forward_blocks(x, [1])[0]), strict=True):
+        torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0)
+        assert (found[1] is None) == (expected[1] is None)
+        if found[1] is not None:
+            torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
+    if name != "vit_base_patch14_reg4_dinov2":
+        return
+    for block in net.model.blocks:
+        block.drop_path1, block.drop_path2 = DropPath(0.5), DropPath(0.5)
+    net.train()
+    seen: list[Tensor] = []
+    net.model.blocks[-1].register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    net.model.norm.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    (inner, _), (last, _) = net.forward_blocks(x, [count - 1, count])
+    before, patches, _ = seen
+    torch.testing.assert_close(inner, before[:, -inner.shape[1] :])
+    torch.testing.assert_close(last, torch.nn.functional.layer_norm(patches, (24,), eps=1e-6))
+
+
 @torch.no_grad()
 def test_blocks_side_by_side() -> None:
     net, x = network("vit with class token"), images()
@@ -134,6 +174,23 @@ def test_noise_is_an_images_own() -> None:
     noise = (added[0] - x).flatten(1)
     assert noise.std().item() == pytest.approx(0.2, rel=0.02)
     assert len({tuple(row[:5].tolist()) for row in noise}) > 15  # of 64 fields, 40 images meet about 30
+
+
+@torch.no_grad()
+def test_which_noise_a_large_image_gets_is_an_exact_sum() -> None:
+    """Beyond 2^24, where a float32 knows no odd numbers, an image is one level of one pixel brighter than another."""
+    given = load(assignments=["data.dataset=digits", "data.image_size=320", *NETWORKS["vit"]], environ={}).settings
+    net = build_backbone(resolve(given).backbone.model_copy(update={"patch_size": 160}), 320, 0).eval()
+    seen = candidates(net, "last", 0.2)["last"]
+    assert isinstance(seen, Seen)
+    levels = torch.full((5, 3, 320, 320), 200, dtype=torch.uint8)
+    for brighter in range(5):
+        levels[brighter, 0, 0, :brighter] += 1
+    assert int(levels[0].long().sum()) > 2**24
+    x = levels.float() / 127.5 - 1
+    expected = levels.numpy().astype("int64").sum(axis=(1, 2, 3)) % 64
+    assert len(set(expected.tolist())) == 5
+    torch.testing.assert_close(seen.noisy(x), x + 0.2 * seen.fields[torch.from_numpy(expected)], rtol=0, atol=0)
 
 
 def test_blocks_and_noise_of_images_with_five_bands() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.resolve import resolve
@@ -235,6 +237,36 @@ def test_a_head_learns_what_scikit_learn_finds() -> None:
     theirs = LogisticRegression(C=100, max_iter=2000).fit(x, y)
     assert theirs.score(x, y) > 0.98
     assert float((mine == labels.flatten()).double().mean()) > theirs.score(x, y) - 0.03
+
+
+def test_tokens_are_not_copied_whole_to_be_normalised() -> None:
+    """They may fill the memory; and far from zero, where float32 has no digits left, the variance is right."""
+    tokens = torch.randn(300, 16, 5, generator=torch.Generator().manual_seed(0)) + 3000
+    masks = torch.zeros(300, 4, 4, dtype=torch.uint8)
+    given = ["probe.kind=segment", "train.epochs=1", "train.batch_size=1"]
+    resolved = resolve(compose(PROBE, assignments=given, environ={}).settings)
+    data = DenseData(
+        tokens, masks, torch.arange(300), (4, 4), HeldOut(np.arange(300), np.arange(0)), 2, resolved.train,
+        torch.device("cpu"), Report(),
+    )  # fmt: skip
+    with _Largest() as made:
+        heads, _ = train_pixels(data, torch.arange(0, 300, 2), [0.1], 4)
+    assert made.numel <= 16 * 16 * 5
+    seen = tokens[::2].double().numpy().reshape(-1, 5)
+    np.testing.assert_allclose(heads.mean.numpy(), seen.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(heads.variance.numpy(), seen.var(axis=0), rtol=1e-6)
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers that a tensor held which any operation made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numel = max(self.numel, out.numel())
+        return out
 
 
 def test_images_that_are_void_all_over_leave_an_interval() -> None:

@@ -60,6 +60,14 @@ def test_results_stand_by_dataset_and_best_first(tmp_path: Path) -> None:
     assert lines[3][0] == "birds"
 
 
+def test_results_in_segmentation_stand_best_first_too(tmp_path: Path) -> None:
+    none = {"top1": None, "top1_interval": None, "top5": None}
+    scores = {"low": 0.2, "best": 0.6, "unknown": None, "middle": 0.4}
+    runs = [result(tmp_path, name, mean_iou=score, **none) for name, score in scores.items()]
+    runs.append(result(tmp_path, "classes", top1=0.1))
+    assert [row.name for row in compare(runs, "none").rows] == ["classes", "best", "middle", "low", "unknown"]
+
+
 def test_a_file_and_its_directory_are_the_same(tmp_path: Path) -> None:
     run = result(tmp_path, "run")
     renamed = (run / "result.json").rename(tmp_path / "kept.json")

@@ -65,7 +65,8 @@ def test_the_files_and_the_result_of_a_run(masked_run: Path, tmp_path: Path, dra
     }  # fmt: skip
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
     assert (result["kind"], result["task"], result["num_images"]) == ("finetune", "segment", 6)
-    assert (list(result["image_size"]), result["train_images"]) == ([24, 32], 24)
+    assert (list(result["image_size"]), result["train_images"]) == ([24, 32], 19)  # of 24, 5 are held out
+    assert "on 19 images with" in result["protocol"]
     low, high = result["mean_iou_interval"]
     assert low <= result["mean_iou"] <= high
     assert result["void_share"] == pytest.approx(55 / 768)
@@ -350,6 +351,16 @@ def test_a_mask_that_fails_on_the_way_is_one_line(
     assert "003.png has the value 77" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert not multiprocessing.active_children()  # which do not hear SIGTERM, and would hold whoever keeps the error
+
+
+def test_what_follows_the_block_that_is_read_stays_as_it_was(masked_run: Path, tmp_path: Path) -> None:
+    result = tune("scratch", tmp_path / "tuned", "finetune.blocks=1", "backbone.depth=2", like=masked_run)
+    assert "token after blocks 1 (what follows in the network is not trained), upsampled" in result["protocol"]
+    weights = safetensors.torch.load_file(tmp_path / "tuned/classifier.safetensors")
+    # As they begin: biases are zero, and a norm's weights one.
+    assert weights["blocks.0.mlp.fc1.bias"].any()
+    assert not weights["blocks.1.mlp.fc1.bias"].any()
+    assert bool((weights["norm.weight"] == 1).all())
 
 
 def test_few_labels_are_a_share_of_the_images(masked_run: Path, tmp_path: Path) -> None:

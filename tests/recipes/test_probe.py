@@ -129,6 +129,7 @@ def test_one_label_a_class_leaves_nothing_to_choose(run: Path, tmp_path: Path) -
         [row] = result["few_shot"]
         assert (row["images"], row["values"]) == (10, [result["top1"]])
         assert said in result["protocol"]
+        assert ("AdamW, weight decay 0.05 of matrices" in result["protocol"]) == (kind == "attentive")
         assert result["held_out"] == {}
 
 

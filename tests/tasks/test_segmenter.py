@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dsdmae_cli.config.compose import compose
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import FINETUNE
 from dsdmae_cli.data.masks import VOID
 from dsdmae_cli.data.source import seeded
@@ -24,11 +25,12 @@ from dsdmae_cli.work import measure_work
 
 CPU = torch.device("cpu")
 SIZE = (16, 24)
+SMALL = ("backbone.depth=2", "backbone.embed_dim=16", "backbone.num_heads=2", "backbone.patch_size=4")
+CONVNEXT = ("backbone.patch_size=1", "backbone.options={depths=[1, 1, 1, 1], dims=[16, 16, 24, 32]}")
 
 
 def backbone(size: Any = SIZE) -> Any:
-    flags = ("backbone.depth=2", "backbone.embed_dim=16", "backbone.num_heads=2", "backbone.patch_size=4")
-    settings = compose(FINETUNE, assignments=["data.dataset=digits", *flags], environ={}).settings
+    settings = compose(FINETUNE, assignments=["data.dataset=digits", *SMALL], environ={}).settings
     return build_backbone(settings.backbone, size, 0)
 
 
@@ -111,6 +113,32 @@ def test_layer_decay_reaches_every_weight() -> None:
         for part in ("blocks.1.", "blocks.0.", "patch_embed.")
     }
     assert by_part == {"blocks.1.": {0.75}, "blocks.0.": {0.75**2}, "patch_embed.": {0.75**3}}
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        *itertools.product(["vit-tiny", "timm:vit_tiny_patch16_224", "beit-tiny"], ["last", "1", "last:2"]),
+        ("timm:test_convnext", "last"),  # whose blocks have maps of several sizes
+    ],
+)
+def test_every_weight_that_is_trained_has_a_gradient(name: str, blocks: str) -> None:
+    """DDP waits for each; and what follows the block that is read is not among them, nor changed."""
+    own = {"vit-tiny": SMALL, "beit-tiny": SMALL, "timm:test_convnext": CONVNEXT}
+    flags = (f"backbone.name={name}", *own.get(name, ("backbone.options={embed_dim=24, depth=2, num_heads=2}",)))
+    given = compose(FINETUNE, assignments=["data.dataset=digits", *flags], environ={}).settings
+    net = build_backbone(resolve(given).backbone, (32, 32), 0)
+    section = FinetuneSection(task="segment", blocks=blocks, ema=0.5)
+    fixed = {name for name, weight in net.named_parameters() if not weight.requires_grad}
+    method = Segmenter(section, net, 5, 0.75)
+    images = torch.rand(2, 3, 32, 32, generator=seeded(CPU, 0)) * 2 - 1
+    masks = torch.randint(0, 5, (2, 32, 32), generator=seeded(CPU, 1)).to(torch.uint8)
+    method.train()(images, method.corrupt_labelled(images, masks, seeded(CPU, 0)))["loss"].backward()
+    trained = {name: weight.grad is not None for name, weight in method.named_parameters() if weight.requires_grad}
+    assert all(trained.values()), [name for name, met in trained.items() if not met]
+    assert "network.head.weight" in trained
+    left_out = {name for name, weight in net.named_parameters() if not weight.requires_grad} - fixed
+    assert bool(left_out) == (blocks == "1")
 
 
 def test_erasing_leaves_masks_and_images_alone() -> None:

@@ -35,13 +35,13 @@ PROBE = ProbeSpec(
 
 def fit(settings: AttentiveSettings, data: ProbeData) -> ProbeResult:
     """Train a head per rate on the fitting part, choose on the held-out part, train that one anew on both."""
-    from dsdmae_cli.evaluation.attentive import select_and_fit
+    from dsdmae_cli.evaluation.attentive import DECAY, select_and_fit
 
     found = select_and_fit(data, settings.learning_rates)
     epochs = data.schedule.epochs
     words = (
         "one cross-attention block with a learned query and a linear layer on all tokens, backbone frozen in eval"
-        f" mode; AdamW, {epochs} epochs, batch {data.batch_size}, rate {found.chosen:g}"
-        f"{data.how_chosen(len(settings.learning_rates))}; the last epoch is the result"
+        f" mode; AdamW, weight decay {DECAY:g} of matrices, {epochs} epochs, batch {data.batch_size}, rate"
+        f" {found.chosen:g}{data.how_chosen(len(settings.learning_rates))}; the last epoch is the result"
     )
     return ProbeResult(found.logits, words, ("learning rate", found.chosen), found.held_out, epochs=epochs)
