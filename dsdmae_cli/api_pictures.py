@@ -80,7 +80,7 @@ def denoise(
     import numpy as np
 
     from dsdmae_cli.data.base import Refused
-    from dsdmae_cli.pictures.depths import brought_back, limits_of, seen
+    from dsdmae_cli.pictures.depths import brought_back, limits_of, range_of, seen
     from dsdmae_cli.pictures.engines import choose_engine, open_restorer
     from dsdmae_cli.pictures.picture import Picture, read, to_image
 
@@ -99,7 +99,7 @@ def denoise(
     where = (path_of(run), path_of(weights))
     with _undisturbed_by(choose_engine(engine, *where, device, precision)):
         restorer = open_restorer(*where, engine=engine, device=device, precision=precision, passes=passes)
-        limits = limits_of([given])
+        limits = range_of(given, limits_of([given]))
         shown = given if limits is None else seen(given, limits)
         try:
             restored = restorer(shown, strength).picture

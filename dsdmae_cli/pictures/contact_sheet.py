@@ -152,6 +152,8 @@ def to_rgb(picture: Picture) -> Image.Image:
         picture = replace(picture, pixels=first, mode="RGB" if first.shape[2] == 3 else "L")
     if picture.depth == 16:
         picture = picture.with_pixels((picture.pixels >> 8).astype(np.uint8))
+    if picture.inverted and picture.pixels.dtype == np.uint8:
+        picture = replace(picture, pixels=255 - picture.pixels, inverted=False)
     image = to_image(picture)
     if not picture.mode.endswith("A"):
         return image.convert("RGB")

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import io
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -122,14 +124,33 @@ def check_free(file: Path, *, force: bool) -> None:
 
     Raises:
         Exists: it does.
-        RunFailed: its folder cannot be made.
+        DataError: there can be no file of this name.
+        RunFailed: its folder cannot be made, or not be written to.
     """
-    if file.exists() and not force:
-        raise Exists(f"{file} exists; --force replaces it")
+    try:
+        file.stat()
+        if not force:
+            raise Exists(f"{file} exists; --force replaces it")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long
+        reason = error.strerror or error
+        raise DataError(f"cannot write {file}: {reason}; choose another name with --out or --suffix") from error
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFailed(f"cannot make {file.parent}: {error.strerror or error}") from error
+    _try(file.parent)
+
+
+@lru_cache
+def _try(folder: Path) -> None:
+    """Make a file in a folder and drop it; what went well is not tried again."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial"):
+            pass
+    except OSError as error:
+        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}; {_ADVICE}") from error
 
 
 def _write(files: Sequence[tuple[list[Picture] | Image.Image, Path | None]]) -> None:

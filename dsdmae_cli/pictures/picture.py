@@ -6,6 +6,8 @@ Pillow cannot do with 16 bits is in deep.py, what is known of a picture beside i
 
 from __future__ import annotations
 
+import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +45,10 @@ _HOLDS = {
     "WEBP": {"RGB", "RGBA"},
     "JPEG": {"L", "RGB", "CMYK"},
 }
+# Pixels of a side that a format counts to (JPEG: as libjpeg does), and bytes that fit into a segment of a JPEG behind
+# its name.
+_SIDES = {"JPEG": 65500, "WEBP": 16383}
+_SEGMENTS = {"EXIF data": 65533 - len(b"Exif\0\0"), "XMP": 65533 - len(b"http://ns.adobe.com/xap/1.0/\0")}
 _TO_MODE = {"1": "L", "La": "LA", "PA": "RGBA", "RGBX": "RGB", "RGBa": "RGBA", "YCbCr": "RGB"}
 _BY_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -271,6 +277,11 @@ def check_format(picture: Picture, suffix: str) -> None:
     if not held or not deep_enough:
         what = f"{len(picture.pages)} pages" if len(picture.pages) > 1 else f"{picture.depth}-bit {picture.mode} pixels"
         raise Refused(f"{kind} cannot hold {what} as they are; write {picture.suffix}")
+    if max(picture.width, picture.height) > (most := _SIDES.get(kind, sys.maxsize)):
+        raise Refused(f"{kind} cannot hold {picture.width}x{picture.height}, but {most} a side; write {picture.suffix}")
+    for (what, room), known in zip(_SEGMENTS.items(), (picture.metadata.exif, picture.metadata.xmp), strict=True):
+        if kind == "JPEG" and known and len(known) > room:
+            raise Refused(f"JPEG cannot hold {len(known):,} bytes of {what}, but {room:,}; write {picture.suffix}")
 
 
 def write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
@@ -282,8 +293,15 @@ def write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
     Raises:
         Refused: the format cannot hold it (see check_format).
     """
+    check_format(pages[0], suffix)
+    try:
+        _write(pages, file, suffix)
+    except (ValueError, OverflowError, struct.error) as error:  # what else a writer finds too much
+        raise Refused(f"{WRITERS[suffix][0]} cannot hold it: {error}; write {pages[0].suffix}") from error
+
+
+def _write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
     picture = pages[0]
-    check_format(picture, suffix)
     kind, options = WRITERS[suffix]
     if kind == "TIFF" and (picture.is_instruments or len(pages) > 1):
         instrument.write(pages, file)

@@ -18,7 +18,7 @@ from dsdmae_cli.data.values import Ranges
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.pictures import picture as pictures
 from dsdmae_cli.pictures.contact_sheet import Panel, draw, with_magnified
-from dsdmae_cli.pictures.depths import brought_back, left_out, limits_of, limits_of_all, read_pages, seen
+from dsdmae_cli.pictures.depths import brought_back, left_out, limits_of, limits_of_all, range_of, read_pages, seen
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.engines import Wanted, open_restorer
 from dsdmae_cli.pictures.outcome import Done, Outcome, Scores
@@ -135,8 +135,7 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
         raise DataError(f"a stack of {len(pages)} pages is compared with nothing; leave --reference and --corrupt out")
     limits = limits_of(pages) if options.limits == "auto" else options.limits
     assert limits != "batch"
-    results = [_page(source, page, limits, restorer, options, report) for page in pages]
-    first = results[0]
+    first, *_ = results = [_page(source, page, limits, restorer, options, report) for page in pages]
     levels = [one.done.noise_level for one in results]
     done = replace(
         first.done,
@@ -155,6 +154,7 @@ def _page(
     source: Source, page: Picture, limits: Ranges | None, restorer: Restorer, options: Options, report: Counted
 ) -> _Page:
     """A picture as the network sees it, from black to white, is compared and shown; what was changed goes back."""
+    asked, limits = limits, range_of(page, limits)
     given = page if limits is None else seen(page, limits)
     original = _original(source, page, given, limits, options)
     noisy, strength = given, options.strength
@@ -178,7 +178,7 @@ def _page(
         frames=page.frames,
         pages=len(page.pages),
         beside=page.beside,
-        limits=None if given is page else limits,
+        limits=None if given is page or asked is None else limits,
         noise_level=result.noise_level,
         found=result.found,
         strength=result.strength,
@@ -201,7 +201,7 @@ def _original(source: Source, page: Picture, given: Picture, limits: Ranges | No
     original = pictures.read(path, str(path), options.max_pixels)
     if original.shape != page.shape:
         raise DataError(f"its reference {path} is {original.shape}, not {page.shape}")
-    return original if limits is None else seen(original, limits)
+    return original if limits is None else seen(original, limits, itself=given is page)
 
 
 def _panels(noisy: Picture, restored: Picture, original: Picture | None, scores: Scores | None) -> list[Panel]:
