@@ -145,7 +145,19 @@ class Picture:
     @property
     def suffix(self) -> str:
         """The format for it where nobody chose one: PNG, which has neither CMYK nor pages nor floating point."""
-        return ".tif" if self.mode == "CMYK" or self.is_instruments or len(self.pages) > 1 else ".png"
+        tiff_alone = self.mode == "CMYK" or self.is_georeferenced or self.by_tifffile
+        return ".tif" if tiff_alone else ".png"
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether it says where on Earth it lies, which a TIFF alone does."""
+        return self.metadata.tags is not None and bool(self.metadata.tags.geo)
+
+    @property
+    def by_tifffile(self) -> bool:
+        """Whether Pillow writes no TIFF of it."""
+        deep = self.is_georeferenced and self.depth == 16 and self.mode != "L"
+        return self.is_instruments or len(self.pages) > 1 or deep
 
     @property
     def shape(self) -> str:
@@ -194,7 +206,9 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
         if picture.mode == "RGB" and isinstance(key, tuple):
             picture = replace(picture, pixels=keyed(picture.pixels, key), mode="RGBA")
     if is_tiff:
-        picture = replace(picture, frames=len(pages), pages=pages, beside=beside)
+        with readable(source, name, max_pixels) as stream:
+            known = instrument.with_tags(picture.metadata, stream, page)
+        picture = replace(picture, frames=len(pages), pages=pages, beside=beside, metadata=known)
     return replace(_upright(picture, turn), nodata=missing, inverted=inverted)
 
 
@@ -272,8 +286,9 @@ def check_format(picture: Picture, suffix: str) -> None:
     """
     kind = WRITERS[suffix][0]
     deep_enough = picture.depth == 8 or kind == "PNG" or (kind == "TIFF" and picture.mode == "L")
-    deep_enough = deep_enough or picture.is_instruments or len(picture.pages) > 1
-    held = kind == "TIFF" if picture.is_instruments or len(picture.pages) > 1 else picture.mode in _HOLDS[kind]
+    deep_enough = deep_enough or (picture.by_tifffile and kind == "TIFF")
+    only_tiff = picture.is_instruments or len(picture.pages) > 1
+    held = kind == "TIFF" if only_tiff else picture.mode in _HOLDS[kind]
     if not held or not deep_enough:
         what = f"{len(picture.pages)} pages" if len(picture.pages) > 1 else f"{picture.depth}-bit {picture.mode} pixels"
         raise Refused(f"{kind} cannot hold {what} as they are; write {picture.suffix}")
@@ -303,7 +318,7 @@ def write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
 def _write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
     picture = pages[0]
     kind, options = WRITERS[suffix]
-    if kind == "TIFF" and (picture.is_instruments or len(pages) > 1):
+    if kind == "TIFF" and (picture.by_tifffile or len(pages) > 1):
         instrument.write(pages, file)
         return
     if kind == "PNG" and picture.depth == 16 and picture.mode != "L":
