@@ -52,6 +52,11 @@ class Panel:
     framed: Region | None = None
 
 
+def height_of(row: Sequence[Panel]) -> int:
+    """How much a row adds to the height of what is drawn."""
+    return max(panel.picture.height * (panel.factor or _enlarged(panel.picture)) for panel in row) + _CAPTION + _GAP
+
+
 def draw(rows: Iterable[list[Panel]]) -> Image.Image:
     """Rows of panels on white, each row as high as its picture."""
     shown = [[(drawn(panel), panel.caption) for panel in row] for row in rows]

@@ -20,7 +20,7 @@ from dsdmae_cli.data.base import Refused, UnreadableImage
 from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
 from dsdmae_cli.files import aside
 from dsdmae_cli.pictures import picture as pictures
-from dsdmae_cli.pictures.contact_sheet import Panel, draw
+from dsdmae_cli.pictures.contact_sheet import Panel, draw, height_of
 from dsdmae_cli.pictures.outcome import Outcome, Record
 from dsdmae_cli.pictures.paths import Failure, Source, told
 from dsdmae_cli.pictures.picture import Picture
@@ -32,6 +32,7 @@ _SAID = 3  # failures that are told as they come; all are counted at the end
 _ADVICE = "make room, or write elsewhere with --out, and run it again"
 # A sheet of more would be of no use to the eye, and is held in memory whole.
 MOST_ROWS = 100
+_MARGIN = 16  # above and below its rows
 
 
 class Exists(DataError):  # noqa: N818
@@ -74,11 +75,14 @@ def each(
         advice_on_size: what to do about a picture that has too many pixels.
 
     Raises:
-        RunFailed: the sheet cannot be written, or memory is exhausted.
+        DataError, RunFailed: there can be no sheet of that name or in that place, or memory is exhausted.
         RunInterrupted: by a signal; what was written by then is whole.
     """
     rows: list[list[Panel]] = []
-    num_shown, num_failed = 0, 0
+    num_shown, num_failed, height, most = 0, 0, _MARGIN, sys.maxsize
+    if sheet is not None:
+        check_free(sheet, force=True)
+        most = pictures.most_of_a_side(sheet.suffix.lower())
     there: list[Failure] = []
     with stoppable(outcome, len(sources)) as stop, report:
         for number, source in enumerate(sources):
@@ -106,14 +110,22 @@ def each(
             except MemoryError:
                 advice = "end other programs, or cut it" if device == "cpu" else "try --device cpu"
                 raise RunFailed(f"{device} ran out of memory at {source}; {advice}") from None
-            if sheet is not None and num_shown < MOST_ROWS:
+            height += sum(map(height_of, made.rows))  # more than fits leaves out all that follow, not a large one alone
+            if sheet is not None and num_shown < MOST_ROWS and height <= most:
                 rows, num_shown = rows + made.rows, num_shown + 1
         if len(sources) > 1 and there:
             report.warn(f"{len(there):,} of {len(sources):,} results are there already, and stay: {told(there)}")
         if num_failed > _SAID:
             report.warn(f"{num_failed:,} of {len(sources):,} failed, of which the first are named above")
-        if sheet is not None and rows:
-            _write([(draw(rows), sheet)])
+        if sheet is not None and outcome.done:
+            try:
+                if not rows:
+                    raise Refused(f"the first picture is higher than {most:,} pixels, which is all that it holds")
+                _write([(draw(rows), sheet)])
+            except (RunFailed, Refused, ValueError) as error:  # what was written stays, and is told
+                outcome.failed.append(Failure(str(sheet), str(error), not isinstance(error, RunFailed)))
+                report.warn(str(outcome.failed[-1]))
+                return
             outcome.sheet = sheet
             if len(outcome.done) > num_shown:
                 report.warn(f"{sheet} shows the first {num_shown} of {len(outcome.done)} pictures")

@@ -278,6 +278,11 @@ def _upright(picture: Picture, turn: int) -> Picture:
 # -- writing
 
 
+def most_of_a_side(suffix: str) -> int:
+    """Pixels of a side that a format counts to."""
+    return _SIDES.get(WRITERS[suffix][0], sys.maxsize)
+
+
 def check_format(picture: Picture, suffix: str) -> None:
     """Whether a format can hold the picture.
 
@@ -292,7 +297,7 @@ def check_format(picture: Picture, suffix: str) -> None:
     if not held or not deep_enough:
         what = f"{len(picture.pages)} pages" if len(picture.pages) > 1 else f"{picture.depth}-bit {picture.mode} pixels"
         raise Refused(f"{kind} cannot hold {what} as they are; write {picture.suffix}")
-    if max(picture.width, picture.height) > (most := _SIDES.get(kind, sys.maxsize)):
+    if max(picture.width, picture.height) > (most := most_of_a_side(suffix)):
         raise Refused(f"{kind} cannot hold {picture.width}x{picture.height}, but {most} a side; write {picture.suffix}")
     for (what, room), known in zip(_SEGMENTS.items(), (picture.metadata.exif, picture.metadata.xmp), strict=True):
         if kind == "JPEG" and known and len(known) > room:

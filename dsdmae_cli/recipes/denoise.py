@@ -78,7 +78,7 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
 
     Raises:
         CheckpointError, SettingsError: there is no denoiser, no such device.
-        RunFailed: the sheet cannot be written.
+        RunFailed: the sheet has no place that can be written to.
         RunInterrupted: by a signal; what was written by then is whole.
     """
     began = time.monotonic()

@@ -180,3 +180,36 @@ def test_what_the_page_cannot_show_costs_no_picture(tmp_path: Path) -> None:
     RestoredPage(tmp_path, said.append).add(done, [panel, panel])
     [line] = said
     assert line.startswith("a.tif is not shown on the page report.html: ")
+
+
+def sheet_of(heights: Sequence[int], sheet: Path) -> Outcome:
+    """`each` over pictures of such heights, with a sheet."""
+
+    def make(k: int) -> Made:
+        row = [Panel(Picture.of(np.zeros((heights[k], 100), np.uint8)), "given")]
+        return Made([], Masked(f"in{k}.png", sheet, 2, 2, {"sky": 1.0}), [row])
+
+    outcome = Outcome({}, "segmented")
+    sources = [Source(Path(f"in{k}.png"), Path(f"in{k}.png")) for k in range(len(heights))]
+    report = Counted("segmenting", len(heights), quiet=True)
+    each(sources, make, outcome, report, device="cpu", sheet=sheet)
+    return outcome
+
+
+def test_a_sheet_ends_where_its_format_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = sheet_of([6000, 6000, 6000, 10], tmp_path / "sheet.webp")
+    assert outcome.sheet == tmp_path / "sheet.webp"
+    assert "shows the first 2 of 4 pictures" in capfd.readouterr().err
+    with Image.open(tmp_path / "sheet.webp") as image:
+        assert image.height < 16383
+
+
+def test_a_sheet_that_fails_takes_nothing_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = sheet_of([17000, 10], tmp_path / "sheet.webp")
+    assert (len(outcome.done), outcome.sheet) == (2, None)
+    [failure] = outcome.failed
+    assert failure.source == str(tmp_path / "sheet.webp")
+    assert "higher than 16,383 pixels" in capfd.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFailed, match=r"cannot make .*file"):  # before anything is done
+        sheet_of([10], tmp_path / "file/sheet.png")

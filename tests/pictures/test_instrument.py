@@ -139,7 +139,7 @@ def test_colours_are_called_what_they_were() -> None:
             assert one.pages.first.extrasamples == other.pages.first.extrasamples
             np.testing.assert_array_equal(one.asarray(), other.asarray())
     with Image.open(io.BytesIO(buffer.getvalue())) as image:
-        assert (image.mode, image.n_frames) == ("CMYK", 2)
+        assert (image.mode, image.n_frames) == ("CMYK", 2)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("shape", [(9, 8), (2, 9, 8), (9, 8, 3)])
