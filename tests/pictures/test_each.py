@@ -21,7 +21,7 @@ from dsdmae_cli.pictures.contact_sheet import Panel
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.outcome import Done, Outcome
 from dsdmae_cli.pictures.page import RestoredPage
-from dsdmae_cli.pictures.paths import Results, Source, find, targets
+from dsdmae_cli.pictures.paths import Results, Source, find, reference_of, targets
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.report.counted import Counted
 from dsdmae_cli.segmentation.predicting import Masked
@@ -213,3 +213,14 @@ def test_a_sheet_that_fails_takes_nothing_with_it(tmp_path: Path, capfd: pytest.
     (tmp_path / "file").touch()
     with pytest.raises(RunFailed, match=r"cannot make .*file"):  # before anything is done
         sheet_of([10], tmp_path / "file/sheet.png")
+
+
+def test_a_reference_may_have_another_suffix_in_capitals(tmp_path: Path) -> None:
+    for name in ("a.JPG", "a.txt", "deep/a.TIFF", "ab.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert reference_of(Source(Path("x/a.png"), Path("a.png")), tmp_path) == tmp_path / "a.JPG"
+    assert reference_of(Source(Path("x/deep/a.png"), Path("deep/a.png")), tmp_path) == tmp_path / "deep/a.TIFF"
+    for other in ("b.png", "none/a.png"):
+        with pytest.raises(SettingsError, match="has no picture named"):
+            reference_of(Source(Path("x") / other, Path(other)), tmp_path)

@@ -10,6 +10,8 @@ from helpers import cli, one_line
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from dsdmae_cli.report.counted import Counted
+
 
 @pytest.fixture(scope="module")
 def slide() -> tuple[np.ndarray, np.ndarray]:
@@ -51,13 +53,18 @@ def test_twelve_bits_in_sixteen_lose_their_noise(
 
 
 def test_a_stack_is_denoised_page_by_page(
-    slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+    slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     clean, noisy = slide
     stack = np.stack([noisy, noisy[::-1], noisy[:, ::-1]])
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack", metadata=None, description="z = 3")
+    shares: list[float] = []
+    advance = Counted.advance
+    monkeypatch.setattr(Counted, "advance", lambda *given: (advance(*given), shares.append(given[1] / given[2])))
     code, out, err = cli(capfd, "denoise", tmp_path / "stack.tif")
     assert code == 0, err
+    assert shares == sorted(shares)  # of the stack, not of each page
     assert "3 pages" in out
     with tifffile.TiffFile(tmp_path / "stack.denoised.tif") as file:
         assert file.pages.first.description == "z = 3"
