@@ -106,6 +106,13 @@ def _oriented_upright(raw: bytes) -> bytes:
     return bytes(changed)
 
 
+def info_of(known: Metadata) -> dict[str, Any]:
+    """The same as Pillow keeps it in an image's `info`."""
+    exif = known.exif and b"Exif\0\0" + known.exif
+    found = {"icc_profile": known.icc, "exif": exif, "xmp": known.xmp, "dpi": known.dpi}
+    return {name: value for name, value in found.items() if value}
+
+
 def save_options(known: Metadata, kind: str) -> dict[str, Any]:
     """Arguments of Image.save, as each of Pillow's writers wants them.
 

@@ -350,7 +350,7 @@ def to_image(picture: Picture) -> Image.Image:
         return Image.fromarray(pixels[..., 0])
     if picture.depth == 16:
         if picture.mode != "L":
-            raise Refused("Pillow has no mode for 16-bit colour")
+            raise Refused("Pillow has no mode for 16-bit colour; give an array, or `dsdmae denoise` writes a PNG")
         return Image.fromarray(pixels[..., 0])
     data = np.ascontiguousarray(pixels)
     return Image.frombuffer(picture.mode, (picture.width, picture.height), data, "raw", picture.mode, 0, 1)
