@@ -166,3 +166,10 @@ def test_size_words_and_place_come_back(kind: str, shape: tuple[int, ...]) -> No
             was = one.pages.first.tags[code]
             assert (first[code].dtype, first[code].value) == (was.dtype, was.value), code
         assert first[270].value == "unit=µm"
+
+
+def test_a_page_of_a_stack_is_read_without_counting_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = RANDOM.integers(0, 999, (3, 9, 8), np.uint16)
+    content = tif(stack, photometric="minisblack", metadata=None)
+    monkeypatch.setattr(tifffile.TiffPages, "__len__", lambda _: pytest.fail("counted"))
+    np.testing.assert_array_equal(read(content, "x", page=1).pixels[..., 0], stack[1])
