@@ -71,17 +71,20 @@ def denoise(
         device, precision: as train.device and train.precision.
 
     Returns:
-        An array for an array, of its type and shape; else a PIL image.
+        An array for an array, of its type and shape; else a PIL image, with colour profile, EXIF, XMP and resolution
+        in its `info`.
 
     Raises:
-        DataError: the picture cannot be read, or is no picture.
+        DataError: the picture cannot be read, is no picture, or is one that a PIL image cannot be (a stack of pages,
+            16-bit colour).
         SettingsError, CheckpointError: there is no such denoiser or device, or `strength` is no share.
     """
     import numpy as np
 
     from dsdmae_cli.data.base import Refused
-    from dsdmae_cli.pictures.depths import brought_back, limits_of, seen
+    from dsdmae_cli.pictures.depths import brought_back, limits_of, range_of, seen
     from dsdmae_cli.pictures.engines import choose_engine, open_restorer
+    from dsdmae_cli.pictures.metadata import info_of
     from dsdmae_cli.pictures.picture import Picture, read, to_image
 
     if engine not in ("auto", "torch", "onnx"):
@@ -94,17 +97,25 @@ def denoise(
         raise SettingsError("run and weights both name a network; give one")
     try:
         given = read(Path(picture), str(picture)) if isinstance(picture, str | Path) else Picture.of(picture)
+        if len(given.pages) > 1:
+            raise Refused(f"{picture} is a stack of {len(given.pages)} pages; `dsdmae denoise` does them all")
+        if not isinstance(picture, np.ndarray):
+            to_image(given)  # before time is spent on what Pillow cannot hold
     except Refused as error:
         raise DataError(str(error)) from error
     where = (path_of(run), path_of(weights))
     with _undisturbed_by(choose_engine(engine, *where, device, precision)):
         restorer = open_restorer(*where, engine=engine, device=device, precision=precision, passes=passes)
-        limits = limits_of([given])
+        limits = range_of(given, limits_of([given]))
         shown = given if limits is None else seen(given, limits)
         try:
             restored = restorer(shown, strength).picture
             restored = restored if limits is None else brought_back(given, shown, restored, limits)
-            return restored.pixels.reshape(picture.shape) if isinstance(picture, np.ndarray) else to_image(restored)
+            if isinstance(picture, np.ndarray):
+                return restored.pixels.reshape(picture.shape)
+            image = to_image(restored)
+            image.info.update(info_of(given.metadata))
+            return image
         except Refused as error:
             raise DataError(str(error)) from error
 

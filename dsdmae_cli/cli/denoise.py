@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -144,6 +145,8 @@ def command(
     from dsdmae_cli.pictures import paths as pictures
     from dsdmae_cli.report import print_result, say
 
+    if not math.isfinite(max_megapixels):
+        raise SettingsError(f"--max-megapixels {max_megapixels:g} is not allowed; it takes a number such as 400")
     results = pictures.Results(out, "triptych" if corrupt is not None else "denoised", suffix)
     sources, failed = pictures.find(inputs or [], results, None if as_json else say)
     if not sources:

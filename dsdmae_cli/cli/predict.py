@@ -102,7 +102,9 @@ def command(
     else:
         from dsdmae_cli.files import write_bytes
 
-        write_bytes(file, text.encode(), "nothing was written. Make room or choose another --out")
+        write_bytes(
+            file, text.encode("utf-8", "surrogateescape"), "nothing was written. Make room or choose another --out"
+        )
         say(f"{len(found.predictions)} of {len(found.predictions) + len(found.failures)} pictures, written to {out}")
     if found.failures:
         count = len(found.failures)

@@ -266,8 +266,11 @@ def _opened(stream: BinaryIO) -> TiffFile:
     logging.getLogger("tifffile").addHandler(_UNHEARD)
     stream.seek(0)
     file = tifffile.TiffFile(stream)
-    if not len(file.pages):
-        raise Refused("damaged file (a TIFF without a page)")
+    try:
+        _ = file.pages.first  # their number would be counted through the whole file
+    except IndexError:
+        file.close()
+        raise Refused("damaged file (a TIFF without a page)") from None
     return file
 
 

@@ -52,6 +52,11 @@ class Panel:
     framed: Region | None = None
 
 
+def height_of(row: Sequence[Panel]) -> int:
+    """How much a row adds to the height of what is drawn."""
+    return max(panel.picture.height * (panel.factor or _enlarged(panel.picture)) for panel in row) + _CAPTION + _GAP
+
+
 def draw(rows: Iterable[list[Panel]]) -> Image.Image:
     """Rows of panels on white, each row as high as its picture."""
     shown = [[(drawn(panel), panel.caption) for panel in row] for row in rows]
@@ -152,6 +157,8 @@ def to_rgb(picture: Picture) -> Image.Image:
         picture = replace(picture, pixels=first, mode="RGB" if first.shape[2] == 3 else "L")
     if picture.depth == 16:
         picture = picture.with_pixels((picture.pixels >> 8).astype(np.uint8))
+    if picture.inverted and picture.pixels.dtype == np.uint8:
+        picture = replace(picture, pixels=255 - picture.pixels, inverted=False)
     image = to_image(picture)
     if not picture.mode.endswith("A"):
         return image.convert("RGB")

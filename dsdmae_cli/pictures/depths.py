@@ -36,6 +36,14 @@ def limits_of(pictures: Sequence[Picture]) -> Ranges | None:
     return tuple(sampled_range(band_of(deep, band)) or (0.0, 1.0) for band in range(counts.pop()))
 
 
+def range_of(picture: Picture, limits: Ranges | None) -> Ranges | None:
+    """The range that one picture is seen by: 8 bits have their own, and need it only where the file names a value that
+    says that nothing was measured, which is to stay; so do 16 bits where no range was asked for."""
+    whole = picture.pixels.dtype in (np.uint8, np.uint16)
+    asked = None if picture.pixels.dtype == np.uint8 else limits
+    return (0.0, float(picture.peak)) if whole and asked is None and picture.nodata is not None else asked
+
+
 def _values(picture: Picture) -> Values:
     return Values(picture.pixels, picture.mode.endswith("A"), picture.nodata)
 
@@ -66,17 +74,20 @@ def read_pages(source: Source, max_pixels: int) -> list[Picture]:
     return [first, *(read(content, str(source), max_pixels, page) for page in first.pages[1:])]
 
 
-def seen(picture: Picture, limits: Ranges) -> Picture:
+def seen(picture: Picture, limits: Ranges, *, itself: bool = True) -> Picture:
     """The picture with LOW..HIGH as 0..65535, alpha by its own full scale; itself where that is what it has.
 
     Where nothing was measured stands what is mirrored at the edge of what was, noise and all: a network that saw black
     there would darken what is beside it, and the noise could not be told.
 
+    Args:
+        itself: False = it is 0..65535 in any case, to be compared with one that is.
+
     Raises:
         Refused: there are other bands than ranges.
     """
     missing = unmeasured_in(picture, limits)
-    if missing is None and is_itself(picture, limits):
+    if itself and missing is None and is_itself(picture, limits):
         return picture
     result = np.empty(picture.pixels.shape, np.uint16)
     colors = picture.num_colors

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import io
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +20,7 @@ from dsdmae_cli.data.base import Refused, UnreadableImage
 from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
 from dsdmae_cli.files import aside
 from dsdmae_cli.pictures import picture as pictures
-from dsdmae_cli.pictures.contact_sheet import Panel, draw
+from dsdmae_cli.pictures.contact_sheet import Panel, draw, height_of
 from dsdmae_cli.pictures.outcome import Outcome, Record
 from dsdmae_cli.pictures.paths import Failure, Source, told
 from dsdmae_cli.pictures.picture import Picture
@@ -30,6 +32,7 @@ _SAID = 3  # failures that are told as they come; all are counted at the end
 _ADVICE = "make room, or write elsewhere with --out, and run it again"
 # A sheet of more would be of no use to the eye, and is held in memory whole.
 MOST_ROWS = 100
+_MARGIN = 16  # above and below its rows
 
 
 class Exists(DataError):  # noqa: N818
@@ -72,11 +75,14 @@ def each(
         advice_on_size: what to do about a picture that has too many pixels.
 
     Raises:
-        RunFailed: the sheet cannot be written, or memory is exhausted.
+        DataError, RunFailed: there can be no sheet of that name or in that place, or memory is exhausted.
         RunInterrupted: by a signal; what was written by then is whole.
     """
     rows: list[list[Panel]] = []
-    num_shown, num_failed = 0, 0
+    num_shown, num_failed, height, most = 0, 0, _MARGIN, sys.maxsize
+    if sheet is not None:
+        check_free(sheet, force=True)
+        most = pictures.most_of_a_side(sheet.suffix.lower())
     there: list[Failure] = []
     with stoppable(outcome, len(sources)) as stop, report:
         for number, source in enumerate(sources):
@@ -104,14 +110,22 @@ def each(
             except MemoryError:
                 advice = "end other programs, or cut it" if device == "cpu" else "try --device cpu"
                 raise RunFailed(f"{device} ran out of memory at {source}; {advice}") from None
-            if sheet is not None and num_shown < MOST_ROWS:
+            height += sum(map(height_of, made.rows))  # more than fits leaves out all that follow, not a large one alone
+            if sheet is not None and num_shown < MOST_ROWS and height <= most:
                 rows, num_shown = rows + made.rows, num_shown + 1
         if len(sources) > 1 and there:
             report.warn(f"{len(there):,} of {len(sources):,} results are there already, and stay: {told(there)}")
         if num_failed > _SAID:
             report.warn(f"{num_failed:,} of {len(sources):,} failed, of which the first are named above")
-        if sheet is not None and rows:
-            _write([(draw(rows), sheet)])
+        if sheet is not None and outcome.done:
+            try:
+                if not rows:
+                    raise Refused(f"the first picture is higher than {most:,} pixels, which is all that it holds")
+                _write([(draw(rows), sheet)])
+            except (RunFailed, Refused, ValueError) as error:  # what was written stays, and is told
+                outcome.failed.append(Failure(str(sheet), str(error), not isinstance(error, RunFailed)))
+                report.warn(str(outcome.failed[-1]))
+                return
             outcome.sheet = sheet
             if len(outcome.done) > num_shown:
                 report.warn(f"{sheet} shows the first {num_shown} of {len(outcome.done)} pictures")
@@ -122,14 +136,33 @@ def check_free(file: Path, *, force: bool) -> None:
 
     Raises:
         Exists: it does.
-        RunFailed: its folder cannot be made.
+        DataError: there can be no file of this name.
+        RunFailed: its folder cannot be made, or not be written to.
     """
-    if file.exists() and not force:
-        raise Exists(f"{file} exists; --force replaces it")
+    try:
+        file.stat()
+        if not force:
+            raise Exists(f"{file} exists; --force replaces it")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long
+        reason = error.strerror or error
+        raise DataError(f"cannot write {file}: {reason}; choose another name with --out or --suffix") from error
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFailed(f"cannot make {file.parent}: {error.strerror or error}") from error
+    _try(file.parent)
+
+
+@lru_cache
+def _try(folder: Path) -> None:
+    """Make a file in a folder and drop it; what went well is not tried again."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial"):
+            pass
+    except OSError as error:
+        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}; {_ADVICE}") from error
 
 
 def _write(files: Sequence[tuple[list[Picture] | Image.Image, Path | None]]) -> None:

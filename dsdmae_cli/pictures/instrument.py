@@ -12,13 +12,18 @@ import numpy as np
 
 from dsdmae_cli.data import nodata, tiff
 from dsdmae_cli.data.values import Values
-from dsdmae_cli.pictures.metadata import Metadata
+from dsdmae_cli.pictures.metadata import Metadata, TiffTags
 
 if TYPE_CHECKING:
     from dsdmae_cli.pictures.picture import Picture
 
 _DESCRIPTION, _XMP, _ICC, _UNDEFINED = 270, 700, 34675, 7
 _INCH, _CENTIMETRE = 2, 3
+_RGB, _CMYK = 2, 5
+# GeoTIFF's tags, of scale, tie points, transformation and keys, and GDAL's own words.
+_GEO = (33550, 33922, 34264, 34735, 34736, 34737, 42112)
+# Alpha that colours were multiplied by is divided out when it is read.
+_EXTRAS = {0: "unspecified", 1: "unassalpha", 2: "unassalpha"}
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -53,8 +58,39 @@ def _metadata(stream: BinaryIO, number: int) -> Metadata:
         None,
         bytes(xmp) if isinstance(xmp, bytes | tuple) and xmp else None,
         dpi,
-        words if isinstance(words, str) and words.isascii() else None,
+        words if isinstance(words, str) else None,
+        tags_of(stream, number),
     )
+
+
+def with_tags(known: Metadata, stream: BinaryIO, number: int) -> Metadata:
+    """What Pillow has found in a page of a TIFF, and what that page says."""
+    own = _metadata(stream, number)
+    return known._replace(description=own.description, tags=own.tags)
+
+
+def tags_of(stream: BinaryIO, number: int) -> TiffTags:
+    """What a page says of colours, resolution and place."""
+    import tifffile
+
+    stream.seek(0)
+    with tifffile.TiffFile(stream) as file:
+        page = file.pages[number]
+        assert isinstance(page, tifffile.TiffPage)
+        across, down, unit = (page.tags.valueof(code) for code in (282, 283, 296))
+        known = [tag for tag in page.tags if tag.code in _GEO]
+        return TiffTags(
+            int(page.photometric),
+            tuple(map(int, page.extrasamples)),
+            (across, down, _INCH if unit is None else int(unit))
+            if _is_rational(across) and _is_rational(down)
+            else None,
+            tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in known),
+        )
+
+
+def _is_rational(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, int) and part > 0 for part in value)
 
 
 def write(pages: Iterable[Picture], file: BinaryIO) -> None:
@@ -64,14 +100,18 @@ def write(pages: Iterable[Picture], file: BinaryIO) -> None:
     with tifffile.TiffWriter(file, bigtiff=False) as writer:
         for page in pages:
             known, pixels = page.metadata, page.pixels
-            colors = pixels.shape[2] - page.mode.endswith("A")
-            more: dict[str, Any] = {"extratags": []}
+            tags = known.tags or TiffTags(0)
+            photometric, colors = _colors(page, tags)
+            more: dict[str, Any] = {"extratags": [_extra_tag(*tag) for tag in tags.geo]}
             if pixels.shape[2] > 1:
-                extra = pixels.shape[2] - (3 if colors == 3 else 1)
-                more["planarconfig"] = "contig"
-                kinds = ["unspecified"] * (extra - page.mode.endswith("A"))
-                more["extrasamples"] = kinds + ["unassalpha"] * page.mode.endswith("A")
-            if known.dpi:
+                extra, alpha = pixels.shape[2] - colors, page.mode.endswith("A")
+                kinds = ["unspecified"] * (extra - alpha) + ["unassalpha"] * alpha
+                if len(tags.extras) == extra:
+                    kinds = [_EXTRAS.get(kind, "unspecified") for kind in tags.extras]
+                more |= {"planarconfig": "contig", "extrasamples": kinds}
+            if tags.resolution:
+                more |= {"resolution": tags.resolution[:2], "resolutionunit": tags.resolution[2]}
+            elif known.dpi:
                 more |= {"resolution": known.dpi, "resolutionunit": "INCH"}
             if known.xmp:
                 more["extratags"].append((_XMP, "B", len(known.xmp), known.xmp, True))
@@ -79,16 +119,33 @@ def write(pages: Iterable[Picture], file: BinaryIO) -> None:
                 more["extratags"].append((nodata.TAG, "s", 0, nodata.written(page.nodata), True))
             writer.write(
                 pixels if pixels.shape[2] > 1 else pixels[..., 0],
-                photometric="rgb" if colors == 3 else "miniswhite" if page.inverted else "minisblack",
+                photometric=photometric,
                 compression="zlib",
                 predictor=pixels.dtype.kind != "f",
-                description=known.description or "",
+                description=(known.description or "").encode(),
                 metadata=None,
                 software=False,
                 iccprofile=known.icc,
                 contiguous=False,
                 **more,
             )
+
+
+def _colors(page: Picture, tags: TiffTags) -> tuple[str, int]:
+    """What a TIFF calls the colours of a page, and how many samples they are: as they were, where they are the same."""
+    bands = page.pixels.shape[2]
+    others = page.mode.endswith("bands")
+    if page.mode == "CMYK" or (others and tags.photometric == _CMYK and bands >= 4):
+        return "separated", 4
+    if page.num_colors == 3 or (others and tags.photometric == _RGB and bands > 3):
+        return "rgb", 3
+    return "miniswhite" if page.inverted else "minisblack", 1
+
+
+def _extra_tag(code: int, kind: int, count: int, value: object) -> tuple[int, int, int, object, bool]:
+    if isinstance(value, str):
+        value, count = value.encode() + b"\0", 0
+    return code, kind, count, value, True
 
 
 def lossless(values: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -11,11 +11,29 @@ from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import IFDRational
 
 # EXIF of a TIFF lies among the tags that say how its pixels lie; these and the tables of EXIF and GPS go along.
 _XMP_TAG = 700
 _DESCRIBING_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+_DESCRIPTION, _ACROSS, _DOWN, _UNIT = 270, 282, 283, 296
 _TAG_TABLES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+
+
+class TiffTags(NamedTuple):
+    """What a TIFF says of its pixels, as it stands there.
+
+    Attributes:
+        photometric: what the colours are (2 = RGB, 5 = CMYK).
+        extras: what the samples behind the colours are.
+        resolution: pixels per unit across and down, two rationals, and the unit (1 = said elsewhere, 2 = inch, 3 = cm).
+        geo: where on Earth it lies: number, type, count and value of each tag.
+    """
+
+    photometric: int
+    extras: tuple[int, ...] = ()
+    resolution: tuple[tuple[int, int], tuple[int, int], int] | None = None
+    geo: tuple[tuple[int, int, int, Any], ...] = ()
 
 
 class Metadata(NamedTuple):
@@ -25,7 +43,8 @@ class Metadata(NamedTuple):
         icc: colour profile.
         exif, xmp: without what a format puts before them.
         dpi: pixels per inch across and down.
-        description: of an instrument's TIFF, which has no EXIF.
+        description: of a TIFF.
+        tags: of a TIFF.
     """
 
     icc: bytes | None = None
@@ -33,6 +52,7 @@ class Metadata(NamedTuple):
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     description: str | None = None
+    tags: TiffTags | None = None
 
 
 def read_metadata(image: Image.Image) -> Metadata:
@@ -86,6 +106,13 @@ def _oriented_upright(raw: bytes) -> bytes:
     return bytes(changed)
 
 
+def info_of(known: Metadata) -> dict[str, Any]:
+    """The same as Pillow keeps it in an image's `info`."""
+    exif = known.exif and b"Exif\0\0" + known.exif
+    found = {"icc_profile": known.icc, "exif": exif, "xmp": known.xmp, "dpi": known.dpi}
+    return {name: value for name, value in found.items() if value}
+
+
 def save_options(known: Metadata, kind: str) -> dict[str, Any]:
     """Arguments of Image.save, as each of Pillow's writers wants them.
 
@@ -95,7 +122,8 @@ def save_options(known: Metadata, kind: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if known.icc:
         options["icc_profile"] = known.icc
-    if known.dpi and kind != "WEBP":
+    as_it_stands = kind == "TIFF" and known.tags is not None and known.tags.resolution is not None
+    if known.dpi and kind != "WEBP" and not as_it_stands:
         options["dpi"] = known.dpi
     return options | _exif_and_xmp(known, kind)
 
@@ -107,7 +135,12 @@ def _exif_and_xmp(known: Metadata, kind: str) -> dict[str, Any]:
         tags.load(exif or b"")
         if xmp:
             tags[_XMP_TAG] = xmp
-        return {"exif": tags, **({"compression": None} if exif else {})}
+        plain = bool(exif)
+        if known.description and not known.description.isascii():
+            tags[_DESCRIPTION] = known.description.encode()  # Pillow would write question marks
+        if known.tags is not None:
+            plain |= _add(known.tags, tags)
+        return {"exif": tags, **({"compression": None} if plain else {})}
     options: dict[str, Any] = {}
     if exif:
         options["exif"] = exif if kind == "PNG" else b"Exif\0\0" + exif
@@ -118,3 +151,13 @@ def _exif_and_xmp(known: Metadata, kind: str) -> dict[str, Any]:
     elif xmp:
         options["xmp"] = xmp
     return options
+
+
+def _add(known: TiffTags, to: Image.Exif) -> bool:
+    """Set what a TIFF said of resolution and place; True where there is what Pillow's compressing writer loses."""
+    if known.resolution is not None:
+        across, down, unit = known.resolution
+        to[_ACROSS], to[_DOWN], to[_UNIT] = IFDRational(*across), IFDRational(*down), unit
+    for code, _, _, value in known.geo:
+        to[code] = value
+    return bool(known.geo)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.data.base import Refused
+from dsdmae_cli.errors import DsdmaeError, RunFailed
 from dsdmae_cli.page import PAGE
 from dsdmae_cli.page.blocks import Block, Gallery, Listing, Page, Section, Table, Text, Thumb
 from dsdmae_cli.page.document import is_ours, places, write
@@ -38,11 +39,10 @@ class RestoredPage:
         if not done.changed:
             self.unchanged += 1
         elif self.folder is not None and len(self.shown) < 2 * _MOST:
-            name = Path(done.source).name
-            whole, *magnified = with_magnified(panels, whole=True)
-            pictures = [(panel.caption, _whole(panel, name), "") for panel in whole]
-            pictures += [(panel.caption, _magnified(panel, name), "") for row in magnified for panel in row]
-            self.shown += [Text([f"{name}: {done.words()}"]), Gallery(pictures, wide=True)]
+            try:
+                self.shown += _shown(done, panels)
+            except (DsdmaeError, Refused, OSError, ValueError) as error:
+                self.warn(f"{done.source} is not shown on the page {PAGE}: {error}")
 
     def write(self, outcome: Outcome) -> None:
         """Write the page, if anything was restored; a file of that name which is none of ours stays."""
@@ -52,13 +52,12 @@ class RestoredPage:
             path = self.folder / PAGE
             if not path.exists() or is_ours(path):
                 write(self._page(outcome, self.folder), path, places(self.folder, "OUT"))
-        except (OSError, RunFailed) as error:
+        except (OSError, RunFailed, ValueError) as error:
             self.warn(f"the page {PAGE} could not be written: {error}")
 
     def _page(self, outcome: Outcome, folder: Path) -> Page:
-        lines = [str(done) for done in outcome.done]
-        rows = [line.partition("  ")[::2] for line in lines]
-        table = [(Path(name).name, words) for name, words in rows]
+        done = [one for one in outcome.done if isinstance(one, Done)]
+        table = [(Path(one.output or one.source).name, f"{one.words()}, {one.seconds:.1f} s") for one in done]
         columns = frozenset({0, 1})
         every = Table(["picture", "what was done"], table, columns, wraps=frozenset({1}))
         sections = [Section("Every picture", [every])]
@@ -73,6 +72,14 @@ class RestoredPage:
         weights = outcome.about.get("weights", {}).get("origin", "")
         by = [f"By {weights}."] if weights else []
         return Page(f"{folder.name}: pictures {outcome.verb}", answer, by, sections=sections)
+
+
+def _shown(done: Done, panels: Sequence[Panel]) -> list[Block]:
+    name = Path(done.source).name
+    whole, *magnified = with_magnified(panels, whole=True)
+    pictures = [(panel.caption, _whole(panel, name), "") for panel in whole]
+    pictures += [(panel.caption, _magnified(panel, name), "") for row in magnified for panel in row]
+    return [Text([f"{name}: {done.words()}"]), Gallery(pictures, wide=True)]
 
 
 def _whole(panel: Panel, name: str) -> Thumb:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -274,8 +275,13 @@ def reference_of(source: Source, reference: Path) -> Path:
     if not reference.is_dir():
         return reference
     inside = source.inside
-    choices = [reference / inside, *(reference / inside.with_suffix(s) for s in sorted(IMAGE_SUFFIXES))]
-    for choice in choices:
-        if choice.is_file():
+    same = reference / inside
+    if same.is_file():
+        return same
+    others: list[Path] = []
+    with suppress(OSError):  # there is no such folder
+        others = [path for path in same.parent.iterdir() if path.stem == same.stem and path.is_file()]
+    for choice in sorted(others, key=lambda path: (path.suffix.lower(), path.name)):
+        if choice.suffix.lower() in IMAGE_SUFFIXES:  # .JPG is what cameras write
             return choice
     raise SettingsError(f"--reference {reference} has no picture named {inside.with_suffix('')}")

@@ -6,6 +6,8 @@ Pillow cannot do with 16 bits is in deep.py, what is known of a picture beside i
 
 from __future__ import annotations
 
+import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +45,10 @@ _HOLDS = {
     "WEBP": {"RGB", "RGBA"},
     "JPEG": {"L", "RGB", "CMYK"},
 }
+# Pixels of a side that a format counts to (JPEG: as libjpeg does), and bytes that fit into a segment of a JPEG behind
+# its name.
+_SIDES = {"JPEG": 65500, "WEBP": 16383}
+_SEGMENTS = {"EXIF data": 65533 - len(b"Exif\0\0"), "XMP": 65533 - len(b"http://ns.adobe.com/xap/1.0/\0")}
 _TO_MODE = {"1": "L", "La": "LA", "PA": "RGBA", "RGBX": "RGB", "RGBa": "RGBA", "YCbCr": "RGB"}
 _BY_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -139,7 +145,19 @@ class Picture:
     @property
     def suffix(self) -> str:
         """The format for it where nobody chose one: PNG, which has neither CMYK nor pages nor floating point."""
-        return ".tif" if self.mode == "CMYK" or self.is_instruments or len(self.pages) > 1 else ".png"
+        tiff_alone = self.mode == "CMYK" or self.is_georeferenced or self.by_tifffile
+        return ".tif" if tiff_alone else ".png"
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether it says where on Earth it lies, which a TIFF alone does."""
+        return self.metadata.tags is not None and bool(self.metadata.tags.geo)
+
+    @property
+    def by_tifffile(self) -> bool:
+        """Whether Pillow writes no TIFF of it."""
+        deep = self.is_georeferenced and self.depth == 16 and self.mode != "L"
+        return self.is_instruments or len(self.pages) > 1 or deep
 
     @property
     def shape(self) -> str:
@@ -188,7 +206,9 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
         if picture.mode == "RGB" and isinstance(key, tuple):
             picture = replace(picture, pixels=keyed(picture.pixels, key), mode="RGBA")
     if is_tiff:
-        picture = replace(picture, frames=len(pages), pages=pages, beside=beside)
+        with readable(source, name, max_pixels) as stream:
+            known = instrument.with_tags(picture.metadata, stream, page)
+        picture = replace(picture, frames=len(pages), pages=pages, beside=beside, metadata=known)
     return replace(_upright(picture, turn), nodata=missing, inverted=inverted)
 
 
@@ -258,6 +278,11 @@ def _upright(picture: Picture, turn: int) -> Picture:
 # -- writing
 
 
+def most_of_a_side(suffix: str) -> int:
+    """Pixels of a side that a format counts to."""
+    return _SIDES.get(WRITERS[suffix][0], sys.maxsize)
+
+
 def check_format(picture: Picture, suffix: str) -> None:
     """Whether a format can hold the picture.
 
@@ -266,11 +291,17 @@ def check_format(picture: Picture, suffix: str) -> None:
     """
     kind = WRITERS[suffix][0]
     deep_enough = picture.depth == 8 or kind == "PNG" or (kind == "TIFF" and picture.mode == "L")
-    deep_enough = deep_enough or picture.is_instruments or len(picture.pages) > 1
-    held = kind == "TIFF" if picture.is_instruments or len(picture.pages) > 1 else picture.mode in _HOLDS[kind]
+    deep_enough = deep_enough or (picture.by_tifffile and kind == "TIFF")
+    only_tiff = picture.is_instruments or len(picture.pages) > 1
+    held = kind == "TIFF" if only_tiff else picture.mode in _HOLDS[kind]
     if not held or not deep_enough:
         what = f"{len(picture.pages)} pages" if len(picture.pages) > 1 else f"{picture.depth}-bit {picture.mode} pixels"
         raise Refused(f"{kind} cannot hold {what} as they are; write {picture.suffix}")
+    if max(picture.width, picture.height) > (most := most_of_a_side(suffix)):
+        raise Refused(f"{kind} cannot hold {picture.width}x{picture.height}, but {most} a side; write {picture.suffix}")
+    for (what, room), known in zip(_SEGMENTS.items(), (picture.metadata.exif, picture.metadata.xmp), strict=True):
+        if kind == "JPEG" and known and len(known) > room:
+            raise Refused(f"JPEG cannot hold {len(known):,} bytes of {what}, but {room:,}; write {picture.suffix}")
 
 
 def write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
@@ -282,10 +313,17 @@ def write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
     Raises:
         Refused: the format cannot hold it (see check_format).
     """
+    check_format(pages[0], suffix)
+    try:
+        _write(pages, file, suffix)
+    except (ValueError, OverflowError, struct.error) as error:  # what else a writer finds too much
+        raise Refused(f"{WRITERS[suffix][0]} cannot hold it: {error}; write {pages[0].suffix}") from error
+
+
+def _write(pages: Sequence[Picture], file: BinaryIO, suffix: str) -> None:
     picture = pages[0]
-    check_format(picture, suffix)
     kind, options = WRITERS[suffix]
-    if kind == "TIFF" and (picture.is_instruments or len(pages) > 1):
+    if kind == "TIFF" and (picture.by_tifffile or len(pages) > 1):
         instrument.write(pages, file)
         return
     if kind == "PNG" and picture.depth == 16 and picture.mode != "L":
@@ -312,7 +350,7 @@ def to_image(picture: Picture) -> Image.Image:
         return Image.fromarray(pixels[..., 0])
     if picture.depth == 16:
         if picture.mode != "L":
-            raise Refused("Pillow has no mode for 16-bit colour")
+            raise Refused("Pillow has no mode for 16-bit colour; give an array, or `dsdmae denoise` writes a PNG")
         return Image.fromarray(pixels[..., 0])
     data = np.ascontiguousarray(pixels)
     return Image.frombuffer(picture.mode, (picture.width, picture.height), data, "raw", picture.mode, 0, 1)

@@ -18,7 +18,7 @@ from dsdmae_cli.data.values import Ranges
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.pictures import picture as pictures
 from dsdmae_cli.pictures.contact_sheet import Panel, draw, with_magnified
-from dsdmae_cli.pictures.depths import brought_back, left_out, limits_of, limits_of_all, read_pages, seen
+from dsdmae_cli.pictures.depths import brought_back, left_out, limits_of, limits_of_all, range_of, read_pages, seen
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.engines import Wanted, open_restorer
 from dsdmae_cli.pictures.outcome import Done, Outcome, Scores
@@ -26,7 +26,7 @@ from dsdmae_cli.pictures.page import RestoredPage
 from dsdmae_cli.pictures.paths import Failure, Source, Target, reference_of
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.restore import Restorer
-from dsdmae_cli.report.counted import Counted
+from dsdmae_cli.report.counted import Advance, Counted
 
 if TYPE_CHECKING:
     from dsdmae_cli.pictures.corrupting import Corruption
@@ -78,7 +78,7 @@ def denoise(sources: list[Source], targets: list[Target], failed: list[Failure],
 
     Raises:
         CheckpointError, SettingsError: there is no denoiser, no such device.
-        RunFailed: the sheet cannot be written.
+        RunFailed: the sheet has no place that can be written to.
         RunInterrupted: by a signal; what was written by then is whole.
     """
     began = time.monotonic()
@@ -135,13 +135,13 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
         raise DataError(f"a stack of {len(pages)} pages is compared with nothing; leave --reference and --corrupt out")
     limits = limits_of(pages) if options.limits == "auto" else options.limits
     assert limits != "batch"
-    results = [_page(source, page, limits, restorer, options, report) for page in pages]
+    parts = [report.part(number, len(pages)) for number in range(len(pages))]
+    results = [_page(source, page, limits, restorer, options, part) for page, part in zip(pages, parts, strict=True)]
     first = results[0]
-    levels = [one.done.noise_level for one in results]
     done = replace(
         first.done,
         output=file,
-        noise_level=float(np.sqrt(np.mean(np.square(levels)))),
+        noise_level=float(np.sqrt(np.mean([one.done.noise_level**2 for one in results]))),
         found=next((one.done.found for one in results if one.done.found), ""),
         strength=float(np.mean([one.done.strength for one in results])),
         changed=any(one.done.changed for one in results),
@@ -152,19 +152,19 @@ def _one(source: Source, target: Target, restorer: Restorer, options: Options, r
 
 
 def _page(
-    source: Source, page: Picture, limits: Ranges | None, restorer: Restorer, options: Options, report: Counted
+    source: Source, page: Picture, limits: Ranges | None, restorer: Restorer, options: Options, advance: Advance
 ) -> _Page:
     """A picture as the network sees it, from black to white, is compared and shown; what was changed goes back."""
+    asked, limits = limits, range_of(page, limits)
     given = page if limits is None else seen(page, limits)
-    original = _original(source, page, given, limits, options)
-    noisy, strength = given, options.strength
+    original, noisy, strength = _original(source, page, given, limits, options), given, options.strength
     if options.corrupt:
         from dsdmae_cli.pictures.corrupting import corrupted
 
         noisy = corrupted(given, options.corrupt, restorer.network.patch)
         # Noise that was added on purpose is there whatever the estimate says, which goes by the calmest patches.
         strength = 1.0 if strength is None else strength
-    result = restorer(noisy, strength, report.advance, white=True if options.corrupt else None)
+    result = restorer(noisy, strength, advance, white=True if options.corrupt else None)
     restored = result.picture
     back = restored if limits is None else brought_back(page, given, restored, limits)
     scores = None if original is None else Scores.of(noisy, restored, original, on_purpose=options.corrupt is not None)
@@ -178,7 +178,7 @@ def _page(
         frames=page.frames,
         pages=len(page.pages),
         beside=page.beside,
-        limits=None if given is page else limits,
+        limits=None if given is page or asked is None else limits,
         noise_level=result.noise_level,
         found=result.found,
         strength=result.strength,
@@ -201,7 +201,7 @@ def _original(source: Source, page: Picture, given: Picture, limits: Ranges | No
     original = pictures.read(path, str(path), options.max_pixels)
     if original.shape != page.shape:
         raise DataError(f"its reference {path} is {original.shape}, not {page.shape}")
-    return original if limits is None else seen(original, limits)
+    return original if limits is None else seen(original, limits, itself=given is page)
 
 
 def _panels(noisy: Picture, restored: Picture, original: Picture | None, scores: Scores | None) -> list[Panel]:

@@ -32,8 +32,11 @@ def without_password(text: str) -> str:
     return re.sub(r"([?&][^\s=&]*(?:pass|pwd|secret|token)[^\s=&]*=)[^\s&]+", r"\1***", text, flags=re.IGNORECASE)
 
 
-# What a terminal obeys, and what turns the direction of text: a name from outside must not. Tabs and newlines stay.
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
+# What a terminal obeys, and what turns the direction of text: a name from outside must not. Tabs and newlines stay. And
+# bytes of a name that are no UTF-8, which Python holds as halves of a pair (surrogates) and no stream takes.
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def shown(text: str, *, one_line: bool = False) -> str:
@@ -72,7 +75,14 @@ def tell(text: object, *, err: bool = False, as_data: bool = False) -> None:
         as_data: it is for a script, and goes as it is where it does not go to a terminal.
     """
     stream = sys.stderr if err else sys.stdout
-    print(text if as_data and not stream.isatty() else shown(str(text)), file=stream, flush=True)
+    if not as_data or stream.isatty():
+        print(shown(str(text)), file=stream, flush=True)
+        return
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:  # a name that is no UTF-8 goes out by the bytes that it has
+        stream.buffer.write(f"{text}\n".encode(stream.encoding or "utf-8", "surrogateescape"))
+        stream.flush()
 
 
 def say(text: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from dsdmae_cli.report import say, shown
 from dsdmae_cli.report.lines import bar_line, duration, shortened
 
+# Told how many parts of how many are done.
+Advance = Callable[[int, int], None]
 _PLAIN_SECONDS = 10.0
 # What a bar, the percentage and the time left need beside the name of the thing.
 _BESIDE = 32
@@ -62,6 +64,10 @@ class Counted:
         which = f" {self.begun} of {self.number}," if self.number > 1 else ""
         before = f"{self.verb}{which} "
         return before + (self.name if width is None else shortened(self.name, max(width - len(before), 0)))
+
+    def part(self, number: int, of: int) -> Advance:
+        """`advance` for one of several equal parts of a thing, each with parts of its own."""
+        return lambda done, total: self.advance(number * total + done, of * total)
 
     def advance(self, done: int, total: int) -> None:
         """So many of its parts are done."""

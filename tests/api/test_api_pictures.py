@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from helpers import cli, digit_folder
 from PIL import Image
 
 import dsdmae_cli as dsdmae
+from dsdmae_cli.pictures import engines
 
 pytestmark = pytest.mark.filterwarnings("default:.*next to nothing is learned")
 SMALL: dict[str, Any] = {
@@ -115,3 +117,31 @@ def test_what_is_wrong_is_one_sentence(run: Path, tuned: Path, tmp_path: Path) -
             call()
         assert said in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+def test_what_is_known_of_a_picture_comes_along(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[305] = "a camera"
+    image = Image.new("RGB", (24, 20), (90, 120, 30))
+    image.save(tmp_path / "a.jpg", exif=exif, dpi=(300, 300), icc_profile=b"profile", xmp=b"<xmp/>")
+    for given in (tmp_path / "a.jpg", Image.open(tmp_path / "a.jpg")):
+        result = dsdmae.denoise(given)
+        assert result.getexif()[305] == "a camera"
+        assert (result.info["dpi"], result.info["icc_profile"], result.info["xmp"]) == (
+            (300, 300),
+            b"profile",
+            b"<xmp/>",
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"), [((3, 20, 24), "a stack of 3 pages; `dsdmae denoise`"), ((20, 24, 3), "16-bit colour; give an")]
+)
+def test_what_no_image_holds_is_refused_before_the_work(
+    shape: tuple[int, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "open_restorer", lambda *_, **__: pytest.fail("opened"))
+    how = "rgb" if shape[-1] == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(shape, np.uint16), photometric=how, metadata=None)
+    with pytest.raises(dsdmae.DataError, match=says):
+        dsdmae.denoise(tmp_path / "a.tif")

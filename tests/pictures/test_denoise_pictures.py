@@ -300,3 +300,40 @@ def test_an_opened_image_is_not_halved(random: np.random.Generator) -> None:
     pictures.write([Picture(random.integers(0, 65536, (5, 8, 3), np.uint16), "RGB")], stream, ".png")
     with Image.open(stream) as image, pytest.raises(Refused, match="name its file instead"):
         Picture.of(image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "known", "suffix", "reason"),
+    [
+        ((1, 17000, 3), Metadata(), ".webp", r"WEBP cannot hold 17000x1, but 16383 a side; write .png"),
+        ((66000, 1, 3), Metadata(), ".jpg", r"JPEG cannot hold 1x66000, but 65500 a side; write .png"),
+        ((2, 2, 3), Metadata(xmp=b"x" * 70_000), ".jpg", r"JPEG cannot hold 70,000 bytes of XMP, but 65,504"),
+        ((2, 2, 3), Metadata(exif=b"x" * 65_528), ".jpeg", r"JPEG cannot hold 65,528 bytes of EXIF data, but 65,527"),
+    ],
+)
+def test_what_is_too_much_for_a_format(shape: tuple[int, ...], known: Metadata, suffix: str, reason: str) -> None:
+    picture = Picture(np.zeros(shape, np.uint8), "RGB", known)
+    with pytest.raises(Refused, match=reason):
+        pictures.check_format(picture, suffix)
+    pictures.check_format(picture, ".png")
+
+
+def test_as_much_as_a_jpeg_holds() -> None:
+    exif = Image.Exif()
+    exif[305] = "x" * 60_000
+    exif[305] += "x" * (65527 - len(exif.tobytes().removeprefix(b"Exif\0\0")))
+    raw = exif.tobytes().removeprefix(b"Exif\0\0")
+    assert 65525 <= len(raw) <= 65527
+    known = Metadata(exif=raw, xmp=b"x" * 65504)
+    back = round_trip(Picture(np.zeros((65500, 1, 3), np.uint8), "RGB", known), ".jpg")
+    assert (back.metadata.xmp, back.height) == (b"x" * 65504, 65500)
+    assert back.metadata.exif == raw
+
+
+def test_what_a_writer_finds_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: Any, **__: Any) -> None:
+        raise ValueError("too much")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(Refused, match=r"PNG cannot hold it: too much; write .png"):
+        pictures.write([Picture(np.zeros((2, 2, 3), np.uint8), "RGB")], io.BytesIO(), ".png")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,11 +16,14 @@ from dsdmae_cli.data import files
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import IMAGE_SUFFIXES
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import DataError, RunFailed, SettingsError
 from dsdmae_cli.pictures import paths
+from dsdmae_cli.pictures.contact_sheet import Panel
 from dsdmae_cli.pictures.each import Made, check_free, each
-from dsdmae_cli.pictures.outcome import Outcome
-from dsdmae_cli.pictures.paths import Results, Source, find, targets
+from dsdmae_cli.pictures.outcome import Done, Outcome
+from dsdmae_cli.pictures.page import RestoredPage
+from dsdmae_cli.pictures.paths import Results, Source, find, reference_of, targets
+from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.report.counted import Counted
 from dsdmae_cli.segmentation.predicting import Masked
 from dsdmae_cli.settings.models import DataSettings
@@ -133,3 +140,88 @@ def test_a_picture_is_a_line_whatever_its_name(tmp_path: Path, capsys: pytest.Ca
     each([source], lambda number: made, outcome, Counted("", 1, quiet=False), device="cpu")
     assert capsys.readouterr().out.splitlines() == [f"{tmp_path}/a\\nb.png: sky 100%"]
     assert file.is_file()
+
+
+def test_names_that_no_file_can_have_are_one_pictures_failure(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="choose another name with --out or --suffix"):
+        check_free(tmp_path / f"{'x' * 300}.png", force=False)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Any, flags: int, *_: Any, **__: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)  # as of a folder that is read only, which root may write to
+    with pytest.raises(RunFailed, match=r"cannot write to .*: Permission denied; make room, or write elsewhere"):
+        check_free(tmp_path / "there/a.png", force=False)
+    monkeypatch.undo()
+    check_free(tmp_path / "there/a.png", force=False)
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_a_name_that_is_no_utf8_stands_on_the_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9  two blanks.png")
+    done = Done(str(file), file, 4, 4, "L", 8, 1, 1, 0, None, 2.0, "noise", 1.0, True, None)
+    panel = Panel(Picture.of(np.zeros((30, 30), np.uint8)), "given")
+    page = RestoredPage(tmp_path, print)
+    page.add(done, [panel, panel])
+    page.write(Outcome({}, "denoised", done=[done]))
+    assert capfd.readouterr().out == ""
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "caf\\udce9  two blanks.png" in text
+    assert "4x4 L, noise, about 2.0 of 255: removed" in text
+
+
+def test_what_the_page_cannot_show_costs_no_picture(tmp_path: Path) -> None:
+    said: list[str] = []
+    done = Done("a.tif", None, 4, 4, "L", 8, 1, 1, 0, None, 2.0, "noise", 1.0, True, None)
+    panel = Panel(Picture(np.zeros((30, 30, 1), np.float64), "L"), "given")
+    RestoredPage(tmp_path, said.append).add(done, [panel, panel])
+    [line] = said
+    assert line.startswith("a.tif is not shown on the page report.html: ")
+
+
+def sheet_of(heights: Sequence[int], sheet: Path) -> Outcome:
+    """`each` over pictures of such heights, with a sheet."""
+
+    def make(k: int) -> Made:
+        row = [Panel(Picture.of(np.zeros((heights[k], 100), np.uint8)), "given")]
+        return Made([], Masked(f"in{k}.png", sheet, 2, 2, {"sky": 1.0}), [row])
+
+    outcome = Outcome({}, "segmented")
+    sources = [Source(Path(f"in{k}.png"), Path(f"in{k}.png")) for k in range(len(heights))]
+    report = Counted("segmenting", len(heights), quiet=True)
+    each(sources, make, outcome, report, device="cpu", sheet=sheet)
+    return outcome
+
+
+def test_a_sheet_ends_where_its_format_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = sheet_of([6000, 6000, 6000, 10], tmp_path / "sheet.webp")
+    assert outcome.sheet == tmp_path / "sheet.webp"
+    assert "shows the first 2 of 4 pictures" in capfd.readouterr().err
+    with Image.open(tmp_path / "sheet.webp") as image:
+        assert image.height < 16383
+
+
+def test_a_sheet_that_fails_takes_nothing_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = sheet_of([17000, 10], tmp_path / "sheet.webp")
+    assert (len(outcome.done), outcome.sheet) == (2, None)
+    [failure] = outcome.failed
+    assert failure.source == str(tmp_path / "sheet.webp")
+    assert "higher than 16,383 pixels" in capfd.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFailed, match=r"cannot make .*file"):  # before anything is done
+        sheet_of([10], tmp_path / "file/sheet.png")
+
+
+def test_a_reference_may_have_another_suffix_in_capitals(tmp_path: Path) -> None:
+    for name in ("a.JPG", "a.txt", "deep/a.TIFF", "ab.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert reference_of(Source(Path("x/a.png"), Path("a.png")), tmp_path) == tmp_path / "a.JPG"
+    assert reference_of(Source(Path("x/deep/a.png"), Path("deep/a.png")), tmp_path) == tmp_path / "deep/a.TIFF"
+    for other in ("b.png", "none/a.png"):
+        with pytest.raises(SettingsError, match="has no picture named"):
+            reference_of(Source(Path("x") / other, Path(other)), tmp_path)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from dsdmae_cli.data.base import Refused
 from dsdmae_cli.pictures import instrument
@@ -120,3 +121,55 @@ def test_pictures_that_use_all_of_their_bits_are_left_alone() -> None:
     eight = Picture.of(np.zeros((3, 3, 3), np.uint8))
     assert limits_of([eight]) is None
     assert is_itself(eight, (10, 20))
+
+
+def test_colours_are_called_what_they_were() -> None:
+    """CMYK stacks and RGB with a band more are what every viewer opens; of five samples the last stays alpha."""
+    cmyk = tif(RANDOM.integers(0, 255, (2, 9, 8, 4), np.uint8), photometric="separated", metadata=None)
+    pages = [read(cmyk, "x", page=number) for number in range(2)]
+    buffer = io.BytesIO()
+    write(pages, buffer, ".tif")
+    nir = tif(RANDOM.integers(0, 255, (9, 8, 4), np.uint8), photometric="rgb", extrasamples=["unspecified"])
+    five = tif(
+        RANDOM.integers(0, 9999, (9, 8, 5), np.uint16), photometric="rgb", extrasamples=["unspecified", "unassalpha"]
+    )
+    for content, again in ((cmyk, buffer.getvalue()), (nir, written(read(nir, "x"))), (five, written(read(five, "x")))):
+        with tifffile.TiffFile(io.BytesIO(content)) as one, tifffile.TiffFile(io.BytesIO(again)) as other:
+            assert one.pages.first.photometric == other.pages.first.photometric
+            assert one.pages.first.extrasamples == other.pages.first.extrasamples
+            np.testing.assert_array_equal(one.asarray(), other.asarray())
+    with Image.open(io.BytesIO(buffer.getvalue())) as image:
+        assert (image.mode, image.n_frames) == ("CMYK", 2)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (2, 9, 8), (9, 8, 3)])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_size_words_and_place_come_back(kind: str, shape: tuple[int, ...]) -> None:
+    """As ImageJ, OME and GDAL write them: pixels per µm with no unit, words of a microscope, where on Earth."""
+    geo = [
+        (33550, "d", 3, (0.5, 0.5, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0), True),
+        (34735, "H", 8, (1, 1, 0, 1, 1024, 0, 1, 1), True), (34737, "s", 0, "WGS 84|", True),
+    ]  # fmt: skip
+    content = tif(
+        RANDOM.integers(0, 255, shape).astype(kind), resolution=((46511, 3000), (46511, 3000)), resolutionunit=1,
+        photometric="rgb" if shape[-1] == 3 else "minisblack", extratags=geo, metadata=None,
+        description="unit=µm".encode(),
+    )  # fmt: skip
+    pages = [read(content, "x", page=number) for number in read(content, "x").pages]
+    assert pages[0].suffix == ".tif"
+    buffer = io.BytesIO()
+    write(pages, buffer, ".tif")
+    with tifffile.TiffFile(io.BytesIO(content)) as one, tifffile.TiffFile(io.BytesIO(buffer.getvalue())) as other:
+        np.testing.assert_array_equal(one.asarray(), other.asarray())
+        first = other.pages.first.tags
+        for code in (282, 283, 296, 33550, 33922, 34735, 34737):
+            was = one.pages.first.tags[code]
+            assert (first[code].dtype, first[code].value) == (was.dtype, was.value), code
+        assert first[270].value == "unit=µm"
+
+
+def test_a_page_of_a_stack_is_read_without_counting_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = RANDOM.integers(0, 999, (3, 9, 8), np.uint16)
+    content = tif(stack, photometric="minisblack", metadata=None)
+    monkeypatch.setattr(tifffile.TiffPages, "__len__", lambda _: pytest.fail("counted"))
+    np.testing.assert_array_equal(read(content, "x", page=1).pixels[..., 0], stack[1])

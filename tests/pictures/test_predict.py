@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,14 @@ def test_three_of_each_to_a_file(tuned_run: Path, images: Path, do: Do, tmp_path
     assert list(rows(target.read_text())[0]) == ["picture", "class", "probability"]
     assert do(tuned_run, images, "--out", tmp_path / "classes.json")[0] == 0
     assert len(json.loads((tmp_path / "classes.json").read_text())["pictures"]) == len(rows(target.read_text()))
+
+
+def test_a_name_that_is_no_utf8_goes_out_by_its_bytes(tuned_run: Path, images: Path, do: Do, tmp_path: Path) -> None:
+    name, target = tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / "classes.csv"
+    shutil.copy(next(images.rglob("*.png")), name)
+    code, _, err = do(tuned_run, name, "--out", target)
+    assert code == 0, err
+    assert b"caf\xe9.png" in target.read_bytes()
 
 
 def test_pictures_that_cannot_be_read_are_named(tuned_run: Path, images: Path, do: Do, tmp_path: Path) -> None:

@@ -149,6 +149,17 @@ def test_the_time_left_is_that_of_all_pictures(
     ]
 
 
+def test_the_pages_of_a_stack_are_parts_of_it() -> None:
+    told = counted.Counted("denoising", 2, quiet=True)
+    told.begin("a.tif")
+    shares = []
+    for page in range(3):
+        for done in (1, 2):
+            told.part(page, 3)(done, 2)
+            shares.append(told.completed)
+    assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+
+
 def test_nothing_is_called_denoised_that_came_back_as_it_was() -> None:
     done = Done("a.png", None, 8, 8, "RGB", 8, 1, 1, 0, None, 2.9, "", 0.0, False, None)
     assert "unchanged: no noise found; --strength 1 would take out 2.9 of 255" in str(done)

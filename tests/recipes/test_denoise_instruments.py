@@ -10,6 +10,8 @@ from helpers import cli, one_line
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from dsdmae_cli.report.counted import Counted
+
 
 @pytest.fixture(scope="module")
 def slide() -> tuple[np.ndarray, np.ndarray]:
@@ -51,13 +53,23 @@ def test_twelve_bits_in_sixteen_lose_their_noise(
 
 
 def test_a_stack_is_denoised_page_by_page(
-    slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+    slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     clean, noisy = slide
     stack = np.stack([noisy, noisy[::-1], noisy[:, ::-1]])
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack", metadata=None, description="z = 3")
+    shares: list[float] = []
+    advance = Counted.advance
+
+    def noted(report: Counted, done: int, total: int) -> None:
+        shares.append(done / total)
+        advance(report, done, total)
+
+    monkeypatch.setattr(Counted, "advance", noted)
     code, out, err = cli(capfd, "denoise", tmp_path / "stack.tif")
     assert code == 0, err
+    assert shares == sorted(shares)  # of the stack, not of each page
     assert "3 pages" in out
     with tifffile.TiffFile(tmp_path / "stack.denoised.tif") as file:
         assert file.pages.first.description == "z = 3"
@@ -143,3 +155,49 @@ def test_frames_without_a_page_are_not_dropped(
     code, _, err = cli(capfd, "denoise", tmp_path / "big.tif")
     assert code == 2
     assert "a stack of 2 frames of which 1 has a page of their own" in one_line(err)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_nodata_of_plain_integers_stays(
+    kind: str, slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where no range is asked for, or none is needed; a reference of the same kind is compared all the same."""
+    scale = 0.25 if kind == "uint8" else 60
+    clean, noisy = (np.rint(x.astype(float) * scale).clip(1, np.iinfo(kind).max - 1).astype(kind) for x in slide)
+    noisy[40:70, 30:80] = 0
+    tifffile.imwrite(tmp_path / "slide.tif", noisy, photometric="minisblack", extratags=[(42113, "s", 0, "0", True)])
+    tifffile.imwrite(tmp_path / "clean.tif", clean, photometric="minisblack")
+    more = ("--range", "none", "--strength", "1", "--reference", tmp_path / "clean.tif", "--json")
+    code, out, err = cli(capfd, "denoise", tmp_path / "slide.tif", "--out", tmp_path / "out.tif", *more)
+    assert code == 0, err
+    [record] = json.loads(out)["pictures"]
+    assert record["range"] is None
+    assert record["left_out"] == [0]
+    assert record["restored_psnr"] > 10
+    result = tifffile.imread(tmp_path / "out.tif")
+    assert result.dtype == kind
+    assert (result[40:70, 30:80] == 0).all()
+    assert (result != noisy).mean() > 0.5
+
+
+@pytest.mark.parametrize("how", [["--out", "results"], ["--sheet", "sheet.png"], ["--corrupt", "0.5"]])
+def test_white_zero_is_shown_too(
+    how: list[str], slide: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(name, slide[1] * 60, photometric="miniswhite")
+    code, _, err = cli(capfd, "denoise", "a.tif", "b.tif", *how)
+    assert code == 0, err
+    assert "not shown" not in err
+    if how[0] == "--sheet":  # as a viewer would show it
+        tile = np.asarray(Image.open("sheet.png").convert("L"))[28 : 28 + 128, 8 : 8 + 160]
+        assert np.corrcoef(tile.ravel(), slide[1].ravel())[0, 1] < -0.9
+
+
+def test_no_limit_is_no_number_of_megapixels(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    code, _, err = cli(capfd, "denoise", tmp_path / "a.png", "--max-megapixels", "inf")
+    assert code == 2
+    assert "--max-megapixels inf is not allowed" in one_line(err)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.plugins import BrokenPlugin, discover
-from dsdmae_cli.report import duration, print_result, training
+from dsdmae_cli.report import duration, print_result, tell, training
 from dsdmae_cli.report.counted import Counted
 from dsdmae_cli.report.lines import Figure, Pace, bar_line, fitting, percent, shortened, words_of
 from dsdmae_cli.report.training import PlainReport, RichReport
@@ -390,3 +390,12 @@ def test_a_result_on_a_terminal_ends_its_lines_between_words(monkeypatch: pytest
     assert all(len(line) <= 60 for line in lines[:-1])
     assert " ".join(" ".join(lines).split()) == " ".join(text.split())
     assert next(line for line in lines if line.startswith(" ")).startswith(f"{'':<15}word")
+
+
+def test_a_name_that_is_no_utf8_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for as_data, expected in ((True, b"caf\xe9.png\n"), (False, b"caf\\udce9.png\n")):
+        content = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, "utf-8"))
+        tell(b"caf\xe9.png".decode("utf-8", "surrogateescape"), as_data=as_data)
+        assert content.getvalue() == expected
+        monkeypatch.undo()
