@@ -69,7 +69,8 @@ def contrast(best: dict[int, float], other: dict[int, float], higher_is_better: 
     if len(seeds) < 2:
         return Contrast(gain, None, None, len(seeds))
     if max(gains) - min(gains) < _SAME:  # the test divides by the spread, and accuracies are counts: it happens
-        return Contrast(gain, *((1.0, False) if abs(gain) < _SAME else (None, None)), len(seeds))
+        same = abs(gain) < _SAME
+        return Contrast(gain, 1.0 if same else None, False if same else None, len(seeds))
     from scipy import stats
 
     p = float(stats.ttest_1samp(gains, 0.0).pvalue)

@@ -28,6 +28,8 @@ from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.losses import cosine_loss
 from dsdmae_cli.recipes.pretrain import pretrain
 from dsdmae_cli.runs.build import build_method
+from dsdmae_cli.settings.judge import FinetuneSection
+from dsdmae_cli.tasks.classifier import Classifier
 
 CPU = torch.device("cpu")
 UNET = ("backbone.name=unet", "backbone.patch_size=2", "backbone.widths=[8, 12]", "backbone.depths=[1, 1]")
@@ -222,6 +224,16 @@ def test_unet_moves_with_its_image() -> None:
     tokens, moved = (to_map(net(image), net.grid) for image in (x, x.roll(4, dims=-1)))
     middle = slice(12, -12)
     torch.testing.assert_close(moved.roll(-2, dims=-1)[..., middle, middle], tokens[..., middle, middle])
+
+
+def test_layer_decay_knows_the_layers_of_a_unet() -> None:
+    """From the first convolution to the last stage of the U a factor a layer, where all had that of one layer."""
+    net = UNet(UNetSettings(widths=(8, 12, 16), depths=(1, 1, 1)), 16)
+    scales = Classifier(FinetuneSection(), net, 3, 0.5).lr_scales()
+    layers = ("embed", "encode.0", "shrink.0", "encode.1", "encode.2", "enlarge.1", "decode.1", "enlarge.0", "decode.0")
+    found = [{s for name, s in scales.items() if f"backbone.{layer}." in name} for layer in layers]
+    assert found == [{0.5**n} for n in (6, 5, 5, 4, 3, 2, 2, 1, 1)]
+    assert scales["network.head.weight"] == 1
 
 
 def test_unet_takes_other_sizes_with_the_same_weights() -> None:
