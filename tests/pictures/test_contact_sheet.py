@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from dsdmae_cli.pictures.contact_sheet import Panel, Region, draw, telling_region, with_magnified
+from dsdmae_cli.pictures.noise import color_noise_level, noise_level
 from dsdmae_cli.pictures.picture import Picture
+from dsdmae_cli.pictures.traces import judge
 
 
 def pictures(height: int, width: int, top: int, left: int, side: int) -> tuple[Picture, Picture]:
@@ -63,3 +67,20 @@ def test_any_size(mode: str, shape: tuple[int, int]) -> None:
 def test_a_region_is_a_square() -> None:
     picture = Picture(np.arange(100, dtype=np.uint8).reshape(10, 10, 1), "L")
     np.testing.assert_array_equal(Region(2, 3, 2).cut(picture).pixels[..., 0], [[23, 24], [33, 34]])
+
+
+def test_large_pictures_are_looked_at_a_part_at_a_time() -> None:
+    """Which part is magnified, how loud noise is and what was taken: each in far less than the picture's own 12 MB."""
+    given = Picture(np.random.default_rng(0).integers(0, 255, (400, 10_000, 3), np.uint8), "RGB")
+    after = given.with_pixels(given.pixels // 2)
+    for look, most in (
+        (lambda: telling_region(given, after, 100), 10),
+        (lambda: noise_level(given.pixels), 90),
+        (lambda: color_noise_level(given.pixels), 90),
+        (lambda: judge(given.pixels, after.pixels), 100),
+    ):
+        tracemalloc.start()
+        look()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < most * 2**20, look

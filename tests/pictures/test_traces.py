@@ -153,7 +153,7 @@ def test_bands_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         parts.add(given[top : top + 33], _clean()[top : top + 33], last=top == 224)
     for name in ("removed", "calm", "grid", "alike"):
         assert getattr(parts, name) == pytest.approx(getattr(one, name), rel=1e-5), name
-    monkeypatch.setattr(T, "_ROWS", 32)
+    monkeypatch.setattr(T, "rows_of", lambda width: 32)
     assert judge(given, _clean()).strength == pytest.approx(whole.strength)
 
 
