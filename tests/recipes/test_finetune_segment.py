@@ -122,7 +122,7 @@ def test_pictures_of_any_size_and_what_cannot_be_read(
     (pictures / "broken.png").write_bytes(b"no picture")
     masks = tmp_path / "masks"
     code, _, err = cli(capfd, "predict", tuned, pictures, "--out", masks)
-    assert code == 2
+    assert code == 1
     assert "broken.png" in err
     shapes = {}
     for path in masks.iterdir():
