@@ -11,6 +11,7 @@ from typing import Any
 from dsdmae_cli import __version__, plugins
 from dsdmae_cli.artifacts.classifier import Tuned
 from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.seen import Seen, seen_by
 from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.artifacts.trained import device_beside
 from dsdmae_cli.errors import PluginError, SettingsError
@@ -222,7 +223,9 @@ def _results(opened: Opened, rows: list[Row]) -> str:
 def _loading(opened: Opened) -> str:
     channels = opened.encoder.in_chans
     shape = (1, channels, *height_width(opened.encoder.image_size))
-    bands = "" if channels == 3 else f"\n\n{_channels(opened)}"
+    seen = seen_by(opened)
+    other = seen.channels != 3 or seen.bands is not None or seen.range is not None
+    bands = f"\n\n{_seen(seen)}" if other else ""
     if opened.tuned is not None:
         use = f"""logits = model(images)  # [1, {len(opened.tuned.classes)}]
 names = [model.pretrained_cfg["label_names"][index] for index in logits.argmax(dim=1)]"""
@@ -247,23 +250,12 @@ images = torch.rand{shape}  # transform(image).unsqueeze(0)
 Pixels in [0, 1] are normalised by mean {list(opened.mean)} and standard deviation {list(opened.std)}.{more}{bands}"""
 
 
-def _channels(opened: Opened) -> str:
-    """What a network that does not see RGB sees."""
-    data = (opened.tuned.settings if opened.tuned else opened.settings or {}).get("data", {})
-    number = opened.encoder.in_chans
-    bands = data.get("bands", "auto")
-    words = f"It sees {number} channel{'s' if number > 1 else ''}"
-    words += (
-        f", bands {', '.join(map(str, bands))} of its pictures."
-        if bands != "auto"
-        else ", grey."
-        if number == 1
-        else "."
-    )
-    limits = data.get("range")
-    if isinstance(limits, list | tuple):
-        words += f" Before that, values from black to white become [0, 1]: {json.dumps(limits)}."
-    return words + (" timm's transform is for RGB." if number != 3 else "")
+def _seen(seen: Seen) -> str:
+    """What a network sees that does not see RGB of 8 bits."""
+    words = f"It sees {seen.channels_in_words}."
+    if seen.range is not None:
+        words += f" Before normalisation values from black to white become [0, 1]: {json.dumps(seen.range)}."
+    return words + (" timm's transform is for RGB of 8 bits." if seen.range or seen.channels != 3 else "")
 
 
 def _size(data: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dsdmae_cli import files
 from dsdmae_cli.artifacts.classifier import Tuned
 from dsdmae_cli.artifacts.opened import Opened
+from dsdmae_cli.artifacts.seen import seen_by
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.data.square import to_square
 from dsdmae_cli.errors import RunFailed, SettingsError
@@ -41,7 +42,7 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
     encoder, tuned = opened.encoder, opened.tuned
     module = (_Answers(tuned) if tuned else _Outputs(encoder)).eval()
     photographs = cut_photographs(encoder.image_size, encoder.in_chans)
-    seen = channels_in_words(encoder.in_chans)
+    seen = seen_by(opened)
     shape = (encoder.in_chans, *height_width(encoder.image_size))
     what = (
         f"logits: one a class{' at every pixel' * bool(tuned.values)}; their names are in the metadata under `classes`,"
@@ -56,13 +57,13 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
         advice,
         # The size of the batch is the one free dimension: positions belong to a size of images.
         free={0: torch.export.Dim("batch")},
-        doc=f"images: {seen}, NCHW, {size_words(encoder.image_size)} pixels, in [-1, 1]. {what}",
-        metadata={"classes": json.dumps(tuned.classes)} if tuned else {},
+        doc=f"images: NCHW, {size_words(encoder.image_size)} pixels, {seen.in_words(-1)}. {what}",
+        metadata=seen.as_metadata() | ({"classes": json.dumps(tuned.classes)} if tuned else {}),
         form="onnx",
     )
     return {
         "files": [out.name],
-        "input": f"images: float32 [{', '.join(map(str, ('batch', *shape)))}], {seen} in [-1, 1]",
+        "input": f"images: float32 [{', '.join(map(str, ('batch', *shape)))}], {seen.in_words(-1)}",
         "outputs": outputs,
         "max_difference": difference,
         "compared_on": f"{len(photographs)} photographs",
@@ -166,11 +167,6 @@ class _Answers(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
         return (self.network(images),)
-
-
-def channels_in_words(channels: int) -> str:
-    """RGB, grey, or how many."""
-    return {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
 def cut_photographs(size: Size, channels: int = 3) -> Float[Tensor, "n {channels} h w"]:

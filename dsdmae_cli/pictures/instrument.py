@@ -46,7 +46,8 @@ def _metadata(stream: BinaryIO, number: int) -> Metadata:
     with tifffile.TiffFile(stream) as file:
         page = file.pages[number]
         assert isinstance(page, tifffile.TiffPage)
-        tags = {tag.code: tag.value for tag in page.tags}
+        # tifffile's own words follow as a second description.
+        tags = {tag.code: tag.value for tag in reversed(list(page.tags))}
         unit, across, down = (tags.get(code) for code in (296, 282, 283))
     dpi = None
     if unit in (_INCH, _CENTIMETRE) and across and down and across[1] and down[1] and across[0] and down[0]:

@@ -90,6 +90,13 @@ def _exif(image: Image.Image) -> bytes:
         return b""
 
 
+def has_tables(known: Metadata) -> bool:
+    """Whether its EXIF has more than tags of the image: how and where it was taken."""
+    exif = Image.Exif()
+    exif.load(known.exif or b"")
+    return any(exif.get_ifd(table) for table in _TAG_TABLES)
+
+
 def _oriented_upright(raw: bytes) -> bytes:
     """EXIF with its orientation set to 1 where it stands; every other byte, a maker's own among them, is kept."""
     order = {b"II": "<", b"MM": ">"}.get(raw[:2])

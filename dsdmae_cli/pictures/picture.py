@@ -25,7 +25,7 @@ from dsdmae_cli.data.to_rgb import orientation
 from dsdmae_cli.data.values import TURNS, keyed
 from dsdmae_cli.pictures import instrument
 from dsdmae_cli.pictures.deep import write_png
-from dsdmae_cli.pictures.metadata import Metadata, read_metadata, save_options
+from dsdmae_cli.pictures.metadata import Metadata, has_tables, read_metadata, save_options
 
 # 8 or 16 bits; any other integers, and floating-point numbers, of an instrument's TIFF.
 Pixels = Shaped[np.ndarray, "height width channels"]
@@ -144,19 +144,18 @@ class Picture:
 
     @property
     def suffix(self) -> str:
-        """The format for it where nobody chose one: PNG, which has neither CMYK nor pages nor floating point."""
-        tiff_alone = self.mode == "CMYK" or self.is_georeferenced or self.by_tifffile
-        return ".tif" if tiff_alone else ".png"
-
-    @property
-    def is_georeferenced(self) -> bool:
-        """Whether it says where on Earth it lies, which a TIFF alone does."""
-        return self.metadata.tags is not None and bool(self.metadata.tags.geo)
+        """The format for it where nobody chose one: a TIFF stays one, whose words and units nothing else holds."""
+        stays = self.metadata.tags is not None and (self.depth == 8 or self.mode == "L")
+        return ".tif" if stays or self.mode == "CMYK" or self.by_tifffile else ".png"
 
     @property
     def by_tifffile(self) -> bool:
-        """Whether Pillow writes no TIFF of it."""
-        deep = self.is_georeferenced and self.depth == 16 and self.mode != "L"
+        """Whether Pillow writes no TIFF of it: other numbers, several pages, or a TIFF's 16-bit colour.
+
+        Of the last one PNG holds the tables of EXIF, which tifffile does not write; where on Earth it lies, TIFF alone.
+        """
+        tags, colour = self.metadata.tags, self.depth == 16 and self.mode != "L"
+        deep = colour and tags is not None and (bool(tags.geo) or not has_tables(self.metadata))
         return self.is_instruments or len(self.pages) > 1 or deep
 
     @property

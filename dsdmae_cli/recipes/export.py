@@ -11,6 +11,7 @@ The forms themselves are in artifacts/: timm_folder.py, card.py, onnx.py, denois
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from dsdmae_cli.artifacts.onnx_denoiser import write_onnx_denoiser
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.packaged import ALL
+from dsdmae_cli.artifacts.seen import Seen, seen_by
 from dsdmae_cli.artifacts.subject import Subject, parse
 from dsdmae_cli.artifacts.timm_folder import timm_config, write_folder
 from dsdmae_cli.errors import CheckpointError, SettingsError
@@ -108,6 +110,7 @@ def export(request: Request) -> dict[str, Any]:
         "image_size": encoder.image_size,
         "features": encoder.width,
         "weights_sha256": opened.weights_sha256,
+        "seen": seen_by(opened).as_values(),
         **said,
         "notes": [*opened.notes, *said.get("notes", [])],
     }
@@ -227,7 +230,7 @@ def summary(said: dict[str, Any]) -> str:
     if said["form"] == "denoiser-onnx":
         lines.append(f"takes          {said['input']}")
     else:
-        lines.append(f"images         {size_words(said['image_size'])} px" + _pixels(said))
+        lines.append(f"images         {size_words(said['image_size'])} px, {_pixels(said)}")
     if "max_difference" in said:
         lines.append(
             f"checked        differs from torch by at most {said['max_difference']:.1e} on {said['compared_on']}"
@@ -243,6 +246,12 @@ def summary(said: dict[str, Any]) -> str:
 
 
 def _pixels(said: dict[str, Any]) -> str:
-    if "mean" in said:
-        return f", pixels in [0, 1] normalised by mean {list(said['mean'])} and std {list(said['std'])}"
-    return ", RGB in [-1, 1]" if "input" in said else ""
+    seen = Seen(**said["seen"])
+    if "mean" not in said:
+        return seen.in_words(-1)
+    mean, std = (_one_or_all(said[name]) for name in ("mean", "std"))
+    return f"{seen.in_words(0)}, normalised by mean {mean} and std {std}"
+
+
+def _one_or_all(values: Sequence[float]) -> float | list[float]:
+    return values[0] if len(set(values)) == 1 else list(values)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx as onnx_file
 import pytest
 import tifffile
 import timm
@@ -20,6 +21,7 @@ from sklearn.datasets import load_digits
 SIDE = 16
 # Of the 4th band a network that dropped it would know nothing: it alone tells the classes apart.
 BANDS = {"grey": 1, "four": 4, "thirteen": 13}
+SAID = {"grey": "grey in [0, 1]", "four": "4 channels in [0, 1]", "thirteen": "13 channels, values of band by band"}
 
 
 def pictures(root: Path, bands: int, count: int = 24, deep: bool = False) -> Path:
@@ -109,13 +111,24 @@ def test_every_command_keeps_the_number(
     assert len(exported["mean"]) == bands
     card = (tmp_path / "hf" / "README.md").read_text()
     assert f"torch.rand(1, {bands}, {SIDE}, {SIDE})" in card
-    assert f"It sees {bands} channel" in card
+    assert f"It sees {SAID[name].removesuffix(' in [0, 1]').partition(',')[0]}." in card
     ours = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True).eval()
     images = torch.rand(2, bands, SIDE, SIDE)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), model(images))
     onnx = said_json(capfd, "export", run, "--to", "onnx", "--out", tmp_path / "x.onnx")
     assert f"[batch, {bands}, {SIDE}, {SIDE}]" in onnx["input"]
+    props = {one.key: one.value for one in onnx_file.load(str(tmp_path / "x.onnx")).metadata_props}
+    props = {key: json.loads(props[key]) for key in ("channels", "bands", "range") if key in props}
+    assert props["channels"] == exported["seen"]["channels"] == bands
+    code, out, err = cli(capfd, "export", run, "--to", "timm", "--out", tmp_path / "words")
+    assert (code, f"px, {SAID[name]}" in out) == (0, True), out + err
+    if name == "thirteen":
+        kept = [list(pair) for pair in tomllib.loads((run / "settings.toml").read_text())["data"]["range"]]
+        assert props["range"] == exported["seen"]["range"] == kept
+        assert f"values from black to white become [0, 1]: {json.dumps(kept)}." in card
+    else:
+        assert "range" not in props
     assert (run / "figures" / "restored.png").is_file()
 
 
