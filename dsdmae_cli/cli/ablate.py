@@ -193,7 +193,7 @@ def command(*, asked: Asked, given: Given) -> None:
             Report().warn(warning)
         print_result(plan, as_json=given.json, text=text)
         return
-    with not_resumable(SAME):
+    with not_resumable(f"{SAME} with --retry-failed"):
         result, text = ablate(
             definition,
             out=given.out,

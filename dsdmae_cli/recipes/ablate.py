@@ -89,7 +89,7 @@ def ablate(
     results = results_of(study, folder)
     report.write(results, folder)
     if error := total_failure(results.rows):
-        raise RunFailed(f"{error}; what they said is in {folder / 'logs'}")
+        raise RunFailed(f"{error}; what they said is in {folder / 'logs'}, and --retry-failed runs them once more")
     return results.json(), report.summary(results, folder)
 
 

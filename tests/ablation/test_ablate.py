@@ -372,6 +372,11 @@ def test_a_failed_trial_is_kept_and_the_rest_goes_on(
     assert "non-finite" in bad["reason"]
     assert bad["reason"] in printed
     assert bad["reason"].split("`")[0][:40] in (out / "report.md").read_text()
+    # Where all fail, the same command alone would say the same again.
+    command[command.index("1e-3,1e30")], command[command.index(str(out))] = "1e30,2e30", str(tmp_path / "none")
+    code, _, err = cli(capfd, *command)
+    assert code == 1
+    assert err.splitlines()[-1].endswith(f"in {tmp_path / 'none' / 'logs'}, and --retry-failed runs them once more")
 
 
 @pytest.mark.slow
