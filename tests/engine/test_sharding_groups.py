@@ -65,6 +65,7 @@ def goes_on_alone(folder: Path, name: str) -> None:
     assert apart({key: ours[key] for key in weights}, weights, theirs) < 1e-4
 
 
+@pytest.mark.slow
 def test_two_processes_with_slices_train_as_two_with_all(tmp_path: Path) -> None:
     """One cuts its batch, has a teacher and heads; the other's processes exchange features in the midst of a pass."""
     methods = ("dsdmae", "mocov3")
