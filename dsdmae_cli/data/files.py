@@ -126,7 +126,7 @@ class FileImages(ImageDataset):
         a folder that was copied without its times is a new one, and one that was moved is not. A file that is replaced
         by another of the same size and time (to the nanosecond) goes unnoticed.
         """
-        digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode())
+        digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode() + self._files.part.encode())
         if self.reading != AS_STORED:  # other pixels of the same files
             digest.update(repr(self.reading).encode())
         if self.labels is not None:
@@ -188,6 +188,7 @@ class Files(ABC):
     left_out: tuple[str, ...] = ()  # what else lies there and is no file, in words
     labels: LabelFile | None = None  # what lies beside the images says of them
     notes: tuple[str, ...] = ()  # what is to be said of the files, a sentence each
+    part: str = ""  # which part of each file is the image, where it may have several
 
     @abstractmethod
     def read(self, index: int) -> Path | bytes:

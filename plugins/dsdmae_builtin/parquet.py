@@ -19,7 +19,6 @@ from dsdmae_builtin.parquet_columns import (
     image_column,
     is_text,
     label_column_of,
-    labels_in,
     lacks_bytes,
     said_of_rows,
     split_column_of,
@@ -28,6 +27,7 @@ from dsdmae_builtin.parquet_columns import (
 from dsdmae_cli.data.archives import unpacks_too_far
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some, stamp_of
+from dsdmae_cli.data.label_file import labels_in
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange, splits_of
 from dsdmae_cli.data.square import common_side
@@ -128,7 +128,7 @@ def paths_of(text: str) -> list[Path]:
     """
     path = Path(text)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".parquet" and not p.name.startswith("."))
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".parquet" and not _is_hidden(p, path))
     elif path.is_file():
         found = [path]
     else:
@@ -137,6 +137,10 @@ def paths_of(text: str) -> list[Path]:
         what = "holds no .parquet files" if path.is_dir() else "matches nothing" if "*" in text else "does not exist"
         raise DataError(f"{text} {what}; give a Parquet file, a folder of them or a glob")
     return found
+
+
+def _is_hidden(path: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 class Tables(Files):
@@ -159,18 +163,21 @@ class Tables(Files):
         values: list[Any] = []
         splits: list[Any] = []
         largest = 0
+        self._by_path = False
+        self.part = image or ""
         for number, path in enumerate(self._paths):
             try:
                 with parquet.ParquetFile(path) as table:
                     schema = table.schema_arrow
                     if number == 0:
-                        self._column, self._in_struct = image_column(schema, image, path)
-                        self._by_path = is_text(schema.field(self._column).type)
+                        self._column, _ = image_column(schema, image, path)
                         label_column, names, words = label_column_of(schema, label, self._column, path)
                         split_column = split_column_of(schema, {self._column, label_column})
                     missing = {self._column, label_column or self._column} - set(schema.names)
                     if missing:
                         raise DataError(f"{path} has no column {missing.pop()!r}, which {self._paths[0]} has")
+                    image_column(schema, self._column, path)  # whose type may be another one here
+                    self._by_path |= is_text(schema.field(self._column).type)
                     for group in range(table.num_row_groups):
                         about = table.metadata.row_group(group)
                         self._by_path |= lacks_bytes(about, self._column)
@@ -302,9 +309,10 @@ class Tables(Files):
                 )
             some = max(1, min(_ROWS, MOST_OF_GROUP // 8 // max(1, about)))
             asked = {"batch_size": some, "row_groups": [group], "columns": [self._column], "use_threads": False}
+            _, in_struct = image_column(table.schema_arrow, self._column, path)
             for batch in table.iter_batches(**asked) if about <= MOST_OF_GROUP else ():
                 values: list[Any] = batch.column(0).to_pylist()
-                if self._in_struct:  # a path counts where there are no bytes
+                if in_struct:  # a path counts where there are no bytes
                     values = [row and (row["bytes"] or row.get("path")) for row in values]
                 rows += values
                 size += sum(len(row) for row in values if row is not None)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS, LabelFile, label_of
+from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS
 from dsdmae_cli.errors import DataError
 
 _IMAGE_HEADINGS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
@@ -165,30 +163,3 @@ def split_column_of(schema: Any, taken: Collection[str | None]) -> str:
     """The column that is called as one of splits; "" where there is none."""
     names = [name for name in schema.names if name.lower() in SPLIT_HEADINGS and name not in taken]
     return min(names, key=lambda name: SPLIT_HEADINGS.index(name.lower()), default="")
-
-
-def labels_in(values: Sequence[Any], names: tuple[str, ...] | None) -> LabelFile:
-    """The label of each row.
-
-    Args:
-        values: of the column.
-        names: what its numbers mean, where the file says so.
-    """
-    if names is not None:
-        able = [v if isinstance(v, int) and 0 <= v < len(names) else -1 for v in values]
-        return LabelFile(np.array(able, dtype=np.int64), names, ())
-    values = [_label(value) for value in values]
-    there = {v for v in values if v is not None}
-    numbers = all(isinstance(value, int) for value in there)
-    classes = sorted(there) if numbers else sorted({str(value) for value in there})
-    place = {value: label for label, value in enumerate(classes)}
-    labels = [place.get(value if numbers else str(value), -1) if value is not None else -1 for value in values]
-    return LabelFile(np.array(labels, dtype=np.int64), tuple(map(str, classes)), ())
-
-
-def _label(value: Any) -> Any:
-    """A label as it is sorted and named; None for what stands for none: null, -1, what is no number, an empty word."""
-    if value is None or value == -1 or label_of(str(value)) == "":
-        return None
-    whole = isinstance(value, float) and value.is_integer()  # what pandas makes of integers beside missing ones
-    return int(value) if whole else value
