@@ -169,18 +169,16 @@ def arrange(
 
 
 def _split_folders(names: list[str], splits: str, of: str, what: str) -> tuple[str, str] | None:
-    """The folders of the first level that are the training and the test images, or None if there are none."""
+    """The folders of the first level that are the training and the test images, or None if there are none.
+
+    Raises:
+        DataError: folders look like splits and are not understood, or those of `splits` are not there.
+    """
     tops = sorted({name.partition("/")[0] for name in names if "/" in name})
     if splits == "none":
         return None
     if splits != "auto":
-        train, _, test = (part.strip(" /") for part in splits.partition(","))
-        if train == test or train not in tops or test not in tops:
-            raise DataError(
-                f"data.splits = {splits!r}: {of} has no two such {what} on its first level; there is"
-                f" {_some(tops, 12) or 'none'}; give those to learn from and to test on as TRAIN,TEST, or none"
-            )
-        return train, test
+        return _asked_for(tops, splits, of, what)
     trains = [top for top in tops if top.lower() in TRAIN_FOLDERS]
     tests = sorted((top for top in tops if top.lower() in TEST_FOLDERS), key=lambda t: TEST_FOLDERS.index(t.lower()))
     twice = len({top.lower() for top in tests}) < len(tests)
@@ -189,41 +187,67 @@ def _split_folders(names: list[str], splits: str, of: str, what: str) -> tuple[s
     like = [_like(tops, known) for known in (TRAIN_FOLDERS, TEST_FOLDERS)]
     if trains or tests or all(like):
         raise DataError(_which(of, what, tops, *like))
-    for top in tops:
-        below = sorted({name.split("/")[1] for name in names if name.startswith(f"{top}/") and name.count("/") > 1})
-        like = [_like(below, known) for known in (TRAIN_FOLDERS, TEST_FOLDERS)]
-        if all(like):
-            raise DataError(
-                f"{of} has splits below its folders ({top}/{like[0][0]}, {top}/{like[1][0]}), which are looked for on"
-                f" the first level; name a folder that holds them, such as {top}, or take what is there as it lies by"
-                " --splits none"
-            )
+    below = _folders_below(names, tops)
+    _check_no_splits(below, of)
     if what == "folders":
-        _check_not_alike(names, tops, of)
+        _check_not_alike(names, below, of)
     return None
 
 
-def _check_not_alike(names: list[str], tops: list[str], of: str) -> None:
+def _asked_for(tops: list[str], splits: str, of: str, what: str) -> tuple[str, str]:
+    """The two that data.splits names, which have to be there."""
+    train, _, test = (part.strip(" /") for part in splits.partition(","))
+    if train == test or train not in tops or test not in tops:
+        raise DataError(
+            f"data.splits = {splits!r}: {of} has no two such {what} on its first level; there is"
+            f" {_some(tops, 12) or 'none'}; give those to learn from and to test on as TRAIN,TEST, or none"
+        )
+    return train, test
+
+
+def _folders_below(names: list[str], tops: list[str]) -> dict[str, set[str]]:
+    """The folders in each of the first level's; in one pass, for there may be a thousand of a million images."""
+    below: dict[str, set[str]] = {top: set() for top in tops}
+    for name in names:
+        top, _, rest = name.partition("/")
+        if "/" in rest:
+            below[top].add(rest.partition("/")[0])
+    return below
+
+
+def _check_no_splits(below: dict[str, set[str]], of: str) -> None:
+    """See that there are no splits on the second level, where they are not looked for.
+
+    Raises:
+        DataError: it looks like that.
+    """
+    for top, folders in below.items():
+        trains, tests = (_like(sorted(folders), known) for known in (TRAIN_FOLDERS, TEST_FOLDERS))
+        if trains and tests:
+            raise DataError(
+                f"{of} has splits below its folders ({top}/{trains[0]}, {top}/{tests[0]}), which are looked for on"
+                f" the first level; name a folder that holds them, such as {top}, or take what is there as it lies by"
+                " --splits none"
+            )
+
+
+def _check_not_alike(names: list[str], below: dict[str, set[str]], of: str) -> None:
     """See that the first level is not splits by names that no list has: two, of the same classes.
 
     Raises:
         DataError: it looks like that.
     """
-    below: dict[str, set[str]] = {top: set() for top in tops}
-    for name in names:
-        top, _, rest = name.partition("/")
-        if "/" in rest:
-            below[top].add(rest.partition("/")[0].lower())
-    if not 2 <= len(tops) <= _MOST_SPLITS:
+    if not 2 <= len(below) <= _MOST_SPLITS:
         return
-    shared, every = set.intersection(*below.values()), set.union(*below.values())
+    small = [{folder.lower() for folder in folders} for folders in below.values()]
+    shared, every = set.intersection(*small), set.union(*small)
     if len(shared) < 2 or 2 * len(shared) <= len(every):  # a class more or less is no other arrangement
         return
-    most = sorted(tops, key=lambda top: (-sum(name.startswith(f"{top}/") for name in names), top))
+    most = sorted(below, key=lambda top: (-sum(name.startswith(f"{top}/") for name in names), top))
     raise DataError(
-        f"{of} holds the folders {_some(tops, 8)} with the same ones below each ({_some(sorted(shared))}), as splits"
-        f" have; say which two they are by --splits {shlex.quote(f'{most[0]},{most[1]}')} (TRAIN,TEST), or that every"
-        " folder is a class by --splits none"
+        f"{of} holds the folders {_some(list(below), 8)} with the same ones below each ({_some(sorted(shared))}), as"
+        f" splits have; say which two they are by --splits {shlex.quote(f'{most[0]},{most[1]}')} (TRAIN,TEST), or that"
+        " every folder is a class by --splits none"
     )
 
 

@@ -71,6 +71,9 @@ def no_png(names: Sequence[str]) -> str | None:
 
     A JPEG's pixels are near the numbers of classes, and no longer these numbers.
     """
+    parts = (name.split("/", 2)[:2] for name in names)
+    if not any(_MASKS in folders for folders in parts):  # before a million paths are taken apart
+        return None
     every = [PurePosixPath(name) for name in names]
     if len({name.parts[0] for name in every}) == 1 and all(len(name.parts) > 2 for name in every):
         every = [PurePosixPath(*name.parts[1:]) for name in every]
