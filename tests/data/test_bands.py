@@ -12,9 +12,15 @@ import tifffile
 from PIL import Image
 
 from dsdmae_cli.config.resolve import resolve_data
+from dsdmae_cli.data.account import take_account
 from dsdmae_cli.data.base import UnreadableImage
+from dsdmae_cli.data.beyond import range_notes
 from dsdmae_cli.data.decode import decode
+from dsdmae_cli.data.mask_views import MaskedSubset
+from dsdmae_cli.data.masks import MaskedImages
+from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.values import Reading, luma
+from dsdmae_cli.errors import DataError
 
 SIDE = 16
 
@@ -70,3 +76,38 @@ def test_grey_made_of_rgb(tmp_path: Path) -> None:
     """As Pillow does it."""
     rgb = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     np.testing.assert_array_equal(luma(rgb)[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
+
+
+@pytest.mark.parametrize(("most", "odd"), [(5, 4), (3, 5)])
+def test_pictures_of_other_bands_among_deep_ones(tmp_path: Path, most: int, odd: int) -> None:
+    """The account of them ended in a traceback; it names them, as a dry run does that decodes them."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        bands = odd if number < 2 else most
+        kind = {"photometric": "rgb" if bands == 3 else "minisblack", "planarconfig": "contig"}
+        tifffile.imwrite(tmp_path / f"{number}.tif", rng.integers(100, 1000, (16, 16, bands)).astype(np.uint16), **kind)
+    settings = resolve_data(F.of(tmp_path))
+    assert settings.channels == most
+    parts = {name: open_dataset(settings, split) for name, split in (("training", "train"), ("held-out", "test"))}
+    for decoded in (False, True):
+        account = take_account(parts, settings.range, decoded=decoded)
+        assert sorted(Path(name).name for name in account.unreadable) == ["0.tif", "1.tif"]
+        assert all(f"{odd} bands" in reason for reason in account.unreadable.values())
+        assert list(account.kinds.values()) == [6]
+
+
+def test_pictures_with_masks_say_their_range(tmp_path: Path) -> None:
+    """A part of them had none: what is said of a range, and refused, was neither said nor refused."""
+    rng = np.random.default_rng(0)
+    for kind, most in (("images", 900), ("masks", 2)):
+        (tmp_path / kind).mkdir()
+        for number in range(6):
+            values = rng.integers(0, most, (16, 16)).astype(np.uint16 if kind == "images" else np.uint8)
+            Image.fromarray(values).save(tmp_path / kind / f"{number}.png")
+    (tmp_path / "classes.txt").write_text("paper\nink\n")
+    fits, other = (open_dataset(F.of(tmp_path, range=limits), "train") for limits in ((0, 900), (5000, 9000)))
+    assert isinstance(fits, MaskedImages)
+    assert isinstance(other, MaskedImages)
+    assert range_notes(MaskedSubset(fits, np.arange(3))) == ("values of 0 to 900 are seen as black to white",)
+    with pytest.raises(DataError, match="beyond the range of 5000 to 9000"):
+        range_notes(MaskedSubset(other, np.arange(3)))
