@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from dsdmae_cli.data.arrays import ArrayImages
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.files import read_within
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
@@ -55,7 +56,9 @@ def _read(folder: Path, prefix: str) -> ArrayImages:
         )
     # A view three channels deep: the values are in memory once.
     images = np.broadcast_to(grey[..., None], (*grey.shape, 3))
-    return ArrayImages(images, labels, _classes(folder, int(labels.max())), f"{folder.name} {prefix}")
+    # Of both splits, so that a label means the same in each.
+    highest = max(int(_values(folder, f"{part}-labels-idx1-ubyte", 1).max()) for part in set(_PREFIX.values()))
+    return ArrayImages(images, labels, _classes(folder, highest), f"{folder.name} {prefix}")
 
 
 def _classes(folder: Path, highest: int) -> tuple[str, ...]:
@@ -63,7 +66,11 @@ def _classes(folder: Path, highest: int) -> tuple[str, ...]:
     file = folder / "classes.txt"
     if not file.is_file():
         return tuple(str(label) for label in range(highest + 1))
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        text = read_within(file).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}; write it as text in UTF-8, a class a line") from error
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) <= highest:
         raise DataError(
             f"{file} names {len(names)} classes and labels go up to {highest}; a line is a class, from 0 on"
