@@ -22,6 +22,7 @@ import numpy as np
 
 from dsdmae_cli.data.base import MAX_FILE_BYTES, UnreadableImage
 from dsdmae_cli.data.files import KINDS, Files, Names, by_suffix, is_image, require_images, stamp_of
+from dsdmae_cli.data.walk import is_hidden
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import read_within
 
@@ -237,7 +238,7 @@ def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], dict[str, int],
             message = f"{path} is neither a folder nor an archive; give {KINDS}"
             raise DataError(message) from error
     # Of two with one name the later counts, as it does for tar.
-    visible = {member.name: member for member in found if not _is_hidden(member.name)}
+    visible = {member.name: member for member in found if not is_hidden(member.name)}
     images = sorted((m for m in visible.values() if is_image(m.name)), key=lambda m: m.name)
     return images, by_suffix(visible), _are_labelled(images, visible)
 
@@ -249,10 +250,6 @@ def _are_labelled(images: list[_Member], names: Iterable[str]) -> bool:
         return True
     tables = {stem for stem, suffix in suffixes.values() if suffix.lower() == ".json"}
     return bool(tables) and 2 * sum(suffixes[image.name][0] in tables for image in images) >= len(images) > 0
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or "/." in name
 
 
 def below_archive(name: str) -> str:

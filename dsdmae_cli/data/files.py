@@ -39,7 +39,7 @@ from dsdmae_cli.data.decode import (
 )
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.once import shared
-from dsdmae_cli.data.values import Ranges, Reading, Values, sampled_range, sampled_ranges
+from dsdmae_cli.data.values import Ranges, Reading, Values, range_for
 from dsdmae_cli.data.walk import LeftOut, walk
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import beside, is_pattern, read_within
@@ -385,7 +385,7 @@ def _reading(path: Path) -> Iterator[None]:
 def range_of_some(images: FileImages) -> Ranges | None:
     """By the values of those of 64 pictures that have more than 8 bits, of some hundreds that are looked at."""
     how, pictures = images.reading, islice(_deep_ones(images), _LOOKED_AT)
-    return sampled_range(pictures) if how.is_photographic else sampled_ranges(pictures, how)
+    return range_for(pictures, how)
 
 
 def _deep_ones(images: FileImages) -> Iterator[Values]:

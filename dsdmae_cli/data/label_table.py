@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -50,7 +51,7 @@ class NamedFiles:
             for start in range(len(parts)):
                 tail = "/".join(parts[start:])
                 # A name without its suffix is another key; of two keys that are equal one is enough.
-                for key in {tail, str(PurePosixPath(tail).with_suffix(""))}:
+                for key in {tail, posixpath.splitext(tail)[0]}:
                     self._by_tail[key].append(index)
 
     def find(self, cell: str) -> list[int]:

@@ -275,16 +275,23 @@ class Found:
     left_out: tuple[float, ...] = ()
 
 
-def sampled_ranges(pictures: Iterable[Values], how: Reading) -> tuple[Range, ...] | None:
-    """One range for each channel, as `sampled_range` has it for all; None where no picture has more than 8 bits.
-
-    Bands of one instrument differ by orders of magnitude, and 8 bits of a range that all share would leave the darkest
-    ones black. Pictures of other bands do not count.
+def range_for(pictures: Iterable[Values], how: Reading) -> Ranges | None:
+    """data.range = auto, by the bands that become channels: one range for grey or RGB, else one for each channel. None
+    where no picture has more than 8 bits; pictures of other bands do not count.
     """
-    bands = []
+    some = []
     for picture in pictures:
         with suppress(Refused):
-            bands.append(Values(picture.channels(how), nodata=picture.nodata))
+            some.append(Values(picture.channels(how), nodata=picture.nodata))
+    return sampled_range(some) if how.is_photographic else _sampled_ranges(some, how)
+
+
+def _sampled_ranges(bands: list[Values], how: Reading) -> tuple[Range, ...] | None:
+    """One range for each channel, as `sampled_range` has it for all.
+
+    Bands of one instrument differ by orders of magnitude, and 8 bits of a range that all share would leave the darkest
+    ones black.
+    """
     found = [sampled_range(band_of(bands, i)) for i in range(how.channels)]
     # A band without a single number is black in any range.
     return tuple(limits or (0.0, 1.0) for limits in found) if any(found) else None

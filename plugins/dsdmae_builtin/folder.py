@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dsdmae_builtin.datasets import FolderSettings
-from dsdmae_builtin.masks import CLASSES, Layout, layout_of, legend_beside, no_png, with_masks
+from dsdmae_builtin.masks import CLASSES, Layout, almost, layout_of, legend_beside, no_png, with_masks
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import AS_STORED, DEEP_SUFFIXES
 from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_words, range_of_some
@@ -114,8 +114,11 @@ def _arranged(
     files, layout = _open(path), _layout(path)
     if layout is not None and labels is None:
         return _masked(path, layout, holdout, splits)
-    if labels is None and splits == "auto" and (wrong := no_png(files.names)):
-        raise DataError(f"{path}: {wrong}")
+    if layout is None and splits != "none":
+        named = splits != "auto"
+        wrong = no_png(files.names) if labels is None and not named else None
+        if wrong := wrong or almost(files.names, below_splits=named):
+            raise DataError(f"{path}: {wrong}")
     if layout is None:
         names, table = files.names, files.labels
         if labels is not None:

@@ -19,7 +19,7 @@ from dsdmae_cli.data.decode import decode
 from dsdmae_cli.data.mask_views import MaskedSubset
 from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.open import open_dataset
-from dsdmae_cli.data.values import Reading, luma
+from dsdmae_cli.data.values import Reading, luma, pairs
 from dsdmae_cli.errors import DataError
 
 SIDE = 16
@@ -111,3 +111,18 @@ def test_pictures_with_masks_say_their_range(tmp_path: Path) -> None:
     assert range_notes(MaskedSubset(fits, np.arange(3))) == ("values of 0 to 900 are seen as black to white",)
     with pytest.raises(DataError, match="beyond the range of 5000 to 9000"):
         range_notes(MaskedSubset(other, np.arange(3)))
+
+
+@pytest.mark.parametrize("bands", [(3, 2, 1), (2,), (1, 2)])
+def test_the_range_is_that_of_the_bands_that_are_seen(bands: tuple[int, ...], tmp_path: Path) -> None:
+    """One of another instrument, or of other pictures, left three that were chosen nearly black."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        values = rng.integers(100, 1000, (16, 16, 5)).astype(np.uint16)
+        values[..., 4] = rng.integers(20000, 60000, (16, 16))
+        tifffile.imwrite(tmp_path / f"{number}.tif", values, photometric="minisblack", planarconfig="contig")
+    found = open_dataset(F.of(tmp_path, bands=bands), "train")
+    assert found.reading is not None
+    assert found.reading.range is not None
+    assert all(limits == pytest.approx((100, 999), abs=2) for limits in pairs(found.reading.range))
+    assert 110 < found.load(0).mean() < 145

@@ -217,7 +217,9 @@ def test_rows_of_several_splits_are_of_none(tmp_path: Path) -> None:
     names = [[Path(part.name(i)).stem for i in range(len(part))] for part in found]
     assert names == [["1", "2", "3"], ["4", "5"]]
     assert "1 image has rows of several splits: 0.png; taken for none of them" in found[0].notes
-    assert not [note for note in folder.build(of(root, labels=path, splits="none"), "train").notes if "rows of several" in note]
+    assert not [
+        note for note in folder.build(of(root, labels=path, splits="none"), "train").notes if "rows of several" in note
+    ]
 
 
 def test_a_first_row_of_an_image_that_is_not_there_is_no_heading(tmp_path: Path) -> None:
