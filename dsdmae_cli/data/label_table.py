@@ -19,6 +19,11 @@ _DELIMITERS = ",;\t|"
 _SAYS_DELIMITER = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line that Excel takes as a setting
 # Headings that people give to a column of labels, in small letters.
 LABEL_HEADINGS = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "breed", "y")
+# And to one of names of files.
+_FILE_HEADINGS = frozenset({
+    "file", "files", "filename", "file_name", "filepath", "file_path", "path", "image", "images", "image_name",
+    "image_id", "image_path", "imageid", "img", "picture", "photo", "name", "id",
+})  # fmt: skip
 _LOOKED_AT = 1000  # rows that a guess stands on
 
 Row = list[str]
@@ -57,6 +62,11 @@ class NamedFiles:
     def find(self, cell: str) -> list[int]:
         """The files that a cell may mean; its own folders count, but for those that all cells share and no file has."""
         return self._by_tail.get("/".join(self._parts(cell)[self._dropped :]), [])
+
+    def is_whole(self, cell: str) -> bool:
+        """Whether a cell that names files does so with their suffix."""
+        suffix = posixpath.splitext(self._parts(cell)[-1])[1]
+        return bool(suffix) and any(self._plain(self.names[index]).endswith(suffix) for index in self.find(cell))
 
     def forget(self, *, case: bool) -> None:
         """Let letters be one whose Unicode differs in form alone (macOS takes accents apart), and with `case` capital
@@ -189,38 +199,59 @@ def columns_of(path: Path, rows: list[Row], files: NamedFiles, wanted: str | Non
 
 
 def _guessed_file(path: Path, first: Row, rows: list[Row], width: int, files: NamedFiles) -> int:
-    """The column whose cells are names of files."""
-    # Labels may look like names too, 1 like 1.png; but they repeat, and names do not.
+    """The column whose cells are names of files.
+
+    Numbers may be names, as 7 of 7.png, and another column may hold numbers too: that of rows, which pandas writes. So
+    names with their suffixes go before others, and of columns that name other files one with a heading for it.
+    """
+    # Labels may look like names too; but they repeat, and names do not.
     hits = _hits([column for column in range(width) if not _is_label(first, column)], rows, files)
-    if not any(hits.values()):
+    best = max(hits.values(), default=(0, 0))
+    if not any(best):
         raise DataError(
             f"no column of {path} ({', '.join(first[:8])}) holds names of the images, which are called as"
             f" {files.names[0]!r}; its first row is {', '.join(rows[0][:8])!r}; write them alike, with or without"
             " folders and suffixes"
         )
-    column = max(hits, key=hits.__getitem__)
+    able = [column for column, found in hits.items() if found == best]
+    if len({tuple(_found(rows, column, files)) for column in able}) > 1:
+        called = [column for column in able if column < len(first) and first[column].lower() in _FILE_HEADINGS]
+        if len(called) != 1:
+            which = " and ".join(f"column {column + 1} ({_cells(rows, column)[0]!r}, ...)" for column in able)
+            raise DataError(
+                f"which column of {path} holds names of the images? {which} do, and not of the same ones; name it and"
+                " that of the labels by --set data.label_columns=FILE,LABEL, or their numbers from 1 up"
+            )
+        able = called
+    files.learn_prefix(_cells(rows, able[0]))
+    return able[0]
+
+
+def _found(rows: list[Row], column: int, files: NamedFiles) -> list[tuple[int, ...]]:
+    """The files that each cell of a column may mean."""
     files.learn_prefix(_cells(rows, column))
-    return column
+    return [tuple(files.find(row[column])) if len(row) > column else () for row in rows]
 
 
-def _hits(columns: Sequence[int], rows: list[Row], files: NamedFiles) -> dict[int, int]:
-    """How many values of each column name files; in any Unicode form, and then in any case, where none does as it is
-    written.
+def _hits(columns: Sequence[int], rows: list[Row], files: NamedFiles) -> dict[int, tuple[int, int]]:
+    """How many values of each column name files with their suffixes, and how many at all; in any Unicode form, and then
+    in any case, where none does as it is written.
     """
     found = _hits_as_written(columns, rows, files)
     for case in (False, True):
-        if not any(found.values()):
+        if not any(map(any, found.values())):
             files.forget(case=case)
             found = _hits_as_written(columns, rows, files)
     return found
 
 
-def _hits_as_written(columns: Sequence[int], rows: list[Row], files: NamedFiles) -> dict[int, int]:
+def _hits_as_written(columns: Sequence[int], rows: list[Row], files: NamedFiles) -> dict[int, tuple[int, int]]:
     hits = {}
     for column in columns:
         cells = _cells(rows, column)
         files.learn_prefix(cells)
-        hits[column] = sum(bool(files.find(cell)) for cell in set(cells))
+        named = [cell for cell in set(cells) if files.find(cell)]
+        hits[column] = sum(map(files.is_whole, named)), len(named)
     return hits
 
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -62,12 +63,6 @@ class Arrangement:
     train: Part
     test: Part
     notes: tuple[str, ...] = ()
-
-
-def split_word(name: str) -> str | None:
-    """The split that a file says in its name, as imagenet-train-0003 does; None where it says none, or several."""
-    found = {word for word in re.findall("[a-z]+", name.lower()) if word in TRAIN_FOLDERS or word in TEST_FOLDERS}
-    return found.pop() if len(found) == 1 else None
 
 
 def splits_of(column: str, values: Sequence[Any], wanted: str = "auto") -> tuple[list[str], str]:
@@ -319,12 +314,19 @@ def _in_one_only(train: Part, test: Part, *, said: bool) -> list[str]:
                 f"{'class' if one else 'classes'} {_some(classes)} {'has' if one else 'have'} {which} images alone:"
                 f" {them}"
             )
-    cases: dict[str, list[str]] = {}
-    for name in sorted(train.classes):
-        cases.setdefault(name.lower(), []).append(name)
-    pairs = [" and ".join(names) for names in cases.values() if len(names) > 1]
-    if pairs:
-        notes.append(f"{_some(pairs)} differ in case alone and are two classes; rename one if they are one")
+    return notes + _alike(train.classes)
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Classes that differ in case alone, or in the Unicode form of their letters, which looks the same."""
+    kinds = {"case": str.lower, "the Unicode form of letters": lambda name: unicodedata.normalize("NFC", name)}
+    notes = []
+    for what, plain in kinds.items():
+        groups: dict[str, list[str]] = {}
+        for name in sorted(classes):
+            groups.setdefault(plain(name), []).append(name)
+        if pairs := [" and ".join(names) for names in groups.values() if len(names) > 1]:
+            notes.append(f"{_some(pairs)} differ in {what} alone and are two classes; rename one if they are one")
     return notes
 
 

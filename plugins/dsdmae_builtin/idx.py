@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from dsdmae_cli.data.archives import read_text
 from dsdmae_cli.data.arrays import ArrayImages
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import read_within
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
 _UNSIGNED_BYTES = 8
+_CLASSES = "classes.txt"
 MOST_BYTES = 4 * 2**30  # of a file, which is unpacked in memory
 _PREFIX = {"train": "train", "labelled": "train", "test": "t10k"}
 
@@ -63,17 +64,13 @@ def _read(folder: Path, prefix: str) -> ArrayImages:
 
 def _classes(folder: Path, highest: int) -> tuple[str, ...]:
     """The lines of classes.txt, or the labels themselves."""
-    file = folder / "classes.txt"
-    if not file.is_file():
+    text = read_text(folder, _CLASSES)
+    if text is None:
         return tuple(str(label) for label in range(highest + 1))
-    try:
-        text = read_within(file).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}; write it as text in UTF-8, a class a line") from error
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) <= highest:
         raise DataError(
-            f"{file} names {len(names)} classes and labels go up to {highest}; a line is a class, from 0 on"
+            f"{folder / _CLASSES} names {len(names)} classes and labels go up to {highest}; a line is a class, from 0"
         )
     return names
 

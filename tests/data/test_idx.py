@@ -100,5 +100,5 @@ def test_labels_mean_the_same_in_both_splits(folder: Path) -> None:
 
 def test_names_that_are_no_text(folder: Path) -> None:
     (folder / "classes.txt").write_bytes(b"\xff\xfeK\xe4fer\n")
-    with pytest.raises(DataError, match=r"classes\.txt cannot be read: .*; write it as text in UTF-8"):
+    with pytest.raises(DataError, match=r"cannot read classes\.txt in .*; mend it"):
         idx.build(of(folder), "train")

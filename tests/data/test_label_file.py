@@ -251,3 +251,23 @@ def test_a_table_for_pictures_that_have_masks(tmp_path: Path, legend: bool, wrap
         assert [1 - int(Path(part.name(i)).stem) % 2 for i in range(len(part))] == part.labels.tolist()
     assert f"masks/ is passed over: labels are those of {path}" in train.notes
     assert "train/ is learned from and val/ evaluated on" in train.notes
+
+
+@pytest.mark.parametrize("heading", [",filename,label", "nr,filename,label", "id,where,class"])
+@pytest.mark.parametrize("missing", [0, 3])
+def test_numbers_of_rows_are_no_names(tmp_path: Path, heading: str, missing: int) -> None:
+    """As pandas writes them in front: of images 0.png, 1.png, ... they were taken, and labels were those of others."""
+    rows = "".join(f"{k},{8 - k}.png,{'cat' if k < 4 else 'dog'}\n" for k in range(9))
+    found = table(tmp_path, f"{heading}\n{rows}", [f"{k}.png" for k in range(missing, 9)])
+    assert found.labels.tolist() == ([1] * 5 + [0] * 4)[missing:]
+
+
+def test_columns_that_name_other_images_are_asked_about(tmp_path: Path) -> None:
+    rows = "".join(f"{k},{8 - k},{'cat' if k < 4 else 'dog'}\n" for k in range(9))
+    names = [f"{k}.png" for k in range(9)]
+    said = message_of(lambda: table(tmp_path, f"nr,row,label\n{rows}", names))
+    assert "holds names of the images? column 1 ('0', ...) and column 2 ('8', ...) do, and not of the same ones" in said
+    assert table(tmp_path, f"nr,image,label\n{rows}", names).labels.tolist() == [1] * 5 + [0] * 4
+    assert table(tmp_path, f"nr,row,label\n{rows}", names, "row,label").labels.tolist() == [1] * 5 + [0] * 4
+    same = "".join(f"{k},{k},{'cat' if k < 4 else 'dog'}\n" for k in range(9))
+    assert table(tmp_path, f"nr,row,label\n{same}", names).labels.tolist() == [0] * 4 + [1] * 5

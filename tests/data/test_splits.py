@@ -195,6 +195,8 @@ def test_a_test_folder_that_is_left_out_can_be_taken() -> None:
 def test_classes_of_other_case_are_named_where_both_splits_have_them() -> None:
     found = arrange(sorted(pictures("train/cat", "train/Cat", "test/cat", "test/Cat")), 0.1)
     assert "Cat and cat differ in case alone and are two classes; rename one if they are one" in found.notes
+    found = arrange(sorted(pictures("train/b", "train/\u00e9", "test/b", "test/e\u0301")), 0.1)
+    assert "e\u0301 and \u00e9 differ in the Unicode form of letters alone and are two classes" in found.notes[-1]
 
 
 def test_a_thousand_classes_cost_what_two_do() -> None:
