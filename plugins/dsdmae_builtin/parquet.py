@@ -19,7 +19,9 @@ from dsdmae_builtin.parquet_columns import (
     image_column,
     is_text,
     label_column_of,
+    labels_of_files,
     lacks_bytes,
+    names_of,
     said_of_rows,
     split_column_of,
     unpacked_size,
@@ -27,7 +29,6 @@ from dsdmae_builtin.parquet_columns import (
 from dsdmae_cli.data.archives import unpacks_too_far
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some, stamp_of
-from dsdmae_cli.data.label_file import labels_in
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange, splits_of
 from dsdmae_cli.data.square import common_side
@@ -160,7 +161,7 @@ class Tables(Files):
         self._paths = paths_of(text)
         self._stamps = [stamp_of(path) for path in self._paths]
         groups: list[tuple[int, int, int]] = []  # file, row group, rows
-        values: list[Any] = []
+        labels: list[tuple[Path, list[Any], tuple[str, ...] | None]] = []
         splits: list[Any] = []
         largest = 0
         self._by_path = False
@@ -171,7 +172,7 @@ class Tables(Files):
                     schema = table.schema_arrow
                     if number == 0:
                         self._column, _ = image_column(schema, image, path)
-                        label_column, names, words = label_column_of(schema, label, self._column, path)
+                        label_column, words = label_column_of(schema, label, self._column, path)
                         split_column = split_column_of(schema, {self._column, label_column})
                     missing = {self._column, label_column or self._column} - set(schema.names)
                     if missing:
@@ -184,7 +185,7 @@ class Tables(Files):
                         groups.append((number, group, about.num_rows))
                         largest = max(largest, about.total_byte_size)
                 if label_column:
-                    values += said_of_rows(path, label_column)
+                    labels.append((path, said_of_rows(path, label_column), names_of(schema, label_column)))
                 if split_column in schema.names:
                     splits += said_of_rows(path, split_column)
             except (OSError, ValueError) as error:  # pyarrow's errors are of both
@@ -200,7 +201,7 @@ class Tables(Files):
             about_splits = f"column {split_column!r} is not taken for splits: not every file has it"
         self.splits_are = f"rows by column {split_column!r}" if said_splits else "folders"
         self.names = self._named(said_splits, by_file=wanted_splits != "none")
-        self.labels = labels_in(values, names) if label_column else None
+        self.labels = labels_of_files(labels) if label_column else None
         said = [f"images are in column {self._column!r}", words, about_splits]
         if largest > LARGE_GROUP:
             said.append(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS
+from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS, LabelFile, labels_in
 from dsdmae_cli.errors import DataError
 
 _IMAGE_HEADINGS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
@@ -118,10 +118,8 @@ def _held(kind: Any) -> str:
     return "lists" if arrow.types.is_list(kind) or arrow.types.is_large_list(kind) else f"{kind}"
 
 
-def label_column_of(
-    schema: Any, wanted: str | None, image: str, path: Path
-) -> tuple[str | None, tuple[str, ...] | None, str]:
-    """The column of labels, names of its numbers where the file has them, and words for what was taken.
+def label_column_of(schema: Any, wanted: str | None, image: str, path: Path) -> tuple[str | None, str]:
+    """The column of labels, and words for what was taken.
 
     Raises:
         DataError: there is no column of that name.
@@ -140,23 +138,44 @@ def label_column_of(
         )
     found = wanted or next((n for n in schema.names if n.lower() in LABEL_HEADINGS and n != image), None)
     if found in nested:
-        return (
-            None,
-            None,
-            f"no labels: column {found!r} holds {_held(nested[found])}, and a label is a number or a word",
-        )
+        return None, f"no labels: column {found!r} holds {_held(nested[found])}, and a label is a number or a word"
     if found is None:
         others = [name for name in schema.names if name != image]
         advice = "is called one; name it by --set data.label_column=NAME"
         said = f"no labels: none of the columns {', '.join(others[:8])} {advice}" if others else ""
-        return None, None, said
-    names = None
+        return None, said
+    return found, f"labels are those of column {found!r}" + ("" if wanted else ", by its name")
+
+
+def names_of(schema: Any, column: str) -> tuple[str, ...] | None:
+    """What the numbers of a column of labels mean, where the file says so, as the Hub's do."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        names = tuple(str(name) for name in features[found]["names"])
+        return tuple(str(name) for name in features[column]["names"])
     except (KeyError, TypeError, ValueError):
-        pass  # a file of other origin
-    return found, names, f"labels are those of column {found!r}" + ("" if wanted else ", by its name")
+        return None  # a file of other origin
+
+
+def labels_of_files(said: Sequence[tuple[Path, list[Any], tuple[str, ...] | None]]) -> LabelFile:
+    """Labels of rows of several files, one after the other.
+
+    Args:
+        said: of each file its labels, and what numbers mean in it.
+
+    Raises:
+        DataError: some files say what their numbers mean, and others do not.
+    """
+    if len({names for _, _, names in said}) == 1:
+        return labels_in([value for _, values, _ in said for value in values], said[0][2])
+    words: list[str | None] = []  # where a number is another class in another file
+    for path, values, names in said:
+        if names is None:
+            raise DataError(
+                f"{path} does not say what the numbers of its labels mean, as other files do; write the names"
+                " themselves into all, or the same metadata"
+            )
+        words += [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
+    return labels_in(words)
 
 
 def split_column_of(schema: Any, taken: Collection[str | None]) -> str:

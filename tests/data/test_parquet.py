@@ -308,3 +308,23 @@ def test_what_is_no_file_is_not_said_to_be_no_twin(tmp_path: Path, monkeypatch: 
     assert found.count == 4
     monkeypatch.setattr(twins, "MOST_HEADERS", 7)
     assert find_twins(train, test) is None, "neither files nor pixels were compared"
+
+
+def test_numbers_that_mean_other_classes_in_other_files(tmp_path: Path) -> None:
+    """Names of the first file were taken for those of all."""
+
+    def named(file: str, names: list[str] | None) -> None:
+        features = {"label": {"names": names, "_type": "ClassLabel"}} if names else {}
+        metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+        columns = {"image": [png(n) for n in range(6)], "label": [0, 1, -1, 0, 1, 0]}
+        write(tmp_path / file, columns, metadata=metadata)
+
+    named("a.parquet", ["cat", "dog"])
+    named("b.parquet", ["dog", "cat"])
+    files = parquet.Tables(str(tmp_path), None, None)
+    assert files.labels is not None
+    assert files.labels.classes == ("cat", "dog")
+    assert files.labels.labels.tolist() == [0, 1, -1, 0, 1, 0, 1, 0, -1, 1, 0, 1]
+    named("b.parquet", None)
+    with pytest.raises(DataError, match=r"b\.parquet does not say what the numbers of its labels mean, as other files"):
+        parquet.Tables(str(tmp_path), None, None)
