@@ -270,3 +270,31 @@ def test_folders_of_systems_are_passed_by(tmp_path: Path, kind: str) -> None:
     found = [folder.build(of(path), split) for split in ("train", "test")]
     assert (found[0].classes, sum(map(len, found))) == (("cat", "dog"), 8)
     assert not [note for note in found[0].notes if "eaDir" in note or "passed over" in note]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train/images", "val/images"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train", "test/all"),
+        ("train/x", "test"),
+    ],
+)
+def test_a_folder_around_a_splits_classes_is_looked_through(train: str, test: str) -> None:
+    """Of seg_train/seg_train/ and seg_test/seg_test/ these were the classes, one in each split."""
+    names = sorted(pictures(f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog", count=3))
+    splits = ",".join(top.partition("/")[0] for top in (train, test))
+    found = arrange(names, 0.1, splits)
+    for part in (found.train, found.test):
+        assert part.classes == ("cat", "dog")
+        assert part.labels is not None
+        assert part.labels.tolist() == [0] * 3 + [1] * 3
+    assert len(found.notes) == 1
+
+
+def test_a_class_is_no_folder_around_a_split() -> None:
+    views = [f"{top}/{view}" for top in ("train/cat", "train/dog", "test/cat") for view in ("left", "right")]
+    found = arrange(sorted(pictures(*views, count=2)), 0.1)
+    assert (found.train.classes, found.test.classes) == (("cat", "dog"),) * 2
+    assert arrange(sorted(pictures("train/images", "val/images")), 0.1).train.classes is None
