@@ -10,17 +10,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dsdmae_cli.data.base import Form, ImageDataset, UnreadableImage
+from dsdmae_cli.data.base import Form, ImageDataset, Refused, UnreadableImage
 from dsdmae_cli.data.beyond import (
     check_range,
     deep_ones,
     is_first_alone,
-    reading_of,
     words_of_several,
     words_of_values,
 )
 from dsdmae_cli.data.masks import MaskedImages
-from dsdmae_cli.data.values import FULL_16, Ranges, Values, in_words
+from dsdmae_cli.data.values import FULL_16, Ranges, Values, check_form, in_words
 from dsdmae_cli.report import shown
 
 # Headers of so many images are read; of a larger dataset so many evenly spread ones.
@@ -168,7 +167,7 @@ def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, deco
         share = min(len(dataset), max(1, LOOKED_AT * len(dataset) // max(total, LOOKED_AT)))
         found = _look(account, name, dataset, np.linspace(0, len(dataset) - 1, share, dtype=int).tolist())
         deep += deep_ones(dataset, found)
-    reading = reading_of(first)
+    reading = first.reading
     if deep and reading is not None:
         check_range(deep, reading)
         account.values = tuple(words_of_values(deep, reading))
@@ -184,8 +183,13 @@ def _look(account: Account, split: str, dataset: ImageDataset, indices: Sequence
             form: Form = dataset.form(index)
             if account.decoded:
                 dataset.load(index)
+            elif dataset.reading is not None:
+                check_form(form, dataset.reading)
         except UnreadableImage as error:
             account.unreadable_of.setdefault(split, {})[error.name] = error.reason
+            continue
+        except Refused as error:
+            account.unreadable_of.setdefault(split, {})[dataset.name(index)] = str(error)
             continue
         account.sides[form.width, form.height] += 1
         account.kinds[str(form)] += 1

@@ -22,6 +22,7 @@ import numpy as np
 
 from dsdmae_cli.data.base import MAX_FILE_BYTES, UnreadableImage
 from dsdmae_cli.data.files import KINDS, Files, Names, by_suffix, is_image, require_images, stamp_of
+from dsdmae_cli.data.walk import is_hidden
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import read_within
 
@@ -140,13 +141,13 @@ def read_text(path: Path, name: str) -> str | None:
             return read_within(path / name, _MOST_TEXT).decode("utf-8-sig") if (path / name).is_file() else None
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as packed:
-                inner = next((info for info in packed.infolist() if _clean(info.filename) == name), None)
+                inner = next((info for info in packed.infolist() if below_archive(info.filename) == name), None)
                 if inner is None:
                     return None
                 with packed.open(inner) as text:
                     return _within(text, name).decode("utf-8-sig")
         with os.fdopen(_open_descriptor(path), "rb") as tar, plain_tar(tar) as archive:
-            member = next((info for info in archive if _clean(info.name) == name and info.isreg()), None)
+            member = next((info for info in archive if below_archive(info.name) == name and info.isreg()), None)
             if member is None:
                 return None
             tar.seek(member.offset_data)
@@ -237,7 +238,7 @@ def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], dict[str, int],
             message = f"{path} is neither a folder nor an archive; give {KINDS}"
             raise DataError(message) from error
     # Of two with one name the later counts, as it does for tar.
-    visible = {member.name: member for member in found if not _is_hidden(member.name)}
+    visible = {member.name: member for member in found if not is_hidden(member.name)}
     images = sorted((m for m in visible.values() if is_image(m.name)), key=lambda m: m.name)
     return images, by_suffix(visible), _are_labelled(images, visible)
 
@@ -251,12 +252,11 @@ def _are_labelled(images: list[_Member], names: Iterable[str]) -> bool:
     return bool(tables) and 2 * sum(suffixes[image.name][0] in tables for image in images) >= len(images) > 0
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or "/." in name
-
-
-def _clean(name: str) -> str:
-    return name.removeprefix("./").lstrip("/")
+def below_archive(name: str) -> str:
+    """A member's name as a folder would have it: without ./ and doubled slashes, which tar keeps as they were typed."""
+    if not name.startswith("/") and "//" not in name and "./" not in name:
+        return name
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _tar_members(file: BinaryIO) -> list[_Member]:
@@ -272,7 +272,7 @@ def _tar_members(file: BinaryIO) -> list[_Member]:
             if source is None or not source.isreg():
                 continue
             by_name[info.name] = source
-            members.append(_Member(_clean(info.name), source.offset_data, source.size, source.size))
+            members.append(_Member(below_archive(info.name), source.offset_data, source.size, source.size))
     return members + (_linked(links, by_name) if links else [])
 
 
@@ -289,7 +289,7 @@ def _linked(links: dict[str, str], by_name: dict[str, tarfile.TarInfo]) -> list[
         found = files.get(target)
         if found is not None or not _is_folder(target, files):
             members.append(
-                _Member(_clean(name), *((found.offset_data, found.size, found.size) if found else (0, 0, 0)))
+                _Member(below_archive(name), *((found.offset_data, found.size, found.size) if found else (0, 0, 0)))
             )
     return members
 
@@ -311,5 +311,5 @@ def _zip_members(file: BinaryIO, path: Path) -> list[_Member]:
             place = (info.header_offset, info.compress_size, info.file_size)
             # Some programs of Windows' write their own separator, which the format does not know.
             name = info.filename if "/" in info.filename else info.filename.replace("\\", "/")
-            members.append(_Member(_clean(name), *place, deflated, info.CRC))
+            members.append(_Member(below_archive(name), *place, deflated, info.CRC))
     return members

@@ -12,7 +12,6 @@ from contextlib import suppress
 import numpy as np
 
 from dsdmae_cli.data.base import Form, ImageDataset, Refused, UnreadableImage
-from dsdmae_cli.data.masks import MaskedFiles
 from dsdmae_cli.data.nodata import unmeasured
 from dsdmae_cli.data.values import FULL_16, RGB, Reading, Values, band_of, in_words, measured, pairs, sampled
 from dsdmae_cli.errors import DataError
@@ -28,20 +27,14 @@ _ANOTHER = "--set data.range=auto takes their own, --set data.range=LOW,HIGH ano
 
 def deep_ones(dataset: ImageDataset, indices: Sequence[int]) -> list[Values]:
     """The values of some of these images of more than 8 bits."""
-    whole = dataset.images if isinstance(dataset, MaskedFiles) else dataset
     chosen = {indices[int(at)] for at in np.linspace(0, len(indices) - 1, _PICTURES)} if indices else set[int]()
     found = []
     for index in sorted(chosen):
         with suppress(UnreadableImage):  # it is met again, and counted, when it is used
-            values = whole.deep_values(index)
+            values = dataset.deep_values(index)
             if values is not None:
                 found.append(values)
     return found
-
-
-def reading_of(dataset: ImageDataset) -> Reading | None:
-    """How its pictures of more than 8 bits are read."""
-    return dataset.images.reading if isinstance(dataset, MaskedFiles) else dataset.reading
 
 
 def range_notes(dataset: ImageDataset, advice: str = _ANOTHER) -> tuple[str, ...]:
@@ -50,7 +43,7 @@ def range_notes(dataset: ImageDataset, advice: str = _ANOTHER) -> tuple[str, ...
     Raises:
         DataError: see check_range.
     """
-    reading = reading_of(dataset)
+    reading = dataset.reading
     pictures = [] if reading is None else deep_ones(dataset, range(len(dataset)))
     if reading is None or not pictures:
         return ()
@@ -74,9 +67,9 @@ def check_range(pictures: Sequence[Values], how: Reading, advice: str = _ANOTHER
         return
     shares, least, most = [], [], []
     for bands in (_bands([picture], how) for picture in pictures):
-        some = [np.concatenate([measured(p) for p in band]) for band in bands]
+        some = [np.concatenate([measured(p) for p in band] or [np.empty(0)]) for band in bands]
         if not sum(map(len, some)):
-            continue  # nothing was measured in it
+            continue  # nothing was measured in it, or it has other bands
         beyond = 0
         for values, (low, high) in zip(some, pairs(how.range), strict=True):
             slack = _SLACK * (high - low)

@@ -13,6 +13,7 @@ from dsdmae_cli.data.values import luma
 from dsdmae_cli.errors import DataError
 
 RGB = 3
+_PIECE = 1024  # images
 
 
 def in_channels(dataset: ImageDataset, channels: int, name: str) -> ImageDataset:
@@ -41,6 +42,7 @@ class Grey(ImageDataset):
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
+        self._grey: UInt8[np.ndarray, "n height width 1"] | None = None
         self.classes, self.labels, self.notes = dataset.classes, dataset.labels, dataset.notes
 
     def __len__(self) -> int:
@@ -66,7 +68,13 @@ class Grey(ImageDataset):
 
     def arrays(self) -> UInt8[np.ndarray, "n height width 1"] | None:
         whole = self.dataset.arrays()
-        return None if whole is None else luma(whole)
+        if whole is None:
+            return None
+        if self._grey is None:  # once, and by pieces: the sums are of 32 bits, twelve bytes a pixel
+            self._grey = np.empty((*whole.shape[:3], 1), dtype=np.uint8)
+            for start in range(0, len(whole), _PIECE):
+                self._grey[start : start + _PIECE] = luma(whole[start : start + _PIECE])
+        return self._grey
 
     def fingerprint(self) -> str:
         return f"{self.dataset.fingerprint()}-grey"

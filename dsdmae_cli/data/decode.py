@@ -44,6 +44,7 @@ IMAGE_SUFFIXES = frozenset(
         ".jpg",
         ".jpeg",
         ".jpe",
+        ".jfif",
         ".png",
         ".webp",
         ".bmp",

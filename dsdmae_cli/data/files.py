@@ -39,7 +39,7 @@ from dsdmae_cli.data.decode import (
 )
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.once import shared
-from dsdmae_cli.data.values import Ranges, Reading, Values, sampled_range, sampled_ranges
+from dsdmae_cli.data.values import Ranges, Reading, Values, range_for
 from dsdmae_cli.data.walk import LeftOut, walk
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import beside, is_pattern, read_within
@@ -126,7 +126,7 @@ class FileImages(ImageDataset):
         a folder that was copied without its times is a new one, and one that was moved is not. A file that is replaced
         by another of the same size and time (to the nanosecond) goes unnoticed.
         """
-        digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode())
+        digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode() + self._files.part.encode())
         if self.reading != AS_STORED:  # other pixels of the same files
             digest.update(repr(self.reading).encode())
         if self.labels is not None:
@@ -188,6 +188,7 @@ class Files(ABC):
     left_out: tuple[str, ...] = ()  # what else lies there and is no file, in words
     labels: LabelFile | None = None  # what lies beside the images says of them
     notes: tuple[str, ...] = ()  # what is to be said of the files, a sentence each
+    part: str = ""  # which part of each file is the image, where it may have several
 
     @abstractmethod
     def read(self, index: int) -> Path | bytes:
@@ -384,7 +385,7 @@ def _reading(path: Path) -> Iterator[None]:
 def range_of_some(images: FileImages) -> Ranges | None:
     """By the values of those of 64 pictures that have more than 8 bits, of some hundreds that are looked at."""
     how, pictures = images.reading, islice(_deep_ones(images), _LOOKED_AT)
-    return sampled_range(pictures) if how.is_photographic else sampled_ranges(pictures, how)
+    return range_for(pictures, how)
 
 
 def _deep_ones(images: FileImages) -> Iterator[Values]:

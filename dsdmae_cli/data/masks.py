@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int16, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from dsdmae_cli.data.base import MAX_FILE_BYTES, Form, ImageDataset, UnreadableImage
 from dsdmae_cli.data.files import FileImages, Files
+from dsdmae_cli.data.values import Values
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import read_within
 
@@ -28,6 +31,8 @@ VOID = 255
 MOST_CLASSES = 255
 _UNKNOWN = -1
 _MODES = {"L", "P", "1"}
+# Grey PNGs of fewer than 8 bits by Pillow's raw mode, and by what it multiplies their values.
+_SPREAD = {"L;2": 85, "L;4": 17}
 _NAMED = 3
 _VALUE_AND_NAME = re.compile(r"(\d{1,3})\s*:\s*(\S.*)")
 
@@ -100,23 +105,26 @@ def legend_of(lines: Sequence[str], void: Sequence[int], origin: str) -> Legend:
     while names and not names[-1]:
         names.pop()
     numbered = _numbered(names, origin)
-    if numbered is not None:
-        void = [value for value in void if value not in numbered or numbered[value].lower() == "void"]
     by_value = dict(enumerate(names)) if numbered is None else numbered
-    named = {value: name for value, name in by_value.items() if name.lower() != "void" and value not in void}
-    if max(by_value, default=0) > VOID or not 2 <= len(named) <= MOST_CLASSES:
-        raise DataError(
-            f"{origin} names {len(named)} classes; it takes 2 to {MOST_CLASSES}, one name a line, the first for value"
-            " 0, or each with its value, as 255: car"
-        )
+    spare = {value for value, name in by_value.items() if name.lower() == "void"}
+    unjudged = spare | ({*void} if numbered is None else {*void} - {*numbered})
+    named = {value: name for value, name in by_value.items() if value not in unjudged}
+    _check_names(by_value, named, origin)
+    return Legend(tuple(named.values()), tuple(named), tuple(sorted(unjudged)), origin)
+
+
+def _check_names(by_value: dict[int, str], named: dict[int, str], origin: str) -> None:
+    """Raise DataError where names of values, of which some are `named` as classes, make no legend."""
+    takes = "one name a line, the first for value 0, or each with its value, as 255: car"
+    if not 2 <= len(named) <= MOST_CLASSES:
+        raise DataError(f"{origin} names {len(named)} classes; it takes 2 to {MOST_CLASSES}, {takes}")
+    if (highest := max(by_value)) > VOID:
+        raise DataError(f"{origin} names the value {highest}, and a mask's values are 0 to {VOID}; it takes {takes}")
     if "" in named.values():
         line = next(value for value, name in named.items() if not name) + 1
         raise DataError(f"{origin}: line {line} is empty; write the class's name there, or void")
-    twice = sorted({name for name in named.values() if list(named.values()).count(name) > 1})
-    if twice:
+    if twice := sorted(name for name, count in Counter(named.values()).items() if count > 1):
         raise DataError(f"{origin} names {twice[0]!r} twice; give each class a name of its own")
-    spare = [value for value, name in by_value.items() if name.lower() == "void"]
-    return Legend(tuple(named.values()), tuple(named), tuple(sorted({*void, *spare})), origin)
 
 
 def _numbered(names: Sequence[str], origin: str) -> dict[int, str] | None:
@@ -198,7 +206,8 @@ class MaskedFiles(MaskedImages):
     ) -> None:
         self.images, self.legend, self.may_lack = images, legend, may_lack
         self._files, self._masks = files, masks
-        self.channels, self.notes = images.channels, (*images.notes, *notes)
+        self.channels, self.reading = images.channels, images.reading
+        self.notes = (*images.notes, *notes)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -211,6 +220,9 @@ class MaskedFiles(MaskedImages):
 
     def form(self, index: int) -> Form:
         return self.images.form(index)
+
+    def deep_values(self, index: int) -> Values | None:
+        return self.images.deep_values(index)
 
     def name(self, index: int) -> str:
         return self.images.name(index)
@@ -245,13 +257,14 @@ class MaskedFiles(MaskedImages):
     def load_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
         mask = self._open(index)
         name = self.mask_name(index) or ""
+        spread = next((_SPREAD[tile.args] for tile in mask.tile if tile.args in _SPREAD), 1)
         try:
-            values = np.asarray(mask).astype(np.uint8)
+            values = np.asarray(mask).astype(np.uint8) // np.uint8(spread)
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"the mask {name} is damaged: {error}; mend it, or remove it and its image") from error
         return self.legend.read(values, f"the mask {name}")
 
-    def _open(self, index: int) -> Image.Image:
+    def _open(self, index: int) -> ImageFile:
         name = self.mask_name(index)
         if name is None:
             raise DataError(no_mask(1, self.name(index)))

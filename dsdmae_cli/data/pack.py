@@ -195,7 +195,7 @@ def record(dataset: ImageDataset, index: int, options: Options, rewritten: bool)
 
 def _jpeg_as_it_is(dataset: ImageDataset, index: int, size: int) -> bytes | None:
     """The JPEG itself where it is small enough and upright: to write it anew would only lose something."""
-    content = dataset.encoded(index)
+    content = dataset.file_bytes(index)
     found = None if content is None else plain(content)
     if content is None or found is None or not found.shrinks or min(found.width, found.height) > size:
         return None
@@ -208,8 +208,9 @@ def _jpeg_as_it_is(dataset: ImageDataset, index: int, size: int) -> bytes | None
     return bytes(content)
 
 
-def smaller(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """With a shorter side of `size` pixels (bicubic, antialiased), where it is longer."""
+def smaller(pixels: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "h2 w2 *rgb"]:
+    """RGB, or grey, with a shorter side of `size` pixels (bicubic, antialiased), where it is longer."""
+    pixels = pixels if pixels.shape[2] > 1 else pixels[..., 0]
     height, width = pixels.shape[:2]
     short = min(height, width)
     if short <= size:

@@ -71,7 +71,7 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
         with stopping(), Counted("packing", 1, quiet=quiet) as report:
             report.begin(settings.dataset)
             done = pack(
-                splits, out, options, manifest, rewritten=train.channels == _RGB and bands is None,
+                splits, out, options, manifest, rewritten=train.channels in (1, _RGB) and bands is None,
                 unreadable=unreadable.add, advance=report.advance,
             )  # fmt: skip
     except KeyboardInterrupt as stopped:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from dsdmae_cli.data.archives import plain_tar
+from dsdmae_cli.data.archives import below_archive, plain_tar
 from dsdmae_cli.data.files import is_image, name_bytes, stamp_of
+from dsdmae_cli.data.walk import is_hidden
 from dsdmae_cli.errors import DataError, RunFailed
 from dsdmae_cli.files import parsed_json, write_bytes
 
@@ -145,8 +146,8 @@ def _scan(file: io.BufferedReader) -> ShardIndex:
     with plain_tar(file) as archive:
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # it would keep a kilobyte of each
-            name = info.name.removeprefix("./").lstrip("/")
-            if not info.isreg() or name.startswith(".") or "/." in name:
+            name = below_archive(info.name)
+            if not info.isreg() or is_hidden(name):
                 continue
             key, suffix = split_key(name)
             if is_image(name):

@@ -21,7 +21,7 @@ from dsdmae_cli.data.files import Files, Names, require_images, stamp_of
 from dsdmae_cli.data.kept_open import KeptOpen
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.shard_index import Index, index_of
-from dsdmae_cli.data.splits import split_word
+from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS
 from dsdmae_cli.errors import DataError
 
 SUFFIX = ".tar"
@@ -117,9 +117,9 @@ class Shards(Files):
         """Names below folders that stand for what the shards' own names say: of train-0000.tar and val-0000.tar train/
         and val/, of others the name without its number. None where shards lie in folders, or are named all alike.
         """
-        groups = [split_word(path.stem) or path.stem.rstrip("0123456789").strip("-_. ") for path in self._shards]
+        groups = [_split_word(path.stem) or path.stem.rstrip("0123456789").strip("-_. ") for path in self._shards]
         one_folder = len({path.parent for path in self._shards}) == 1
-        if not one_folder or len(set(groups)) < 2 or not any(split_word(path.stem) for path in self._shards):
+        if not one_folder or len(set(groups)) < 2 or not any(_split_word(path.stem) for path in self._shards):
             return None
         counts = np.diff(self._firsts).tolist()
         group_of = (group or "other" for group, count in zip(groups, counts, strict=True) for _ in range(count))
@@ -166,6 +166,12 @@ class _Descriptor:
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
+
+
+def _split_word(name: str) -> str | None:
+    """The split that a file says in its name, as imagenet-train-0003 does; None where it says none, or several."""
+    found = {word for word in re.findall("[a-z]+", name.lower()) if word in TRAIN_FOLDERS or word in TEST_FOLDERS}
+    return found.pop() if len(found) == 1 else None
 
 
 def _placed(index: Index, shards: Sequence[Path]) -> Names:

@@ -10,14 +10,14 @@ import hashlib
 import os
 import re
 import shlex
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 
+from dsdmae_cli.data.class_folders import Part as Part
+from dsdmae_cli.data.class_folders import class_notes, images_words, indices_of, parts_by_folders, some
 from dsdmae_cli.data.files import name_bytes
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.errors import DataError
@@ -26,28 +26,10 @@ TRAIN_FOLDERS = ("train", "training")
 # Of several the first is taken: validation images are for choosing where there are others to test on.
 TEST_FOLDERS = ("test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev")
 MAX_HELD_OUT = 1000
-# A share of a split's images that may lie beside its class folders without a label; one image always may.
-_FEW = 0.1
 _LIKE_SPLIT = "^(.*[^a-z])?({})(set|[^a-z].*)?$"  # train2017, val_images, test-set, 01_train, birds-val
-_SHOWN = 4
 WORDLESS = "(none)"  # what a column of splits says of a row where it is empty
 # Of more folders with the same ones below them nobody made splits: views of many classes look like that.
 _MOST_SPLITS = 10
-
-
-@dataclass(frozen=True)
-class Part:
-    """One split: which files, and what they show if the folders say so.
-
-    Attributes:
-        indices: of the names, ascending.
-        labels: one for each index (-1 = none), or None.
-        classes: names by label, or None.
-    """
-
-    indices: Int64[np.ndarray, " n"]
-    labels: Int64[np.ndarray, " n"] | None
-    classes: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -62,12 +44,6 @@ class Arrangement:
     train: Part
     test: Part
     notes: tuple[str, ...] = ()
-
-
-def split_word(name: str) -> str | None:
-    """The split that a file says in its name, as imagenet-train-0003 does; None where it says none, or several."""
-    found = {word for word in re.findall("[a-z]+", name.lower()) if word in TRAIN_FOLDERS or word in TEST_FOLDERS}
-    return found.pop() if len(found) == 1 else None
 
 
 def splits_of(column: str, values: Sequence[Any], wanted: str = "auto") -> tuple[list[str], str]:
@@ -100,7 +76,7 @@ def splits_of(column: str, values: Sequence[Any], wanted: str = "auto") -> tuple
         return lower, f"splits are those of column {column!r}, by its name (--splits none takes all rows as one set)"
     if len(there) > 1 and set(lower) & known:
         raise DataError(
-            f"column {column!r} of splits says {_some(there)}; understood is one of"
+            f"column {column!r} of splits says {some(there)}; understood is one of"
             f" {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}; say which two they are by --splits"
             " TRAIN,TEST, or that all rows are one set by --splits none"
         )
@@ -119,7 +95,8 @@ def arrange(
 
     A folder that wraps everything is looked through. Folders train and test (or their like, TRAIN_FOLDERS and
     TEST_FOLDERS, in any case) are the splits; without them `holdout` of the images, at most 1000, are held out. Class
-    folders are the first level of a split if nearly every image lies in one and there are at least two.
+    folders are the first level of a split if nearly every image lies in one and there are at least two; a folder around
+    all of a split's is looked through, where both splits have the same classes below.
 
     Args:
         names: of files, relative, with "/" between folders; at least one.
@@ -144,7 +121,9 @@ def arrange(
         left_out = len(names) - sum(map(len, members.values()))
         if left_out:
             others = sorted({name.partition("/")[0] for name in inner} - set(folders))
-            notes.append(f"{_images(left_out)} beside them left out ({_some(others)}){_or_those(folders[0], others)}")
+            notes.append(
+                f"{images_words(left_out)} beside them left out ({some(others)}){_or_those(folders[0], others)}"
+            )
     else:
         held_out = _held_out(inner, holdout)
         members = {
@@ -154,14 +133,14 @@ def arrange(
     if labels is not None and len(labels.classes) < 2:
         said = f"all that there are say {labels.classes[0]!r}" if labels.classes else "there are none"
         notes.append(f"no labels: {said}, and one class is none to tell apart")
-        parts = {name: Part(_indices(pairs), None, None) for name, pairs in members.items()}
+        parts = {name: Part(indices_of(pairs), None, None) for name, pairs in members.items()}
     elif labels is not None:
         taken = {split: np.array([i for i, _ in pairs], dtype=np.int64) for split, pairs in members.items()}
         parts = {split: Part(indices, labels.labels[indices], labels.classes) for split, indices in taken.items()}
     else:
-        parts, more = _label(members, wrapper)
+        parts, more = parts_by_folders(members, wrapper)
         notes += more
-    notes += _in_one_only(parts["train"], parts["test"], said=folders is not None)
+    notes += class_notes(parts["train"], parts["test"], said=folders is not None)
     return Arrangement(parts["train"], parts["test"], tuple(notes))
 
 
@@ -169,18 +148,16 @@ def arrange(
 
 
 def _split_folders(names: list[str], splits: str, of: str, what: str) -> tuple[str, str] | None:
-    """The folders of the first level that are the training and the test images, or None if there are none."""
+    """The folders of the first level that are the training and the test images, or None if there are none.
+
+    Raises:
+        DataError: folders look like splits and are not understood, or those of `splits` are not there.
+    """
     tops = sorted({name.partition("/")[0] for name in names if "/" in name})
     if splits == "none":
         return None
     if splits != "auto":
-        train, _, test = (part.strip(" /") for part in splits.partition(","))
-        if train == test or train not in tops or test not in tops:
-            raise DataError(
-                f"data.splits = {splits!r}: {of} has no two such {what} on its first level; there is"
-                f" {_some(tops, 12) or 'none'}; give those to learn from and to test on as TRAIN,TEST, or none"
-            )
-        return train, test
+        return _asked_for(tops, splits, of, what)
     trains = [top for top in tops if top.lower() in TRAIN_FOLDERS]
     tests = sorted((top for top in tops if top.lower() in TEST_FOLDERS), key=lambda t: TEST_FOLDERS.index(t.lower()))
     twice = len({top.lower() for top in tests}) < len(tests)
@@ -189,41 +166,67 @@ def _split_folders(names: list[str], splits: str, of: str, what: str) -> tuple[s
     like = [_like(tops, known) for known in (TRAIN_FOLDERS, TEST_FOLDERS)]
     if trains or tests or all(like):
         raise DataError(_which(of, what, tops, *like))
-    for top in tops:
-        below = sorted({name.split("/")[1] for name in names if name.startswith(f"{top}/") and name.count("/") > 1})
-        like = [_like(below, known) for known in (TRAIN_FOLDERS, TEST_FOLDERS)]
-        if all(like):
-            raise DataError(
-                f"{of} has splits below its folders ({top}/{like[0][0]}, {top}/{like[1][0]}), which are looked for on"
-                f" the first level; name a folder that holds them, such as {top}, or take what is there as it lies by"
-                " --splits none"
-            )
+    below = _folders_below(names, tops)
+    _check_no_splits(below, of)
     if what == "folders":
-        _check_not_alike(names, tops, of)
+        _check_not_alike(names, below, of)
     return None
 
 
-def _check_not_alike(names: list[str], tops: list[str], of: str) -> None:
+def _asked_for(tops: list[str], splits: str, of: str, what: str) -> tuple[str, str]:
+    """The two that data.splits names, which have to be there."""
+    train, _, test = (part.strip(" /") for part in splits.partition(","))
+    if train == test or train not in tops or test not in tops:
+        raise DataError(
+            f"data.splits = {splits!r}: {of} has no two such {what} on its first level; there is"
+            f" {some(tops, 12) or 'none'}; give those to learn from and to test on as TRAIN,TEST, or none"
+        )
+    return train, test
+
+
+def _folders_below(names: list[str], tops: list[str]) -> dict[str, set[str]]:
+    """The folders in each of the first level's; in one pass, for there may be a thousand of a million images."""
+    below: dict[str, set[str]] = {top: set() for top in tops}
+    for name in names:
+        top, _, rest = name.partition("/")
+        if "/" in rest:
+            below[top].add(rest.partition("/")[0])
+    return below
+
+
+def _check_no_splits(below: dict[str, set[str]], of: str) -> None:
+    """See that there are no splits on the second level, where they are not looked for.
+
+    Raises:
+        DataError: it looks like that.
+    """
+    for top, folders in below.items():
+        trains, tests = (_like(sorted(folders), known) for known in (TRAIN_FOLDERS, TEST_FOLDERS))
+        if trains and tests:
+            raise DataError(
+                f"{of} has splits below its folders ({top}/{trains[0]}, {top}/{tests[0]}), which are looked for on"
+                f" the first level; name a folder that holds them, such as {top}, or take what is there as it lies by"
+                " --splits none"
+            )
+
+
+def _check_not_alike(names: list[str], below: dict[str, set[str]], of: str) -> None:
     """See that the first level is not splits by names that no list has: two, of the same classes.
 
     Raises:
         DataError: it looks like that.
     """
-    below: dict[str, set[str]] = {top: set() for top in tops}
-    for name in names:
-        top, _, rest = name.partition("/")
-        if "/" in rest:
-            below[top].add(rest.partition("/")[0].lower())
-    if not 2 <= len(tops) <= _MOST_SPLITS:
+    if not 2 <= len(below) <= _MOST_SPLITS:
         return
-    shared, every = set.intersection(*below.values()), set.union(*below.values())
+    small = [{folder.lower() for folder in folders} for folders in below.values()]
+    shared, every = set.intersection(*small), set.union(*small)
     if len(shared) < 2 or 2 * len(shared) <= len(every):  # a class more or less is no other arrangement
         return
-    most = sorted(tops, key=lambda top: (-sum(name.startswith(f"{top}/") for name in names), top))
+    most = sorted(below, key=lambda top: (-sum(name.startswith(f"{top}/") for name in names), top))
     raise DataError(
-        f"{of} holds the folders {_some(tops, 8)} with the same ones below each ({_some(sorted(shared))}), as splits"
-        f" have; say which two they are by --splits {shlex.quote(f'{most[0]},{most[1]}')} (TRAIN,TEST), or that every"
-        " folder is a class by --splits none"
+        f"{of} holds the folders {some(list(below), 8)} with the same ones below each ({some(sorted(shared))}), as"
+        f" splits have; say which two they are by --splits {shlex.quote(f'{most[0]},{most[1]}')} (TRAIN,TEST), or that"
+        " every folder is a class by --splits none"
     )
 
 
@@ -247,7 +250,7 @@ def _which(of: str, what: str, tops: list[str], trains: list[str], tests: list[s
     train, test = (there[0] if len(there) == 1 else role for role, there in known.items())
     meant = "every folder is a class" if what == "folders" else "they are one set"
     return (
-        f"{of} holds the {what} {_some(tops, 8)}, of which {_some([*trains, *tests])} may be splits; understood is one"
+        f"{of} holds the {what} {some(tops, 8)}, of which {some([*trains, *tests])} may be splits; understood is one"
         f" of {', '.join(TRAIN_FOLDERS)} beside one of {', '.join(TEST_FOLDERS)}; say which two they are by --splits"
         f" {shlex.quote(f'{train},{test}')}, or that {meant} by --splits none"
     )
@@ -269,103 +272,3 @@ def _held_out(names: list[str], share: float) -> set[int]:
     count = min(MAX_HELD_OUT, max(1, round(share * len(names))), len(names) - 1)
     hashes = [hashlib.blake2b(name_bytes(name), digest_size=8).digest() for name in names]
     return set(sorted(range(len(names)), key=hashes.__getitem__)[:count])
-
-
-# ------------------------------------------------------------------------------------------------------ labels
-
-
-def _in_one_only(train: Part, test: Part, *, said: bool) -> list[str]:
-    """Classes that only one split has images of, and those that differ in case alone; those without test images only
-    where splits are `said`, for of few images not every class gets one held out.
-    """
-    if train.labels is None or test.labels is None or train.classes is None:
-        return []
-    learned, judged = (set(np.unique(labels[labels >= 0]).tolist()) for labels in (train.labels, test.labels))
-    only = {
-        "test": sorted(train.classes[label] for label in judged - learned),
-        "training": sorted(train.classes[label] for label in learned - judged) if said else [],
-    }
-    what = {"test": "nothing can be learned of {}", "training": "no score speaks of {}"}
-    notes = []
-    for which, classes in only.items():
-        if classes:
-            one = len(classes) == 1
-            them = what[which].format("it" if one else "them")
-            notes.append(
-                f"{'class' if one else 'classes'} {_some(classes)} {'has' if one else 'have'} {which} images alone:"
-                f" {them}"
-            )
-    cases: dict[str, list[str]] = {}
-    for name in sorted(train.classes):
-        cases.setdefault(name.lower(), []).append(name)
-    pairs = [" and ".join(names) for names in cases.values() if len(names) > 1]
-    if pairs:
-        notes.append(f"{_some(pairs)} differ in case alone and are two classes; rename one if they are one")
-    return notes
-
-
-def _label(members: dict[str, list[tuple[int, str]]], wrapper: str) -> tuple[dict[str, Part], list[str]]:
-    """Parts with the classes that folders say, and what is to be said of them."""
-    # Classes are gathered over both splits, so that a label means the same in each.
-    loose = {split: [name for _, name in pairs if "/" not in name] for split, pairs in members.items()}
-    labelled = {
-        split for split, pairs in members.items() if len(pairs) - len(loose[split]) > 0 and _few(loose[split], pairs)
-    }
-    classes = tuple(sorted({n.partition("/")[0] for split in labelled for _, n in members[split] if "/" in n}))
-    beside = sum(map(len, loose.values()))
-    if len(classes) < 2:
-        return {split: Part(_indices(pairs), None, None) for split, pairs in members.items()}, _why_none(
-            members, classes, beside, wrapper
-        )
-    label_of = {name: label for label, name in enumerate(classes)}
-    parts, notes = {}, []
-    for split, pairs in members.items():
-        if split not in labelled:
-            parts[split] = Part(_indices(pairs), None, None)
-            if pairs:
-                lie = f"{len(loose[split])} of {_images(len(pairs))}"
-                notes.append(f"the {_WHICH[split]} images have no labels: {lie} lie in no class folder")
-            continue
-        labels = [label_of[name.partition("/")[0]] if "/" in name else -1 for _, name in pairs]
-        parts[split] = Part(_indices(pairs), np.array(labels, dtype=np.int64), classes)
-        if loose[split]:
-            notes.append(
-                f"{_images(len(loose[split]))} for {_FOR[split]} beside the class folders, without a label:"
-                f" {_some(loose[split])}"
-            )
-    return parts, notes
-
-
-_WHICH = {"train": "training", "test": "test"}
-_FOR = {"train": "training", "test": "testing"}
-
-
-def _few(loose: Collection[str], pairs: Collection[object]) -> bool:
-    return len(loose) <= max(1, int(_FEW * len(pairs)))
-
-
-def _why_none(
-    members: dict[str, list[tuple[int, str]]], classes: tuple[str, ...], beside: int, wrapper: str
-) -> list[str]:
-    """Why the folders say no classes, where somebody might have expected some."""
-    counts = Counter(name.partition("/")[0] for pairs in members.values() for _, name in pairs if "/" in name)
-    total = sum(map(len, members.values()))
-    if len(counts) > 1:
-        lie = f"{beside} of {_images(total)} lie beside the folders {_some(sorted(counts))}"
-        advice = "move them into one, or give labels by --labels FILE.csv"
-        return [f"no labels: {lie}, too many to take those for classes; {advice}"]
-    only = classes[0] if classes else next(iter(counts), wrapper.rstrip("/").rpartition("/")[2])
-    return [f"no labels: all folders there are is {only}/, and one class is none to tell apart"] if only else []
-
-
-def _indices(pairs: list[tuple[int, str]]) -> Int64[np.ndarray, " n"]:
-    return np.array([i for i, _ in pairs], dtype=np.int64)
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
-
-
-def _some(names: Sequence[str], most: int = _SHOWN) -> str:
-    """At most so many names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

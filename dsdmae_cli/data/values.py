@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64, Shaped, UInt8, UInt16
 
-from dsdmae_cli.data.base import Refused
+from dsdmae_cli.data.base import Form, Refused
 from dsdmae_cli.data.nodata import apart, unmeasured
 
 # Of all sampled values these shares are darker than black and brighter than white, so that a hot pixel decides nothing;
@@ -165,23 +165,44 @@ def chosen(colors: Shaped[np.ndarray, "h w c"], how: Reading) -> Shaped[np.ndarr
     Raises:
         Refused: the picture has not these, or another number of them and none were chosen.
     """
-    there, bands = colors.shape[2], how.bands
-    if bands is None:
-        if how.is_photographic and there not in (1, RGB):
-            raise Refused(
-                f"{there} bands, neither grey nor RGB; take them all with --set data.channels={there}, or choose one or"
-                " three, counted from 1, as --set data.bands=[3,2,1]"
-            )
-        if not how.is_photographic and there != how.channels:
-            raise Refused(
-                f"{there} band{'s' if there > 1 else ''} and not the {how.channels} of data.channels;"
-                f" {'choose as many with data.bands' if there > how.channels else 'give another data.channels'},"
-                " or take the picture out"
-            )
-        return colors
-    if max(bands) > there:
-        raise Refused(f"data.bands names band {max(bands)} and the picture has {there}")
-    return colors[..., [band - 1 for band in bands]]
+    check_bands(colors.shape[2], how)
+    return colors if how.bands is None else colors[..., [band - 1 for band in how.bands]]
+
+
+def check_bands(there: int, how: Reading) -> None:
+    """See that a picture of so many bands has those that are asked for.
+
+    Raises:
+        Refused: see chosen.
+    """
+    if how.bands is not None:
+        if max(how.bands) > there:
+            raise Refused(f"data.bands names band {max(how.bands)} and the picture has {there}")
+    elif how.is_photographic and there not in (1, RGB):
+        raise Refused(
+            f"{there} bands, neither grey nor RGB; take them all with --set data.channels={there}, or choose one or"
+            " three, counted from 1, as --set data.bands=[3,2,1]"
+        )
+    elif not how.is_photographic and there != how.channels:
+        raise Refused(
+            f"{there} band{'s' if there > 1 else ''} and not the {how.channels} of data.channels;"
+            f" {'choose as many with data.bands' if there > how.channels else 'give another data.channels'},"
+            " or take the picture out"
+        )
+
+
+def check_form(form: Form, how: Reading) -> None:
+    """`check_bands` by a header, as far as it says what decoding makes of the picture.
+
+    Raises:
+        Refused: see chosen.
+    """
+    if not form.colors:
+        in_pages = not how.is_photographic and form.bands == 1 and form.pages > 1
+        check_bands(form.pages if in_pages else form.bands, how)
+    elif not how.is_photographic and form.colors.removesuffix(" with transparency") in ("grey", "RGB"):
+        in_pages = form.bands == 1 and form.pages > 1 and not form.animated
+        check_bands(form.pages if in_pages else form.bands, how)
 
 
 def keyed(pixels: UInt16[np.ndarray, "h w c"], key: int | tuple[int, ...]) -> UInt16[np.ndarray, "h w d"]:
@@ -221,8 +242,10 @@ def to_bytes(
         return np.where(missing, 0, values >> 8).astype(np.uint8)
     low, high = np.array(pairs(limits), np.float64).T
     known = np.where(missing, 0, values) if missing.any() else values
+    # Far from zero floats of 32 bits are so far apart that a range has few of them.
+    kind = np.float32 if np.can_cast(values.dtype, np.float32) else np.float64
     with np.errstate(over="ignore"):  # too much is white
-        scaled = (known.astype(np.float32) - low.astype(np.float32)) * (255 / (high - low)).astype(np.float32)
+        scaled = (known.astype(kind) - low.astype(kind)) * (255 / (high - low)).astype(kind)
     return np.rint(np.where(missing, 0, scaled).clip(0, 255)).astype(np.uint8)
 
 
@@ -252,16 +275,23 @@ class Found:
     left_out: tuple[float, ...] = ()
 
 
-def sampled_ranges(pictures: Iterable[Values], how: Reading) -> tuple[Range, ...] | None:
-    """One range for each channel, as `sampled_range` has it for all; None where no picture has more than 8 bits.
-
-    Bands of one instrument differ by orders of magnitude, and 8 bits of a range that all share would leave the darkest
-    ones black. Pictures of other bands do not count.
+def range_for(pictures: Iterable[Values], how: Reading) -> Ranges | None:
+    """data.range = auto, by the bands that become channels: one range for grey or RGB, else one for each channel. None
+    where no picture has more than 8 bits; pictures of other bands do not count.
     """
-    bands = []
+    some = []
     for picture in pictures:
         with suppress(Refused):
-            bands.append(Values(picture.channels(how), nodata=picture.nodata))
+            some.append(Values(picture.channels(how), nodata=picture.nodata))
+    return sampled_range(some) if how.is_photographic else _sampled_ranges(some, how)
+
+
+def _sampled_ranges(bands: list[Values], how: Reading) -> tuple[Range, ...] | None:
+    """One range for each channel, as `sampled_range` has it for all.
+
+    Bands of one instrument differ by orders of magnitude, and 8 bits of a range that all share would leave the darkest
+    ones black.
+    """
     found = [sampled_range(band_of(bands, i)) for i in range(how.channels)]
     # A band without a single number is black in any range.
     return tuple(limits or (0.0, 1.0) for limits in found) if any(found) else None

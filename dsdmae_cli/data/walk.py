@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 _NAMED = 3
+# Folders that systems and network drives put among a person's own; some hold small copies of all pictures.
+SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
 
 @dataclass
@@ -31,6 +33,13 @@ class LeftOut:
                 for names, one, more in kinds if names]  # fmt: skip
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file that is named with its folders is one that `walk` passes by."""
+    if name.startswith(".") or "/." in name:
+        return True
+    return any(f"{folder}/" in name and folder in name.split("/") for folder in SYSTEM_FOLDERS)
+
+
 def walk(
     folder: Path | str, left_out: LeftOut, prefix: str = "", above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[str]:
@@ -46,7 +55,7 @@ def walk(
     num_special, num_empty, is_empty = len(left_out.special), len(left_out.empty), True
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
                 continue
             kind = _kind(entry)
             if kind == "folder":

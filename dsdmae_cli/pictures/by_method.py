@@ -21,7 +21,7 @@ from dsdmae_cli.data.beyond import check_range
 from dsdmae_cli.data.decode import decode, deep_values, image_form
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.data.square import to_square
-from dsdmae_cli.data.values import Range, Ranges, Reading, sampled_range
+from dsdmae_cli.data.values import Range, Ranges, Reading, range_for
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Restoration
 from dsdmae_cli.pictures.contact_sheet import Panel
@@ -136,7 +136,7 @@ def read_as_data(source: Source, how: Reading, *, own: bool) -> tuple[Rgb, int]:
     content = source.content()
     if (values := deep_values(content, name)) is not None:
         if how.range is None and own:
-            how = replace(how, range=sampled_range([values]))
+            how = replace(how, range=range_for([values], how))
         check_range([values], how, _ADVICE)
     return decode(content, name, how), image_form(content, name).pages
 

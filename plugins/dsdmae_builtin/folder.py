@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dsdmae_builtin.datasets import FolderSettings
-from dsdmae_builtin.masks import CLASSES, Layout, layout_of, legend_beside, no_png, with_masks
+from dsdmae_builtin.masks import CLASSES, Layout, almost, layout_of, legend_beside, no_png, with_masks
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import AS_STORED, DEEP_SUFFIXES
 from dsdmae_cli.data.files import FileImages, Files, open_files, passed_over_words, range_of_some
@@ -52,7 +52,7 @@ def build(settings: DataSettings, split: str) -> FileImages | MaskedFiles:
     part = found.test if split == "test" else found.train
     images = FileImages(files, part.indices, part.labels, part.classes, found.notes, _reading(settings))
     own, layout = _own(settings), _layout(_path(settings))
-    if layout is None:
+    if layout is None or own.labels is not None:
         return images
     legend = legend_beside(_path(settings), layout, own.void)
     if legend is None:
@@ -114,20 +114,23 @@ def _arranged(
     files, layout = _open(path), _layout(path)
     if layout is not None and labels is None:
         return _masked(path, layout, holdout, splits)
-    if labels is None and splits == "auto" and (wrong := no_png(files.names)):
-        raise DataError(f"{path}: {wrong}")
-    table = read_labels(labels, files.names, columns) if labels is not None else files.labels
-    by_shards = files.names_by_split() if isinstance(files, Shards) and splits != "none" else None
-    rows, about = _by_table(table, splits)
-    if rows:
-        assert table is not None
-        names = [f"{split}/{name}" for split, name in zip(rows, files.names, strict=True)]
-        found = arrange(names, holdout, splits, table, str(path), f"rows by column {table.split_column!r}")
-    elif by_shards is None:
-        found = arrange(files.names, holdout, splits, table, str(path))
-    else:
-        found = arrange(by_shards, holdout, splits, table, str(path), "shards")
-    found = replace(found, notes=(*([about] if about else []), *found.notes))
+    if layout is None and splits != "none":
+        named = splits != "auto"
+        wrong = no_png(files.names) if labels is None and not named else None
+        if wrong := wrong or almost(files.names, below_splits=named):
+            raise DataError(f"{path}: {wrong}")
+    if layout is None:
+        names, table = files.names, files.labels
+        if labels is not None:
+            table = read_labels(labels, names, columns)
+        found = _by_names(files, names, table, path, holdout, splits)
+    else:  # a table says what the pictures show, and nobody asks for masks
+        assert labels is not None
+        table = read_labels(labels, [files.names[i] for i in layout.pictures.tolist()], columns)
+        found = _by_names(files, layout.below(files.names, layout.pictures), table, path, holdout, splits)
+        train, test = (replace(part, indices=layout.pictures[part.indices]) for part in (found.train, found.test))
+        note = f"masks/ is passed over: labels are those of {labels}"
+        found = Arrangement(train, test, (note, *found.notes))
     others = dict(files.passed_over)
     if labels is not None and labels.expanduser().absolute().is_relative_to(path):
         suffix = labels.suffix.lower()  # it is no stray file, it was read
@@ -137,11 +140,28 @@ def _arranged(
     return files, replace(found, notes=(*files.notes, *found.notes, *(table.notes if table else ()), *passed_over))
 
 
-def _by_table(table: LabelFile | None, splits: str) -> tuple[list[str], str]:
+def _by_names(
+    files: Files, names: Sequence[str], table: LabelFile | None, path: Path, holdout: float, splits: str
+) -> Arrangement:
+    """Splits and classes of files by a column of the table of labels, the names of shards, or these names."""
+    rows, notes = _by_table(table, splits)
+    if rows:
+        assert table is not None
+        below = [f"{split}/{name}" for split, name in zip(rows, names, strict=True)]
+        found = arrange(below, holdout, splits, table, str(path), f"rows by column {table.split_column!r}")
+    elif isinstance(files, Shards) and splits != "none" and (by_shards := files.names_by_split()) is not None:
+        found = arrange(by_shards, holdout, splits, table, str(path), "shards")
+    else:
+        found = arrange(names, holdout, splits, table, str(path))
+    return replace(found, notes=(*notes, *found.notes))
+
+
+def _by_table(table: LabelFile | None, splits: str) -> tuple[list[str], list[str]]:
     """The split of each file by a column of the table of labels, and what is to be said of that."""
     if table is None or not table.split_column:
-        return [], ""
-    return splits_of(table.split_column, table.splits, splits)
+        return [], []
+    rows, about = splits_of(table.split_column, table.splits, splits)
+    return rows, [note for note in (about, table.split_note if rows else "") if note]
 
 
 def count(settings: DataSettings) -> tuple[int, int]:

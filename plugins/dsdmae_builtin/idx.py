@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from dsdmae_cli.data.archives import read_text
 from dsdmae_cli.data.arrays import ArrayImages
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.errors import DataError
@@ -23,6 +24,7 @@ from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.settings.models import DataSettings
 
 _UNSIGNED_BYTES = 8
+_CLASSES = "classes.txt"
 MOST_BYTES = 4 * 2**30  # of a file, which is unpacked in memory
 _PREFIX = {"train": "train", "labelled": "train", "test": "t10k"}
 
@@ -55,18 +57,20 @@ def _read(folder: Path, prefix: str) -> ArrayImages:
         )
     # A view three channels deep: the values are in memory once.
     images = np.broadcast_to(grey[..., None], (*grey.shape, 3))
-    return ArrayImages(images, labels, _classes(folder, int(labels.max())), f"{folder.name} {prefix}")
+    # Of both splits, so that a label means the same in each.
+    highest = max(int(_values(folder, f"{part}-labels-idx1-ubyte", 1).max()) for part in set(_PREFIX.values()))
+    return ArrayImages(images, labels, _classes(folder, highest), f"{folder.name} {prefix}")
 
 
 def _classes(folder: Path, highest: int) -> tuple[str, ...]:
     """The lines of classes.txt, or the labels themselves."""
-    file = folder / "classes.txt"
-    if not file.is_file():
+    text = read_text(folder, _CLASSES)
+    if text is None:
         return tuple(str(label) for label in range(highest + 1))
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) <= highest:
         raise DataError(
-            f"{file} names {len(names)} classes and labels go up to {highest}; a line is a class, from 0 on"
+            f"{folder / _CLASSES} names {len(names)} classes and labels go up to {highest}; a line is a class, from 0"
         )
     return names
 

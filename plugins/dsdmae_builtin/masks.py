@@ -24,6 +24,12 @@ from dsdmae_cli.settings.models import DataSettings
 CLASSES = "classes.txt"
 _IMAGES, _MASKS = "images", "masks"
 _RGB = 3
+# What people call the two, beside images and masks, in small letters.
+_PICTURE_WORDS = frozenset({"image", "images", "img", "imgs", "jpegimages", "picture", "pictures"})
+_MASK_WORDS = frozenset({
+    "mask", "masks", "label", "labels", "annotation", "annotations", "ann", "anns", "gt", "groundtruth", "ground_truth",
+    "seg", "segmentation", "segmentations", "segmentationclass",
+})  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ images/ and masks/
@@ -71,6 +77,9 @@ def no_png(names: Sequence[str]) -> str | None:
 
     A JPEG's pixels are near the numbers of classes, and no longer these numbers.
     """
+    parts = (name.split("/", 2)[:2] for name in names)
+    if not any(_MASKS in folders for folders in parts):  # before a million paths are taken apart
+        return None
     every = [PurePosixPath(name) for name in names]
     if len({name.parts[0] for name in every}) == 1 and all(len(name.parts) > 2 for name in every):
         every = [PurePosixPath(*name.parts[1:]) for name in every]
@@ -86,6 +95,45 @@ def no_png(names: Sequence[str]) -> str | None:
         " classes, which JPEG and its like change: write them anew from their source under the same names as .png, or"
         " take all files for pictures by --splits none"
     )
+
+
+def almost(names: Sequence[str], *, below_splits: bool) -> str | None:
+    """What to say of pictures and masks in other folders than images/ and masks/; None where nothing looks like that.
+
+    They would be two classes, which nothing is easier than to tell apart.
+
+    Args:
+        below_splits: look no further than there, since somebody has said what the first level is.
+    """
+    folders = {tuple(name.split("/")[:-1]) for name in names}
+    first, last = min(folders), max(folders)  # what these two share in front, all share
+    around = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    below: dict[str, set[str]] = {}
+    for folder in folders:
+        if len(folder) > around:
+            below.setdefault(folder[around], set()).update(folder[around + 1 : around + 2])
+    found = None if below_splits else _pictures_and_masks(below)
+    if found is not None:
+        return (
+            f"{found[0]}/ and {found[1]}/ look like pictures and their masks, which are read from {_IMAGES}/ and"
+            f" {_MASKS}/, masks as PNGs of their pictures' names; call them so, or name {found[0]} alone to learn from"
+            " the pictures, or take the two for classes by --splits none"
+        )
+    for split, inner in sorted(below.items()):
+        if (found := _pictures_and_masks(inner)) is not None:
+            return (
+                f"{split}/{found[0]}/ and {split}/{found[1]}/ look like pictures and their masks, which are read from"
+                f" {_IMAGES}/{split}/ and {_MASKS}/{split}/, masks as PNGs of their pictures' names; put them there, or"
+                f" name a folder that holds pictures alone, such as {split}/{found[0]}"
+            )
+    return None
+
+
+def _pictures_and_masks(folders: Collection[str]) -> tuple[str, str] | None:
+    """Which of two folders is called as one of pictures, and which as one of masks."""
+    pictures = [folder for folder in folders if folder.lower() in _PICTURE_WORDS]
+    masks = [folder for folder in folders if folder.lower() in _MASK_WORDS]
+    return (pictures[0], masks[0]) if len(folders) == 2 and len(pictures) == len(masks) == 1 else None
 
 
 def legend_beside(path: Path, layout: Layout, void: Sequence[int]) -> Legend | None:

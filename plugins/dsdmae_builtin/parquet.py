@@ -19,8 +19,9 @@ from dsdmae_builtin.parquet_columns import (
     image_column,
     is_text,
     label_column_of,
-    labels_in,
+    labels_of_files,
     lacks_bytes,
+    names_of,
     said_of_rows,
     split_column_of,
     unpacked_size,
@@ -128,7 +129,7 @@ def paths_of(text: str) -> list[Path]:
     """
     path = Path(text)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".parquet" and not p.name.startswith("."))
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".parquet" and not _is_hidden(p, path))
     elif path.is_file():
         found = [path]
     else:
@@ -137,6 +138,10 @@ def paths_of(text: str) -> list[Path]:
         what = "holds no .parquet files" if path.is_dir() else "matches nothing" if "*" in text else "does not exist"
         raise DataError(f"{text} {what}; give a Parquet file, a folder of them or a glob")
     return found
+
+
+def _is_hidden(path: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 class Tables(Files):
@@ -156,28 +161,31 @@ class Tables(Files):
         self._paths = paths_of(text)
         self._stamps = [stamp_of(path) for path in self._paths]
         groups: list[tuple[int, int, int]] = []  # file, row group, rows
-        values: list[Any] = []
+        labels: list[tuple[Path, list[Any], tuple[str, ...] | None]] = []
         splits: list[Any] = []
         largest = 0
+        self._by_path = False
+        self.part = image or ""
         for number, path in enumerate(self._paths):
             try:
                 with parquet.ParquetFile(path) as table:
                     schema = table.schema_arrow
                     if number == 0:
-                        self._column, self._in_struct = image_column(schema, image, path)
-                        self._by_path = is_text(schema.field(self._column).type)
-                        label_column, names, words = label_column_of(schema, label, self._column, path)
+                        self._column, _ = image_column(schema, image, path)
+                        label_column, words = label_column_of(schema, label, self._column, path)
                         split_column = split_column_of(schema, {self._column, label_column})
                     missing = {self._column, label_column or self._column} - set(schema.names)
                     if missing:
                         raise DataError(f"{path} has no column {missing.pop()!r}, which {self._paths[0]} has")
+                    image_column(schema, self._column, path)  # whose type may be another one here
+                    self._by_path |= is_text(schema.field(self._column).type)
                     for group in range(table.num_row_groups):
                         about = table.metadata.row_group(group)
                         self._by_path |= lacks_bytes(about, self._column)
                         groups.append((number, group, about.num_rows))
                         largest = max(largest, about.total_byte_size)
                 if label_column:
-                    values += said_of_rows(path, label_column)
+                    labels.append((path, said_of_rows(path, label_column), names_of(schema, label_column)))
                 if split_column in schema.names:
                     splits += said_of_rows(path, split_column)
             except (OSError, ValueError) as error:  # pyarrow's errors are of both
@@ -193,7 +201,7 @@ class Tables(Files):
             about_splits = f"column {split_column!r} is not taken for splits: not every file has it"
         self.splits_are = f"rows by column {split_column!r}" if said_splits else "folders"
         self.names = self._named(said_splits, by_file=wanted_splits != "none")
-        self.labels = labels_in(values, names) if label_column else None
+        self.labels = labels_of_files(labels) if label_column else None
         said = [f"images are in column {self._column!r}", words, about_splits]
         if largest > LARGE_GROUP:
             said.append(
@@ -302,9 +310,10 @@ class Tables(Files):
                 )
             some = max(1, min(_ROWS, MOST_OF_GROUP // 8 // max(1, about)))
             asked = {"batch_size": some, "row_groups": [group], "columns": [self._column], "use_threads": False}
+            _, in_struct = image_column(table.schema_arrow, self._column, path)
             for batch in table.iter_batches(**asked) if about <= MOST_OF_GROUP else ():
                 values: list[Any] = batch.column(0).to_pylist()
-                if self._in_struct:  # a path counts where there are no bytes
+                if in_struct:  # a path counts where there are no bytes
                     values = [row and (row["bytes"] or row.get("path")) for row in values]
                 rows += values
                 size += sum(len(row) for row in values if row is not None)

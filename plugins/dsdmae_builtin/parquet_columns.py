@@ -7,9 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS, LabelFile, label_of
+from dsdmae_cli.data.label_file import LABEL_HEADINGS, SPLIT_HEADINGS, LabelFile, labels_in
 from dsdmae_cli.errors import DataError
 
 _IMAGE_HEADINGS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
@@ -120,10 +118,8 @@ def _held(kind: Any) -> str:
     return "lists" if arrow.types.is_list(kind) or arrow.types.is_large_list(kind) else f"{kind}"
 
 
-def label_column_of(
-    schema: Any, wanted: str | None, image: str, path: Path
-) -> tuple[str | None, tuple[str, ...] | None, str]:
-    """The column of labels, names of its numbers where the file has them, and words for what was taken.
+def label_column_of(schema: Any, wanted: str | None, image: str, path: Path) -> tuple[str | None, str]:
+    """The column of labels, and words for what was taken.
 
     Raises:
         DataError: there is no column of that name.
@@ -142,53 +138,47 @@ def label_column_of(
         )
     found = wanted or next((n for n in schema.names if n.lower() in LABEL_HEADINGS and n != image), None)
     if found in nested:
-        return (
-            None,
-            None,
-            f"no labels: column {found!r} holds {_held(nested[found])}, and a label is a number or a word",
-        )
+        return None, f"no labels: column {found!r} holds {_held(nested[found])}, and a label is a number or a word"
     if found is None:
         others = [name for name in schema.names if name != image]
         advice = "is called one; name it by --set data.label_column=NAME"
         said = f"no labels: none of the columns {', '.join(others[:8])} {advice}" if others else ""
-        return None, None, said
-    names = None
+        return None, said
+    return found, f"labels are those of column {found!r}" + ("" if wanted else ", by its name")
+
+
+def names_of(schema: Any, column: str) -> tuple[str, ...] | None:
+    """What the numbers of a column of labels mean, where the file says so, as the Hub's do."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        names = tuple(str(name) for name in features[found]["names"])
+        return tuple(str(name) for name in features[column]["names"])
     except (KeyError, TypeError, ValueError):
-        pass  # a file of other origin
-    return found, names, f"labels are those of column {found!r}" + ("" if wanted else ", by its name")
+        return None  # a file of other origin
+
+
+def labels_of_files(said: Sequence[tuple[Path, list[Any], tuple[str, ...] | None]]) -> LabelFile:
+    """Labels of rows of several files, one after the other.
+
+    Args:
+        said: of each file its labels, and what numbers mean in it.
+
+    Raises:
+        DataError: some files say what their numbers mean, and others do not.
+    """
+    if len({names for _, _, names in said}) == 1:
+        return labels_in([value for _, values, _ in said for value in values], said[0][2])
+    words: list[str | None] = []  # where a number is another class in another file
+    for path, values, names in said:
+        if names is None:
+            raise DataError(
+                f"{path} does not say what the numbers of its labels mean, as other files do; write the names"
+                " themselves into all, or the same metadata"
+            )
+        words += [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
+    return labels_in(words)
 
 
 def split_column_of(schema: Any, taken: Collection[str | None]) -> str:
     """The column that is called as one of splits; "" where there is none."""
     names = [name for name in schema.names if name.lower() in SPLIT_HEADINGS and name not in taken]
     return min(names, key=lambda name: SPLIT_HEADINGS.index(name.lower()), default="")
-
-
-def labels_in(values: Sequence[Any], names: tuple[str, ...] | None) -> LabelFile:
-    """The label of each row.
-
-    Args:
-        values: of the column.
-        names: what its numbers mean, where the file says so.
-    """
-    if names is not None:
-        able = [v if isinstance(v, int) and 0 <= v < len(names) else -1 for v in values]
-        return LabelFile(np.array(able, dtype=np.int64), names, ())
-    values = [_label(value) for value in values]
-    there = {v for v in values if v is not None}
-    numbers = all(isinstance(value, int) for value in there)
-    classes = sorted(there) if numbers else sorted({str(value) for value in there})
-    place = {value: label for label, value in enumerate(classes)}
-    labels = [place.get(value if numbers else str(value), -1) if value is not None else -1 for value in values]
-    return LabelFile(np.array(labels, dtype=np.int64), tuple(map(str, classes)), ())
-
-
-def _label(value: Any) -> Any:
-    """A label as it is sorted and named; None for what stands for none: null, -1, what is no number, an empty word."""
-    if value is None or value == -1 or label_of(str(value)) == "":
-        return None
-    whole = isinstance(value, float) and value.is_integer()  # what pandas makes of integers beside missing ones
-    return int(value) if whole else value

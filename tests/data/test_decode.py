@@ -300,3 +300,9 @@ def test_suffixes_cover_what_is_decoded() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"} <= IMAGE_SUFFIXES
     assert {".avif", ".heic", ".heif", ".hif"} <= IMAGE_SUFFIXES  # the tests' extra has HEIF's
     assert not IMAGE_SUFFIXES & {".eps", ".pdf", ".svg", ".ps", ".psd"}
+
+
+def test_a_jpeg_by_the_name_that_windows_gives_it(tmp_path: Path, photo: Image.Image) -> None:
+    for number in range(3):
+        photo.save(tmp_path / f"{number}.JFIF", "JPEG")
+    assert len(files.open_files(tmp_path).names) == 3

@@ -87,3 +87,18 @@ def test_a_torn_gz(folder: Path) -> None:
     (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(packed(IMAGES["train"]))[:-20])
     with pytest.raises(DataError, match=r"cannot read .*; fetch it anew"):
         idx.build(of(folder), "train")
+
+
+def test_labels_mean_the_same_in_both_splits(folder: Path) -> None:
+    """Without names each split counted its own."""
+    for name in folder.glob("t10k-labels*"):
+        content = packed(np.array([0, 1, 2, 11, 3], np.uint8))
+        name.write_bytes(gzip.compress(content) if name.suffix == ".gz" else content)
+    for split in ("train", "test"):
+        assert idx.build(of(folder), split).classes == tuple(map(str, range(12)))
+
+
+def test_names_that_are_no_text(folder: Path) -> None:
+    (folder / "classes.txt").write_bytes(b"\xff\xfeK\xe4fer\n")
+    with pytest.raises(DataError, match=r"cannot read classes\.txt in .*; mend it"):
+        idx.build(of(folder), "train")

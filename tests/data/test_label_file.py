@@ -205,3 +205,69 @@ def test_a_column_of_splits_in_a_table(tmp_path: Path) -> None:
     said = message_of(lambda: folder.build(of(root, labels=path), "train"))
     assert "column 'Split' of splits says (none), Train, later; understood is" in said
     assert len(folder.build(of(root, labels=path, splits="Train,later"), "test")) == 3
+
+
+def test_rows_of_several_splits_are_of_none(tmp_path: Path) -> None:
+    """The last row won, and an image was learned from and judged by as its rows happened to lie; an empty cell too."""
+    root = write(tmp_path / "set", {f"{n}.png": png(np.full((8, 8, 3), n, np.uint8)) for n in range(6)})
+    rows = [f"{n}.png,{'cat' if n % 2 else 'dog'},{'train' if n < 4 else 'test'}" for n in range(6)]
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(["file,label,split", *rows, "0.png,dog,test", "1.png,cat,", "2.png,dog,Train"]))
+    found = [folder.build(of(root, labels=path), split) for split in ("train", "test")]
+    names = [[Path(part.name(i)).stem for i in range(len(part))] for part in found]
+    assert names == [["1", "2", "3"], ["4", "5"]]
+    assert "1 image has rows of several splits: 0.png; taken for none of them" in found[0].notes
+    assert not [
+        note for note in folder.build(of(root, labels=path, splits="none"), "train").notes if "rows of several" in note
+    ]
+
+
+def test_a_first_row_of_an_image_that_is_not_there_is_no_heading(tmp_path: Path) -> None:
+    found = table(tmp_path, "9.png,cat\n1.png,cat\n2.png,dog\n", ["1.png", "2.png"])
+    assert found.notes[0].endswith("file names in column 1, labels in column 2, between them ','")
+    assert found.notes[1:] == ("1 row names no image here: 9.png",)
+    assert "column 'picture'" in table(tmp_path, "picture,what\n1.png,cat\n2.png,dog\n", ["1.png", "2.png"]).notes[0]
+
+
+@pytest.mark.parametrize("legend", [False, True])
+@pytest.mark.parametrize("wrapper", ["", "around/"])
+def test_a_table_for_pictures_that_have_masks(tmp_path: Path, legend: bool, wrapper: str) -> None:
+    """Its labels were dropped, and the masks learned from and judged by as pictures."""
+    grey = {f"{n}.png": png(np.full((8, 8), n, np.uint8)) for n in range(12)}
+    root = write(tmp_path / "set", {f"{wrapper}{kind}/{part}/{name}": content for kind in ("images", "masks")
+                                    for name, content in grey.items()
+                                    for part in ["train" if int(name[:-4]) < 8 else "val"]})  # fmt: skip
+    if legend:
+        (root / wrapper / "classes.txt").write_text("paper\nink\n")
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label\n" + "".join(f"{n}.png,{'cat' if n % 2 else 'dog'}\n" for n in range(12)))
+    train, test = (folder.build(of(root, labels=path), split) for split in ("train", "test"))
+    assert [Path(part.name(i)).parent.parent.name for part in (train, test) for i in range(len(part))] == [
+        "images"
+    ] * 12
+    assert (len(train), len(test), folder.count(of(root, labels=path))) == (8, 4, (8, 8))
+    for part in (train, test):
+        assert part.labels is not None
+        assert [1 - int(Path(part.name(i)).stem) % 2 for i in range(len(part))] == part.labels.tolist()
+    assert f"masks/ is passed over: labels are those of {path}" in train.notes
+    assert "train/ is learned from and val/ evaluated on" in train.notes
+
+
+@pytest.mark.parametrize("heading", [",filename,label", "nr,filename,label", "id,where,class"])
+@pytest.mark.parametrize("missing", [0, 3])
+def test_numbers_of_rows_are_no_names(tmp_path: Path, heading: str, missing: int) -> None:
+    """As pandas writes them in front: of images 0.png, 1.png, ... they were taken, and labels were those of others."""
+    rows = "".join(f"{k},{8 - k}.png,{'cat' if k < 4 else 'dog'}\n" for k in range(9))
+    found = table(tmp_path, f"{heading}\n{rows}", [f"{k}.png" for k in range(missing, 9)])
+    assert found.labels.tolist() == ([1] * 5 + [0] * 4)[missing:]
+
+
+def test_columns_that_name_other_images_are_asked_about(tmp_path: Path) -> None:
+    rows = "".join(f"{k},{8 - k},{'cat' if k < 4 else 'dog'}\n" for k in range(9))
+    names = [f"{k}.png" for k in range(9)]
+    said = message_of(lambda: table(tmp_path, f"nr,row,label\n{rows}", names))
+    assert "holds names of the images? column 1 ('0', ...) and column 2 ('8', ...) do, and not of the same ones" in said
+    assert table(tmp_path, f"nr,image,label\n{rows}", names).labels.tolist() == [1] * 5 + [0] * 4
+    assert table(tmp_path, f"nr,row,label\n{rows}", names, "row,label").labels.tolist() == [1] * 5 + [0] * 4
+    same = "".join(f"{k},{k},{'cat' if k < 4 else 'dog'}\n" for k in range(9))
+    assert table(tmp_path, f"nr,row,label\n{same}", names).labels.tolist() == [0] * 4 + [1] * 5

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +184,30 @@ def test_masks_of_nothing_but_void_teach_nothing(folder: Path) -> None:
 
     with pytest.raises(DataError, match="every pixel of the training masks is void"):
         pixels_by_class(Void(dataset, np.arange(3)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_masks_of_few_bits_are_their_values(tmp_path: Path, bits: int) -> None:
+    """Pillow spreads those of 2 and 4 bits over 0 to 255: class 3 of 2 bits was void."""
+    classes = min(2**bits, 20)
+    values = (np.arange(16 * 16).reshape(16, 16) % classes).astype(np.uint8)
+    rows = b"".join(b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :]).tobytes() for row in values)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for number in range(2):
+            (tmp_path / kind / f"{number}.png").write_bytes(png)
+    (tmp_path / "classes.txt").write_text("".join(f"kind {k}\n" for k in range(classes)))
+    dataset = open_dataset(
+        compose(FINETUNE, assignments=[f"data.dataset=folder:{tmp_path}"], environ={}).settings.data, "train"
+    )
+    assert isinstance(dataset, MaskedFiles)
+    np.testing.assert_array_equal(dataset.load_mask(0), values)

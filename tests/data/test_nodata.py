@@ -24,7 +24,7 @@ from dsdmae_cli.data.decode import decode, deep_values
 from dsdmae_cli.data.nodata import TAG, apart, parsed, unmeasured
 from dsdmae_cli.data.open import open_dataset
 from dsdmae_cli.data.twins import Twins, find_twins
-from dsdmae_cli.data.values import Reading, Values, sampled, sampled_range, sampled_ranges
+from dsdmae_cli.data.values import Reading, Values, range_for, sampled, sampled_range
 from dsdmae_cli.pictures.depths import brought_back, left_out, limits_of, seen
 from dsdmae_cli.pictures.picture import Picture, read, write
 
@@ -133,7 +133,7 @@ def test_both_ends_and_each_band(grey: np.ndarray) -> None:
     assert found is not None
     assert list(found.left_out) == [-32768, 32767]
     bands = np.stack([temperatures(grey, -9999), 1000 + 10 * temperatures(grey, -9999)], axis=2)
-    limits = sampled_ranges([Values(bands)], Reading(channels=2))
+    limits = range_for([Values(bands)], Reading(channels=2))
     assert limits is not None
     assert limits[0][0] > 265
     assert 3600 < limits[1][0] < limits[1][1] < 4300

@@ -136,6 +136,16 @@ def test_pictures_of_more_bits_are_kept_with_their_range(deep: Path, tmp_path: P
         assert before.channels == after.channels
 
 
+@pytest.mark.parametrize("form", ["jpeg", "array"])
+def test_grey_of_photographs_is_made_smaller_too(source: Path, tmp_path: Path, form: Any) -> None:
+    """With data.channels=1 all files were kept as large as they were."""
+    packed(source, tmp_path / "packed", "data.channels=1", options=Options(64, form))
+    before, after = (open_dataset(settings(path, "data.channels=1"), "train") for path in (source, tmp_path / "packed"))
+    expected, found = smaller(before.load(3), 64), after.load(3)
+    assert (found.shape, expected.max() > 100) == ((*expected.shape, 1), True)
+    assert np.abs(found[..., 0].astype(int) - expected).mean() < (4 if form == "jpeg" else 1e-9)
+
+
 def test_pictures_of_other_bands_keep_channels_and_ranges(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "packed"
     source.mkdir()

@@ -17,9 +17,11 @@ from PIL import Image
 
 from dsdmae_builtin import parquet
 from dsdmae_builtin.datasets import ParquetSettings
+from dsdmae_cli.data import twins
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
 from dsdmae_cli.data.decode import decode
 from dsdmae_cli.data.splits import WORDLESS
+from dsdmae_cli.data.twins import find_twins
 from dsdmae_cli.errors import DataError
 
 
@@ -267,3 +269,62 @@ def test_a_file_that_changes_while_in_use(tmp_path: Path) -> None:
     write(file, {"image": [png(2)] * 10})
     with pytest.raises(DataError, match="changed while it was in use"):
         found.read(0)
+
+
+def test_files_that_hold_images_in_another_way(tmp_path: Path) -> None:
+    """The second of two files, structs beside bytes, ended in a traceback."""
+    write(tmp_path / "a.parquet", {"image": [{"bytes": png(n), "path": None} for n in range(5)]})
+    write(tmp_path / "b.parquet", {"image": [png(n) for n in range(5, 10)]})
+    train, test = both(tmp_path)
+    assert sorted(greys(train) + greys(test)) == list(range(10))
+    write(tmp_path / "c.parquet", {"image": [1, 2, 3]})
+    with pytest.raises(DataError, match=r"'image': .*c\.parquet has no such column of bytes"):
+        both(tmp_path)
+
+
+def test_features_are_of_one_column(tmp_path: Path) -> None:
+    """Of two columns of images in the same files those of the other were found among what is kept."""
+    file = write(tmp_path / "a.parquet", {"left": [png(n) for n in range(9)], "right": [png(n + 9) for n in range(9)]})
+    left, right = (parquet.build(settings(file, image_column=column), "train") for column in ("left", "right"))
+    assert greys(left) != greys(right)
+    assert left.fingerprint() != right.fingerprint()
+    assert left.fingerprint() == parquet.build(settings(file, image_column="left"), "train").fingerprint()
+
+
+def test_labels_of_bytes_and_hidden_files(tmp_path: Path) -> None:
+    columns = {"image": [png(n) for n in range(8)], "label": [b"cat", "hält".encode()] * 4}
+    write(tmp_path / "a.parquet", columns)
+    write(tmp_path / ".cache" / "a.parquet", columns)
+    train, test = both(tmp_path)
+    assert train.classes == ("cat", "hält")
+    assert len(train) + len(test) == 8
+
+
+def test_what_is_no_file_is_not_said_to_be_no_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"image": [png(n % 3) for n in range(8)], "split": ["train", "test"] * 4}
+    train, test = both(write(tmp_path / "a.parquet", columns))
+    found = find_twins(train, test)
+    assert found is not None
+    assert found.count == 4
+    monkeypatch.setattr(twins, "MOST_HEADERS", 7)
+    assert find_twins(train, test) is None, "neither files nor pixels were compared"
+
+
+def test_numbers_that_mean_other_classes_in_other_files(tmp_path: Path) -> None:
+    """Names of the first file were taken for those of all."""
+
+    def named(file: str, names: list[str] | None) -> None:
+        features = {"label": {"names": names, "_type": "ClassLabel"}} if names else {}
+        metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+        columns = {"image": [png(n) for n in range(6)], "label": [0, 1, -1, 0, 1, 0]}
+        write(tmp_path / file, columns, metadata=metadata)
+
+    named("a.parquet", ["cat", "dog"])
+    named("b.parquet", ["dog", "cat"])
+    files = parquet.Tables(str(tmp_path), None, None)
+    assert files.labels is not None
+    assert files.labels.classes == ("cat", "dog")
+    assert files.labels.labels.tolist() == [0, 1, -1, 0, 1, 0, 1, 0, -1, 1, 0, 1]
+    named("b.parquet", None)
+    with pytest.raises(DataError, match=r"b\.parquet does not say what the numbers of its labels mean, as other files"):
+        parquet.Tables(str(tmp_path), None, None)

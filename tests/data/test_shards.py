@@ -344,3 +344,18 @@ def test_a_single_tar_with_labels_in_json(tmp_path: Path) -> None:
     assert dataset(write(tmp_path / "one.tar", members)).classes == ("0", "1")
     coco = write(tmp_path / "coco.tar", [*((f"{n}.png", png(n)) for n in range(6)), ("annotations.json", b"{}")])
     assert not isinstance(open_files(coco), Shards)
+
+
+@pytest.mark.parametrize("typed", ["./", ".//", "././", "pets//", "pets/./", "./pets/./all//"])
+@pytest.mark.parametrize("many", [False, True])
+def test_names_as_somebody_typed_them_for_tar(tmp_path: Path, typed: str, many: bool) -> None:
+    """They were hidden files, or letters of their folders were cut off."""
+    for number in range(1 + many):
+        write(
+            tmp_path / "set" / f"{number}.tar",
+            {f"{typed}{c}/{number}{k}.png": png(k) for c in ("cat", "dog") for k in range(9)},
+        )
+    path = tmp_path / "set" if many else tmp_path / "set" / "0.tar"
+    found = [dataset(path, split) for split in ("train", "test")]
+    assert sum(map(len, found)) == 18 * (1 + many)
+    assert found[0].classes == ("cat", "dog")

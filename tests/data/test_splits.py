@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
+from time import process_time
 
 import pytest
 from helpers import cli, one_line
@@ -193,3 +195,106 @@ def test_a_test_folder_that_is_left_out_can_be_taken() -> None:
 def test_classes_of_other_case_are_named_where_both_splits_have_them() -> None:
     found = arrange(sorted(pictures("train/cat", "train/Cat", "test/cat", "test/Cat")), 0.1)
     assert "Cat and cat differ in case alone and are two classes; rename one if they are one" in found.notes
+    found = arrange(sorted(pictures("train/b", "train/\u00e9", "test/b", "test/e\u0301")), 0.1)
+    assert "e\u0301 and \u00e9 differ in the Unicode form of letters alone and are two classes" in found.notes[-1]
+
+
+def test_a_thousand_classes_cost_what_two_do() -> None:
+    """All names were gone through for each folder: ten minutes of ImageNet's training images alone."""
+
+    def seconds(classes: int) -> float:
+        names = [f"{c:04}/{k:05}.png" for c in range(classes) for k in range(10_000 // classes)]
+        start = process_time()
+        assert arrange(names, 0.05).train.classes == tuple(f"{c:04}" for c in range(classes))
+        return process_time() - start
+
+    seconds(2)
+    assert seconds(1000) < 8 * seconds(2)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks"),
+    [("Images", "Masks"), ("image", "mask"), ("imgs", "labels"), ("JPEGImages", "SegmentationClass"), ("images", "gt")],
+)
+@pytest.mark.parametrize("around", ["", "set/around/"])
+def test_pictures_and_masks_by_other_names_are_no_classes(
+    tmp_path: Path, pictures: str, masks: str, around: str
+) -> None:
+    """Two classes, told apart at sight: k-NN accuracy 100%, and the masks were learned from."""
+    root = write(tmp_path / "set", {f"{around}{kind}/{n}.png": GREY for kind in (pictures, masks) for n in range(4)})
+    message = message_of(lambda: folder.build(of(root), "train"))
+    assert (
+        f"{root}: {pictures}/ and {masks}/ look like pictures and their masks, which are read from images/" in message
+    )
+    assert f"name {pictures} alone to learn from the pictures, or take the two for classes by --splits none" in message
+    assert folder.build(of(root, splits="none"), "train").classes == tuple(sorted((pictures, masks)))
+    assert len(folder.build(of(root / around / pictures), "train")) == 3
+
+
+@pytest.mark.parametrize("splits", ["auto", "Train,VAL"])
+@pytest.mark.parametrize("masks", ["masks", "Labels"])
+def test_pictures_and_masks_below_splits_are_no_classes(tmp_path: Path, masks: str, splits: str) -> None:
+    """As most who share such sets put them."""
+    names = [f"{top}/{kind}/{n}.png" for top in ("Train", "VAL") for kind in ("images", masks) for n in range(4)]
+    message = message_of(
+        lambda: folder.build(of(write(tmp_path / "set", dict.fromkeys(names, GREY)), splits=splits), "train")
+    )
+    assert f"Train/images/ and Train/{masks}/ look like pictures and their masks, which are read from" in message
+    assert "images/Train/ and masks/Train/, masks as PNGs of their pictures' names; put them there, or name" in message
+
+
+def test_folders_called_like_pictures_and_masks_among_others_are_classes(tmp_path: Path) -> None:
+    for tops in (
+        ("images", "masks", "drawings"),
+        ("images", "drawings"),
+        ("masks", "gloves"),
+        ("cat/images", "dog/images"),
+    ):
+        root = write(
+            tmp_path / tops[0].replace("/", "-") / str(len(tops)), dict.fromkeys(pictures(*tops, count=2), GREY)
+        )
+        assert folder.build(of(root), "train").classes == tuple(sorted({top.partition("/")[0] for top in tops}))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_folders_of_systems_are_passed_by(tmp_path: Path, kind: str) -> None:
+    """Network drives keep small copies of all pictures, which were a class."""
+    others = [
+        "@eaDir/a.png/SYNOPHOTO_THUMB_M.png",
+        "cat/@eaDir/00.png/thumb.png",
+        "__MACOSX/cat/00.png",
+        "$RECYCLE.BIN/1.png",
+    ]
+    root = write(tmp_path / "set", dict.fromkeys([*pictures("cat", "dog", count=4), *others], GREY))
+    path = root if kind == "folder" else Path(shutil.make_archive(str(tmp_path / "packed"), kind, root))
+    found = [folder.build(of(path), split) for split in ("train", "test")]
+    assert (found[0].classes, sum(map(len, found))) == (("cat", "dog"), 8)
+    assert not [note for note in found[0].notes if "eaDir" in note or "passed over" in note]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train/images", "val/images"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train", "test/all"),
+        ("train/x", "test"),
+    ],
+)
+def test_a_folder_around_a_splits_classes_is_looked_through(train: str, test: str) -> None:
+    """Of seg_train/seg_train/ and seg_test/seg_test/ these were the classes, one in each split."""
+    names = sorted(pictures(f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog", count=3))
+    splits = ",".join(top.partition("/")[0] for top in (train, test))
+    found = arrange(names, 0.1, splits)
+    for part in (found.train, found.test):
+        assert part.classes == ("cat", "dog")
+        assert part.labels is not None
+        assert part.labels.tolist() == [0] * 3 + [1] * 3
+    assert len(found.notes) == 1
+
+
+def test_a_class_is_no_folder_around_a_split() -> None:
+    views = [f"{top}/{view}" for top in ("train/cat", "train/dog", "test/cat") for view in ("left", "right")]
+    found = arrange(sorted(pictures(*views, count=2)), 0.1)
+    assert (found.train.classes, found.test.classes) == (("cat", "dog"),) * 2
+    assert arrange(sorted(pictures("train/images", "val/images")), 0.1).train.classes is None

@@ -370,3 +370,11 @@ def test_colour_of_sixteen_bits_in_ppm_keeps_its_upper_bits(grey: np.ndarray) ->
     values = np.stack([np.rint(grey * 4095)] * 3, axis=2).astype(">u2")
     content = b"P6 48 48 4095\n" + values.tobytes()
     assert np.abs(decode(content, "x")[..., 0].astype(int) - 255 * grey).max() <= 1
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.uint32, np.int32])
+def test_a_range_far_from_zero_keeps_its_greys(kind: type) -> None:
+    """In floats of 32 bits 2,000,000,000 and 2,000,000,100 are one number: five greys were left."""
+    values: np.ndarray = np.linspace(2e9, 2e9 + 1020, 256).astype(kind).reshape(16, 16, 1)
+    shown = Values(values).shown(Reading((2e9, 2e9 + 1020)))
+    np.testing.assert_array_equal(shown[..., 0], np.arange(256).reshape(16, 16))

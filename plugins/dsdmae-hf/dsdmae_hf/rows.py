@@ -11,7 +11,7 @@ import numpy as np
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.decode import AS_STORED
 from dsdmae_cli.data.files import FileImages, Files, Names, range_of_some
-from dsdmae_cli.data.label_file import LABEL_HEADINGS, LabelFile
+from dsdmae_cli.data.label_file import LABEL_HEADINGS, labels_in
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS, Arrangement, arrange
 from dsdmae_cli.data.square import common_side
@@ -86,8 +86,9 @@ def _arranged(asked: Asked, holdout: float) -> tuple[Rows, Arrangement]:
     rows = shared(Rows, *asked)
     splits = "train,test" if len(rows.parts) == 2 else "none"
     found = arrange(rows.names, holdout, splits, rows.labels, asked[0])
-    # The splits are told below by the dataset's own names for them.
-    return rows, replace(found, notes=rows.notes)
+    # The splits, which the first note is about, are told by the dataset's own names for them.
+    about_splits = 1 if len(rows.parts) == 2 else 0
+    return rows, replace(found, notes=(*rows.notes, *found.notes[about_splits:]))
 
 
 def open_splits(name: str, config: str | None) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class Rows(Files):
         used = two_splits(found, splits, name)
         features = found[used[0]].features
         column = _image_column(features, image, name)
-        label_column = _label_column(features, label, column, name)
+        label_column, about_labels = _label_column(features, label, column, name)
         self._name, self._splits = name, used
         as_files = [found[split].select_columns([column]) for split in used]
         if isinstance(features[column], datasets.Image):
@@ -163,11 +164,10 @@ class Rows(Files):
             f"{folder}{row:09d}" for folder, part in zip(folders, as_files, strict=True) for row in range(len(part))
         ])  # fmt: skip
         self.labels = None
-        notes = [f"images are in column {column!r}"]
+        notes = [f"images are in column {column!r}", *([about_labels] if about_labels else [])]
         if label_column:
             values = [value for split in used for value in found[split].with_format(None)[label_column]]
-            self.labels = _labels(values, getattr(features[label_column], "names", None))
-            notes.append(f"labels are those of column {label_column!r}")
+            self.labels = labels_in(values, getattr(features[label_column], "names", None))
         if len(used) == 2:
             notes.append(f"split {used[0]} is learned from and {used[1]} evaluated on")
             left_out = sorted(set(found) - set(used))
@@ -223,26 +223,21 @@ def _image_column(features: Any, wanted: str | None, name: str) -> str:
     return able[0]
 
 
-def _label_column(features: Any, wanted: str | None, image: str, name: str) -> str | None:
+def _label_column(features: Any, wanted: str | None, image: str, name: str) -> tuple[str | None, str]:
+    """The column of labels, and what is to be said of it."""
     import datasets
 
-    if wanted is not None:
-        if wanted not in features:
-            raise DataError(f"data.label_column = {wanted!r}: hf:{name} has the columns {', '.join(features)}")
-        return wanted
+    if wanted is not None and wanted not in features:
+        raise DataError(f"data.label_column = {wanted!r}: hf:{name} has the columns {', '.join(features)}")
     able = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    if len(able) == 1:
-        return able[0]
-    return next((key for key in features if key.lower() in LABEL_HEADINGS and key != image), None)
-
-
-def _labels(values: list[Any], names: list[str] | None) -> LabelFile:
-    if names is not None:
-        able = [v if isinstance(v, int) and 0 <= v < len(names) else -1 for v in values]
-        return LabelFile(np.array(able, dtype=np.int64), tuple(names), ())
-    there = {value for value in values if value is not None and value != -1}
-    numbers = all(isinstance(value, int) for value in there)
-    classes = sorted(there) if numbers else sorted(map(str, there))
-    place = {str(value): label for label, value in enumerate(classes)}
-    labels = [-1 if value is None else place.get(str(value), -1) for value in values]
-    return LabelFile(np.array(labels, dtype=np.int64), tuple(map(str, classes)), ())
+    found = wanted or (
+        able[0]
+        if len(able) == 1
+        else next((key for key in features if key.lower() in LABEL_HEADINGS and key != image), None)
+    )
+    if found is None or isinstance(features[found], datasets.ClassLabel | datasets.Value):
+        return found, f"labels are those of column {found!r}" if found else ""
+    reason = f"column {found!r} holds {type(features[found]).__name__}, and a label is a number or a word"
+    if wanted is not None:
+        raise DataError(f"data.label_column = {wanted!r}: in hf:{name} {reason}")
+    return None, f"no labels: {reason}"

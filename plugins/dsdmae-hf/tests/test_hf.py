@@ -130,3 +130,21 @@ def test_a_name_on_the_hub(tmp_path: Path) -> None:
 def test_its_promises(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": table(0, 20), "test": table(20, 6)}).save_to_disk(tmp_path / "saved")
     check_dataset(f"hf:{tmp_path / 'saved'}")
+
+
+def test_what_is_no_label(tmp_path: Path) -> None:
+    """A list of labels ended in a traceback; an empty word was a class."""
+    made = table(0, 6).remove_columns("label")
+    made.add_column("label", [[0], [1, 2]] * 3).save_to_disk(tmp_path / "lists")
+    found = built(tmp_path / "lists")
+    assert found.labels is None
+    assert any(note.startswith("no labels: column 'label' holds List") for note in found.notes)
+    with pytest.raises(DataError, match=r"'label': in hf:.* holds List, and a label is a number or a word"):
+        built(tmp_path / "lists", label_column="label")
+    made.add_column("label", ["cat", "", None, "dog", "cat", "dog"]).save_to_disk(tmp_path / "words")
+    found = built(tmp_path / "words")
+    assert found.classes == ("cat", "dog")
+    assert found.labels is not None
+    assert (found.labels == -1).sum() == 2
+    made.add_column("label", ["cat"] * 6).save_to_disk(tmp_path / "one")
+    assert any("one class is none to tell apart" in note for note in built(tmp_path / "one").notes)
