@@ -4,16 +4,19 @@ the backbone found that they belong to. foreign.py builds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isclose
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, plugins
+from dsdmae_cli.artifacts.header import image_size, read_metadata, written_backbone
 from dsdmae_cli.artifacts.layouts import counted, unwrapped, without_prefix
 from dsdmae_cli.artifacts.naming import under_timm_names
 from dsdmae_cli.artifacts.pickled import read_pickled
@@ -22,6 +25,7 @@ from dsdmae_cli.config.schema import Values
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.files import parsed_json
 from dsdmae_cli.plugins import BackboneSpec, Plugin, Recognized
+from dsdmae_cli.settings.models import BackboneSettings
 
 # What a checkpoint has beside its backbone: what was trained on top of it, and what is computed anew.
 _BESIDE = (
@@ -46,6 +50,7 @@ class Elsewhere:
         origin: whose names they had; "" for timm's own.
         notes: which part of the file they are.
         pixels: mean and std by which a file beside them says that pixels are normalised; None where none says so.
+        written: the backbone that this program has opened them as before it wrote the file; None = it did not.
     """
 
     path: Path
@@ -53,17 +58,21 @@ class Elsewhere:
     origin: str
     notes: tuple[str, ...]
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    written: Recognized | None = None
 
     def recognized(self, name: str | None = None) -> Recognized | None:
-        """The backbone whose weights they are, by their shapes; None where no plugin knows them.
+        """The backbone whose weights they are, as their file says or by their shapes; None where no plugin knows them.
 
         Args:
             name: of the only backbone that it may be; None = any.
         """
+        if self.written is not None and name in (None, self.written.settings.name):
+            return self.written
         shapes = {key: tuple(tensor.shape) for key, tensor in self.state.items()}
         for plugin in _backbones(name):
             if plugin.spec.recognize is not None:
-                found: Recognized | None = plugins.load(plugin.spec.recognize)(shapes, self.origin)
+                with _contradictions(self.path):
+                    found: Recognized | None = plugins.load(plugin.spec.recognize)(shapes, self.origin)
                 if found is not None and (name is None or found.settings.name == name):
                     return self._with_pixels(found)
         return None
@@ -101,11 +110,39 @@ def read_elsewhere(path: Path) -> Elsewhere:
     if state is None:
         kind = f"a {type(content).__name__}" if not isinstance(content, dict) else _keys(content)
         raise CheckpointError(f"{path} holds no weights by name but {kind}; give a file with a network's state dict")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else "sparse"
+            raise CheckpointError(f"{path} has {name} as a {kind} tensor; give one with all values, as floating point")
     state, beside, cut = without_prefix(state)
-    named, origin = under_timm_names(state, beside)
+    with _contradictions(path):
+        named, origin = under_timm_names(state, beside)
     whose = [f"named as in {origin}"] if origin else []
     pixels = _pixels_beside(path) if origin.startswith("Hugging Face") else None
-    return Elsewhere(path, named, origin, (*notes, *cut, *whose), pixels)
+    return Elsewhere(path, named, origin, (*notes, *cut, *whose), pixels, _written(path))
+
+
+@contextmanager
+def _contradictions(path: Path) -> Iterator[None]:
+    """Shapes are read as one kind of network has them, by plugins too; what does not go together fails in many ways."""
+    try:
+        yield
+    except (ArithmeticError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged: shapes of its weights contradict each other ({why})") from error
+
+
+def _written(path: Path) -> Recognized | None:
+    metadata = read_metadata(path) if path.suffix.lower() == ".safetensors" else {}
+    table = written_backbone(metadata, str(path))
+    if table is None:
+        return None
+    try:
+        kind: type[BackboneSettings] = plugins.find("backbone", table["name"]).spec.settings
+        settings = kind.model_validate(table)
+    except ValidationError as error:
+        raise CheckpointError(f"the backbone in {path} is damaged: {error.errors()[0]['msg'].lower()}") from error
+    return Recognized(settings=settings, image_size=image_size(path, metadata, 0) or None, words="as the file says")
 
 
 def _pixels_beside(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -161,7 +198,7 @@ def left_out(own: Iterable[str], state: dict[str, Tensor], classifier: tuple[str
     return counted(taken)
 
 
-def check_values(state: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
+def check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: Path | str) -> None:
     """See that weights are numbers that a network can begin with.
 
     Raises:
@@ -170,9 +207,9 @@ def check_values(state: dict[str, Tensor], own: dict[str, Tensor], path: Path) -
     for name, tensor in state.items():
         if name in own and own[name].is_floating_point() != tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{path} has {name} as {kind}: quantised weights; give those it was made from")
+            raise CheckpointError(f"{origin} has {name} as {kind}: quantised weights; give those it was made from")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path} has values in {name} that are not finite; its training had diverged")
+            raise CheckpointError(f"{origin} has values in {name} that are not finite; its training had diverged")
 
 
 def _backbones(name: str | None) -> list[Plugin[BackboneSpec]]:

@@ -13,7 +13,7 @@ import timm
 from torch import Tensor
 
 from dsdmae_cli import plugins
-from dsdmae_cli.artifacts.elsewhere import Elsewhere, check_values, left_out, read_elsewhere
+from dsdmae_cli.artifacts.elsewhere import Elsewhere, left_out, read_elsewhere
 from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
 from dsdmae_cli.artifacts.subject import published_size
 from dsdmae_cli.backbone import Backbone
@@ -65,7 +65,6 @@ def open_foreign(path: Path, request: Request) -> Opened:
         fill(encoder, state, str(path))
     except CheckpointError as error:
         raise _misfit(found, wanted, error) from error
-    check_values(state, own, path)
     opened = finished(encoder, wanted.backbone, replace(request, image_size=wanted.size))
     return replace(opened, notes=(*_notes(found, wanted, beside), *opened.notes))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.classifier import Tuned
+from dsdmae_cli.artifacts.elsewhere import check_values
 from dsdmae_cli.artifacts.subject import Kind, Subject
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.resolve import RGB, check_taken, resolve_data
@@ -123,10 +124,11 @@ def fill(encoder: Backbone, state: dict[str, Tensor], origin: str) -> None:
     """Give an encoder weights under timm's names, which must fit exactly.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: they do not, or are no numbers to begin with.
     """
     own = encoder.timm_state()
     checkpoint.check_fit(own, state, origin)
+    check_values(state, own, origin)
     for name, tensor in own.items():
         tensor.copy_(state[name])
 

@@ -42,8 +42,9 @@ from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 Kind = Literal["run", "weights", "published", "scratch", "pixels"]
 # The weights of a folder that `dsdmae export` (or the Hugging Face hub) made.
 EXPORTED = "model.safetensors"
-_IN_RUNS = (ENCODER, CLASSIFIER)
-_IN_FOLDERS = (*_IN_RUNS, EXPORTED, "pytorch_model.bin")
+# The weights of a run, which are read before those of an export.
+IN_RUNS = (ENCODER, CLASSIFIER)
+_IN_FOLDERS = (*IN_RUNS, EXPORTED, "pytorch_model.bin")
 _SAFE = ".safetensors"
 # The denoisers that ship, by their words.
 _SHIPPED = {packaged.word: packaged for packaged in ALL}
@@ -314,7 +315,7 @@ def completions(incomplete: str) -> list[str]:
 
 def _in_folder(text: str, path: Path) -> Subject:
     run = (path / SETTINGS).is_file()
-    weights = next((path / name for name in (_IN_RUNS if run else _IN_FOLDERS) if (path / name).is_file()), None)
+    weights = next((path / name for name in (IN_RUNS if run else _IN_FOLDERS) if (path / name).is_file()), None)
     if run:
         return Subject(text, "run", path, weights)
     if weights is None:

@@ -26,9 +26,9 @@ from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.packaged import ALL
 from dsdmae_cli.artifacts.subject import Subject, parse
-from dsdmae_cli.artifacts.timm_folder import timm_config, write_folder
+from dsdmae_cli.artifacts.timm_folder import check_folder, left_card, timm_config, write_folder
 from dsdmae_cli.errors import CheckpointError, SettingsError
-from dsdmae_cli.runs.rundir import CLASSIFIER, SETTINGS
+from dsdmae_cli.runs.rundir import CLASSIFIER
 from dsdmae_cli.settings.models import BackboneSettings
 from dsdmae_cli.settings.size import Size, size_words
 
@@ -137,12 +137,8 @@ def _free(request: Request) -> Path:
             raise SettingsError(f"--out {out} is a folder; name a file in it")
         if out.exists() and not request.force:
             raise SettingsError(f"--out {out} exists; choose another path, or replace it with --force")
-    elif out.is_file():
-        raise SettingsError(f"--out {out} is a file; --to {request.form} writes a folder")
-    elif (out / SETTINGS).exists():
-        raise SettingsError(f"--out {out} is a run's directory; choose another folder")
-    elif out.is_dir() and not all(map(files.is_partial, out.iterdir())) and not request.force:
-        raise SettingsError(f"--out {out} is not empty; choose another folder, or write into it with --force")
+    else:
+        check_folder(out, request.form, request.force)
     return out
 
 
@@ -154,7 +150,8 @@ def _export_folder(
     card = model_card(opened, results, request.licence, out.resolve().name) if with_card else None
     if card is not None and request.push is not None:
         card = card.replace("YOUR-NAME/THIS-MODEL", request.push)
-    written = write_folder(opened, config, card, out, _ADVICE)
+    written = write_folder(opened, config, card, out, _ADVICE, replace=request.force)
+    notes += [] if with_card else left_card(out)
     if with_card and request.licence is None:
         notes.append("no --license was given: the card says that none is stated")
     said: dict[str, Any] = {
