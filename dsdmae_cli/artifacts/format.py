@@ -58,6 +58,12 @@ def architecture(encoder: Backbone) -> dict[str, str]:
     }
 
 
+def holds_encoder(metadata: dict[str, str]) -> bool:
+    """Whether a file of ours is one of save_encoder, which says how timm builds the network. Else it is a denoiser's,
+    with parts of a method under its own names."""
+    return "timm_name" in metadata
+
+
 def load_with(encoder: Backbone, path: Path) -> str:
     """The Python expression that loads a file of save_encoder."""
     if not encoder.timm_name:

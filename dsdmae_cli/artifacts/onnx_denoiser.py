@@ -83,7 +83,7 @@ def write_onnx_denoiser(denoiser: Denoiser, out: Path, advice: str) -> dict[str,
     import torch
     from torch import nn
 
-    from dsdmae_cli.artifacts.denoiser import anonymous
+    from dsdmae_cli.artifacts.anonymous import anonymous
     from dsdmae_cli.artifacts.onnx import cut_photographs, write_checked
     from dsdmae_cli.config.describe import tables
 

@@ -9,8 +9,8 @@ from typing import Any
 import timm
 
 from dsdmae_cli import files
+from dsdmae_cli.artifacts.anonymous import anonymous
 from dsdmae_cli.artifacts.classifier import save_classifier, timm_arguments
-from dsdmae_cli.artifacts.denoiser import anonymous
 from dsdmae_cli.artifacts.format import save_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import EXPORTED, IN_RUNS

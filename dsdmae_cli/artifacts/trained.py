@@ -11,6 +11,7 @@ from typing import Any
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.classifier import read_head
 from dsdmae_cli.artifacts.elsewhere import check_values
+from dsdmae_cli.artifacts.format import holds_encoder
 from dsdmae_cli.artifacts.header import image_size, number
 from dsdmae_cli.artifacts.learned_from import Resolved
 from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
@@ -43,8 +44,7 @@ def open_file(settings: Resolved, path: Path, request: Request) -> Opened:
     assert isinstance(settings, ResolvedSettings)  # a probe leaves no weights
     backbone = _reconciled(settings.backbone, request).without_weights()
     metadata = request.subject.metadata
-    # What save_encoder writes says how timm builds it; a denoiser holds parts of a method, under its own names.
-    method = None if "timm_name" in metadata else method_in_denoiser(path, settings)[0]
+    method = None if holds_encoder(metadata) else method_in_denoiser(path, settings)[0]
     if method is not None:
         return replace(finished(method.encoder(), backbone, request), settings=tables(settings))
     encoder = build_backbone(backbone, image_size(path, metadata, settings.data.image_size), request.seed)

@@ -9,16 +9,22 @@ from typing import Any
 import layouts
 import pytest
 import torch
+from helpers import settings
 from layouts import SIZE
 from safetensors.torch import load_file, save_file
 from small_runs import exported
 
 from dsdmae_cli import plugins
+from dsdmae_cli.artifacts.beginning import open_beginning
+from dsdmae_cli.artifacts.format import save_encoder
 from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.subject import parse
+from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, PluginError
+from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.settings.models import BackboneSettings
 
 IMAGES = 2 * torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) - 1
@@ -32,8 +38,8 @@ def opened(path: Path, backbone: BackboneSettings | None = None) -> Opened:
 
 def tiny(**said: Any) -> BackboneSettings:
     spec = plugins.find("backbone", "vit-tiny").spec
-    settings: BackboneSettings = spec.settings(name="vit-tiny", **said)
-    return settings
+    made: BackboneSettings = spec.settings(name="vit-tiny", **said)
+    return made
 
 
 @pytest.mark.parametrize("said", [{"num_heads": 4}, {"normalization": "none"}])
@@ -81,6 +87,16 @@ def test_a_backbone_that_is_damaged_is_one_line(table: str, words: str, tmp_path
         opened(path)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_encoder_begins_a_run_where_what_its_method_needed_is_gone(digits: Path, tmp_path: Path) -> None:
+    """Nothing but the encoder is in its file, and the method is not built."""
+    written = resolve(settings(digits, f"method.tokenizer={tmp_path / 'gone'}", method="beit").settings)
+    encoder = build_backbone(written.backbone, written.data.image_size, 0)
+    save_encoder(encoder, tables(written), 1, tmp_path / "theirs.safetensors")
+    begun = open_beginning(str(tmp_path / "theirs.safetensors"), written)
+    for name, tensor in encoder.timm_state().items():
+        assert torch.equal(begun.encoder.timm_state()[name], tensor), name
 
 
 def test_weights_of_ours_say_their_backbone_in_their_settings_alone(encoder_run: Path, tmp_path: Path) -> None:

@@ -55,12 +55,14 @@ def test_none_of_them_takes_its_place_where_one_cannot(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     (folder / "b").mkdir(parents=True)
     (folder / "a").write_text("old")
-    with (
-        pytest.raises(RunFailed, match="b is a folder there; choose another"),
-        files.folder_at_once(folder, "choose another", replace=True) as draft,
-    ):
-        (draft / "a").write_text("new")
-        (draft / "b").write_text("new")
+
+    def written() -> None:
+        with files.folder_at_once(folder, "choose another", replace=True) as draft:
+            (draft / "a").write_text("new")
+            (draft / "b").write_text("new")
+
+    with pytest.raises(RunFailed, match="b is a folder there; choose another"):
+        written()
     assert (folder / "a").read_text() == "old"
     assert listing(folder) == {"a", "b"}
 
