@@ -318,7 +318,7 @@ def _size(value: Any) -> Size | None:
     if value is None:
         return None
     sides = value if isinstance(value, list | tuple) else (value,)
-    if not 1 <= len(sides) <= 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+    if not 1 <= len(sides) <= 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
         raise SettingsError(f"image_size = {value!r} is not allowed; it takes a number of pixels or (height, width)")
     return as_size(int(sides[0]), int(sides[-1]))
 

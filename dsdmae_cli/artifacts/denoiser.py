@@ -75,8 +75,8 @@ def save_denoiser(
     path: Path,
     extra_metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
-) -> None:
-    """Write what `method.denoise` needs, whole or not at all.
+) -> str:
+    """Write what `method.denoise` needs, whole or not at all; the name of the weights in it, as Denoiser.sha256.
 
     A path in the settings (the images it learned from) keeps its last part only: weights travel, and so should no
     directory of the machine that trained them.
@@ -93,6 +93,7 @@ def save_denoiser(
     state = {name: tensor.to(dtype) for name, tensor in _parts(method, settings.method.name).state_dict().items()}
     metadata = {"settings": json.dumps(anonymous(tables(settings))), **(extra_metadata or {})}
     checkpoint.save_weights(path, state, metadata)
+    return checkpoint.weights_sha256(state)
 
 
 def load_denoiser(run: Path | None = None, weights: Path | None = None, packaged: Packaged = PHOTOGRAPHS) -> Denoiser:

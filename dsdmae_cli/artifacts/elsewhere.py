@@ -33,11 +33,33 @@ _BESIDE = (
     "lm_head", "mask_token", "masked_embed", "pooler", "pre_logits", "prediction_head", "predictor", "proj",
     "projection_head", "projector", "rope_embed",
 )  # fmt: skip
-# Beside the weights of Hugging Face's models: how their pixels are normalised, of which their names say nothing.
-_PREPROCESSOR = "preprocessor_config.json"
+# Beside the weights of Hugging Face's models, and of timm's: how their pixels are normalised, of which their names say
+# nothing.
+_PREPROCESSOR, _CONFIG = "preprocessor_config.json", "config.json"
+_ON_THE_HUB = ("model.safetensors", "pytorch_model.bin")
 # Not timm's constants: to load timm would double the denoiser's start. A test holds them against it.
 _NORMALIZATIONS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "none": ((0.5,) * 3, (0.5,) * 3)}
 _COMPUTED = ("relative_position_index", "attn_mask", "bias_mask")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a network wants its pixels, from [0, 1], by channel; and the file that says so."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    file: str
+
+    def are(self, mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+        """Whether these are the same."""
+        own, others = (*self.mean, *self.std), (*mean, *std)
+        return len(own) == len(others) and all(isclose(a, b, abs_tol=1e-4) for a, b in zip(own, others, strict=True))
+
+    def cannot_be_said(self) -> str:
+        """In words."""
+        return (
+            f"{self.file} beside it wants mean {self.mean} and std {self.std}, which backbone.normalization cannot say"
+        )
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,7 @@ class Elsewhere:
         state: under timm's names, as far as they are known; heads and decoders among them.
         origin: whose names they had; "" for timm's own.
         notes: which part of the file they are.
-        pixels: mean and std by which a file beside them says that pixels are normalised; None where none says so.
+        pixels: how a file beside them says that pixels are normalised; None where none says so.
         written: the backbone that this program has opened them as before it wrote the file; None = it did not.
     """
 
@@ -57,7 +79,7 @@ class Elsewhere:
     state: dict[str, Tensor]
     origin: str
     notes: tuple[str, ...]
-    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    pixels: Pixels | None = None
     written: Recognized | None = None
 
     def recognized(self, name: str | None = None) -> Recognized | None:
@@ -79,20 +101,28 @@ class Elsewhere:
 
     def _with_pixels(self, found: Recognized) -> Recognized:
         """With the normalisation that stands beside the weights in place of the one of most networks of these names."""
-        taken = getattr(found.settings, "normalization", None)
-        if self.pixels is None or taken not in _NORMALIZATIONS:
+        taken, pixels = getattr(found.settings, "normalization", None), self.pixels
+        if pixels is None or taken is None:
             return found
-        mean, std = self.pixels
-        said = next(
-            (word for word, known in _NORMALIZATIONS.items() if _alike((*mean, *std), (*known[0], *known[1]))), None
-        )
+        said = next((word for word, known in _NORMALIZATIONS.items() if pixels.are(*known)), None)
+        # Another library's own are known when the network is built (foreign.py); [-1, 1] all backbones can be told.
+        if said == taken or (taken not in _NORMALIZATIONS and said != "none"):
+            return found
         if said is None:
-            more = f"{_PREPROCESSOR} beside it wants mean {mean} and std {std}, which backbone.normalization cannot say"
-            return replace(found, words=f"{found.words}; {more}")
-        if said == taken:
-            return found
+            return replace(found, words=f"{found.words}; {pixels.cannot_be_said()}")
         settings = found.settings.model_copy(update={"normalization": said})
-        return replace(found, settings=settings, words=f"{found.words}; but normalization = {said} by {_PREPROCESSOR}")
+        return replace(found, settings=settings, words=f"{found.words}; but normalization = {said} by {pixels.file}")
+
+    def other_pixels(self, settings: BackboneSettings, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
+        """What to say of a network that has another library's own pixels, where a file beside its weights says others.
+
+        Args:
+            mean, std: of the network.
+        """
+        taken, pixels = getattr(settings, "normalization", None), self.pixels
+        if pixels is None or taken in (None, "auto", *_NORMALIZATIONS) or len(mean) != len(pixels.mean):
+            return []
+        return [] if pixels.are(mean, std) else [pixels.cannot_be_said()]
 
     def first_names(self) -> str:
         """A few names as the file has them, for a message."""
@@ -118,7 +148,7 @@ def read_elsewhere(path: Path) -> Elsewhere:
     with _contradictions(path):
         named, origin = under_timm_names(state, beside)
     whose = [f"named as in {origin}"] if origin else []
-    pixels = _pixels_beside(path) if origin.startswith("Hugging Face") else None
+    pixels = _pixels_beside(path, _PREPROCESSOR if origin.startswith("Hugging Face") else _CONFIG)
     return Elsewhere(path, named, origin, (*notes, *cut, *whose), pixels, _written(path))
 
 
@@ -145,17 +175,18 @@ def _written(path: Path) -> Recognized | None:
     return Recognized(settings=settings, image_size=image_size(path, metadata, 0) or None, words="as the file says")
 
 
-def _pixels_beside(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _pixels_beside(path: Path, file: str) -> Pixels | None:
+    if file == _CONFIG and path.name not in _ON_THE_HUB:  # a folder of many files
+        return None
     try:
-        said = parsed_json((path.parent / _PREPROCESSOR).read_text(encoding="utf-8"))
-        mean, std = (tuple(float(value) for value in said[key]) for key in ("image_mean", "image_std"))
-    except (OSError, ValueError, KeyError, TypeError):
+        said = parsed_json((path.parent / file).read_text(encoding="utf-8"))
+        keys = ("image_mean", "image_std")
+        if file == _CONFIG:  # timm's, of today and of before
+            said, keys = said.get("pretrained_cfg", said), ("mean", "std")
+        mean, std = (tuple(float(value) for value in said[key]) for key in keys)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # not there, or of a model that has another way
-    return (mean, std) if said.get("do_normalize", True) else None
-
-
-def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return len(one) == len(other) and all(isclose(a, b, abs_tol=1e-4) for a, b in zip(one, other, strict=True))
+    return Pixels(mean, std, file) if said.get("do_normalize", True) else None
 
 
 def recognized_tables(path: Path) -> Values:

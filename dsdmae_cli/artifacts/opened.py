@@ -5,7 +5,9 @@ The ways themselves are in open.py, trained.py and foreign.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,7 +34,8 @@ class Opened:
         backbone: its settings, "auto" resolved.
         settings: all tables of its pre-training, resolved; None where it had none or none is known.
         weights_sha256: of its weights under timm's names, before any resampling of positions.
-        epochs, seconds, images_seen, flops: of its pre-training, where known; FLOP of forward and backward passes.
+        epochs, seconds, images_seen: of its pre-training, where known.
+        count_flops: of its forward and backward passes; `flops` asks it once, since the whole method is built for that.
         device_name: what it was pre-trained on, where known.
         knn_accuracy: at the end of its pre-training, where known.
         tuned: of a fine-tuned network that was opened with its head.
@@ -49,12 +52,17 @@ class Opened:
     epochs: float | None = None
     seconds: float | None = None
     images_seen: int | None = None
-    flops: float | None = None
+    count_flops: Callable[[], float | None] | None = None
     device_name: str | None = None
     knn_accuracy: float | None = None
     tuned: Tuned | None = None
     beheaded: Tuned | None = None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def flops(self) -> float | None:
+        """FLOP of the forward and backward passes of its pre-training, where known."""
+        return None if self.count_flops is None else self.count_flops()
 
     @property
     def fine_tuning(self) -> Tuned | None:

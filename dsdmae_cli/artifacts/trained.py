@@ -5,6 +5,7 @@ checkpoint of a run that has not ended.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
 from dsdmae_cli.files import parsed_json, read_within
 from dsdmae_cli.runs.build import build_backbone, build_method
 from dsdmae_cli.runs.rundir import REQUIRED, RESULT, RUN, RunDir
+from dsdmae_cli.runtime import undisturbed
 from dsdmae_cli.settings.models import BackboneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings, ResolvedProbeSettings, ResolvedSettings
 from dsdmae_cli.work import measure_work
@@ -57,7 +59,7 @@ def open_file(settings: Resolved, path: Path, request: Request) -> Opened:
         settings=tables(settings),
         epochs=settings.train.epochs,
         images_seen=images_seen,
-        flops=_flops(settings, images_seen, path.parent),
+        count_flops=partial(_flops, settings, images_seen, path.parent),
         seconds=result.get("seconds"),
         knn_accuracy=result.get("knn_accuracy"),
         device_name=device_beside(path),
@@ -124,7 +126,7 @@ def open_checkpoint(settings: Resolved | None, folder: Path, request: Request) -
         epochs=epochs,
         seconds=found.state.get("seconds"),
         images_seen=found.step * settings.train.batch_size,
-        flops=work * found.step * settings.train.batch_size,
+        count_flops=lambda: work * found.step * settings.train.batch_size,
         device_name=device_beside(folder / RUN),
         notes=(*complaints, f"{folder} {which} at {reached} is used", *opened.notes),
     )
@@ -158,10 +160,10 @@ def _flops(settings: ResolvedSettings, images_seen: int | None, folder: Path) ->
     if images_seen is None:
         return None
     try:
-        method = build_method(settings.without_weights(), folder / REQUIRED)
+        with undisturbed():  # it is asked in the middle of other work
+            return measure_work(build_method(settings.without_weights(), folder / REQUIRED))[0] * images_seen
     except (PluginError, SettingsError):  # an encoder is of use without the plugins that trained it
         return None
-    return measure_work(method)[0] * images_seen
 
 
 def _reconciled(own: BackboneSettings, request: Request) -> BackboneSettings:

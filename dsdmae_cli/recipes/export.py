@@ -163,7 +163,9 @@ def _export_folder(
     }
     if request.push is not None:
         return {**said, "pushed_to": hub.push(out, written, request.push, request.private)}
-    return {**said, "upload_with": f"hf upload YOUR-NAME/{out.resolve().name} {out}"} if with_card else said
+    return (
+        {**said, "upload_with": f"hf upload YOUR-NAME/{out.resolve().name} {files.typed(out)}"} if with_card else said
+    )
 
 
 def _export_denoiser(denoiser: Denoiser, request: Request, out: Path) -> dict[str, Any]:
@@ -174,8 +176,9 @@ def _export_denoiser(denoiser: Denoiser, request: Request, out: Path) -> dict[st
     if request.form == "denoiser-onnx":
         said = write_onnx_denoiser(denoiser, out, _ADVICE)
     else:
-        save_denoiser(denoiser.network, denoiser.settings, out)
-        said = {"files": [out.name], "load_with": f"dsdmae denoise --weights {out} PICTURE"}
+        sha256 = save_denoiser(denoiser.network, denoiser.settings, out)
+        load_with = f"dsdmae denoise --weights {files.typed(out)} PICTURE"
+        said = {"files": [out.name], "load_with": load_with, "weights_sha256": sha256}
     return {
         "form": request.form,
         "path": str(out),

@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,26 @@ def test_damaged_checkpoints_take_no_place_of_whole_ones(tmp_path: Path) -> None
     assert_is(checkpoint.load(tmp_path / "step-00000010"), 10)
 
 
+def test_a_step_that_is_saved_again_takes_the_place_of_the_first_at_once(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody reads the first, and a network's file system deletes no folder with an open file."""
+    delete = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (path / "model.safetensors").unlink()
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        delete(path, ignore_errors=True)
+
+    newest = checkpoint.newest_first(two)[0]
+    again = checkpoint.load(newest)
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    checkpoint.save(two, replace(again, state={**again.state, "again": 1}), keep=2)
+    assert checkpoint.load(newest).state["again"] == 1
+    assert len(checkpoint.newest_first(two)) == 2
+
+
 def test_leftovers_of_a_killed_process_are_removed(two: Path) -> None:
     leftover = two / ".step-00000002.999.partial"
     leftover.mkdir()
@@ -279,6 +301,7 @@ def test_a_folder_without_permission(nobody: Path) -> None:
 
 LABORATORY = """
 import json, os, random, resource, signal, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 from dsdmae_cli import checkpoint, optim

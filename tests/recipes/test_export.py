@@ -180,10 +180,13 @@ def test_timm_would_answer_otherwise(encoder_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_denoiser(encoder_run: Path, tmp_path: Path) -> None:
-    exported(encoder_run, "denoiser", tmp_path / "denoiser.safetensors")
+    out = tmp_path / "my denoiser.safetensors"
+    said = exported(encoder_run, "denoiser", out)
+    assert said["weights_sha256"] == load_denoiser(weights=out).sha256, "as dsdmae denoise --json has it"
+    assert said["load_with"] == f"dsdmae denoise --weights '{out}' PICTURE", "as a shell takes it"
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     with torch.no_grad():
-        theirs = load_denoiser(weights=tmp_path / "denoiser.safetensors")(images)
+        theirs = load_denoiser(weights=out)(images)
         ours = load_denoiser(run=encoder_run)(images)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-2)  # stored in half precision
 

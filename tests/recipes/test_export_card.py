@@ -119,7 +119,7 @@ def test_no_path_of_the_machine_is_in_an_export(
     encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor a server that the run was told of; the name of a public dataset or repository stays whole."""
-    private = {
+    private: dict[str, dict[str, Any]] = {
         "data": {"labels": "/home/ada/secret/labels.csv", "data_dir": "/home/ada/data"},
         "method": {"tokenizer": "/home/ada/runs/words"},
         "train": {"trackers": ["mlflow:http://ada:pw@tracker.home"], "start": "/home/ada/first.safetensors"},
