@@ -22,11 +22,11 @@ from typing import Any, Literal
 
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts import hub
-from dsdmae_cli.artifacts.header import read_metadata, written_settings
+from dsdmae_cli.artifacts.header import image_size, read_metadata, written_settings
 from dsdmae_cli.artifacts.learned_from import Resolved, resolved, resolved_with_weights
 from dsdmae_cli.artifacts.packaged import ALL
 from dsdmae_cli.config.compose import load
-from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.describe import plain, tables
 from dsdmae_cli.config.resolve import RGB, resolve_backbone
 from dsdmae_cli.config.schema import Values
 from dsdmae_cli.config.sources import read_toml
@@ -134,6 +134,9 @@ class Subject:
         found = self._written()
         if found is not None:
             said = tables(self._resolved(*found))
+            if self.weights is not None:  # an exported network may be for other images than those it learned from
+                size = image_size(self.weights, self.metadata, said["data"]["image_size"])
+                said["data"]["image_size"] = plain(size)
             return _shared(where_they_lie(said, self.path) if self.kind == "run" and self.path else said), found[1]
         if self.weights is None:
             return {}, self.text

@@ -26,6 +26,7 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import CheckpointError, PluginError
 from dsdmae_cli.runs.build import build_backbone
 from dsdmae_cli.settings.models import BackboneSettings
+from dsdmae_cli.settings.size import Size
 
 IMAGES = 2 * torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) - 1
 
@@ -97,6 +98,18 @@ def test_an_encoder_begins_a_run_where_what_its_method_needed_is_gone(digits: Pa
     begun = open_beginning(str(tmp_path / "theirs.safetensors"), written)
     for name, tensor in encoder.timm_state().items():
         assert torch.equal(begun.encoder.timm_state()[name], tensor), name
+
+
+@pytest.mark.parametrize(("size", "taken"), [(32, 32), ((16, 32), [16, 32])])
+def test_an_export_for_other_images_is_judged_with_those(
+    size: Size, taken: object, encoder_run: Path, tuned_run: Path, tmp_path: Path
+) -> None:
+    """probe brought it back to the images that it learned from, and embed did not."""
+    for name, run in (("encoder", encoder_run), ("classifier", tuned_run)):
+        exported(run, "timm", tmp_path / name, image_size=size)
+        values, _ = parse(str(tmp_path / name)).taken_over()
+        assert values["data"]["image_size"] == taken
+    assert parse(str(encoder_run)).taken_over()[0]["data"]["image_size"] == 16
 
 
 def test_weights_of_ours_say_their_backbone_in_their_settings_alone(encoder_run: Path, tmp_path: Path) -> None:
