@@ -272,13 +272,16 @@ def load_newest_weights(folder: Path) -> tuple[Weights | None, list[str]]:
 
 def _newest(folder: Path, load_one: Callable[[Path], L]) -> tuple[L | None, list[str]]:
     complaints: list[str] = []
-    for path in newest_first(folder):
+    tried: set[Path] = set()
+    # Listed anew for each: a run that goes on writes newer ones and deletes what is read here.
+    while (path := next((path for path in newest_first(folder) if path not in tried), None)) is not None:
         try:
             return load_one(path), complaints
         except MayBeWhole:
             raise
         except CheckpointError as error:
-            complaints.append(str(error))
+            complaints += [str(error)] if path.exists() else []
+            tried.add(path)
     return None, complaints
 
 

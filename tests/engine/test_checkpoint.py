@@ -229,6 +229,24 @@ def test_a_step_that_is_saved_again_takes_the_place_of_the_first_at_once(
     assert len(checkpoint.newest_first(two)) == 2
 
 
+def test_a_checkpoint_that_its_run_deletes_while_it_is_read_is_not_damaged(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on has saved twice meanwhile: both that were listed are gone."""
+    read, before = checkpoint._read, set(checkpoint.newest_first(two))
+
+    def slowly(path: Path, *names: str) -> Any:
+        if path in before and path.exists():
+            for step in (3, 4):
+                checkpoint.save(two, made(step), keep=2)
+        return read(path, *names)
+
+    monkeypatch.setattr(checkpoint, "_read", slowly)
+    found, complaints = checkpoint.load_newest(two)
+    assert_is(found, 4)
+    assert complaints == []
+
+
 def test_leftovers_of_a_killed_process_are_removed(two: Path) -> None:
     leftover = two / ".step-00000002.999.partial"
     leftover.mkdir()

@@ -18,7 +18,7 @@ from helpers import cli, listing, one_line
 from PIL import Image
 from small_runs import exported
 
-from dsdmae_builtin.backbones import TimmSettings
+from dsdmae_builtin.backbones import BEiTViTSettings, TimmSettings
 from dsdmae_cli.artifacts.classifier import timm_arguments
 from dsdmae_cli.artifacts.denoiser import load_denoiser
 from dsdmae_cli.artifacts.header import read_metadata
@@ -164,6 +164,17 @@ def test_timm_is_told_to_pool_as_we_do(name: str, pool: str, pooling: dict[str, 
         assert arguments is not None
         assert arguments == network.backbone.timm_kwargs | pooling | {"num_classes": 5}
     assert network.training
+
+
+def test_a_head_that_has_learned_next_to_nothing_is_no_proof() -> None:
+    """Its logits are alike however features are pooled: timm's BEiT takes the class token's."""
+    settings = BEiTViTSettings(patch_size=8, embed_dim=48, depth=1, num_heads=2)
+    backbone = build_backbone(settings, 32, 0)
+    for pool, pooling in (("mean", None), ("cls", "token")):
+        network = Network(backbone, 5, pool, std=1e-7)  # type: ignore[arg-type]
+        network.head.bias.data.fill_(1e-3)
+        found = timm_arguments(network)
+        assert (found or {}).get("global_pool") == pooling
 
 
 def test_timm_would_answer_otherwise(encoder_run: Path, tmp_path: Path) -> None:
