@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from dsdmae_cli import plugins
 from dsdmae_cli.config.flags import flags_of
@@ -19,7 +21,7 @@ from dsdmae_cli.data.once import opened_once
 from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.report import Report
 from dsdmae_cli.report.training import PlainReport
-from dsdmae_cli.settings.size import Size
+from dsdmae_cli.settings.size import Size, as_size
 
 if TYPE_CHECKING:
     from dsdmae_cli.artifacts.embedding import Embedding
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from dsdmae_cli.config.schema import Schema
 
 Presets = str | Sequence[str] | None
+Data = str | Path | Mapping[str, Any] | None
 
 
 class DsdmaeWarning(UserWarning):
@@ -49,7 +52,7 @@ class _Telling(PlainReport):
 
 
 def pretrain(
-    data: str | Path | None = None,
+    data: Data = None,
     *,
     method: str | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -62,14 +65,16 @@ def pretrain(
     """Pre-train a backbone on images, without labels.
 
     Args:
-        data: a folder or archive of images, or a dataset's name; None = the preset's.
+        data: a folder or archive of images, a dataset's name, or the table of [data] ({"dataset": "cifar10", "strict":
+            True}); None = the preset's.
         method: name of the method, or its table of settings ({"name": "mae", "mask_ratio": 0.6}).
         out: the run's directory, new or empty; None = one of its own under the user's data directory.
         resume: go on with the run in `out`, by its own settings.
         accept_changes: go on though its settings.toml or the images are not those of its newest checkpoint.
         preset: packaged settings to start from, one or several.
         progress: lines on stderr.
-        settings: named as the flags are (epochs, batch_size, lambda_), or a section's table (optim={"min_lr": 1e-6}).
+        settings: named as the flags are (epochs, batch_size; lambda_ and from_, which Python has words of its own for),
+            or a section's table (optim={"min_lr": 1e-6}).
 
     Returns:
         What result.json holds.
@@ -95,7 +100,7 @@ def pretrain(
 def finetune(
     subject: str | Path = "scratch",
     *,
-    data: str | Path | None = None,
+    data: Data = None,
     out: str | Path | None = None,
     like: str | Path | None = None,
     resume: bool = False,
@@ -136,7 +141,7 @@ def probe(
     subject: str | Path,
     *,
     kind: str | None = None,
-    data: str | Path | None = None,
+    data: Data = None,
     like: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = False,
@@ -168,7 +173,7 @@ def probe(
 
 def embed(
     subject: str | Path,
-    data: str | Path | None = None,
+    data: Data = None,
     *,
     split: str = "train",
     pool: str = "mean",
@@ -199,13 +204,15 @@ def embed(
         As pretrain.
     """
     from dsdmae_cli.config.use import USE
-    from dsdmae_cli.recipes.embed import Request, compute
+    from dsdmae_cli.recipes.embed import Request, Split, compute
     from dsdmae_cli.runtime import undisturbed
 
     with opened_once(), undisturbed():
         given = given_from("embed", USE, {**_named(data), **settings})
+        if split not in get_args(Split):
+            raise SettingsError(f"split = {split!r} is not allowed; it takes {', '.join(get_args(Split))}")
         request = Request(
-            subject=str(subject), flags=given.flags, split=split, pool=pool, image_size=image_size,  # type: ignore[arg-type]
+            subject=str(subject), flags=given.flags, split=split, pool=pool, image_size=_size(image_size),  # type: ignore[arg-type]
             device=device, precision=precision, cache=cache,
         )  # fmt: skip
         return compute(request, _report(progress)).embedding
@@ -218,7 +225,7 @@ def load_encoder(
     backbone: str | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Backbone:
-    """A backbone as a torch module: on the CPU, in eval mode, for images [b, 3, height, width] in [-1, 1].
+    """A backbone as a torch module: on the CPU, in eval mode, for images [b, channels, height, width] in [-1, 1].
 
     Args:
         subject: a run, a weights file, "timm:NAME", or "scratch".
@@ -238,7 +245,8 @@ def load_encoder(
 
     with undisturbed():
         flags = given_from("export", USE, _but_none(backbone=backbone)).flags
-        opened = open_encoder(str(subject), None, backbone=given(flags, None)[1], image_size=image_size, seed=seed)
+        named, size = given(flags, None)[1], _size(image_size)
+        opened = open_encoder(str(subject), None, backbone=named, image_size=size, seed=seed)
     for note in opened.notes:
         warnings.warn(note, DsdmaeWarning, stacklevel=2)
     return opened.encoder.eval()
@@ -264,7 +272,7 @@ def given_from(command: str, schema: Schema[Any], settings: Mapping[str, Any], *
         SettingsError: there is no such argument.
     """
     names = {flag.word.replace("-", "_"): flag.setting for flag in flags_of(command)}
-    names = {("lambda_" if name == "lambda" else name): setting for name, setting in names.items()}
+    names = {(f"{name}_" if iskeyword(name) else name): setting for name, setting in names.items()}
     flags: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, value in settings.items():
@@ -292,10 +300,10 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _named(data: str | Path | None) -> dict[str, Any]:
+def _named(data: Data) -> dict[str, Any]:
     """A dataset by its name; what is a path and no installed dataset is a folder."""
-    if data is None:
-        return {}
+    if data is None or isinstance(data, Mapping):
+        return {} if data is None else {"data": data}
     text = str(data)
     known = not isinstance(data, Path) and text.partition(":")[0] in plugins.names("dataset")
     return {"dataset": text if known else plugins.of_path(text)}
@@ -303,6 +311,16 @@ def _named(data: str | Path | None) -> dict[str, Any]:
 
 def _but_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _size(value: Any) -> Size | None:
+    """An image size as it is kept; NumPy's numbers and a list are as good."""
+    if value is None:
+        return None
+    sides = value if isinstance(value, list | tuple) else (value,)
+    if not 1 <= len(sides) <= 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
+        raise SettingsError(f"image_size = {value!r} is not allowed; it takes a number of pixels or (height, width)")
+    return as_size(int(sides[0]), int(sides[-1]))
 
 
 def path_of(value: str | Path | None) -> Path | None:

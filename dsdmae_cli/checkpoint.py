@@ -112,7 +112,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     contents[_MANIFEST] = json.dumps(sums, indent=1).encode()
-    aside = folder / f".{target.name}.{secrets.token_hex(8)}.partial"
+    aside, earlier = (folder / f".{target.name}.{secrets.token_hex(8)}.partial" for _ in range(2))
     with explained(target):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -123,11 +123,14 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
                 write_synced(aside / name, content)
             sync_directory(aside)
             if target.exists():  # a step saved twice: by SIGUSR1 and at the epoch's end, or one that was damaged
-                shutil.rmtree(target)
+                target.rename(
+                    earlier
+                )  # at once: while it is deleted a crash, or a reader on NFS, would leave half of it
             aside.rename(target)
             sync_directory(folder)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            for left in (aside, earlier):
+                shutil.rmtree(left, ignore_errors=True)
         # Later steps than this one were passed over as damaged when the run resumed; they must not outlive it.
         for passed_over in [path for path in newest_first(folder) if path.name > target.name]:
             kept = folder / f"damaged-{passed_over.name}"
@@ -269,13 +272,16 @@ def load_newest_weights(folder: Path) -> tuple[Weights | None, list[str]]:
 
 def _newest(folder: Path, load_one: Callable[[Path], L]) -> tuple[L | None, list[str]]:
     complaints: list[str] = []
-    for path in newest_first(folder):
+    tried: set[Path] = set()
+    # Listed anew for each: a run that goes on writes newer ones and deletes what is read here.
+    while (path := next((path for path in newest_first(folder) if path not in tried), None)) is not None:
         try:
             return load_one(path), complaints
         except MayBeWhole:
             raise
         except CheckpointError as error:
-            complaints.append(str(error))
+            complaints += [str(error)] if path.exists() else []
+            tried.add(path)
     return None, complaints
 
 

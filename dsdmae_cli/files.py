@@ -93,22 +93,31 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def folder_at_once(folder: Path, advice: str) -> Iterator[Path]:
+def folder_at_once(folder: Path, advice: str, *, replace: bool) -> Iterator[Path]:
     """A folder to write files to, which take their places in `folder` together when the block ends well; else none of
-    them does, and a folder that was not there is not there.
+    them does, and a folder that was not there is not there. Nobody else writes there by this function meanwhile.
+
+    Args:
+        replace: files may be there.
 
     Raises:
-        RunFailed: they cannot be written.
+        RunFailed: they cannot be written, or another process writes there.
     """
     new = not folder.exists()
     with explained(folder, advice):
         folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder), explained(folder, advice):
+        if not replace and not all(map(is_partial, folder.iterdir())):
+            raise RunFailed(f"{folder} is not empty any more: another process has written there; {advice}")
         for left in folder.glob(".*.partial"):
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed, since we are alone
         draft = folder / f".{secrets.token_hex(8)}.partial"
         try:
             draft.mkdir()
             yield draft
+            for path in draft.iterdir():  # before the first of them takes its place
+                if (folder / path.name).is_dir():
+                    raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder there")
             for path in sorted(draft.iterdir()):
                 path.replace(folder / path.name)
             sync_directory(folder)
@@ -120,6 +129,31 @@ def folder_at_once(folder: Path, advice: str) -> Iterator[Path]:
             if new:
                 with suppress(OSError):  # it holds what was written
                     folder.rmdir()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A block in which no other process is in such a block with this folder; where it cannot be locked, any may be.
+
+    Raises:
+        RunFailed: another one is.
+    """
+    if sys.platform == "win32":  # which opens no folders
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFailed(
+                f"another process is writing {folder}; wait until it has ended, or choose another folder"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -19,9 +19,12 @@ from dsdmae_cli.errors import SettingsError, nearest
 _OWN = {
     "features": "features of images, by encoder: probe, embed, worth; computed anew when they are missing",
     "onnx": "ONNX files made of a denoiser's weights; made anew by `dsdmae denoise --engine onnx`",
-    "datasets": "datasets that were downloaded; downloaded again where data.download allows it",
+    "shards": "indices of .tar shards, by their headers; made anew when they are missing",
+    "datasets": "datasets that were downloaded or put there by hand (ImageNet's archives nobody here can fetch again)",
 }
 _OTHER = "left by another version or a plugin"
+# What nobody deletes by clearing all: it may have been put there by a person, or is of a kind not known here.
+_WHEN_NAMED = ("datasets",)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Kept:
 
     Attributes:
         own: the program's alone, so that it can be cleared; else other programs share it.
+        when_named: cleared only where it is named, since it cannot be made or fetched again, or may not.
         files: how many there are.
         bytes: of them together.
         used: when the youngest was written, in seconds since 1970; None where there are none.
@@ -39,6 +43,7 @@ class Kept:
     path: Path
     what: str
     own: bool
+    when_named: bool
     files: int
     bytes: int
     used: float | None
@@ -59,7 +64,10 @@ def listed() -> list[Kept]:
     with suppress(OSError):
         own |= {path.name: _OTHER for path in sorted(folder().iterdir()) if path.name not in own}
     return [
-        *(_measured(name, folder() / name, what, own=True) for name, what in own.items()),
+        *(
+            _measured(name, folder() / name, what, own=True, when_named=name in _WHEN_NAMED or what == _OTHER)
+            for name, what in own.items()
+        ),
         *(_measured(name, path, what, own=False) for name, path, what in _shared()),
     ]
 
@@ -80,14 +88,14 @@ def _shared() -> Iterator[tuple[str, Path, str]]:
             yield name, path, what
 
 
-def _measured(name: str, path: Path, what: str, *, own: bool) -> Kept:
+def _measured(name: str, path: Path, what: str, *, own: bool, when_named: bool = True) -> Kept:
     files = list(_files(path))
     newest = max((found.st_mtime for _, found in files), default=None)
-    return Kept(name, path, what, own, len(files), sum(found.st_size for _, found in files), newest)
+    return Kept(name, path, what, own, when_named, len(files), sum(found.st_size for _, found in files), newest)
 
 
 def _files(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Regular files at or below a path; links are counted where they lead."""
+    """Regular files at or below a path; a link is none."""
     for file in [path] if path.is_file() else path.rglob("*"):
         with suppress(OSError):
             if file.is_file() and not file.is_symlink():
@@ -95,7 +103,7 @@ def _files(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def chosen(names: list[str]) -> list[Kept]:
-    """Those that are named, or all that may be cleared.
+    """Those that are named, or all that are made or fetched again when they are missing.
 
     Raises:
         SettingsError: a name is none, or belongs to other programs too.
@@ -112,7 +120,7 @@ def chosen(names: list[str]) -> list[Kept]:
                 f"{name} ({there[name].path}) is not the program's alone: others use it too; delete it yourself, if you"
                 " mean to"
             )
-    return [there[name] for name in dict.fromkeys(names)] if names else [kept for kept in there.values() if kept.own]
+    return [there[name] for name in dict.fromkeys(names)] if names else [k for k in there.values() if not k.when_named]
 
 
 def clear(kept: Kept, older_than: float = 0.0) -> tuple[int, int]:

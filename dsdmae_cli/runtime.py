@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.open import place
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.settings.models import LoopSettings
+from dsdmae_cli.settings.models import LoopSettings, Precision
 from dsdmae_cli.sharding import obstacle
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,8 +124,10 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     """bf16 where the hardware multiplies it, else fp16 on CUDA, else fp32.
 
     Raises:
-        SettingsError: fp16 off CUDA, where nothing gains from it.
+        SettingsError: there is no such precision, or fp16 off CUDA, where nothing gains from it.
     """
+    if wanted not in get_args(Precision):
+        raise SettingsError(f"train.precision = {wanted!r} is not allowed; it takes {', '.join(get_args(Precision))}")
     if wanted == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

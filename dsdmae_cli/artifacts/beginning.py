@@ -11,6 +11,7 @@ from statistics import fmean
 from torch import Tensor
 
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.format import holds_encoder
 from dsdmae_cli.artifacts.open import adapted_words, open_encoder
 from dsdmae_cli.artifacts.subject import parse
 from dsdmae_cli.artifacts.trained_method import method_in_denoiser
@@ -114,7 +115,7 @@ def open_beginning(text: str, settings: ResolvedSettings) -> Beginning:
         state: dict[str, Tensor] = {}
         if subject.kind == "run" and subject.path is not None:
             method, state = _in_run(subject.path, own, subject.weights is not None)
-        elif subject.weights is not None:
+        elif subject.weights is not None and not holds_encoder(subject.metadata):
             method, state = method_in_denoiser(subject.weights, own)
         if method is not None:
             parts = {key: state[key] for key in _without_encoder(method, state)}

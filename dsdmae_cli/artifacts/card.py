@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from dsdmae_cli import __version__, plugins
+from dsdmae_cli.artifacts.anonymous import anonymous, of_dataset
 from dsdmae_cli.artifacts.classifier import Tuned
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.seen import Seen, seen_by
 from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.artifacts.trained import device_beside
-from dsdmae_cli.errors import PluginError, SettingsError
+from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
 from dsdmae_cli.evaluation.closing import NEIGHBOURS
 from dsdmae_cli.report import duration, markdown, shown
 from dsdmae_cli.runs.results import Row, read_result
@@ -26,7 +27,7 @@ _UNKNOWN = "not known"
 
 def found_results(opened: Opened, subject: Subject, given: tuple[Path, ...]) -> tuple[list[Row], list[str]]:
     """Scores for the card, and remarks: the files given, a fine-tuned network's own result beside it, and those below
-    the run that judged these very weights.
+    the run that judged these very weights. What else lies there is passed over with a remark.
 
     Raises:
         CheckpointError: a file that was given is missing or no result of ours.
@@ -43,7 +44,11 @@ def found_results(opened: Opened, subject: Subject, given: tuple[Path, ...]) -> 
             rows.append(row)
     folder = subject.path if subject.path is not None and subject.path.is_dir() else None
     for path in sorted(folder.glob(f"*/**/{RESULT}")) if folder is not None else []:
-        row = read_result(path)
+        try:
+            row = read_result(path)
+        except CheckpointError as error:  # nobody named it, and the weights need it not
+            notes.append(f"{error}; it is not in the card")
+            continue
         if row.weights_sha256 == opened.weights_sha256 and row not in rows:
             rows.append(row)
     return [row for row in rows if row.top1 is not None or row.mean_iou is not None], notes
@@ -125,10 +130,7 @@ def _method(opened: Opened) -> str | None:
 
 
 def _named(dataset: str) -> str:
-    plugin, colon, argument = dataset.partition(":")
-    return markdown(
-        f"{plugin}{colon}{PurePath(argument).name}"
-    )  # a directory of the author's machine is nobody's business
+    return markdown(of_dataset(dataset))  # a directory of the author's machine is nobody's business
 
 
 def _pretraining(opened: Opened) -> dict[str, str]:
@@ -138,7 +140,7 @@ def _pretraining(opened: Opened) -> dict[str, str]:
     train, data = settings["train"], settings["data"]
     return {
         "dataset": f"{_dataset(opened)}, images of {_size(data)} px",
-        "method": f"`{_code(opened.method)}`: {_words(settings['method'])}",
+        "method": f"`{_code(opened.method)}`: {_words(anonymous(settings)['method'])}",
         "schedule": f"{_number(opened.epochs)} epochs, batch {train['batch_size']}, seed {train['seed']}",
         **_cost(opened.images_seen, opened.seconds, opened.device_name, opened.flops),
         "weights": f"SHA-256 `{opened.weights_sha256}`, before any resampling of positions",
@@ -161,7 +163,7 @@ def _before(tuned: Tuned) -> dict[str, str]:
     """What is known of the weights that fine-tuning started from."""
     found = tuned.result
     if found.get("pretrain_dataset") is None:
-        start = PurePath(tuned.settings["finetune"]["start"]).name
+        start = anonymous(tuned.settings)["finetune"]["start"]
         return {"history": "none: the weights were random" if start == "scratch" else f"that of {markdown(start)}"}
     return {
         "dataset": _named(found["pretrain_dataset"]),
@@ -211,7 +213,7 @@ def _results(opened: Opened, rows: list[Row]) -> str:
         knn = f"{opened.knn_accuracy:.1%} | at the end of pre-training, k = {NEIGHBOURS}"
         lines.append(f"| k-NN | {_dataset(opened)} | {knn} |")
     for row in rows:
-        dataset = row.dataset.rpartition("/")[2]
+        dataset = of_dataset(row.dataset)
         score = row.top1_words() if row.mean_iou is None else f"mean IoU {row.mean_iou_words()}"
         lines.append(f"| {' | '.join(map(markdown, (row.kind, dataset, score, row.protocol or '')))} |")
     if len(lines) == 2:

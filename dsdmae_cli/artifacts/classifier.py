@@ -30,8 +30,8 @@ _POOLING: dict[str, tuple[dict[str, Any], ...]] = {
     "mean": ({}, {"global_pool": "avg"}, {"global_pool": "avg", "fc_norm": False}),
     "cls": ({"global_pool": "token"}, {}),
 }
-# Largest difference of logits that is rounding, for logits whose scale is 1 or below; relative to it above.
-_SAME = 1e-4
+# Largest difference of logits that is rounding: of what they owe to the image, and of all with the biases.
+_SAME, _ROUNDING = 1e-4, 1e-6
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,9 @@ def timm_arguments(network: Network | PixelNetwork) -> dict[str, Any] | None:
     images = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (encoder.mean, encoder.std))
     expected, state = network(images), _timm_state(network)
-    allowed = _SAME * max(1.0, float(expected.abs().max()))
+    # A head that has learned little says next to the same of whatever is pooled: what counts is what images change.
+    changes = float((expected - network.head.bias).abs().max())
+    allowed = _SAME * changes + _ROUNDING * float(expected.abs().max())
     found = None
     for pooling in _POOLING[network.pool]:
         arguments = {**encoder.timm_kwargs, **pooling, "num_classes": len(expected[0])}

@@ -10,14 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.anonymous import anonymous
 from dsdmae_cli.artifacts.elsewhere import check_values
 from dsdmae_cli.artifacts.header import read_metadata, written_settings
 from dsdmae_cli.artifacts.packaged import PHOTOGRAPHS, Packaged
@@ -75,8 +75,8 @@ def save_denoiser(
     path: Path,
     extra_metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
-) -> None:
-    """Write what `method.denoise` needs, whole or not at all.
+) -> str:
+    """Write what `method.denoise` needs, whole or not at all; the name of the weights in it, as Denoiser.sha256.
 
     A path in the settings (the images it learned from) keeps its last part only: weights travel, and so should no
     directory of the machine that trained them.
@@ -93,6 +93,7 @@ def save_denoiser(
     state = {name: tensor.to(dtype) for name, tensor in _parts(method, settings.method.name).state_dict().items()}
     metadata = {"settings": json.dumps(anonymous(tables(settings))), **(extra_metadata or {})}
     checkpoint.save_weights(path, state, metadata)
+    return checkpoint.weights_sha256(state)
 
 
 def load_denoiser(run: Path | None = None, weights: Path | None = None, packaged: Packaged = PHOTOGRAPHS) -> Denoiser:
@@ -180,15 +181,3 @@ def _parts(method: Method, name: str, run: Path | None = None) -> nn.ModuleDict:
     return nn.ModuleDict(
         {child: part for child, part in method.named_children() if not called.isdisjoint(part.modules())}
     )
-
-
-def anonymous(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Settings without the directories of the machine that they were used on."""
-    plugin, colon, argument = values["data"]["dataset"].partition(":")
-    dataset = f"{plugin}{colon}{PurePath(argument).name}"
-    known = {**values, "data": {**values["data"], "dataset": dataset, "data_dir": "none"}}
-    if known.get("train", {}).get("start") not in (None, "none"):
-        known["train"] = {**known["train"], "start": PurePath(known["train"]["start"]).name}
-    if "finetune" in values:
-        known["finetune"] = {**values["finetune"], "start": PurePath(values["finetune"]["start"]).name}
-    return known

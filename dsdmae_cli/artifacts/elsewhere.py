@@ -4,16 +4,19 @@ the backbone found that they belong to. foreign.py builds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isclose
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, plugins
+from dsdmae_cli.artifacts.header import image_size, read_metadata, written_backbone
 from dsdmae_cli.artifacts.layouts import counted, unwrapped, without_prefix
 from dsdmae_cli.artifacts.naming import under_timm_names
 from dsdmae_cli.artifacts.pickled import read_pickled
@@ -22,6 +25,7 @@ from dsdmae_cli.config.schema import Values
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.files import parsed_json
 from dsdmae_cli.plugins import BackboneSpec, Plugin, Recognized
+from dsdmae_cli.settings.models import BackboneSettings
 
 # What a checkpoint has beside its backbone: what was trained on top of it, and what is computed anew.
 _BESIDE = (
@@ -29,11 +33,33 @@ _BESIDE = (
     "lm_head", "mask_token", "masked_embed", "pooler", "pre_logits", "prediction_head", "predictor", "proj",
     "projection_head", "projector", "rope_embed",
 )  # fmt: skip
-# Beside the weights of Hugging Face's models: how their pixels are normalised, of which their names say nothing.
-_PREPROCESSOR = "preprocessor_config.json"
+# Beside the weights of Hugging Face's models, and of timm's: how their pixels are normalised, of which their names say
+# nothing.
+_PREPROCESSOR, _CONFIG = "preprocessor_config.json", "config.json"
+_ON_THE_HUB = ("model.safetensors", "pytorch_model.bin")
 # Not timm's constants: to load timm would double the denoiser's start. A test holds them against it.
 _NORMALIZATIONS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "none": ((0.5,) * 3, (0.5,) * 3)}
 _COMPUTED = ("relative_position_index", "attn_mask", "bias_mask")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a network wants its pixels, from [0, 1], by channel; and the file that says so."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    file: str
+
+    def are(self, mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+        """Whether these are the same."""
+        own, others = (*self.mean, *self.std), (*mean, *std)
+        return len(own) == len(others) and all(isclose(a, b, abs_tol=1e-4) for a, b in zip(own, others, strict=True))
+
+    def cannot_be_said(self) -> str:
+        """In words."""
+        return (
+            f"{self.file} beside it wants mean {self.mean} and std {self.std}, which backbone.normalization cannot say"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,45 +71,58 @@ class Elsewhere:
         state: under timm's names, as far as they are known; heads and decoders among them.
         origin: whose names they had; "" for timm's own.
         notes: which part of the file they are.
-        pixels: mean and std by which a file beside them says that pixels are normalised; None where none says so.
+        pixels: how a file beside them says that pixels are normalised; None where none says so.
+        written: the backbone that this program has opened them as before it wrote the file; None = it did not.
     """
 
     path: Path
     state: dict[str, Tensor]
     origin: str
     notes: tuple[str, ...]
-    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    pixels: Pixels | None = None
+    written: Recognized | None = None
 
     def recognized(self, name: str | None = None) -> Recognized | None:
-        """The backbone whose weights they are, by their shapes; None where no plugin knows them.
+        """The backbone whose weights they are, as their file says or by their shapes; None where no plugin knows them.
 
         Args:
             name: of the only backbone that it may be; None = any.
         """
+        if self.written is not None and name in (None, self.written.settings.name):
+            return self.written
         shapes = {key: tuple(tensor.shape) for key, tensor in self.state.items()}
         for plugin in _backbones(name):
             if plugin.spec.recognize is not None:
-                found: Recognized | None = plugins.load(plugin.spec.recognize)(shapes, self.origin)
+                with _contradictions(self.path):
+                    found: Recognized | None = plugins.load(plugin.spec.recognize)(shapes, self.origin)
                 if found is not None and (name is None or found.settings.name == name):
                     return self._with_pixels(found)
         return None
 
     def _with_pixels(self, found: Recognized) -> Recognized:
         """With the normalisation that stands beside the weights in place of the one of most networks of these names."""
-        taken = getattr(found.settings, "normalization", None)
-        if self.pixels is None or taken not in _NORMALIZATIONS:
+        taken, pixels = getattr(found.settings, "normalization", None), self.pixels
+        if pixels is None or taken is None:
             return found
-        mean, std = self.pixels
-        said = next(
-            (word for word, known in _NORMALIZATIONS.items() if _alike((*mean, *std), (*known[0], *known[1]))), None
-        )
+        said = next((word for word, known in _NORMALIZATIONS.items() if pixels.are(*known)), None)
+        # Another library's own are known when the network is built (foreign.py); [-1, 1] all backbones can be told.
+        if said == taken or (taken not in _NORMALIZATIONS and said != "none"):
+            return found
         if said is None:
-            more = f"{_PREPROCESSOR} beside it wants mean {mean} and std {std}, which backbone.normalization cannot say"
-            return replace(found, words=f"{found.words}; {more}")
-        if said == taken:
-            return found
+            return replace(found, words=f"{found.words}; {pixels.cannot_be_said()}")
         settings = found.settings.model_copy(update={"normalization": said})
-        return replace(found, settings=settings, words=f"{found.words}; but normalization = {said} by {_PREPROCESSOR}")
+        return replace(found, settings=settings, words=f"{found.words}; but normalization = {said} by {pixels.file}")
+
+    def other_pixels(self, settings: BackboneSettings, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
+        """What to say of a network that has another library's own pixels, where a file beside its weights says others.
+
+        Args:
+            mean, std: of the network.
+        """
+        taken, pixels = getattr(settings, "normalization", None), self.pixels
+        if pixels is None or taken in (None, "auto", *_NORMALIZATIONS) or len(mean) != len(pixels.mean):
+            return []
+        return [] if pixels.are(mean, std) else [pixels.cannot_be_said()]
 
     def first_names(self) -> str:
         """A few names as the file has them, for a message."""
@@ -101,24 +140,53 @@ def read_elsewhere(path: Path) -> Elsewhere:
     if state is None:
         kind = f"a {type(content).__name__}" if not isinstance(content, dict) else _keys(content)
         raise CheckpointError(f"{path} holds no weights by name but {kind}; give a file with a network's state dict")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else "sparse"
+            raise CheckpointError(f"{path} has {name} as a {kind} tensor; give one with all values, as floating point")
     state, beside, cut = without_prefix(state)
-    named, origin = under_timm_names(state, beside)
+    with _contradictions(path):
+        named, origin = under_timm_names(state, beside)
     whose = [f"named as in {origin}"] if origin else []
-    pixels = _pixels_beside(path) if origin.startswith("Hugging Face") else None
-    return Elsewhere(path, named, origin, (*notes, *cut, *whose), pixels)
+    pixels = _pixels_beside(path, _PREPROCESSOR if origin.startswith("Hugging Face") else _CONFIG)
+    return Elsewhere(path, named, origin, (*notes, *cut, *whose), pixels, _written(path))
 
 
-def _pixels_beside(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+@contextmanager
+def _contradictions(path: Path) -> Iterator[None]:
+    """Shapes are read as one kind of network has them, by plugins too; what does not go together fails in many ways."""
     try:
-        said = parsed_json((path.parent / _PREPROCESSOR).read_text(encoding="utf-8"))
-        mean, std = (tuple(float(value) for value in said[key]) for key in ("image_mean", "image_std"))
-    except (OSError, ValueError, KeyError, TypeError):
+        yield
+    except (ArithmeticError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged: shapes of its weights contradict each other ({why})") from error
+
+
+def _written(path: Path) -> Recognized | None:
+    metadata = read_metadata(path) if path.suffix.lower() == ".safetensors" else {}
+    table = written_backbone(metadata, str(path))
+    if table is None:
+        return None
+    try:
+        kind: type[BackboneSettings] = plugins.find("backbone", table["name"]).spec.settings
+        settings = kind.model_validate(table)
+    except ValidationError as error:
+        raise CheckpointError(f"the backbone in {path} is damaged: {error.errors()[0]['msg'].lower()}") from error
+    return Recognized(settings=settings, image_size=image_size(path, metadata, 0) or None, words="as the file says")
+
+
+def _pixels_beside(path: Path, file: str) -> Pixels | None:
+    if file == _CONFIG and path.name not in _ON_THE_HUB:  # a folder of many files
+        return None
+    try:
+        said = parsed_json((path.parent / file).read_text(encoding="utf-8"))
+        keys = ("image_mean", "image_std")
+        if file == _CONFIG:  # timm's, of today and of before
+            said, keys = said.get("pretrained_cfg", said), ("mean", "std")
+        mean, std = (tuple(float(value) for value in said[key]) for key in keys)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # not there, or of a model that has another way
-    return (mean, std) if said.get("do_normalize", True) else None
-
-
-def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return len(one) == len(other) and all(isclose(a, b, abs_tol=1e-4) for a, b in zip(one, other, strict=True))
+    return Pixels(mean, std, file) if said.get("do_normalize", True) else None
 
 
 def recognized_tables(path: Path) -> Values:
@@ -161,7 +229,7 @@ def left_out(own: Iterable[str], state: dict[str, Tensor], classifier: tuple[str
     return counted(taken)
 
 
-def check_values(state: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
+def check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: Path | str) -> None:
     """See that weights are numbers that a network can begin with.
 
     Raises:
@@ -170,9 +238,9 @@ def check_values(state: dict[str, Tensor], own: dict[str, Tensor], path: Path) -
     for name, tensor in state.items():
         if name in own and own[name].is_floating_point() != tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{path} has {name} as {kind}: quantised weights; give those it was made from")
+            raise CheckpointError(f"{origin} has {name} as {kind}: quantised weights; give those it was made from")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path} has values in {name} that are not finite; its training had diverged")
+            raise CheckpointError(f"{origin} has values in {name} that are not finite; its training had diverged")
 
 
 def _backbones(name: str | None) -> list[Plugin[BackboneSpec]]:

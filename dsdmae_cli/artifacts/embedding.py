@@ -126,6 +126,11 @@ def written(
     return {"path": str(out), **drawn}
 
 
+def attention_picture(out: Path) -> Path:
+    """Where attention is drawn: beside the file of the features."""
+    return out.with_suffix(".attention.png")
+
+
 def draw_attention(whole: Embedding, out: Path) -> Path:
     """Draw where an encoder looks, beside the file of its features; the picture's path.
 
@@ -134,7 +139,7 @@ def draw_attention(whole: Embedding, out: Path) -> Path:
     """
     assert whole.attention is not None
     assert whole.seen is not None
-    path = out.with_suffix(".attention.png")
+    path = attention_picture(out)
     attention(whole.seen, whole.attention, path)
     return path
 
@@ -174,8 +179,11 @@ def check_room(num_images: int, encoder: Backbone) -> None:
         )
 
 
-def free(out: Path, thumbnails: bool, force: bool) -> Writer:
+def free(out: Path, thumbnails: bool, force: bool, attention: bool = False) -> Writer:
     """`writer` for a path that may be written.
+
+    Args:
+        attention: a picture is drawn beside it.
 
     Raises:
         SettingsError: it may not, or see writer.
@@ -183,8 +191,10 @@ def free(out: Path, thumbnails: bool, force: bool) -> Writer:
     write = writer(out, thumbnails)
     if out.is_dir():
         raise SettingsError(f"--out {out} is a folder; name a file in it")
-    if out.exists() and not force:
-        raise SettingsError(f"--out {out} exists; choose another path, or replace it with --force")
+    for path in (out, *([attention_picture(out)] if attention else [])):
+        if path.exists() and not force:
+            what = f"--out {out}" if path == out else f"--attention draws {path}, which"
+            raise SettingsError(f"{what} exists; choose another path, or replace it with --force")
     return write
 
 

@@ -13,7 +13,7 @@ import timm
 from torch import Tensor
 
 from dsdmae_cli import plugins
-from dsdmae_cli.artifacts.elsewhere import Elsewhere, check_values, left_out, read_elsewhere
+from dsdmae_cli.artifacts.elsewhere import Elsewhere, left_out, read_elsewhere
 from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
 from dsdmae_cli.artifacts.subject import published_size
 from dsdmae_cli.backbone import Backbone
@@ -65,9 +65,8 @@ def open_foreign(path: Path, request: Request) -> Opened:
         fill(encoder, state, str(path))
     except CheckpointError as error:
         raise _misfit(found, wanted, error) from error
-    check_values(state, own, path)
     opened = finished(encoder, wanted.backbone, replace(request, image_size=wanted.size))
-    return replace(opened, notes=(*_notes(found, wanted, beside), *opened.notes))
+    return replace(opened, notes=(*_notes(found, wanted, beside, encoder), *opened.notes))
 
 
 def _wanted(found: Elsewhere, state: dict[str, Tensor], request: Request) -> _Wanted:
@@ -113,8 +112,9 @@ def _changed(recognized: Recognized, given: BackboneSettings | None) -> tuple[Ba
     return type(backbone).model_validate({**backbone.model_dump(exclude_unset=True), **changes}), words
 
 
-def _notes(found: Elsewhere, wanted: _Wanted, beside: str) -> list[str]:
+def _notes(found: Elsewhere, wanted: _Wanted, beside: str, encoder: Backbone) -> list[str]:
     read = [f"read as {wanted.backbone.name}: {wanted.words}"] if wanted.words else []
+    read += found.other_pixels(wanted.backbone, encoder.mean, encoder.std)
     parts = [*found.notes, *read, *([f"left out, as no part of the backbone: {beside}"] if beside else [])]
     notes = [f"{found.path}: {'; '.join(parts)}"] if parts else []
     if not read and getattr(wanted.backbone, "normalization", None) in ("auto", "none"):

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli import checkpoint
+from dsdmae_cli.artifacts.header import BACKBONE
 from dsdmae_cli.backbone import Backbone
+from dsdmae_cli.config.describe import table
 from dsdmae_cli.files import RESUME
+from dsdmae_cli.settings.models import BackboneSettings
 from dsdmae_cli.settings.size import size_word
 
 
@@ -20,6 +23,7 @@ def save_encoder(
     images_seen: int | None,
     path: Path,
     advice: str = RESUME,
+    backbone: BackboneSettings | None = None,
 ) -> None:
     """Write an encoder under timm's parameter names, so that timm and `open_encoder` can load it.
 
@@ -27,11 +31,15 @@ def save_encoder(
         settings: tables of its pre-training, resolved; None = it had none of ours.
         images_seen: in all steps of its pre-training, from which a reader can work out the compute.
         advice: what to do where it cannot be written.
+        backbone: resolved, of an encoder without settings: what shapes do not tell of it (heads, pixels) was said or
+            found when it was opened, and who reads the file must not guess it anew.
 
     Raises:
         RunFailed: it cannot be written.
     """
     metadata = architecture(encoder)
+    if backbone is not None:
+        metadata[BACKBONE] = json.dumps(table(backbone.without_weights()))
     if settings is not None:
         metadata["settings"] = json.dumps(settings)
     if images_seen is not None:
@@ -48,6 +56,12 @@ def architecture(encoder: Backbone) -> dict[str, str]:
         "mean": json.dumps(encoder.mean),
         "std": json.dumps(encoder.std),
     }
+
+
+def holds_encoder(metadata: dict[str, str]) -> bool:
+    """Whether a file of ours is one of save_encoder, which says how timm builds the network. Else it is a denoiser's,
+    with parts of a method under its own names."""
+    return "timm_name" in metadata
 
 
 def load_with(encoder: Backbone, path: Path) -> str:

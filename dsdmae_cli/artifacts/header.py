@@ -7,6 +7,10 @@ from typing import Any
 
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.files import parsed_json
+from dsdmae_cli.settings.size import Size, as_size, size_word
+
+# In the metadata of weights that came from elsewhere: the table of the backbone they were opened as.
+BACKBONE = "backbone"
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -39,3 +43,45 @@ def written_settings(metadata: dict[str, str], origin: str) -> dict[str, dict[st
     if not isinstance(values, dict):
         raise CheckpointError(f"the settings in {origin} are damaged: they are no tables")
     return values
+
+
+def written_backbone(metadata: dict[str, str], origin: str) -> dict[str, Any] | None:
+    """The table of the backbone that this program wrote with weights it has not trained; None = it did not.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if BACKBONE not in metadata:
+        return None
+    try:
+        table = parsed_json(metadata[BACKBONE])
+    except ValueError as error:
+        raise CheckpointError(f"the backbone in {origin} is damaged: {error}") from error
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        raise CheckpointError(f"the backbone in {origin} is damaged: it is no table with a name")
+    return table
+
+
+def number(path: Path, metadata: dict[str, str], key: str, default: int) -> int:
+    """What a file says of itself, in metadata that anybody may have written.
+
+    Raises:
+        CheckpointError: it is no number.
+    """
+    found = metadata.get(key, str(default))
+    if not (found.isascii() and found.isdigit() and len(found) < 19):
+        raise CheckpointError(f"{path} is damaged: its metadata have {key} = {found[:40]!r}, which is no number")
+    return int(found)
+
+
+def image_size(path: Path, metadata: dict[str, str], default: Size) -> Size:
+    """Of the images that a file's network is for; an exported one may take others than those it learned from.
+
+    Raises:
+        CheckpointError: it is no size.
+    """
+    sides = [number(path, {"image_size": side}, "image_size", 0)
+             for side in metadata.get("image_size", size_word(default)).split(",")]  # fmt: skip
+    if len(sides) > 2:
+        raise CheckpointError(f"{path} is damaged: its metadata have image_size = {metadata['image_size'][:40]!r}")
+    return as_size(sides[0], sides[-1])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunFailed, SettingsError
+from dsdmae_cli.files import typed
 from dsdmae_cli.report import say, without_password
 
 PREFIX = "hf:"
@@ -115,7 +116,7 @@ def push(folder: Path, files: list[str], name: str, private: bool) -> str:
     from huggingface_hub import HfApi
 
     with (
-        _told(f"--push {name}", RunFailed, f"; {folder} is whole, and `hf upload {name} {folder}` tries again"),
+        _told(f"--push {name}", RunFailed, f"; {folder} is whole, and `hf upload {name} {typed(folder)}` tries again"),
         _quiet(),
     ):
         api = HfApi()

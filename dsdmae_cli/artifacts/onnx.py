@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsdmae_cli import files
 from dsdmae_cli.artifacts.classifier import Tuned
+from dsdmae_cli.artifacts.onnx_denoiser import MOST_OF_ONNX
 from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.seen import seen_by
 from dsdmae_cli.backbone import Backbone
@@ -36,10 +37,16 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
         advice: what to do where it cannot be written.
 
     Raises:
-        SettingsError: a package that it needs is missing.
+        SettingsError: a package that it needs is missing, or the weights are too many for one file.
         RunFailed: it cannot be written, or onnxruntime computes something else than torch.
     """
     encoder, tuned = opened.encoder, opened.tuned
+    size = sum(4 * tensor.numel() for tensor in (tuned.network if tuned else encoder).parameters())
+    if size >= MOST_OF_ONNX:  # before minutes of tracing, at whose end protobuf refuses it
+        raise SettingsError(
+            f"--to onnx: the weights of {opened.name} have {size / 2**30:.2f} GiB in float32, and one ONNX file holds"
+            f" less than {MOST_OF_ONNX / 2**30:.3g}; use --to timm"
+        )
     module = (_Answers(tuned) if tuned else _Outputs(encoder)).eval()
     photographs = cut_photographs(encoder.image_size, encoder.in_chans)
     seen = seen_by(opened)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import parsed_json
+from dsdmae_cli.files import parsed_json, typed
 
 if TYPE_CHECKING:
     from dsdmae_cli.artifacts.denoiser import Denoiser
@@ -83,7 +83,7 @@ def write_onnx_denoiser(denoiser: Denoiser, out: Path, advice: str) -> dict[str,
     import torch
     from torch import nn
 
-    from dsdmae_cli.artifacts.denoiser import anonymous
+    from dsdmae_cli.artifacts.anonymous import anonymous
     from dsdmae_cli.artifacts.onnx import cut_photographs, write_checked
     from dsdmae_cli.config.describe import tables
 
@@ -125,5 +125,5 @@ def write_onnx_denoiser(denoiser: Denoiser, out: Path, advice: str) -> dict[str,
         "outputs": outputs if multiple is None else {RESTORED: [3, "height", "width"]},
         "max_difference": difference,
         "compared_on": f"{sum(map(len, compared))} photographs",
-        "load_with": f"dsdmae denoise --weights {out} PICTURE",
+        "load_with": f"dsdmae denoise --weights {typed(out)} PICTURE",
     }

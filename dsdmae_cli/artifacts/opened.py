@@ -5,7 +5,9 @@ The ways themselves are in open.py, trained.py and foreign.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.classifier import Tuned
+from dsdmae_cli.artifacts.elsewhere import check_values
 from dsdmae_cli.artifacts.subject import Kind, Subject
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.config.resolve import RGB, check_taken, resolve_data
@@ -31,7 +34,8 @@ class Opened:
         backbone: its settings, "auto" resolved.
         settings: all tables of its pre-training, resolved; None where it had none or none is known.
         weights_sha256: of its weights under timm's names, before any resampling of positions.
-        epochs, seconds, images_seen, flops: of its pre-training, where known; FLOP of forward and backward passes.
+        epochs, seconds, images_seen: of its pre-training, where known.
+        count_flops: of its forward and backward passes; `flops` asks it once, since the whole method is built for that.
         device_name: what it was pre-trained on, where known.
         knn_accuracy: at the end of its pre-training, where known.
         tuned: of a fine-tuned network that was opened with its head.
@@ -48,12 +52,17 @@ class Opened:
     epochs: float | None = None
     seconds: float | None = None
     images_seen: int | None = None
-    flops: float | None = None
+    count_flops: Callable[[], float | None] | None = None
     device_name: str | None = None
     knn_accuracy: float | None = None
     tuned: Tuned | None = None
     beheaded: Tuned | None = None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def flops(self) -> float | None:
+        """FLOP of the forward and backward passes of its pre-training, where known."""
+        return None if self.count_flops is None else self.count_flops()
 
     @property
     def fine_tuning(self) -> Tuned | None:
@@ -123,10 +132,11 @@ def fill(encoder: Backbone, state: dict[str, Tensor], origin: str) -> None:
     """Give an encoder weights under timm's names, which must fit exactly.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: they do not, or are no numbers to begin with.
     """
     own = encoder.timm_state()
     checkpoint.check_fit(own, state, origin)
+    check_values(state, own, origin)
     for name, tensor in own.items():
         tensor.copy_(state[name])
 

@@ -22,11 +22,11 @@ from typing import Any, Literal
 
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts import hub
-from dsdmae_cli.artifacts.header import read_metadata, written_settings
+from dsdmae_cli.artifacts.header import image_size, read_metadata, written_settings
 from dsdmae_cli.artifacts.learned_from import Resolved, resolved, resolved_with_weights
 from dsdmae_cli.artifacts.packaged import ALL
 from dsdmae_cli.config.compose import load
-from dsdmae_cli.config.describe import tables
+from dsdmae_cli.config.describe import plain, tables
 from dsdmae_cli.config.resolve import RGB, resolve_backbone
 from dsdmae_cli.config.schema import Values
 from dsdmae_cli.config.sources import read_toml
@@ -42,8 +42,9 @@ from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 Kind = Literal["run", "weights", "published", "scratch", "pixels"]
 # The weights of a folder that `dsdmae export` (or the Hugging Face hub) made.
 EXPORTED = "model.safetensors"
-_IN_RUNS = (ENCODER, CLASSIFIER)
-_IN_FOLDERS = (*_IN_RUNS, EXPORTED, "pytorch_model.bin")
+# The weights of a run, which are read before those of an export.
+IN_RUNS = (ENCODER, CLASSIFIER)
+_IN_FOLDERS = (*IN_RUNS, EXPORTED, "pytorch_model.bin")
 _SAFE = ".safetensors"
 # The denoisers that ship, by their words.
 _SHIPPED = {packaged.word: packaged for packaged in ALL}
@@ -133,6 +134,9 @@ class Subject:
         found = self._written()
         if found is not None:
             said = tables(self._resolved(*found))
+            if self.weights is not None:  # an exported network may be for other images than those it learned from
+                size = image_size(self.weights, self.metadata, said["data"]["image_size"])
+                said["data"]["image_size"] = plain(size)
             return _shared(where_they_lie(said, self.path) if self.kind == "run" and self.path else said), found[1]
         if self.weights is None:
             return {}, self.text
@@ -314,7 +318,7 @@ def completions(incomplete: str) -> list[str]:
 
 def _in_folder(text: str, path: Path) -> Subject:
     run = (path / SETTINGS).is_file()
-    weights = next((path / name for name in (_IN_RUNS if run else _IN_FOLDERS) if (path / name).is_file()), None)
+    weights = next((path / name for name in (IN_RUNS if run else _IN_FOLDERS) if (path / name).is_file()), None)
     if run:
         return Subject(text, "run", path, weights)
     if weights is None:

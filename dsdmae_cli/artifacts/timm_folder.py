@@ -9,35 +9,69 @@ from typing import Any
 import timm
 
 from dsdmae_cli import files
+from dsdmae_cli.artifacts.anonymous import anonymous
 from dsdmae_cli.artifacts.classifier import save_classifier, timm_arguments
-from dsdmae_cli.artifacts.denoiser import anonymous
 from dsdmae_cli.artifacts.format import save_encoder
 from dsdmae_cli.artifacts.opened import Opened
-from dsdmae_cli.artifacts.subject import EXPORTED
+from dsdmae_cli.artifacts.subject import EXPORTED, IN_RUNS
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.runs.rundir import SETTINGS
 from dsdmae_cli.settings.size import height_width
 
 CONFIG = "config.json"
 CARD = "README.md"
 
 
-def write_folder(opened: Opened, config: dict[str, Any], card: str | None, out: Path, advice: str) -> list[str]:
+def check_folder(out: Path, form: str, force: bool) -> None:
+    """See that a folder may be written.
+
+    Args:
+        form: as --to names it, for messages.
+        force: files may be there.
+
+    Raises:
+        SettingsError: it may not, or holds what would be read in place of an export.
+    """
+    if out.is_file():
+        raise SettingsError(f"--out {out} is a file; --to {form} writes a folder")
+    if (out / SETTINGS).exists():
+        raise SettingsError(f"--out {out} is a run's directory; choose another folder")
+    if (other := next((name for name in IN_RUNS if (out / name).exists()), None)) is not None:
+        raise SettingsError(
+            f"--out {out} holds {other}, which is read before the {EXPORTED} of an export; choose another folder"
+        )
+    if out.is_dir() and not all(map(files.is_partial, out.iterdir())) and not force:
+        raise SettingsError(f"--out {out} is not empty; choose another folder, or write into it with --force")
+
+
+def left_card(out: Path) -> list[str]:
+    """A remark on a card that was in the folder before, where none was written."""
+    if not (out / CARD).exists():
+        return []
+    return [f"{out / CARD} was there before and is about other weights; delete it, or write one by --to hf"]
+
+
+def write_folder(
+    opened: Opened, config: dict[str, Any], card: str | None, out: Path, advice: str, *, replace: bool
+) -> list[str]:
     """Write weights, config and card; the names of the files.
 
     Args:
         config: see timm_config.
         card: the text of README.md; None = none.
         advice: what to do where it cannot be written.
+        replace: files may be there.
 
     Raises:
-        RunFailed: it cannot be written; nothing of it is left.
+        RunFailed: it cannot be written, or another process writes there; nothing of it is left.
     """
-    with files.folder_at_once(out, advice) as draft:
+    with files.folder_at_once(out, advice, replace=replace) as draft:
         if (tuned := opened.tuned) is not None:
             save_classifier(tuned.network, anonymous(tuned.settings), tuned.classes, draft / EXPORTED, advice)
         else:
             settings = anonymous(opened.settings) if opened.settings else None
-            save_encoder(opened.encoder, settings, opened.images_seen, draft / EXPORTED, advice)
+            backbone = opened.backbone if settings is None else None
+            save_encoder(opened.encoder, settings, opened.images_seen, draft / EXPORTED, advice, backbone)
         files.write_bytes(draft / CONFIG, (json.dumps(config, indent=2) + "\n").encode(), advice)
         if card is not None:
             files.write_bytes(draft / CARD, card.encode(), advice)

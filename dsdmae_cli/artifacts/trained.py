@@ -5,11 +5,15 @@ checkpoint of a run that has not ended.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.classifier import read_head
+from dsdmae_cli.artifacts.elsewhere import check_values
+from dsdmae_cli.artifacts.format import holds_encoder
+from dsdmae_cli.artifacts.header import image_size, number
 from dsdmae_cli.artifacts.learned_from import Resolved
 from dsdmae_cli.artifacts.opened import Opened, Request, fill, finished
 from dsdmae_cli.artifacts.trained_method import method_in_denoiser
@@ -18,9 +22,9 @@ from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
 from dsdmae_cli.files import parsed_json, read_within
 from dsdmae_cli.runs.build import build_backbone, build_method
 from dsdmae_cli.runs.rundir import REQUIRED, RESULT, RUN, RunDir
+from dsdmae_cli.runtime import undisturbed
 from dsdmae_cli.settings.models import BackboneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings, ResolvedProbeSettings, ResolvedSettings
-from dsdmae_cli.settings.size import Size, as_size, size_word
 from dsdmae_cli.work import measure_work
 
 # Settings of a backbone that change neither its weights nor, in eval mode, what it computes.
@@ -42,21 +46,20 @@ def open_file(settings: Resolved, path: Path, request: Request) -> Opened:
     assert isinstance(settings, ResolvedSettings)  # a probe leaves no weights
     backbone = _reconciled(settings.backbone, request).without_weights()
     metadata = request.subject.metadata
-    # What save_encoder writes says how timm builds it; a denoiser holds parts of a method, under its own names.
-    method = None if "timm_name" in metadata else method_in_denoiser(path, settings)[0]
+    method = None if holds_encoder(metadata) else method_in_denoiser(path, settings)[0]
     if method is not None:
         return replace(finished(method.encoder(), backbone, request), settings=tables(settings))
-    encoder = build_backbone(backbone, _size(path, metadata, settings.data.image_size), request.seed)
+    encoder = build_backbone(backbone, image_size(path, metadata, settings.data.image_size), request.seed)
     fill(encoder, checkpoint.load_weights(path), str(path))
     opened = finished(encoder, backbone, request)
     result = _read_json(path.parent / RESULT)
-    images_seen = _number(path, metadata, "images_seen", 0) if "images_seen" in metadata else None
+    images_seen = number(path, metadata, "images_seen", 0) if "images_seen" in metadata else None
     return replace(
         opened,
         settings=tables(settings),
         epochs=settings.train.epochs,
         images_seen=images_seen,
-        flops=_flops(settings, images_seen, path.parent),
+        count_flops=partial(_flops, settings, images_seen, path.parent),
         seconds=result.get("seconds"),
         knn_accuracy=result.get("knn_accuracy"),
         device_name=device_beside(path),
@@ -67,7 +70,7 @@ def _open_classifier(settings: ResolvedFinetuneSettings, path: Path, request: Re
     """The backbone of a fine-tuned network, and its head where that is asked for."""
     backbone = _reconciled(settings.backbone, request).without_weights()
     metadata = request.subject.metadata
-    encoder = build_backbone(backbone, _size(path, metadata, settings.data.image_size), request.seed)
+    encoder = build_backbone(backbone, image_size(path, metadata, settings.data.image_size), request.seed)
     state = checkpoint.load_weights(path)
     own = encoder.timm_state()
     head = {name: state.pop(name) for name in list(state) if name not in own}
@@ -113,6 +116,7 @@ def open_checkpoint(settings: Resolved | None, folder: Path, request: Request) -
     encoder = method.averaged() if request.teacher else method.encoder()
     if encoder is None:
         raise SettingsError(f"method {settings.method.name} keeps no average of the encoder; leave --teacher out")
+    check_values(encoder.state_dict(), {}, folder / "checkpoints")
     opened = finished(encoder, offline.backbone, request)
     which = "has a teacher, which" if request.teacher else "has not ended: its checkpoint"
     return replace(
@@ -122,7 +126,7 @@ def open_checkpoint(settings: Resolved | None, folder: Path, request: Request) -
         epochs=epochs,
         seconds=found.state.get("seconds"),
         images_seen=found.step * settings.train.batch_size,
-        flops=work * found.step * settings.train.batch_size,
+        count_flops=lambda: work * found.step * settings.train.batch_size,
         device_name=device_beside(folder / RUN),
         notes=(*complaints, f"{folder} {which} at {reached} is used", *opened.notes),
     )
@@ -152,31 +156,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _number(path: Path, metadata: dict[str, str], key: str, default: int) -> int:
-    """What a file says of itself, in metadata that anybody may have written."""
-    found = metadata.get(key, str(default))
-    if not (found.isascii() and found.isdigit() and len(found) < 19):
-        raise CheckpointError(f"{path} is damaged: its metadata have {key} = {found[:40]!r}, which is no number")
-    return int(found)
-
-
-def _size(path: Path, metadata: dict[str, str], default: Size) -> Size:
-    """Of the images that a file's network is for; an exported one may take others than those it learned from."""
-    sides = [_number(path, {"image_size": side}, "image_size", 0)
-             for side in metadata.get("image_size", size_word(default)).split(",")]  # fmt: skip
-    if len(sides) > 2:
-        raise CheckpointError(f"{path} is damaged: its metadata have image_size = {metadata['image_size'][:40]!r}")
-    return as_size(sides[0], sides[-1])
-
-
 def _flops(settings: ResolvedSettings, images_seen: int | None, folder: Path) -> float | None:
     if images_seen is None:
         return None
     try:
-        method = build_method(settings.without_weights(), folder / REQUIRED)
+        with undisturbed():  # it is asked in the middle of other work
+            return measure_work(build_method(settings.without_weights(), folder / REQUIRED))[0] * images_seen
     except (PluginError, SettingsError):  # an encoder is of use without the plugins that trained it
         return None
-    return measure_work(method)[0] * images_seen
 
 
 def _reconciled(own: BackboneSettings, request: Request) -> BackboneSettings:

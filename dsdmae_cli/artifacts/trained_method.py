@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dsdmae_cli import checkpoint, plugins
+from dsdmae_cli.artifacts.elsewhere import check_values
 from dsdmae_cli.artifacts.subject import run_called
 from dsdmae_cli.config.compose import compose, from_tables
 from dsdmae_cli.config.describe import key_of, tables
@@ -84,14 +85,17 @@ def method_in_denoiser(path: Path, settings: ResolvedSettings) -> tuple[Method |
         settings: those written in it.
 
     Raises:
-        CheckpointError: it is damaged, or the weights do not fit its settings.
+        CheckpointError: it is damaged, the weights do not fit its settings, or the encoder's are not all there.
     """
     state = checkpoint.load_weights(path)
     method = build_method(settings.without_weights())
     own = method.state_dict()
-    if not set(state) <= set(own):
+    if not state or not set(state) <= set(own):
         return None, {}
-    checkpoint.check_fit({key: own[key] for key in state}, state, str(path))
+    encoder = {id(tensor) for tensor in method.encoder().state_dict(keep_vars=True).values()}
+    needed = {key for key, tensor in method.state_dict(keep_vars=True).items() if id(tensor) in encoder}
+    checkpoint.check_fit({key: own[key] for key in own if key in needed or key in state}, state, str(path))
+    check_values(state, own, path)
     method.load_state_dict({**own, **{key: tensor.to(own[key]) for key, tensor in state.items()}})
     return method, state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from dsdmae_cli.cli.completion import kept as complete
 from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.report import tell
+
+if TYPE_CHECKING:
+    from dsdmae_cli.kept import Kept
 
 app = typer.Typer(cls=Group, help="List what the program keeps on disk, and clear it.", add_completion=False)
 
@@ -25,7 +28,8 @@ def list_kept(
 ) -> None:
     """List what the program keeps on disk, and clear it.
 
-    Nothing of it is needed: it is made or fetched anew. Runs are elsewhere (`dsdmae runs`).
+    Nothing of it is needed but what you have put there yourself: it is made or fetched anew. Runs are elsewhere
+    (`dsdmae runs`).
     """
     if context.invoked_subcommand is not None:
         return
@@ -42,7 +46,13 @@ def list_kept(
         when = "" if kept.used is None else f", the newest {age(time.time() - kept.used)} old"
         tell(f"{kept.name:<9}  {size(kept.bytes):>7}  {_files(kept.files)}{when}")
         tell(f"{'':<9}  {'':>7}  {kept.path}")
-        tell(f"{'':<9}  {'':>7}  {kept.what}" + ("" if kept.own else "; shared, never cleared from here"))
+        tell(f"{'':<9}  {'':>7}  {kept.what}" + _reach(kept))
+
+
+def _reach(kept: Kept) -> str:
+    if not kept.own:
+        return "; shared, never cleared from here"
+    return "; cleared only by name" if kept.when_named else ""
 
 
 def _files(count: int) -> str:
@@ -53,8 +63,8 @@ def _files(count: int) -> str:
 def clear(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="What to clear, as `dsdmae cache` calls it; all of the program's own"
-                       " by default", show_default=False, autocompletion=complete),
+        typer.Argument(metavar="NAME", help="What to clear, as `dsdmae cache` calls it; by default all that is"
+                       " made anew by itself, and so no datasets", show_default=False, autocompletion=complete),
     ] = None,
     older_than: Annotated[
         float | None,

@@ -141,10 +141,12 @@ def key_of(name: str, field: FieldInfo) -> str:
 
 def tables(settings: BaseModel) -> dict[str, dict[str, Any]]:
     """Settings as {section: {key: plain value}}, in the order of the models."""
-    return {
-        section: {key_of(name, field): plain(getattr(model, name)) for name, field in type(model).model_fields.items()}
-        for section, model in settings
-    }
+    return {section: table(model) for section, model in settings}
+
+
+def table(section: BaseModel) -> dict[str, Any]:
+    """One section's settings as {key: plain value}, in the order of the model."""
+    return {key_of(name, field): plain(getattr(section, name)) for name, field in type(section).model_fields.items()}
 
 
 def _toml_value(value: Any) -> str:

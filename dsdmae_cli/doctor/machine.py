@@ -150,7 +150,11 @@ def disk() -> Iterator[Check]:
             user_data_path("dsdmae") / "runs",
             "--out DIR puts a run elsewhere; `dsdmae runs rm` deletes old ones",
         ),
-        ("cache", user_cache_path("dsdmae"), "`dsdmae cache clear` empties it; XDG_CACHE_HOME puts it elsewhere"),
+        (
+            "cache",
+            user_cache_path("dsdmae"),
+            "`dsdmae cache clear` deletes what is made anew; XDG_CACHE_HOME puts it elsewhere",
+        ),
         ("temporary", Path(tempfile.gettempdir()), "TMPDIR puts it elsewhere"),
     ):
         there = next(folder for folder in (path, *path.parents) if folder.exists())

@@ -28,9 +28,9 @@ from dsdmae_cli.artifacts.opened import Opened
 from dsdmae_cli.artifacts.packaged import ALL
 from dsdmae_cli.artifacts.seen import Seen, seen_by
 from dsdmae_cli.artifacts.subject import Subject, parse
-from dsdmae_cli.artifacts.timm_folder import timm_config, write_folder
+from dsdmae_cli.artifacts.timm_folder import check_folder, left_card, timm_config, write_folder
 from dsdmae_cli.errors import CheckpointError, SettingsError
-from dsdmae_cli.runs.rundir import CLASSIFIER, SETTINGS
+from dsdmae_cli.runs.rundir import CLASSIFIER
 from dsdmae_cli.settings.models import BackboneSettings
 from dsdmae_cli.settings.size import Size, size_words
 
@@ -140,12 +140,8 @@ def _free(request: Request) -> Path:
             raise SettingsError(f"--out {out} is a folder; name a file in it")
         if out.exists() and not request.force:
             raise SettingsError(f"--out {out} exists; choose another path, or replace it with --force")
-    elif out.is_file():
-        raise SettingsError(f"--out {out} is a file; --to {request.form} writes a folder")
-    elif (out / SETTINGS).exists():
-        raise SettingsError(f"--out {out} is a run's directory; choose another folder")
-    elif out.is_dir() and not all(map(files.is_partial, out.iterdir())) and not request.force:
-        raise SettingsError(f"--out {out} is not empty; choose another folder, or write into it with --force")
+    else:
+        check_folder(out, request.form, request.force)
     return out
 
 
@@ -157,7 +153,8 @@ def _export_folder(
     card = model_card(opened, results, request.licence, out.resolve().name) if with_card else None
     if card is not None and request.push is not None:
         card = card.replace("YOUR-NAME/THIS-MODEL", request.push)
-    written = write_folder(opened, config, card, out, _ADVICE)
+    written = write_folder(opened, config, card, out, _ADVICE, replace=request.force)
+    notes += [] if with_card else left_card(out)
     if with_card and request.licence is None:
         notes.append("no --license was given: the card says that none is stated")
     said: dict[str, Any] = {
@@ -169,7 +166,9 @@ def _export_folder(
     }
     if request.push is not None:
         return {**said, "pushed_to": hub.push(out, written, request.push, request.private)}
-    return {**said, "upload_with": f"hf upload YOUR-NAME/{out.resolve().name} {out}"} if with_card else said
+    return (
+        {**said, "upload_with": f"hf upload YOUR-NAME/{out.resolve().name} {files.typed(out)}"} if with_card else said
+    )
 
 
 def _export_denoiser(denoiser: Denoiser, request: Request, out: Path) -> dict[str, Any]:
@@ -180,8 +179,9 @@ def _export_denoiser(denoiser: Denoiser, request: Request, out: Path) -> dict[st
     if request.form == "denoiser-onnx":
         said = write_onnx_denoiser(denoiser, out, _ADVICE)
     else:
-        save_denoiser(denoiser.network, denoiser.settings, out)
-        said = {"files": [out.name], "load_with": f"dsdmae denoise --weights {out} PICTURE"}
+        sha256 = save_denoiser(denoiser.network, denoiser.settings, out)
+        load_with = f"dsdmae denoise --weights {files.typed(out)} PICTURE"
+        said = {"files": [out.name], "load_with": load_with, "weights_sha256": sha256}
     return {
         "form": request.form,
         "path": str(out),

@@ -206,12 +206,30 @@ def test_what_fails_before_the_first_step_leaves_no_directory(
         (lambda: dsdmae.denoise(np.zeros((4, 4, 7), np.uint8)), "is no picture"),
         (lambda: dsdmae.denoise(np.zeros((4, 4), np.uint8), strength=2), "strength = 2 is not allowed"),
         (lambda: dsdmae.load_encoder("nowhere"), "there is no nowhere"),
+        (lambda: dsdmae.load_encoder("packaged", image_size=-8), "image_size = -8 is not allowed; it takes a number"),
+        (lambda: dsdmae.load_encoder("packaged", image_size="64"), "image_size = '64' is not allowed"),  # type: ignore[arg-type]
+        (lambda: dsdmae.embed("packaged", "digits", image_size=(8, 8, 8)), r"\(8, 8, 8\) is not allowed"),  # type: ignore[arg-type]
+        (lambda: dsdmae.embed("packaged", "digits", split="val"), "split = 'val' is not allowed; it takes train, test"),
+        (lambda: dsdmae.embed("packaged", "digits", precision="fp8"), "train.precision = 'fp8' is not allowed"),
+        (lambda: dsdmae.pretrain({"dataset": "digits", "flop": 1}), "unknown setting data.flop"),
+        (lambda: dsdmae.pretrain("digits", from_="nowhere"), "there is no nowhere"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(call: Any, said: str) -> None:
     with pytest.raises(dsdmae.DsdmaeError, match=said) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+def test_a_size_is_a_number_of_any_kind(digits: Path) -> None:
+    for size in (np.int64(32), [32, 32], (32, 32)):
+        assert dsdmae.load_encoder("packaged", image_size=size).image_size == 32  # type: ignore[arg-type]
+
+
+def test_the_images_may_be_a_table(run: Path, digits: Path) -> None:
+    """As every other section; --from has another name in Python, where `from` is a word of the language."""
+    found = dsdmae.embed(run, {"dataset": digits, "interpolation": "bilinear"}, split="test", cache=False)
+    assert len(found.names) == 20
 
 
 def test_pictures_come_back_as_they_were_given(tmp_path: Path) -> None:

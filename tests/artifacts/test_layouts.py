@@ -65,6 +65,43 @@ def test_pixels_are_those_that_stand_beside_hugging_faces_weights(said: Any, ima
     assert given.mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pixels_are_those_of_timms_configuration_beside_its_weights(legacy: bool, tmp_path: Path) -> None:
+    """As in timm's repositories on the hub: augreg's ViTs, under the names of MAE's, see [-1, 1]."""
+    state, pixels = layouts.plain_vit(5), {"mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"architecture": "vit_tiny_patch16_224", **(pixels if legacy else {"pretrained_cfg": pixels})}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    found = opened(tmp_path)
+    check_tokens(found, layouts.vit_tokens(state, IMAGES))
+    assert "but normalization = none by config.json" in found.notes[0]
+    torch.save(state, tmp_path / "another.pth")  # which that file need not be about
+    assert opened(tmp_path / "another.pth").mean == layouts.MEAN
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mean", "words"),
+    [
+        ((0.5, 0.5), (0.5, 0.5, 0.5), "but normalization = none by config.json"),
+        ((0.4815, 0.2686), layouts.MEAN, "config.json beside it wants mean (0.4815, 0.4815, 0.4815)"),
+        ((0.485, 0.229), layouts.MEAN, ""),
+    ],
+)
+def test_pixels_beside_a_network_of_timms(
+    pixels: tuple[float, float], mean: tuple[float, ...], words: str, tmp_path: Path
+) -> None:
+    of_config = {"mean": [pixels[0]] * 3, "std": [pixels[1]] * 3}
+    if not words:
+        of_config = {"mean": list(layouts.MEAN), "std": list(layouts.STD)}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": of_config}))
+    torch.save(layouts.plain_vit(5, layer_scale=True, registers=2), tmp_path / "pytorch_model.bin")
+    found = opened(tmp_path)
+    assert found.backbone.name.startswith("timm:")
+    assert found.mean == pytest.approx(mean)
+    assert words in found.notes[0]
+    assert ("config.json" in found.notes[0]) == bool(words)
+
+
 def test_pixels_beside_weights_that_no_setting_says(tmp_path: Path) -> None:
     torch.save(layouts.as_hugging_face(layouts.plain_vit(5)), tmp_path / "pytorch_model.bin")
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')

@@ -22,6 +22,7 @@ from helpers import cli, one_line
 from platformdirs import user_cache_path
 
 from dsdmae_cli import doctor, kept, plugins
+from dsdmae_cli.data import shard_index
 from dsdmae_cli.doctor import machine, program
 from dsdmae_cli.evaluation.features import cache_folder
 from dsdmae_cli.pictures.engines import onnx_folder
@@ -206,7 +207,9 @@ def fill(name: str, days_ago: float = 0.0) -> Path:
 
 
 def test_the_folders_are_those_that_the_program_fills() -> None:
-    assert {cache_folder(), onnx_folder()} <= {thing.path for thing in kept.listed()}
+    folders = {cache_folder(), onnx_folder(), shard_index.cache_folder()}
+    assert folders == {thing.path for thing in kept.listed() if not thing.when_named}
+    assert user_cache_path("dsdmae") / "datasets" in {thing.path for thing in kept.listed()}
 
 
 def test_the_list_of_what_is_kept(do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +247,14 @@ def test_clearing_asks_and_is_exact(do: Do, tmp_path: Path, monkeypatch: pytest.
     assert not new.exists()
     assert not other.exists()
     assert linked.read_text() == "precious"
+    # What a person has put there, and what another version knows, is deleted only by name.
+    archive, unknown = fill("datasets/imagenet/ILSVRC2012_img_train.tar"), fill("newer/thing")
     assert do("cache", "clear", "--yes") == (0, "", "nothing to clear\n")
+    assert archive.exists()
+    assert unknown.exists()
+    assert "cleared only by name" in do("cache")[1]
+    assert do("cache", "clear", "datasets", "--yes")[0] == 0
+    assert not archive.exists()
 
 
 # config

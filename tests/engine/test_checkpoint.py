@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,44 @@ def test_damaged_checkpoints_take_no_place_of_whole_ones(tmp_path: Path) -> None
     assert_is(checkpoint.load(tmp_path / "step-00000010"), 10)
 
 
+def test_a_step_that_is_saved_again_takes_the_place_of_the_first_at_once(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody reads the first, and a network's file system deletes no folder with an open file."""
+    delete = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (path / "model.safetensors").unlink()
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        delete(path, ignore_errors=True)
+
+    newest = checkpoint.newest_first(two)[0]
+    again = checkpoint.load(newest)
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    checkpoint.save(two, replace(again, state={**again.state, "again": 1}), keep=2)
+    assert checkpoint.load(newest).state["again"] == 1
+    assert len(checkpoint.newest_first(two)) == 2
+
+
+def test_a_checkpoint_that_its_run_deletes_while_it_is_read_is_not_damaged(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on has saved twice meanwhile: both that were listed are gone."""
+    read, before = checkpoint._read, set(checkpoint.newest_first(two))
+
+    def slowly(path: Path, *names: str) -> Any:
+        if path in before and path.exists():
+            for step in (3, 4):
+                checkpoint.save(two, made(step), keep=2)
+        return read(path, *names)
+
+    monkeypatch.setattr(checkpoint, "_read", slowly)
+    found, complaints = checkpoint.load_newest(two)
+    assert_is(found, 4)
+    assert complaints == []
+
+
 def test_leftovers_of_a_killed_process_are_removed(two: Path) -> None:
     leftover = two / ".step-00000002.999.partial"
     leftover.mkdir()
@@ -279,6 +319,7 @@ def test_a_folder_without_permission(nobody: Path) -> None:
 
 LABORATORY = """
 import json, os, random, resource, signal, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 from dsdmae_cli import checkpoint, optim

@@ -19,7 +19,7 @@ from PIL import Image
 from dsdmae_builtin.backbones import TimmSettings
 from dsdmae_builtin.timm_backbone import TimmBackbone
 from dsdmae_cli.artifacts import embedding as embedding_module
-from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.evaluation.features import encoder_digest
 from dsdmae_cli.recipes.embed import Request, embed
 
@@ -239,8 +239,14 @@ def test_attention_of_the_last_block(encoder_run: Path, digits: Path, tmp_path: 
     assert found["attention"].shape == expected.shape
     np.testing.assert_allclose(found["attention"], expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found["attention"].sum(axis=(2, 3)), 1, rtol=1e-4)
-    with Image.open(tmp_path / "a.attention.png") as picture:
+    drawn = tmp_path / "a.attention.png"
+    with Image.open(drawn) as picture:
         assert picture.width > 8 * 96
+    drawn.write_bytes(b"mine")
+    (tmp_path / "a.npz").unlink()
+    with pytest.raises(SettingsError, match=r"--attention draws .*a.attention.png, which exists; choose another path"):
+        embedded(encoder_run, tmp_path / "a.npz", f"folder:{digits}", split="test", attention=True)
+    assert drawn.read_bytes() == b"mine"
 
 
 def test_attention_of_a_class_token_in_timms_models(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from helpers import cli, listing, one_line
 from PIL import Image
 from small_runs import exported
 
-from dsdmae_builtin.backbones import TimmSettings
+from dsdmae_builtin.backbones import BEiTViTSettings, TimmSettings
 from dsdmae_cli.artifacts.classifier import timm_arguments
 from dsdmae_cli.artifacts.denoiser import load_denoiser
 from dsdmae_cli.artifacts.header import read_metadata
@@ -166,6 +166,17 @@ def test_timm_is_told_to_pool_as_we_do(name: str, pool: str, pooling: dict[str, 
     assert network.training
 
 
+def test_a_head_that_has_learned_next_to_nothing_is_no_proof() -> None:
+    """Its logits are alike however features are pooled: timm's BEiT takes the class token's."""
+    settings = BEiTViTSettings(patch_size=8, embed_dim=48, depth=1, num_heads=2)
+    backbone = build_backbone(settings, 32, 0)
+    for pool, pooling in (("mean", None), ("cls", "token")):
+        network = Network(backbone, 5, pool, std=1e-7)  # type: ignore[arg-type]
+        network.head.bias.data.fill_(1e-3)
+        found = timm_arguments(network)
+        assert (found or {}).get("global_pool") == pooling
+
+
 def test_timm_would_answer_otherwise(encoder_run: Path, tmp_path: Path) -> None:
     from small_runs import tune
 
@@ -180,10 +191,13 @@ def test_timm_would_answer_otherwise(encoder_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_denoiser(encoder_run: Path, tmp_path: Path) -> None:
-    exported(encoder_run, "denoiser", tmp_path / "denoiser.safetensors")
+    out = tmp_path / "my denoiser.safetensors"
+    said = exported(encoder_run, "denoiser", out)
+    assert said["weights_sha256"] == load_denoiser(weights=out).sha256, "as dsdmae denoise --json has it"
+    assert said["load_with"] == f"dsdmae denoise --weights '{out}' PICTURE", "as a shell takes it"
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     with torch.no_grad():
-        theirs = load_denoiser(weights=tmp_path / "denoiser.safetensors")(images)
+        theirs = load_denoiser(weights=out)(images)
         ours = load_denoiser(run=encoder_run)(images)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-2)  # stored in half precision
 
