@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
 from helpers import settings
-from torch import Tensor
+from torch import Tensor, nn
 from toy import CPU, IMAGES, Fixed, Listener, Toy, everything, mae_lr, trainer
 
 from dsdmae_cli.config.resolve import resolve
@@ -20,6 +21,7 @@ from dsdmae_cli.data.source import Batching, MicroBatch
 from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.methods.base import Losses
+from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runtime import Runtime
 from dsdmae_cli.settings.models import OptimSettings, TrainSettings
@@ -136,6 +138,54 @@ def test_a_non_finite_step_changes_nothing(fault: str, bad: set[int]) -> None:
         assert ("loss" in record) == (step not in bad)
         assert all(math.isfinite(value) for value in record.values())
     assert int(run.skipped) == len(bad)
+
+
+class Normed(Toy):
+    """Its batch norm sees what is not finite in the step of this number."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__()
+        self.bad = bad
+        self.net = nn.Sequential(self.net[0], self.net[1], nn.BatchNorm1d(16), *self.net[3:])
+        self.teacher = EMATeacher(self.net, (0.5, 0.9))
+
+    def forward(self, images: Tensor, corruption: Tensor) -> Losses:
+        return super().forward(images * math.inf if self.steps == self.bad else images, corruption)
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_non_finite_step_leaves_running_statistics_as_they_were(bad: int) -> None:
+    def statistics() -> list[Tensor]:
+        norms = [part for part in run.method.modules() if isinstance(part, nn.BatchNorm1d)]
+        return [s.clone() for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+
+    def look(step: int) -> None:
+        seen.append(statistics())
+
+    seen: list[list[Tensor]] = []
+    run = trainer(Normed(bad), Listener(look), micro=8, epochs=1 if bad == 0 else 2)
+    seen.append(statistics())
+    run.fit()
+    assert int(run.skipped) == 1
+    for step, (before, after) in enumerate(pairwise(seen)):
+        assert all(torch.equal(*pair) == (step == bad) for pair in zip(before, after, strict=True)), step
+    assert all(bool(tensor.isfinite().all()) for tensor in seen[-1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_infinite_loss_whose_gradient_is_finite_is_skipped_too(precision: str) -> None:
+    """fp16's scaler has a flag of its own, and looks at gradients alone."""
+
+    class Infinite(Toy):
+        def forward(self, images: Tensor, corruption: Tensor) -> Losses:
+            losses = super().forward(images, corruption)
+            return losses if self.steps != 2 else {**losses, "loss": losses["loss"] + math.inf}
+
+    seen: list[dict[str, Tensor]] = []
+    run = trainer(Infinite(), Listener(lambda step: seen.append(everything(run))), precision=precision)
+    run.fit()
+    same = [all(torch.equal(before[name], after[name]) for name in before) for before, after in pairwise(seen[:4])]
+    assert same == [False, True, False]
 
 
 def test_only_good_steps_count_in_a_window() -> None:
