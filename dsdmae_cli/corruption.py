@@ -67,8 +67,8 @@ def whole(mask_ratio: float, num_tokens: int) -> int:
 
 
 def num_kept(mask_ratio: float, num_tokens: int) -> int:
-    """int(T (1-r)) patches that are seen, as MAE's public code counts; one at least."""
-    return max(1, int(num_tokens * (1 - mask_ratio)))
+    """int(T (1-r)) patches that are seen, as MAE's public code counts; one at least, and never all of several."""
+    return max(1, min(num_tokens - 1, int(num_tokens * (1 - mask_ratio))))
 
 
 def random_ids(

@@ -208,7 +208,7 @@ class RunDir:
 
     def _acquire(self) -> None:
         try:
-            self._lock.acquire()
+            self._lock.acquire(timeout=0.2)  # who only asks whether it is held has it for a moment (runs/child.py)
         except Timeout as error:
             raise SettingsError(
                 f"another process is running in {self.path}; wait for it, stop it, or choose another --out"
