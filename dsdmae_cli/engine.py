@@ -22,6 +22,7 @@ from dsdmae_cli import distributed
 from dsdmae_cli.data.source import MicroBatch, Source
 from dsdmae_cli.errors import CheckpointError, RunFailed, is_lack_of_memory
 from dsdmae_cli.methods.base import Corruption, Losses, Method, StepInfo, SupervisedMethod
+from dsdmae_cli.methods.projection import is_synchronized
 from dsdmae_cli.methods.recomputing import recompute
 from dsdmae_cli.methods.statistics import RunningStatistics
 from dsdmae_cli.optim import build_optimizer, clipped_norm, learning_rate, optimizer_tensors, restore_optimizer
@@ -162,9 +163,9 @@ class Trainer:
                 images died.
         """
         try:
-            # Slices are gathered in the midst of a micro-batch: who ran out of memory there would leave the others
-            # waiting, so that a sharded one is not tried.
-            if self.runtime.may_halve and self.sharded is None:
+            # Slices and statistics are gathered in the midst of a micro-batch: who ran out of memory there would leave
+            # the others waiting, so that what has them is not tried.
+            if self.runtime.may_halve and self.sharded is None and not is_synchronized(self.method):
                 self._fit_memory()
             if self.window.steps and self._is_logged():  # an error came between a step and its record
                 self._lr = self._rate(self.step - 1)

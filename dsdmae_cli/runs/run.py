@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,10 @@ class Run(Hooks):
         distributed.agree("need to divide the weights", answer, advice)  # by free memory, which may differ
         self.method, self.source = parts.method, parts.source
         self.unreadable, self.parts = parts.unreadable, parts
-        self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, parts.runtime, self)
+        # The smallest that one of them can hold: with others, draws and what batch norms exchange would not be alike.
+        runtime = replace(parts.runtime, micro_batch=-distributed.highest(-parts.runtime.micro_batch))
+        self.source.recut(runtime.micro_batch)
+        self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, runtime, self)
         trackers = Trackers(self.settings.train.trackers, self.report)
         self.progress = Progress(self.report)
         self.page = PageWriter()
