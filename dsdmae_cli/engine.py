@@ -395,4 +395,5 @@ class Trainer:
             setattr(self, name, found.to(device))
         sums = {k.removeprefix("window/"): value for k, value in training.items() if k.startswith("window/")}
         self.window.restore(sums, rest["window_steps"])
-        self.scaler.load_state_dict(rest["scaler"])
+        if rest["scaler"]:  # of a run that was in fp16
+            self.scaler.load_state_dict(rest["scaler"])

@@ -251,6 +251,20 @@ def test_stopped_and_restored_is_as_if_never_stopped(stop_at: int) -> None:
     assert int(second.skipped) == 1
 
 
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_run_may_go_on_in_another_precision(before: str, after: str) -> None:
+    """As "auto" has it where a run moves to a GPU that has no bf16; only fp16 has a scale to go on with."""
+    first = trainer(Toy(), Listener(stop_at=2), precision=before)
+    first.fit()
+    weights, training, rest = first.state()
+    second = trainer(Toy(), Listener(), precision=after)
+    second.method.load_state_dict(weights)
+    second.restore(2, training, rest)
+    second.hooks.step = 2  # type: ignore[attr-defined]
+    second.fit()
+    assert (second.step, int(second.skipped)) == (6, 0)
+
+
 # -- precision and compilation, with the real method
 
 
