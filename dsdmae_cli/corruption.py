@@ -51,7 +51,7 @@ def denormalize_patches(normalized: Float[Tensor, "b t p"], original: Float[Tens
 
 
 def num_masked(mask_ratio: Range, num_tokens: int, generator: Generator) -> int:
-    """round(r*T) noisy patches; with a range, r is drawn once for the batch.
+    """round(r*T) noisy patches; with a range, r is drawn once for the (micro-)batch.
 
     The draw comes from the generator's seed on the host: a draw on the device would have to be waited for, and the
     number is a tensor's shape. At least one patch is noisy, or there would be nothing to learn from.
@@ -67,8 +67,8 @@ def whole(mask_ratio: float, num_tokens: int) -> int:
 
 
 def num_kept(mask_ratio: float, num_tokens: int) -> int:
-    """int(T (1-r)) patches that are seen, as MAE's public code counts; one at least."""
-    return max(1, int(num_tokens * (1 - mask_ratio)))
+    """int(T (1-r)) patches that are seen, as MAE's public code counts; one at least, and never all of several."""
+    return max(1, min(num_tokens - 1, int(num_tokens * (1 - mask_ratio))))
 
 
 def random_ids(

@@ -22,7 +22,9 @@ from dsdmae_cli import distributed
 from dsdmae_cli.data.source import MicroBatch, Source
 from dsdmae_cli.errors import CheckpointError, RunFailed, is_lack_of_memory
 from dsdmae_cli.methods.base import Corruption, Losses, Method, StepInfo, SupervisedMethod
+from dsdmae_cli.methods.projection import is_synchronized
 from dsdmae_cli.methods.recomputing import recompute
+from dsdmae_cli.methods.statistics import RunningStatistics
 from dsdmae_cli.optim import build_optimizer, clipped_norm, learning_rate, optimizer_tensors, restore_optimizer
 from dsdmae_cli.runtime import Runtime, autocast, choose_attention, dividing_power, keep_freed_memory, seed_global
 from dsdmae_cli.settings.models import LoopSettings
@@ -34,6 +36,9 @@ from dsdmae_cli.window import Window
 
 class Hooks:
     """What the owner of a run is told, in this order within a step. These do nothing; an owner overrides some."""
+
+    def taken_up(self) -> None:
+        """Before the first step of this process, when what the last one before it left open was logged."""
 
     def stepped(self, step: int) -> None:
         """After every step; must be cheap."""
@@ -123,6 +128,7 @@ class Trainer:
         self.skipped = torch.zeros((), device=runtime.device)
         self.streak = torch.zeros((), device=runtime.device)
         self.window = Window(runtime.device)
+        self.statistics = RunningStatistics(method)
         # Set to a micro-batch's seed before each use: a new one would not be known to a captured graph.
         self._generator = torch.Generator(device=runtime.device)
 
@@ -157,13 +163,14 @@ class Trainer:
                 images died.
         """
         try:
-            # Slices are gathered in the midst of a micro-batch: who ran out of memory there would leave the others
-            # waiting, so that a sharded one is not tried.
-            if self.runtime.may_halve and self.sharded is None:
+            # Slices and statistics are gathered in the midst of a micro-batch: who ran out of memory there would leave
+            # the others waiting, so that what has them is not tried.
+            if self.runtime.may_halve and self.sharded is None and not is_synchronized(self.method):
                 self._fit_memory()
             if self.window.steps and self._is_logged():  # an error came between a step and its record
                 self._lr = self._rate(self.step - 1)
                 self.hooks.logged(self._read(float("inf"), self.window.steps))
+            self.hooks.taken_up()
             while self.step < self.total_steps and self._epoch():
                 pass
         except BaseException as error:
@@ -259,9 +266,13 @@ class Trainer:
         skipped = self._nonfinite(norm, losses[names.index("loss")])
         # The fused optimiser reads this flag on the device: set, it leaves weights, moments and counts untouched.
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        if self.scaler.is_enabled():  # fp16's own flag would replace it
+            for flag in self.scaler._found_inf_per_device(self.optimizer).values():
+                flag.copy_(skipped)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        self.statistics.after_step(skipped)
         self.step += 1
         self.method.after_step(StepInfo(self.step, self.total_steps, self.steps_per_epoch, skipped))
         self.skipped += skipped
@@ -348,12 +359,15 @@ class Trainer:
     def _names(self) -> dict[int, str]:
         return {id(p): name for name, p in self.method.named_parameters()}
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        """(weights, training tensors, the rest) for a checkpoint; of shards the first process has the tensors, and all
-        are asked at the same time."""
+    def state(self, alone: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        """(weights, training tensors, the rest) for a checkpoint; of shards the first process has the tensors.
+
+        Args:
+            alone: the other processes are not asked at the same time; the open window is then this one's own.
+        """
         training = optimizer_tensors(self.optimizer, self._names())
         training |= {"engine/skipped": self.skipped, "engine/streak": self.streak}
-        training |= {f"window/{name}": value for name, value in self.window.state().items()}
+        training |= {f"window/{name}": value for name, value in self.window.state(alone).items()}
         model: dict[str, Tensor] = dict(self.method.state_dict())
         if self.sharded is not None:
             main = distributed.rank() == 0
@@ -372,6 +386,7 @@ class Trainer:
         if self.runtime.may_halve and micro_batch and not self.source.batching.local_batch % micro_batch:
             self._recut(micro_batch)
         restore_optimizer(self.optimizer, self._names(), training)
+        self.statistics.keep()
         device = self.runtime.device
         for name in ("skipped", "streak"):
             found = training.get(f"engine/{name}")
@@ -380,4 +395,5 @@ class Trainer:
             setattr(self, name, found.to(device))
         sums = {k.removeprefix("window/"): value for k, value in training.items() if k.startswith("window/")}
         self.window.restore(sums, rest["window_steps"])
-        self.scaler.load_state_dict(rest["scaler"])
+        if rest["scaler"]:  # of a run that was in fp16
+            self.scaler.load_state_dict(rest["scaler"])

@@ -76,11 +76,16 @@ class Window:
 
     # -- what a checkpoint needs
 
-    def state(self) -> dict[str, Tensor]:
-        """The sums by name, and "skipped": how many steps did not count."""
+    def state(self, alone: bool = False) -> dict[str, Tensor]:
+        """The sums by name, and "skipped": how many steps did not count. They are means over the processes, each of
+        which goes on with them.
+
+        Args:
+            alone: only this process asks, and gets its own.
+        """
         found: dict[str, Tensor] = {}
         for names, sums in self._sums.items():
-            *values, counted = sums.unbind()
+            *values, counted = (sums if alone else distributed.mean_(sums.clone())).unbind()
             for name, value in zip(names, values, strict=True):
                 found[name] = found[name] + value if name in found else value
             found[_SKIPPED] = found.get(_SKIPPED, torch.full_like(counted, self.steps)) - counted
@@ -90,7 +95,7 @@ class Window:
         """Go on with the sums of `state`."""
         self.steps, self._sums = steps, {}
         if state:
-            names = tuple(name for name in state if name != _SKIPPED)
+            names = tuple(sorted(name for name in state if name != _SKIPPED))  # a file has no order, and ranks exchange
             values = [state[name].to(self._one) for name in (*names, _SKIPPED)]
             values[-1] = steps - values[-1]
             self._sums[names] = torch.stack(values)

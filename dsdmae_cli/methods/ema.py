@@ -84,7 +84,7 @@ class EMATeacher(nn.Module):
         for mine, theirs in zip(self.module.buffers(), student.buffers(), strict=True):
             if mine.is_floating_point():
                 weight = (1 - eta) * (1 - skipped)
-                # A batch that was skipped has already left its NaN in running statistics, and 0 * NaN is NaN.
+                # The engine puts statistics back that a skipped batch has left; of any other NaN, 0 * NaN is NaN.
                 moved = mine.lerp(theirs, weight.to(mine.dtype))
                 mine.copy_(torch.where(moved.isfinite(), moved, mine))
             else:

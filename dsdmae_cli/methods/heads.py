@@ -10,12 +10,26 @@ from torch import Tensor, nn
 
 from dsdmae_cli.backbone import Backbone, gather_tokens, sincos_positions, to_autocast_dtype
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.settings.size import size_words
 
 
 def head_count(width: int) -> int:
     """Attention heads of 64 features where the width allows, as in ViT-T/S/B; else the most that divide it."""
     wanted = max(1, width // 64)
     return next(n for n in range(wanted, 0, -1) if width % n == 0)
+
+
+def check_several_patches(backbone: Backbone) -> None:
+    """See that some patches can be hidden while others are seen.
+
+    Raises:
+        SettingsError: the backbone makes one patch of an image.
+    """
+    if backbone.num_tokens < 2:
+        raise SettingsError(
+            "this method hides some patches and shows others, and the backbone makes one patch of an image of"
+            f" {size_words(backbone.image_size)} px; lower backbone.patch_size or raise data.image_size"
+        )
 
 
 class ViTLayerNorm(nn.LayerNorm):
@@ -100,7 +114,8 @@ class MaskedDecoder(nn.Module):
         num_heads: of the attention; "auto" = head_count of the width.
 
     Raises:
-        SettingsError: the width cannot carry a position embedding, or the heads do not divide it.
+        SettingsError: there is one patch alone, the width cannot carry a position embedding, or the heads do not divide
+            it.
     """
 
     def __init__(
@@ -112,6 +127,7 @@ class MaskedDecoder(nn.Module):
         num_heads: int | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
+        check_several_patches(backbone)
         width = backbone.width if width == "auto" else width
         if width % 4:
             raise SettingsError(f"method.decoder_dim = {width} must be a multiple of 4")

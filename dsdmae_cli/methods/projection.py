@@ -132,6 +132,13 @@ def synchronized(module: Any) -> Any:
     return _with_whole_batch_norms(module)
 
 
+def is_synchronized(module: nn.Module) -> bool:
+    """Whether batch norms wait for the other processes in its forward pass, in the mode that they are in."""
+    waiting = (GlobalBatchNorm, TrackingBatchNorm, _WholeBatchNorm, nn.SyncBatchNorm)
+    norms = (part for part in module.modules() if isinstance(part, waiting) and part.training)
+    return distributed.world_size() > 1 and any(True for _ in norms)
+
+
 def _with_whole_batch_norms(module: nn.Module) -> nn.Module:
     own = (TrackingBatchNorm, _WholeBatchNorm, nn.SyncBatchNorm)
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, own):

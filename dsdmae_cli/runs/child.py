@@ -20,6 +20,9 @@ from filelock import FileLock, Timeout
 from dsdmae_cli.runs.rundir import LOCK
 from dsdmae_cli.signals import child_of_this
 
+if sys.platform != "win32":
+    import fcntl
+
 State = Literal["running", "done", "failed", "stopped"]
 
 
@@ -84,9 +87,23 @@ class Child:
 
 
 def busy(folder: Path) -> bool:
-    """Whether a process works in a run directory."""
+    """Whether a process works in a run directory, which may be somebody else's: it is only read, and of two that ask at
+    once neither takes the other for a run.
+    """
     if not (folder / LOCK).exists():
         return False
+    if sys.platform != "win32":
+        try:
+            with (folder / LOCK).open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared; the run's own, filelock's, is not
+        except BlockingIOError:
+            return True
+        except PermissionError:
+            return False
+        except OSError:  # a file system without locks, where filelock has another way
+            pass
+        else:
+            return False
     try:
         with FileLock(folder / LOCK, timeout=0):
             return False

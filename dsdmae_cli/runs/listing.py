@@ -251,7 +251,7 @@ def remove(path: Path) -> None:
     if path.is_symlink():
         raise SettingsError(f"{path} is a link to {path.resolve()}; name that")
     try:
-        shutil.rmtree(path)
+        shutil.rmtree(path.resolve())  # "." cannot be deleted by that name, though all in it can
     except OSError as error:
         raise SettingsError(f"cannot delete {error.filename or path}: {error.strerror or error}") from error
 
@@ -259,7 +259,7 @@ def remove(path: Path) -> None:
 def age(seconds: float) -> str:
     """ "3 min", "5 h", "12 d": how long ago, in one unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length or (unit == "d" and seconds >= 48 * 3600):
+        if seconds >= 2 * length:
             return f"{seconds // length:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
 

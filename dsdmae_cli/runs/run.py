@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from dsdmae_cli.files import typed
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import Report
 from dsdmae_cli.runs.asking import Asking
-from dsdmae_cli.runs.kept import Kept, agreed, read_kept
+from dsdmae_cli.runs.kept import agreed, chosen, other_images, read_kept
 from dsdmae_cli.runs.observers.base import Observer
 from dsdmae_cli.runs.observers.jsonl import JsonLines
 from dsdmae_cli.runs.observers.page import PageWriter
@@ -119,7 +119,10 @@ class Run(Hooks):
         distributed.agree("need to divide the weights", answer, advice)  # by free memory, which may differ
         self.method, self.source = parts.method, parts.source
         self.unreadable, self.parts = parts.unreadable, parts
-        self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, parts.runtime, self)
+        # The smallest that one of them can hold: with others, draws and what batch norms exchange would not be alike.
+        runtime = replace(parts.runtime, micro_batch=-distributed.highest(-parts.runtime.micro_batch))
+        self.source.recut(runtime.micro_batch)
+        self.trainer = Trainer(self.method, self.source, self.settings.optim, self.settings.train, runtime, self)
         trackers = Trackers(self.settings.train.trackers, self.report)
         self.progress = Progress(self.report)
         self.page = PageWriter()
@@ -130,6 +133,7 @@ class Run(Hooks):
         self.began = time.monotonic()
         self.seconds_before = 0.0
         self.saved_at = -1
+        self.told = 0  # epochs of whose end all observers know
         self.writer = Writer(parts.runtime.device)
         self.asking = Asking(self.settings.train.log_every)
         self.decorations: list[tuple[str, Callable[[], None]]] = []
@@ -179,7 +183,7 @@ class Run(Hooks):
             # Of shards this one has the first alone, and others may not be here to give theirs.
             alone = self.main and not self.runtime.sharded
             if alone and self.trainer.whole and self.trainer.step > max(self.saved_at, 0):
-                self._save()
+                self._save(alone=True)
                 self.report.warn(
                     f"{type(error).__name__} ended the training; step {self.trainer.step} was saved, and"
                     f" dsdmae {self.command} --resume --out {typed(self.directory.path)} goes on"
@@ -216,9 +220,7 @@ class Run(Hooks):
     def _describe(self) -> None:
         """run.json, and a line for the person."""
         runtime, train = self.runtime, self.settings.train
-        before: dict[str, Any] = {}
-        with suppress(ValueError):  # a damaged one is written anew
-            before = self.directory.read_json(RUN) if self.resume else {}
+        before = self.directory.read_json(RUN) if self.resume else {}
         self.page.before = list(before.get("warnings", ()))
         self.about = environment() | {
             "run": self.command,
@@ -260,12 +262,23 @@ class Run(Hooks):
     def logged(self, record: dict[str, float]) -> None:
         self.log(record)
 
+    def taken_up(self) -> None:
+        if self._unseen:  # an error ended the run in the midst of it
+            self.epoch_ended(self.trainer.step // self.trainer.steps_per_epoch)
+
     def epoch_ended(self, epoch: int) -> None:
         train = self.settings.train
         last = epoch == train.epochs
         self._tell(lambda observer: observer.epoch_ended(self, epoch, last))
+        self.told = epoch
         if last or epoch % train.checkpoint_every == 0:
             self._save(wait=last)
+
+    @property
+    def _unseen(self) -> bool:
+        """Whether an epoch ends with this step, and not all observers have seen its end."""
+        epoch, within = divmod(self.trainer.step, self.trainer.steps_per_epoch)
+        return epoch > self.told and not within
 
     def recut(self, micro_batch: int, before: int) -> None:
         if self.main:
@@ -289,16 +302,21 @@ class Run(Hooks):
 
     # -- checkpoints
 
-    def _save(self, wait: bool = True) -> None:
-        """Save this step, unless that was done; without `wait` it may still be under way when this returns."""
+    def _save(self, wait: bool = True, alone: bool = False) -> None:
+        """Save this step, unless that was done; without `wait` it may still be under way when this returns.
+
+        Args:
+            alone: the other processes do not come here at the same time.
+        """
         if self.saved_at != self.trainer.step:
-            self._write()
+            self._write(alone)
         if wait:
             self.writer.wait()
 
-    def _write(self) -> None:
-        model, training, state = self.trainer.state()
+    def _write(self, alone: bool) -> None:
+        model, training, state = self.trainer.state(alone)
         state["seconds"] = self.seconds()
+        state["epoch_unseen"] = self._unseen
         state["unreadable"] = self.unreadable.reasons
         state["data"] = self.images.model_dump()
         for observer in self.observers:
@@ -315,58 +333,29 @@ class Run(Hooks):
         Raises:
             CheckpointError: in all processes, where one of them cannot read that very checkpoint.
         """
-        found = self._chosen()
+        found = chosen(self.directory, self.report)
         if found is None:
             self.report.note("no checkpoint yet: starting from the beginning")
         with distributed.one_fate():
             self._go_on_from(found)
         if self.main:
-            self.directory.forget_after(-1 if found is None else found.step)
-
-    def _chosen(self) -> Checkpoint | None:
-        folder = self.directory.checkpoints
-        found: Checkpoint | None = None
-
-        def choose() -> tuple[str, str] | None:
-            nonlocal found
-            found, complaints = checkpoint.load_newest(folder)
-            for complaint in complaints:
-                self.report.warn(f"{complaint}; going back to the one before")
-            if found is None and complaints:
-                raise CheckpointError(
-                    f"no checkpoint of {self.directory.path} is whole ({complaints[0]}); start a new run with --out"
-                )
-            return None if found is None else checkpoint.told_apart(folder, found.step)
-
-        chosen = distributed.main_says(choose)
-        with distributed.one_fate():
-            if chosen is not None and not self.main:
-                found = checkpoint.load_chosen(folder, *chosen)
-        return found
+            self.directory.forget_after(-1 if found is None else found.step, epoch_again=self._unseen)
 
     def _go_on_from(self, found: Checkpoint | None) -> None:
         if found is not None:
             kept = read_kept(found.state, self.directory.path)
-            self._look_for_other_images(kept)
+            if other := other_images(kept, self.images, self.directory.path, self.settings.data.dataset):
+                if not self.accept_changes:
+                    raise CheckpointError(f"{other}; put them back, or go on with what is there by --accept-changes")
+                if self.main:
+                    self.report.warn(f"{other}; order, epochs and schedule are others from here on")
             checkpoint.load_into(self.method, found.model, str(self.directory.checkpoints))
             self.trainer.restore(found.step, found.training, found.state)
             self.seconds_before = kept.seconds
+            self.told = found.step // self.trainer.steps_per_epoch - kept.epoch_unseen
             self.unreadable.reasons.update(kept.unreadable)
             self._tell(lambda observer: observer.restore(found.state))
             self.saved_at = found.step
-
-    def _look_for_other_images(self, kept: Kept) -> None:
-        """See that a checkpoint is of a run on these images, or say that it is not where that was accepted."""
-        if kept.data is None or kept.data == self.images:
-            return
-        other = (
-            f"the images of {self.settings.data.dataset} are not those that {self.directory.path} learned from:"
-            f" {kept.data} then, {self.images} now"
-        )
-        if not self.accept_changes:
-            raise CheckpointError(f"{other}; put them back, or go on with what is there by --accept-changes")
-        if self.main:
-            self.report.warn(f"{other}; order, epochs and schedule are others from here on")
 
     def interrupted(self, number: int) -> RunInterrupted:
         """What is said of a run that a signal stopped and whose last step is saved."""

@@ -208,7 +208,7 @@ class RunDir:
 
     def _acquire(self) -> None:
         try:
-            self._lock.acquire()
+            self._lock.acquire(timeout=0.2)  # who only asks whether it is held has it for a moment (runs/child.py)
         except Timeout as error:
             raise SettingsError(
                 f"another process is running in {self.path}; wait for it, stop it, or choose another --out"
@@ -304,12 +304,17 @@ class RunDir:
                 self._metrics = (self.path / METRICS).open("a", encoding="utf-8", buffering=1)
             self._metrics.write(json.dumps(record) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that a resumed run will write again; a damaged file is kept beside it."""
+    def forget_after(self, step: int, *, epoch_again: bool = False) -> None:
+        """Drop the lines of metrics.jsonl that a resumed run will write again; a damaged file is kept beside it.
+
+        Args:
+            epoch_again: the step ends an epoch, and what observers say of its end will be written again too.
+        """
         records, damaged = self._records()
         if damaged:
             (self.path / METRICS).replace(self.path / f"{METRICS}.damaged")
-        kept = [record for record in records if record["step"] <= step]
+        last = step if epoch_again else step + 1
+        kept = [r for r in records if r["step"] < last or (r["step"] == step and "lr" in r)]
         self._write(METRICS, "".join(json.dumps(record) + "\n" for record in kept))
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 from helpers import assignments, one_line, start, train, words
 
 from dsdmae_cli import checkpoint, distributed
+from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import DataError, SettingsError
 from dsdmae_cli.runtime import choose_device
 
@@ -135,6 +136,23 @@ def test_a_group_of_one_agrees_with_itself() -> None:
     distributed.agree("images", "8 images", "")
     with pytest.raises(DataError, match=r"^torn$"), distributed.one_fate():
         raise DataError("torn")
+
+
+def test_all_take_the_smallest_micro_batch_of_any(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def fit(self: Trainer) -> None:
+        seen.extend((self.runtime.micro_batch, len(next(next(self.source.steps(0))).images)))
+        raise ZeroDivisionError
+
+    highest = distributed.highest
+    monkeypatch.setattr(distributed, "highest", lambda value: max(highest(value), -2))  # the other one's is 2
+    monkeypatch.setattr(Trainer, "fit", fit)
+    with pytest.raises(ZeroDivisionError):
+        train(digits, tmp_path / "run", "train.micro_batch=4", "train.knn_every=100")
+    assert seen == [2, 2]
 
 
 def test_each_process_has_a_gpu_of_its_own_or_one_line_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,19 +139,23 @@ from dsdmae_cli import distributed
 from toy import Listener, Toy, trainer
 
 class Uneven(Toy):
-    # Its loss is infinite in the second process's second step, its gradient nowhere.
+    # Its loss is another in the second process's first step and infinite in its second, its gradient never.
     def forward(self, images, corruption):
         losses = super().forward(images, corruption)
-        if distributed.rank() == 1 and self.steps == 1:
-            losses["loss"] = losses["loss"] + float("inf")
+        if distributed.rank() == 1 and self.steps < 2:
+            losses["loss"] = losses["loss"] + (1, float("inf"))[self.steps]
         return losses
 
 def main():
     # What holds the group must be gone before the interpreter ends, or gloo's threads abort it now and then.
-    run = trainer(Uneven(), Listener(stop_at=3), micro=16)
+    run = trainer(Uneven(), Listener(stop_at=3), micro=16, log_every=4)
     run.fit()
     weights = torch.cat([p.detach().flatten() for p in run.method.net.parameters()])
-    said = f"{int(run.skipped)} {weights.double().sum().item()}"
+    [_, kept, _], [_, own, _] = run.state(), run.state(alone=True)
+    [mean] = {value["window/loss"].item() for value in distributed.all_gathered(kept)}
+    assert abs(mean - sum(value["window/loss"].item() for value in distributed.all_gathered(own)) / 2) < 1e-6
+    assert mean != own["window/loss"].item()
+    said = f"{int(run.skipped)} {weights.double().sum().item()} {mean}"
     Path(sys.argv[1], f"rank{distributed.rank()}").write_text(said)
 
 with distributed.process_group(torch.device("cpu")):
@@ -160,7 +164,8 @@ with distributed.process_group(torch.device("cpu")):
 
 
 def test_what_is_not_finite_in_one_process_is_skipped_by_all(tmp_path: Path) -> None:
-    """Gradients are averaged and so tell everyone; a loss tells its own process alone, were it not exchanged."""
+    """Gradients are averaged and so tell everyone; a loss tells its own process alone, were it not exchanged. And what
+    a checkpoint keeps of a window that is open is the mean of all, since all go on with it."""
     script = tmp_path / "uneven.py"
     script.write_text(UNEVEN)
     here = Path(__file__).parent

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
 from helpers import settings
-from torch import Tensor
+from torch import Tensor, nn
 from toy import CPU, IMAGES, Fixed, Listener, Toy, everything, mae_lr, trainer
 
 from dsdmae_cli.config.resolve import resolve
@@ -20,6 +21,7 @@ from dsdmae_cli.data.source import Batching, MicroBatch
 from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.methods.base import Losses
+from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runtime import Runtime
 from dsdmae_cli.settings.models import OptimSettings, TrainSettings
@@ -138,6 +140,54 @@ def test_a_non_finite_step_changes_nothing(fault: str, bad: set[int]) -> None:
     assert int(run.skipped) == len(bad)
 
 
+class Normed(Toy):
+    """Its batch norm sees what is not finite in the step of this number."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__()
+        self.bad = bad
+        self.net = nn.Sequential(self.net[0], self.net[1], nn.BatchNorm1d(16), *self.net[3:])
+        self.teacher = EMATeacher(self.net, (0.5, 0.9))
+
+    def forward(self, images: Tensor, corruption: Tensor) -> Losses:
+        return super().forward(images * math.inf if self.steps == self.bad else images, corruption)
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_non_finite_step_leaves_running_statistics_as_they_were(bad: int) -> None:
+    def statistics() -> list[Tensor]:
+        norms = [part for part in run.method.modules() if isinstance(part, nn.BatchNorm1d)]
+        return [s.clone() for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+
+    def look(step: int) -> None:
+        seen.append(statistics())
+
+    seen: list[list[Tensor]] = []
+    run = trainer(Normed(bad), Listener(look), micro=8, epochs=1 if bad == 0 else 2)
+    seen.append(statistics())
+    run.fit()
+    assert int(run.skipped) == 1
+    for step, (before, after) in enumerate(pairwise(seen)):
+        assert all(torch.equal(*pair) == (step == bad) for pair in zip(before, after, strict=True)), step
+    assert all(bool(tensor.isfinite().all()) for tensor in seen[-1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_infinite_loss_whose_gradient_is_finite_is_skipped_too(precision: str) -> None:
+    """fp16's scaler has a flag of its own, and looks at gradients alone."""
+
+    class Infinite(Toy):
+        def forward(self, images: Tensor, corruption: Tensor) -> Losses:
+            losses = super().forward(images, corruption)
+            return losses if self.steps != 2 else {**losses, "loss": losses["loss"] + math.inf}
+
+    seen: list[dict[str, Tensor]] = []
+    run = trainer(Infinite(), Listener(lambda step: seen.append(everything(run))), precision=precision)
+    run.fit()
+    same = [all(torch.equal(before[name], after[name]) for name in before) for before, after in pairwise(seen[:4])]
+    assert same == [False, True, False]
+
+
 def test_only_good_steps_count_in_a_window() -> None:
     hooks, good = Listener(), Listener()
     trainer(Toy(lambda step: "nan" if step == 1 else ""), hooks, log_every=3).fit()
@@ -199,6 +249,20 @@ def test_stopped_and_restored_is_as_if_never_stopped(stop_at: int) -> None:
     ]
     assert timeless[0] == timeless[1]
     assert int(second.skipped) == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_run_may_go_on_in_another_precision(before: str, after: str) -> None:
+    """As "auto" has it where a run moves to a GPU that has no bf16; only fp16 has a scale to go on with."""
+    first = trainer(Toy(), Listener(stop_at=2), precision=before)
+    first.fit()
+    weights, training, rest = first.state()
+    second = trainer(Toy(), Listener(), precision=after)
+    second.method.load_state_dict(weights)
+    second.restore(2, training, rest)
+    second.hooks.step = 2  # type: ignore[attr-defined]
+    second.fit()
+    assert (second.step, int(second.skipped)) == (6, 0)
 
 
 # -- precision and compilation, with the real method

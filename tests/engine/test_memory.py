@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from toy import Listener, Toy, trainer
 
-from dsdmae_cli import runtime, work
+from dsdmae_cli import distributed, engine, runtime, work
 from dsdmae_cli.config.compose import load
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.data import open as opening
 from dsdmae_cli.engine import Trainer
 from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.methods.base import Losses, Method
+from dsdmae_cli.methods.projection import is_synchronized, synchronized
 from dsdmae_cli.methods.recomputing import recompute
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runtime import choose_runtime, dividing_power
@@ -154,6 +155,22 @@ def test_what_fits_is_not_halved() -> None:
 def test_no_room_for_an_image_is_said() -> None:
     with pytest.raises(RunFailed, match="not the memory for a single image"):
         halving(OfEncoder(0), Listener(), micro=2).fit()
+
+
+def test_what_waits_for_other_processes_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one whose memory does not do would leave its batch norm, and the others wait for it there."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    with monkeypatch.context() as patched:
+        assert not is_synchronized(synchronized(net))
+        patched.setattr(distributed, "world_size", lambda: 2)
+        assert not is_synchronized(net)
+        assert is_synchronized(synchronized(net))
+        assert not is_synchronized(synchronized(net).eval())  # as a teacher's, or a frozen tokenizer's
+    monkeypatch.setattr(engine, "is_synchronized", lambda method: True)
+    hooks = Listener()
+    with pytest.raises(RunFailed, match=r"try --set train\.micro_batch=12"):
+        halving(OfEncoder(3), hooks, micro=24).fit()
+    assert not hooks.recuts
 
 
 def test_a_resumed_run_keeps_the_micro_batch_that_fitted() -> None:

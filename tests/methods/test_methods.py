@@ -107,6 +107,12 @@ def test_mae_is_its_formulas(more: tuple[str, ...]) -> None:
     assert_losses(method, clean, corruption, {"loss": loss, "pixel": loss})
 
 
+@pytest.mark.parametrize("name", ["mae", "msa", "sdae", "tscae", "cae"])
+def test_what_hides_some_patches_needs_several(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"one patch of an image of 16x16 px; lower backbone\.patch_size"):
+        tiny("backbone.patch_size=16", name=name)
+
+
 def test_a_class_token_learns_through_the_decoder() -> None:
     """Its own gradient is not zero: what it gathers from the patches helps to restore the others."""
     for name in ("mae", "sdae"):

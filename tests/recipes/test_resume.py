@@ -21,6 +21,9 @@ from small_runs import FILES, MOMENTS, PLACES, RANDOM, STEPS, at_step
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.errors import CheckpointError, RunInterrupted, SettingsError
+from dsdmae_cli.runs.observers.base import Observer
+from dsdmae_cli.runs.observers.features import Features
+from dsdmae_cli.runs.observers.page import PageWriter
 from dsdmae_cli.runs.run import Run
 
 
@@ -84,6 +87,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         kept = FILES - {name for name in FILES if "step-00000010" in name}
         assert {name for name in listing(run) if "step-00000011/" not in name} >= kept
     assert json.loads((run / "run.json").read_text())["resumed_at_step"] == 11
+
+
+@pytest.mark.parametrize("observer", [Features, PageWriter])  # told first, and when all others know
+def test_an_error_at_the_end_of_an_epoch_leaves_nothing_out(
+    observer: type[Observer], copied: Path, resident: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied / "checkpoints" / f"step-{STEPS:08d}")
+    (copied / "result.json").unlink()
+
+    def fall(self: Observer, run: Run, epoch: int, last: bool) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(observer, "epoch_ended", fall)
+        with pytest.raises(ZeroDivisionError):
+            train(digits, copied, *RANDOM, *PLACES["resident"], resume=True)
+        assert checkpoint.newest_first(copied / "checkpoints")[0].name == f"step-{STEPS:08d}"
+    train(digits, copied, *RANDOM, *PLACES["resident"], resume=True)
+    assert_same_run(copied, resident)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import termios
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -126,6 +128,21 @@ def test_a_run_that_is_held_is_running(made: Path, do: Do) -> None:
         assert (code, "is running; stop it first" in one_line(err)) == (2, True)
 
 
+def test_somebody_elses_runs_and_two_who_look_at_once(made: Path, do: Do, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def readable(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if str(path).endswith(".lock") and flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", readable)
+    with (made / "stopped" / ".lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        told = {run["name"]: run for run in json.loads(do("runs", "--in", made, "--json")[1])["runs"]}
+    assert told["stopped"]["state"] == "stopped"
+
+
 def test_nothing_there(tmp_path: Path, do: Do) -> None:
     code, out, err = do("runs")
     assert (code, out) == (0, "")
@@ -207,7 +224,7 @@ def test_best(runs: Path, do: Do, digits: Path) -> None:
     assert (code, "no finished run of `dsdmae probe`" in one_line(err)) == (2, True)
 
 
-def test_rm_asks(runs: Path, do: Do, tmp_path: Path) -> None:
+def test_rm_asks(runs: Path, do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = do("runs", "rm", "failed")
     assert (code, "say --yes" in one_line(err)) == (2, True)
     code, _, err = do("runs", "rm", "failed", "faild", "--yes")
@@ -220,7 +237,8 @@ def test_rm_asks(runs: Path, do: Do, tmp_path: Path) -> None:
     code, _, err = do("runs", "rm", tmp_path / "mine", "--yes")
     assert (code, "has no settings.toml" in one_line(err)) == (2, True)
     assert (tmp_path / "mine").is_dir()
-    assert do("runs", "rm", "failed", runs / "killed", "--yes")[0] == 0
+    monkeypatch.chdir(runs / "killed")
+    assert do("runs", "rm", "failed", ".", "--yes")[0] == 0
     assert {path.name for path in runs.iterdir()} - {"notes"} == {"finished", "stopped", "link"}
 
 

@@ -17,6 +17,7 @@ class Collapse:
     """A watcher of features (features.Watcher)."""
 
     num_images = 0
+    before: Spread | None = None  # when the run began
 
     def measure(self, run: Run, features: Float[Tensor, "n d"]) -> dict[str, float]:
         """Spread and rank."""
@@ -27,8 +28,9 @@ class Collapse:
         """Warn where they fell since the run began."""
         if not run.method.learns_features:
             return
-        first = next((r for r in run.directory.metrics() if "rank" in r), None)
-        before = None if first is None else Spread(spread=first["spread"], rank=first["rank"])
-        warning = collapse_warning(Spread(spread=record["spread"], rank=record["rank"]), before, self.num_images)
+        if self.before is None:  # its file grows with the run, and is read once
+            first = next((r for r in run.directory.metrics() if "rank" in r), record)
+            self.before = Spread(spread=first["spread"], rank=first["rank"])
+        warning = collapse_warning(Spread(spread=record["spread"], rank=record["rank"]), self.before, self.num_images)
         if warning is not None:
             run.report.warn(f"epoch {record['epoch']:.4g}: {warning}")

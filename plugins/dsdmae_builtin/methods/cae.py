@@ -22,7 +22,7 @@ from dsdmae_cli import corruption as C
 from dsdmae_cli.backbone import Backbone
 from dsdmae_cli.masking import block_ids
 from dsdmae_cli.methods.base import Losses, Method, Pictures
-from dsdmae_cli.methods.heads import TokenTransformer
+from dsdmae_cli.methods.heads import TokenTransformer, check_several_patches
 from dsdmae_cli.methods.spreading import Spreading
 from dsdmae_cli.methods.tokens import FrozenTokenizer, ImageTokenizer
 
@@ -40,6 +40,7 @@ class CAE(Method):
 
     def __init__(self, settings: CAESettings, backbone: Backbone, tokenizer: ImageTokenizer) -> None:
         super().__init__()
+        check_several_patches(backbone)
         self.settings = settings
         self.backbone = backbone
         self.spreading = Spreading(settings, self)

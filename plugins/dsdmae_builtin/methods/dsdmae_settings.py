@@ -28,7 +28,7 @@ class DSdMAESettings(SpreadSettings):
     written_before: ClassVar = {"noise_correlation": 0.0}
 
     mask_ratio: PositiveFraction | tuple[PositiveFraction, PositiveFraction] = Field(
-        0.75, description="fraction of patches that carry noise; a pair is drawn from once a batch"
+        0.75, description="fraction of patches that carry noise; a pair is drawn from once a micro-batch"
     )
     noise: Literal["add", "replace", "mix", "photograph"] = Field(
         "add",

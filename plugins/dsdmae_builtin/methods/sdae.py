@@ -21,7 +21,7 @@ from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.masking import multi_fold_ids
 from dsdmae_cli.methods.base import Losses, Method, Pictures, StepInfo
 from dsdmae_cli.methods.ema import EMATeacher
-from dsdmae_cli.methods.heads import MaskedDecoder
+from dsdmae_cli.methods.heads import MaskedDecoder, check_several_patches
 from dsdmae_cli.methods.losses import cosine_loss, standardize_tokens
 from dsdmae_cli.methods.pictures import keep_only, similarity_map
 from dsdmae_cli.methods.spreading import Spreading
@@ -40,6 +40,7 @@ class SdAE(Method):
 
     def __init__(self, settings: SdAESettings, backbone: Backbone) -> None:
         super().__init__()
+        check_several_patches(backbone)
         self.settings = settings
         self.student = backbone
         self.spreading = Spreading(settings, self)
