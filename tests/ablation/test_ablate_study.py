@@ -272,6 +272,19 @@ def test_a_search_draws_as_many_points_as_asked_each_with_all_seeds(tmp_path: Pa
     assert len(work_off(Study(more, tmp_path / "j"))) == 2
 
 
+@pytest.mark.parametrize("text", ["0.9000001..0.9000002", "0.12345..0.1234567", "1e-7..2.2e-7log", "0.9..0.90001:1e-6"])
+def test_a_search_of_a_narrow_range_stays_within_it_and_finds_different_values(tmp_path: Path, text: str) -> None:
+    """Values that four digits cannot tell apart were one value, out of the range, and ended the search."""
+    asked = definition(("optim.weight_decay", text), search="random", trials=4)
+    study = Study(asked, tmp_path / "j")
+    drawn = [float(row.point["optim.weight_decay"]) for row in work_off(study)]
+    span = asked.axes[0].span
+    assert span is not None
+    assert len(set(drawn)) == 4
+    assert all(span.low <= value <= span.high for value in drawn)
+    assert not study.used_up
+
+
 def test_a_search_of_a_space_that_is_used_up_ends(tmp_path: Path) -> None:
     study = Study(definition(("method", "dsdmae,mae"), search="random", trials=9), tmp_path / "j")
     assert len(work_off(study, lambda row: 0.5)) == 2
