@@ -245,6 +245,9 @@ def _cost(story: Story) -> Iterator[tuple[str, str]]:
 
 def _going_on(story: Story) -> Iterator[Block]:
     folder = f"{_RUN} is the folder that holds this page."
+    if story.state == "failed" and story.command == "probe":  # which is never saved half-way
+        yield Text(["The same command begins it anew."], quiet=True)
+        return
     if story.state == "running":
         yield Text([f"Ctrl-C stops it and saves. {folder} Then this goes on:"], quiet=True)
     if story.state in ("running", "stopped", "failed"):
