@@ -157,8 +157,8 @@ def test_a_folder_of_another_program_is_no_run(runs: Path, do: Do, theirs: str) 
     (other / "src").mkdir(parents=True)
     (other / "settings.toml").write_text(theirs)
     assert "website" not in do("runs")[1]
-    for words in (("show", "website"), ("open", str(other)), ("rm", str(other), "--yes"), ("rm", "website", "--yes")):
-        code, out, err = do("runs", *words)
+    for command in (("show", "website"), ("open", str(other)), ("rm", str(other), "--yes"), ("rm", "website", "--yes")):
+        code, out, err = do("runs", *command)
         assert (code, out) == (2, "")
         assert "is no run" in one_line(err)
     assert sorted(path.name for path in other.iterdir()) == ["settings.toml", "src"]
