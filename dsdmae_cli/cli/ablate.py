@@ -185,8 +185,9 @@ def command(*, asked: Asked, given: Given) -> None:
     _check(asked)
     definition = _definition(asked, given)
     from dsdmae_cli.ablation.dry_run import dry_run as planned
+    from dsdmae_cli.ablation.storage import study_folder
     from dsdmae_cli.files import SAME, not_resumable
-    from dsdmae_cli.recipes.ablate import ablate, study_folder
+    from dsdmae_cli.recipes.ablate import ablate
     from dsdmae_cli.report import Report, print_result
 
     if given.dry_run:
@@ -323,7 +324,8 @@ def _check_metric_options(metric: Metric, options: tuple[str, ...], base: Base, 
     try:
         found = load(name).make_context(f"dsdmae {name}", [SCRATCH, *metric.command[1:], *options]).params
     except USAGE_ERROR as error:
-        raise SettingsError(f"{said}: {error.format_message()} (see dsdmae {name} --help)") from error
+        text = error.format_message()  # type: ignore[attr-defined]
+        raise SettingsError(f"{said}: {text} (see dsdmae {name} --help)") from error
     if wrong := [field for field in _NO_OPTIONS if found.get(field)]:
         raise SettingsError(f"{said}: --{wrong[0].replace('_', '-')} is the study's to say; leave it out")
     given = gathered(name, **found)
