@@ -69,7 +69,7 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     if before is not None:
         return _judging_on(given, schema, section, before)
     if given.subject is None:
-        raise SettingsError(f"say what to judge: {allowed()}")
+        raise SettingsError(f"say what to judge: {allowed(trained=schema.command == 'worth')}")
     values, origin = taken_over(given.subject, given.like)
     # Above what a file says: settings.toml of another run, with which this one is to be judged alike, names its own.
     start = f"{section}.start"
