@@ -111,7 +111,11 @@ class Study:
             raise
         except Exception as error:  # whatever a database driver raises
             said = without_password(str(error).splitlines()[0]) if str(error) else type(error).__name__
-            raise SettingsError(f"cannot open the study in {where}: {said}") from error
+            # What is done is told by the trials' own files: without its journal a study finds them again.
+            again = "" if isinstance(storage, str) else (
+                "; where it is damaged, move it away: the same command takes the trials that are done from their files"
+            )  # fmt: skip
+            raise SettingsError(f"cannot open the study in {where}: {said}{again}") from error
         before = study.user_attrs.get("definition")
         if before is not None:
             check_same(before, definition, where)

@@ -260,6 +260,15 @@ def test_a_storage_that_cannot_be_opened_is_one_line(storage: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_damaged_journal_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    work_off(Study(definition(), journal))
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:200] + bytes(range(128, 256)) + whole[200:])
+    with pytest.raises(SettingsError, match=r"study\.journal: .*; where it is damaged, move it away: the same command"):
+        Study(definition(), journal)
+
+
 @pytest.mark.parametrize("search", ["tpe", "random"])
 def test_a_search_draws_as_many_points_as_asked_each_with_all_seeds(tmp_path: Path, search: Any) -> None:
     asked = definition(("mask-ratio", "0.5..0.95"), ("method", "dsdmae,mae"), search=search, trials=4, seeds=2)
