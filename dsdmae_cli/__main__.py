@@ -54,9 +54,8 @@ def _answered(arguments: list[str]) -> int:
     import typer
 
     from dsdmae_cli.cli import app
+    from dsdmae_cli.cli.group import USAGE_ERROR
 
-    # Typer carries a copy of click from some release on; the base class of its usage errors is not exported by either.
-    usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         if _command(arguments) in _TRAINS:
             os.environ.update(slurm.group(os.environ))
@@ -75,7 +74,7 @@ def _answered(arguments: list[str]) -> int:
             return error.exit_code
         text = str(error) if _command(arguments) in _TRAINS else str(error).replace(RESUME, AGAIN)
         return _complain(text, error.exit_code, arguments)
-    except usage_error as error:
+    except USAGE_ERROR as error:
         return _usage(error, arguments)
     except typer.Exit as error:
         return error.exit_code

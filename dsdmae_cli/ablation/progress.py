@@ -12,8 +12,11 @@ from dsdmae_cli.ablation.study import Row
 from dsdmae_cli.ablation.sweep import describe
 from dsdmae_cli.ablation.trial import Job
 from dsdmae_cli.report import duration, say, shown
+from dsdmae_cli.report.lines import shortened
 
 _PLAIN_SECONDS = 30.0
+# Columns between those of the table; that progress is worth; that a title keeps where there is little room.
+_GAP, _PROGRESS, _TITLE = 2, 24, 8
 _STYLES = {"done": "green", "running": "bold", "failed": "red", "pruned": "yellow", "stopped": "yellow"}
 
 
@@ -99,18 +102,31 @@ class RichProgress(Progress):
     def _table(self, view: View) -> Any:
         from rich.table import Table
 
-        keys = list(view.rows[0].point) if view.rows else []
-        left = f"about {view.left}" if view.left else ""
-        caption = "  ".join(text for text in (view.counts(), left, view.note) if text)
-        table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
-        for title in (*keys, "seed", "state", self.metric.label, "progress"):
-            table.add_column(title, no_wrap=True)
         rows = self._fitting(view.rows)
-        for row in rows:
-            table.add_row(*row.point.values(), str(row.seed), *self._cells(row, view), style=_STYLES.get(row.state))
-        if len(rows) < len(view.rows):
-            table.add_row(f"and {len(view.rows) - len(rows)} more", style="dim")
+        left = f"about {view.left}" if view.left else ""
+        more = f"{len(view.rows) - len(rows)} not shown" if len(rows) < len(view.rows) else ""
+        caption = "  ".join(text for text in (view.counts(), left, more, view.note) if text)
+        table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+        keys = list(view.rows[0].point) if view.rows else []
+        lines = [[*row.point.values(), str(row.seed), *self._cells(row, view)] for row in rows]
+        columns = self._columns([*keys, "seed", "state", self.metric.label], lines)
+        for title, width in columns:
+            table.add_column(shortened(title, width), no_wrap=True, width=width)
+        room = self.console.width - sum(width + _GAP for _, width in columns)
+        if room >= _TITLE:
+            table.add_column("progress", no_wrap=True, max_width=room)
+        for row, cells in zip(rows, lines, strict=True):
+            table.add_row(*cells[: len(table.columns)], style=_STYLES.get(row.state))
         return table
+
+    def _columns(self, titles: list[str], lines: list[list[str]]) -> list[tuple[str, int]]:
+        """The columns before the last with their widths: a reason that is long takes nothing from them, and where there
+        is little room for what is seen of progress, titles give way to what stands below them."""
+        widest = [max((len(line[place]) for line in lines), default=0) for place in range(len(titles))]
+        widths = [max(wide, len(title)) for wide, title in zip(widest, titles, strict=True)]
+        if self.console.width - sum(width + _GAP for width in widths) < _PROGRESS:
+            widths = [max(wide, min(len(title), _TITLE)) for wide, title in zip(widest, titles, strict=True)]
+        return list(zip(titles, widths, strict=True))
 
     def _fitting(self, rows: list[Row]) -> list[Row]:
         """As many as the screen holds: what runs first, then what ended last, then what comes next."""

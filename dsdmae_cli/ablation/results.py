@@ -96,6 +96,8 @@ class Results:
         """By point, in the order of the sweep; of a search, in the order drawn."""
         order = {describe(point): i for i, point in enumerate(self.definition.points)}
         names = dict.fromkeys(describe(row.point) for row in self.rows)
+        # Run before the grid grew by the value that it is the same as: with both there would be no best.
+        names = dict.fromkeys(n for n in names if self.definition.twins.get(n) not in names)
         found = [
             Setting(rows[0].point, rows) for n in names if (rows := [r for r in self.rows if describe(r.point) == n])
         ]

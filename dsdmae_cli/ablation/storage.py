@@ -20,11 +20,13 @@ from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
+from dsdmae_cli.ablation.definition import Definition
 from dsdmae_cli.errors import SAME, RunFailed, SettingsError
 from dsdmae_cli.files import explained
 from dsdmae_cli.report import without_password
 
 T = TypeVar("T")
+JOURNAL = "study.journal"
 _PATIENCE = 60.0  # seconds; what is done under a lock takes a moment
 # What databases say where two processes make the same tables: nothing is wrong a moment later. Of rows, those of the
 # two tables that have one each, or of the system's own list of types.
@@ -36,6 +38,22 @@ _MADE_TWICE = re.compile(
 _WAITS = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds
 _POSTGRESQL = ("postgresql", "postgres")
 _ADVICE = SAME
+
+
+def study_folder(definition: Definition, out: Path | None) -> Path:
+    """Where a study is kept.
+
+    Raises:
+        SettingsError: the directory holds something else, or cannot be read.
+    """
+    folder = (out or definition.default_path()).absolute()
+    try:
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
+    if names and not {JOURNAL, "trials"} & set(names):
+        raise SettingsError(f"--out {folder} holds no study but other things ({names[0]}); choose another one")
+    return folder
 
 
 class Books:

@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from dsdmae_cli.ablation.definition import Definition, check_same, widened
 from dsdmae_cli.ablation.storage import Books
 from dsdmae_cli.ablation.sweep import Axis, Point
+from dsdmae_cli.ablation.values import drawn_text
 from dsdmae_cli.errors import DsdmaeError, SettingsError
 from dsdmae_cli.report import without_password
 
@@ -110,7 +111,11 @@ class Study:
             raise
         except Exception as error:  # whatever a database driver raises
             said = without_password(str(error).splitlines()[0]) if str(error) else type(error).__name__
-            raise SettingsError(f"cannot open the study in {where}: {said}") from error
+            # What is done is told by the trials' own files: without its journal a study finds them again.
+            again = "" if isinstance(storage, str) else (
+                "; where it is damaged, move it away: the same command takes the trials that are done from their files"
+            )  # fmt: skip
+            raise SettingsError(f"cannot open the study in {where}: {said}{again}") from error
         before = study.user_attrs.get("definition")
         if before is not None:
             check_same(before, definition, where)
@@ -356,8 +361,8 @@ def _distribution(axis: Axis, grid: bool) -> BaseDistribution | None:
 
 
 def _label(axis: Axis, value: Any) -> str:
-    """A drawn value as text: four digits say enough."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A drawn value as text: a word, or a number of the axis' span."""
+    return str(value) if axis.span is None else drawn_text(value, axis.span)
 
 
 def _note(trial: FrozenTrial) -> str | None:

@@ -204,6 +204,8 @@ class Job:
 
     def _outcome(self) -> tuple[float | None, dict[str, Any]]:
         result = RunDir(self.run).read_json(RESULT)
+        if self.metric.name == "knn" and result["knn_accuracy"] is None and result.get("knn_images"):
+            raise RunFailed(f"it has no k-NN accuracy. {result['closing']}")
         facts = {
             "run": self.name,
             "seconds": result["seconds"],

@@ -19,6 +19,7 @@ from dsdmae_cli.errors import SettingsError
 
 MOST_TRIALS = 1000
 _USUAL_VALUES = 5
+_LARGEST_WHOLE = 10**15  # a double and four digits of rounding are exact up to here
 _RANGE = re.compile(r"(?P<low>[^.].*?)\.\.(?P<high>[^:/]+?)(?::(?P<step>[^/]+?))?(?:/(?P<count>\w+?))?(?P<log>log)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 
@@ -103,25 +104,37 @@ def _range(key: str, item: str, whole: bool | None) -> tuple[list[str], Span] | 
     low, high = ends
     if match is None or low is None or high is None:
         return None
-    said = f"--sweep {key} {item}"
-    if low == high:
-        raise SettingsError(f"{said}: the range is empty; write one value, {low}, or two different ends")
+    said, log = f"--sweep {key} {item}", match["log"] is not None
     if low > high:
         raise SettingsError(f"{said}: the range runs backwards; write {match['high']}..{match['low']}")
     if whole is None:
         whole = low == low.to_integral_value() and high == high.to_integral_value()
-    if whole and (low != int(low) or high != int(high)):
+    _check_ends(said, low, high, whole, log)
+    if match["step"] is None:
+        return _counted(said, low, high, match["count"], whole, log)
+    if log or match["count"] is not None:
+        raise SettingsError(f"{said}: give a step (:0.05) or a number of values (/5, /5log), not both")
+    step = _number(match["step"].strip())
+    values = _stepped(said, low, high, step, whole)
+    return [_text(v) for v in values], Span(float(low), float(high), float(step or 0), False, whole)
+
+
+def _check_ends(said: str, low: Decimal, high: Decimal, whole: bool, log: bool) -> None:
+    if low == high:
+        raise SettingsError(f"{said}: the range is empty; write one value, {low}, or two different ends")
+    if whole and (low != low.to_integral_value() or high != high.to_integral_value()):
         raise SettingsError(f"{said}: this setting takes whole numbers; got ends {low} and {high}")
-    log = match["log"] is not None
+    if whole and max(abs(low), abs(high)) > _LARGEST_WHOLE:
+        raise SettingsError(f"{said}: that is further than whole numbers are counted here, {_LARGEST_WHOLE:.0e}")
     if log and low <= 0:
         raise SettingsError(f"{said}: log needs ends above 0, got {low}")
-    if match["step"] is not None and (log or match["count"] is not None):
-        raise SettingsError(f"{said}: give a step (:0.05) or a number of values (/5, /5log), not both")
-    if match["step"] is not None:
-        step = _number(match["step"].strip())
-        values = _stepped(said, low, high, step, whole)
-        return [_text(v) for v in values], Span(float(low), float(high), float(step or 0), False, whole)
-    count = _count(said, match["count"])
+
+
+def _counted(
+    said: str, low: Decimal, high: Decimal, number: str | None, whole: bool, log: bool
+) -> tuple[list[str], Span]:
+    """The values of a range without a step: as many as it says, or as are usual."""
+    count = _count(said, number)
     if count is None:
         count = _USUAL_VALUES if log else _usual_count(low, high, whole)
     values = _spaced(low, high, count, whole, log)
@@ -182,7 +195,18 @@ def _spaced(low: Decimal, high: Decimal, count: int, whole: bool, log: bool) -> 
     return [low, *rounded[1:-1], high]
 
 
+def drawn_text(value: float, span: Span) -> str:
+    """A value that a search drew from a span: within it, and by a thousandth of its width at least, in four digits
+    where that is enough."""
+    if span.whole:
+        return str(int(value))
+    width = (span.high - span.low) / max(abs(span.low), abs(span.high))
+    text = f"{value:.{4 + max(0, math.floor(-math.log10(width)))}g}"
+    return text if span.low <= float(text) <= span.high else repr(value)
+
+
 def _text(number: Decimal) -> str:
     """The number as TOML takes it: 0.75, 20, 1e-05."""
     plain = format(number.normalize(), "f")
-    return plain if len(plain) <= 8 else repr(float(number))
+    short = len(plain) <= 8 or (number == number.to_integral_value() and abs(number) <= _LARGEST_WHOLE)
+    return plain if short else repr(float(number))

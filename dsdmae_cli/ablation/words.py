@@ -53,9 +53,9 @@ def _verdict(results: Results) -> str:
 
 def caveats(results: Results) -> list[str]:
     """What a reader must know before quoting the figures."""
-    metric, seeds = results.definition.metric, results.definition.seeds
+    metric = results.definition.metric
     found = []
-    if seeds > 1:
+    if any(setting.summary is not None and setting.summary.half is not None for setting in results.settings):
         found.append(
             "± is the 95% interval of the mean over seeds (Student's t); it says nothing of other test images."
         )

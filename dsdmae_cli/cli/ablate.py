@@ -5,20 +5,23 @@ from __future__ import annotations
 import shlex
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from dsdmae_cli.cli import completion
-from dsdmae_cli.cli.group import Command
+from dsdmae_cli.cli.group import USAGE_ERROR, Command
 from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.flags import flags_of
 from dsdmae_cli.config.given import Given
-from dsdmae_cli.errors import SettingsError, nearest
+from dsdmae_cli.errors import DsdmaeError, SettingsError, nearest
 
 if TYPE_CHECKING:
     from dsdmae_cli.ablation.definition import Definition, Metric
     from dsdmae_cli.ablation.paper import Paper
+    from dsdmae_cli.ablation.sweep import Axis, Base
+    from dsdmae_cli.config.schema import Schema
 
 _STUDY = "Study"
 
@@ -182,8 +185,9 @@ def command(*, asked: Asked, given: Given) -> None:
     _check(asked)
     definition = _definition(asked, given)
     from dsdmae_cli.ablation.dry_run import dry_run as planned
+    from dsdmae_cli.ablation.storage import study_folder
     from dsdmae_cli.files import SAME, not_resumable
-    from dsdmae_cli.recipes.ablate import ablate, study_folder
+    from dsdmae_cli.recipes.ablate import ablate
     from dsdmae_cli.report import Report, print_result
 
     if given.dry_run:
@@ -245,10 +249,13 @@ def _definition(asked: Asked, given: Given) -> Definition:
     pairs = [figure.sweep] if figure else [_pair(text) for text in asked.sweep or ()]
     base = Base(given.preset, given.config, given.flags, given.assignments or ()).sweeping(pairs)
     axes = parse_axes(pairs, base)
+    if options:
+        _check_metric_options(metric, options, base, axes)
     swept = next((axis.key for axis in axes if axis.dotted == "train.epochs"), None)
     if swept and asked.equal == "compute":
         raise SettingsError(f"--equal compute gives every trial its epochs, and so does --sweep {swept}; leave one out")
-    if base.load().settings.train.knn_every is None:
+    every = [value for axis in axes if axis.dotted == "train.knn_every" for value in axis.values]
+    if "none" in every or base.load().settings.train.knn_every is None:
         _check_without_knn(metric.name, asked.prune)
         if any(other.name == "knn" for other in also):
             raise SettingsError("--also knn needs train.knn_every, which is none; leave one of them out")
@@ -292,6 +299,47 @@ def _metric_options(asked: Asked, metric: Metric) -> tuple[str, ...]:
             f"--metric-options is for --metric finetune or a probe; {metric.name} is measured by the run itself"
         )
     return options
+
+
+# What the program itself says to the command that measures, and what would have it not measure.
+_NO_OPTIONS = ("like", "out", "resume", "name", "accept_changes", "dry_run", "json")
+
+
+def _check_metric_options(metric: Metric, options: tuple[str, ...], base: Base, axes: tuple[Axis, ...]) -> None:
+    """See that the command that measures takes what it will be given, which is hours of training before it is asked.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    from dsdmae_cli.cli import load
+    from dsdmae_cli.cli.options import gathered
+    from dsdmae_cli.config.compose import compose
+    from dsdmae_cli.config.describe import tables
+    from dsdmae_cli.config.schema import FINETUNE, PROBE
+    from dsdmae_cli.settings.judge import SCRATCH
+
+    name, said = metric.command[0], f"--metric-options {shlex.join(options)}"
+    if help_ := {"--help", "-h"} & set(options):
+        raise SettingsError(f"{said}: {help_.pop()} measures nothing; see `dsdmae {name} --help`")
+    try:
+        found = load(name).make_context(f"dsdmae {name}", [SCRATCH, *metric.command[1:], *options]).params
+    except USAGE_ERROR as error:
+        text = error.format_message()  # type: ignore[attr-defined]
+        raise SettingsError(f"{said}: {text} (see dsdmae {name} --help)") from error
+    if wrong := [field for field in _NO_OPTIONS if found.get(field)]:
+        raise SettingsError(f"{said}: --{wrong[0].replace('_', '-')} is the study's to say; leave it out")
+    given = gathered(name, **found)
+    if any(axis.dotted.startswith(("data.", "backbone.")) for axis in axes):
+        return  # to each trial's own
+    own = {section: table for section, table in tables(base.load().settings).items() if section in ("data", "backbone")}
+    schema: Schema[Any] = FINETUNE if name == FINETUNE.command else PROBE
+    try:
+        compose(
+            schema, preset=given.preset, config=None if given.config is None else Path(given.config), flags=given.flags,
+            assignments=given.assignments, base=(own, "the trials"),
+        )  # fmt: skip
+    except DsdmaeError as error:
+        raise type(error)(f"{said}: {error}") from error
 
 
 def _check_without_knn(metric: str, prune: bool) -> None:

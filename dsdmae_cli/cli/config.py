@@ -156,7 +156,7 @@ def describe(
         for command, schema in SCHEMAS.items():
             if name in schema.sections:
                 of = "" if schema is PRETRAIN else f" of `dsdmae {command}`"
-                tell(reference(f"[{name}]{of}", section_class(name, {}, schema=schema)))
+                tell(reference(f"[{name}]{of}", section_class(name, {}, schema=schema)), as_data=True)
 
 
 def _describe_plugins(name: str) -> None:
@@ -167,12 +167,12 @@ def _describe_plugins(name: str) -> None:
 
     _, kind, base = NAMED[name]
     of = "" if name in SECTIONS else f" of `dsdmae {name}`"
-    tell(reference(f"[{name}]{of}", base))
+    tell(reference(f"[{name}]{of}", base), as_data=True)
     for plugin in plugins.discover(kind):
         if isinstance(plugin, plugins.Plugin) and plugin.spec.settings is not base:
             own = plugin.spec.settings
             intro = f"{plugin.spec.summary} ({plugin.distribution}); beside the keys of [{name}]:"
-            tell(reference(f"[{name}] of {plugin.name}", own, intro, leave_out=_keys(base)))
+            tell(reference(f"[{name}] of {plugin.name}", own, intro, leave_out=_keys(base)), as_data=True)
 
 
 def _keys(model: type) -> set[str]:

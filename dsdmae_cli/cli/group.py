@@ -8,8 +8,11 @@ import itertools
 import re
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
+# Any error of usage. Typer carries a copy of click from some release on, and exports this class from neither.
+USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 _SHOWN = "dsdmae "  # begins a line that is a command
 _TINY = 1e-3  # a least value below it stands for "above 0"
 

@@ -10,6 +10,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,19 +167,7 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        def given(**values: Any) -> Given:
-            said = {flag.setting: _said(flag, values.pop(_identifier(flag))) for flag in flags_of(command)}
-            several = {name: tuple(values.pop(name)) for name in ("preset", "assignments") if values.get(name)}
-            values = _placed(command, values)
-            images, origins = values.pop("images", None), {}
-            if images is not None:
-                if said["data.dataset"] not in (None, images):
-                    raise SettingsError(
-                        f"two datasets are named, {images} and --dataset {said['data.dataset']}; give one of them"
-                    )
-                said["data.dataset"], origins["data.dataset"] = images, "the command line"
-            return Given({k: v for k, v in said.items() if v is not None}, origins, **(values | several))
-
+        given = partial(gathered, command)
         own = inspect.signature(function, eval_str=True).parameters
         made: dict[str, tuple[Callable[..., Any], list[inspect.Parameter]]] = {
             name: (given, _declared(command)) if kind is Given else (kind, _fields(kind))
@@ -200,6 +189,25 @@ def takes(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return run
 
     return decorate
+
+
+def gathered(command: str, **values: Any) -> Given:
+    """What was given, of the values of all parameters that are declared for a command.
+
+    Raises:
+        SettingsError: two of them contradict each other.
+    """
+    said = {flag.setting: _said(flag, values.pop(_identifier(flag))) for flag in flags_of(command)}
+    several = {name: tuple(values.pop(name)) for name in ("preset", "assignments") if values.get(name)}
+    values = _placed(command, values)
+    images, origins = values.pop("images", None), {}
+    if images is not None:
+        if said["data.dataset"] not in (None, images):
+            raise SettingsError(
+                f"two datasets are named, {images} and --dataset {said['data.dataset']}; give one of them"
+            )
+        said["data.dataset"], origins["data.dataset"] = images, "the command line"
+    return Given({k: v for k, v in said.items() if v is not None}, origins, **(values | several))
 
 
 def _said(flag: Flag, value: Any) -> Any:

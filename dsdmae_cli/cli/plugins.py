@@ -34,7 +34,7 @@ def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table")] = False,
     debug: Debug = False,
 ) -> None:
-    """List the installed backbones, datasets, methods and probes, and the packages that bring them."""
+    """List the installed backbones, datasets, methods, probes and trackers, and the packages that bring them."""
     if context.invoked_subcommand is not None:
         return
     from dsdmae_cli.plugins import KINDS, BrokenPlugin, discover
@@ -58,7 +58,10 @@ def new(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="KIND", help="What to make: a backbone, dataset, method", show_default=False, autocompletion=_kinds
+            metavar="KIND",
+            help="What to make: a backbone, dataset, method, probe or tracker",
+            show_default=False,
+            autocompletion=_kinds,
         ),
     ],
     name: Annotated[

@@ -158,6 +158,7 @@ def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = Fa
         ("page", str(found.path / PAGE) if (found.path / PAGE).is_file() else ""),
         ("figures", str(found.path / "figures") if (found.path / "figures").is_dir() else ""),
         ("go on", f"dsdmae {found.command} --resume --out {typed(found.path)}" if found.unfinished else ""),
+        ("go on", "" if found.unfinished else _anew(found)),
         ("next", _next(found)),
     ]
     for title, text in lines:
@@ -165,6 +166,11 @@ def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = Fa
             tell(shown(f"{title:<10}  {text}", one_line=True))
     if found.closing:
         tell(found.closing.replace("RUN", called(found.path)))
+
+
+def _anew(run: Found) -> str:
+    """Of a probe that was killed: it has no --resume."""
+    return "" if run.state in ("running", "finished") else "the same command begins it anew, in the same place too"
 
 
 def _next(run: Found) -> str:

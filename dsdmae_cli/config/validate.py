@@ -14,6 +14,8 @@ from dsdmae_cli.config.schema import Loaded, S, Schema, Values, section_class, w
 from dsdmae_cli.config.sources import Word, parse_word
 from dsdmae_cli.errors import SettingsError, nearest
 
+_LARGEST = 2**63 - 1
+
 
 def validate(values: Values, origin: dict[str, str], schema: Schema[S]) -> Loaded[S]:
     sections: dict[str, Any] = {}
@@ -45,6 +47,8 @@ def _validate_section(
         no_path = given[key] == "" and admits(fields[key], Path)  # pathlib would take it for the current folder
         if no_path or _stray_bool(given[key], fields[key]):
             raise SettingsError(_not_allowed(dotted, given[key], fields[key], origin))
+        if _over_long(given[key]) and admits(fields[key], int) and not admits(fields[key], float, str, Path):
+            raise SettingsError(f"{dotted} = {value}{where(dotted, origin)} is not allowed: it has more than 64 bits")
     try:
         return model(**given)
     except ValidationError as error:
@@ -63,6 +67,14 @@ def _stray_bool(value: Any, field: FieldInfo) -> bool:
     if isinstance(value, bool):
         return not admits(field, bool)
     return isinstance(value, list) and any(isinstance(item, bool) for item in value)
+
+
+def _over_long(value: Any) -> bool:
+    """Whether this is a whole number that TOML does not know: a run with it in its settings.toml could not be read."""
+    if isinstance(value, int):
+        return abs(value) > _LARGEST
+    digits = value.strip().lstrip("+-").replace("_", "").lstrip("0") if isinstance(value, str) else ""
+    return digits.isdecimal() and (len(digits) > len(str(_LARGEST)) or int(digits) > _LARGEST)
 
 
 def _not_allowed(dotted: str, got: Any, field: FieldInfo, origin: Mapping[str, str]) -> str:

@@ -19,6 +19,12 @@ BY_MASKS = (
 _WIDE = 1.96
 
 
+DIVERGED = (
+    "The features are not finite at the end: the run diverged, and its weights are worth nothing. Try a lower --lr,"
+    " --set optim.clip_grad=1, or --precision bf16 or fp32."
+)
+
+
 def closing_words(
     records: Sequence[Mapping[str, float]],
     num_queries: int,
@@ -121,15 +127,26 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def knn_entries(records: Sequence[Mapping[str, float]], num_queries: int, began_with_weights: bool) -> dict[str, Any]:
+def diverged(records: Sequence[Mapping[str, float]], steps: int) -> bool:
+    """Whether features were looked at on the way, and not after the last of so many steps, as they were not finite:
+    what was found before is of another network than the one that is left."""
+    looked = [record["step"] for record in records if "knn" in record or "rank" in record]
+    return bool(looked) and looked[-1] < steps
+
+
+def knn_entries(
+    records: Sequence[Mapping[str, float]], num_queries: int, began_with_weights: bool, *, lost: bool = False
+) -> dict[str, Any]:
     """Entries of result.json about k-NN: the last score, how far it can be trusted, and that of the first weights.
 
     Args:
         records: the lines of metrics.jsonl.
         began_with_weights: whether those were somebody's, and not random ones.
+        lost: the run has `diverged`, and so has no last score.
     """
     scores = [record for record in records if "knn" in record]
     first = scores[0]["knn"] if scores and scores[0]["step"] == 0 else None
+    scores = [] if lost else scores
     known = bool(scores and num_queries and math.isfinite(scores[-1]["knn"]))
     interval = wilson_interval(scores[-1]["knn"], num_queries) if known else None
     return {

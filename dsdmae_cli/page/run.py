@@ -169,12 +169,12 @@ def _status(story: Story, share: float | None) -> str:
 def _facts(story: Story) -> Iterator[tuple[str, str, str]]:
     result, curves = story.result, story.curves
     yield from score_facts(result)
-    if (knn := curves.last("knn")) is not None:
+    if (knn := curves.last("knn")) is not None and result.get("knn_accuracy", knn) is not None:
         first = curves.first("knn")
         yield f"k-NN (k = {NEIGHBOURS})", f"{knn:.1%}", f"{story.before} {first:.1%}" if first is not None else ""
     if (loss := curves.last("loss")) is not None:
         yield "last loss", f"{loss:.4g}", ""
-    if (rank := curves.last("rank")) is not None:
+    if (rank := curves.last("rank")) is not None and result.get("feature_rank", rank) is not None:
         first = curves.first("rank")
         yield "features vary in", in_directions(rank), f"{story.before} {first:.0f}" if first is not None else ""
     if story.seconds is not None:
@@ -245,6 +245,9 @@ def _cost(story: Story) -> Iterator[tuple[str, str]]:
 
 def _going_on(story: Story) -> Iterator[Block]:
     folder = f"{_RUN} is the folder that holds this page."
+    if story.state == "failed" and story.command == "probe":  # which is never saved half-way
+        yield Text(["The same command begins it anew."], quiet=True)
+        return
     if story.state == "running":
         yield Text([f"Ctrl-C stops it and saves. {folder} Then this goes on:"], quiet=True)
     if story.state in ("running", "stopped", "failed"):

@@ -13,12 +13,11 @@ from dsdmae_cli.ablation.plans import Plans
 from dsdmae_cli.ablation.progress import make_progress
 from dsdmae_cli.ablation.results import repeat_command, results_of
 from dsdmae_cli.ablation.run import Runner, total_failure
+from dsdmae_cli.ablation.storage import JOURNAL, study_folder
 from dsdmae_cli.ablation.study import Study
 from dsdmae_cli.ablation.sweep import validate
 from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.runs.workers import make_slots
-
-_JOURNAL = "study.journal"
 
 
 def ablate(
@@ -68,7 +67,7 @@ def ablate(
             progress.warn(warning)
         count = len(points) * definition.seeds if points else (definition.trials or 1) * definition.seeds
         slots = make_slots(workers, parallel, definition.common().train.device, count, plans.most_memory())
-        study = Study(definition, storage or folder / _JOURNAL, retry_failed)
+        study = Study(definition, storage or folder / JOURNAL, retry_failed)
         progress.note(f"{count} trials, {len(slots)} at a time, in {folder}")
         runner = Runner(study, folder, slots, plans, progress, partial(report.write_meanwhile, study, folder))
         try:
@@ -91,19 +90,3 @@ def ablate(
     if error := total_failure(results.rows):
         raise RunFailed(f"{error}; what they said is in {folder / 'logs'}, and --retry-failed runs them once more")
     return results.json(), report.summary(results, folder)
-
-
-def study_folder(definition: Definition, out: Path | None) -> Path:
-    """Where a study is kept.
-
-    Raises:
-        SettingsError: the directory holds something else, or cannot be read.
-    """
-    folder = (out or definition.default_path()).absolute()
-    try:
-        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    except OSError as error:
-        raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
-    if names and not {_JOURNAL, "trials"} & set(names):
-        raise SettingsError(f"--out {folder} holds no study but other things ({names[0]}); choose another one")
-    return folder

@@ -14,6 +14,7 @@ from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import fitted
+from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.runs.rundir import RunDir, refuse_run
@@ -54,6 +55,7 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
         base=base, start=None if before else begun_with, use_default_preset=base is None,
     )  # fmt: skip
     refuse_run(loaded.settings.data.dataset)
+    _refuse_changes(given, before, loaded)
     return fitted(with_its_images(loaded))
 
 
@@ -67,7 +69,7 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     if before is not None:
         return _judging_on(given, schema, section, before)
     if given.subject is None:
-        raise SettingsError(f"say what to judge: {allowed()}")
+        raise SettingsError(f"say what to judge: {allowed(trained=schema.command == 'worth')}")
     values, origin = taken_over(given.subject, given.like)
     # Above what a file says: settings.toml of another run, with which this one is to be judged alike, names its own.
     start = f"{section}.start"
@@ -97,8 +99,16 @@ def _judging_on(given: Given, schema: Schema[Any], section: str, run: Path) -> L
         raise SettingsError(f"{run} holds no run of `dsdmae {section}`; resume it with the command that began it")
     start = (f"{section}.start={given.subject}",) if given.subject is not None else ()
     given = replace(given, assignments=(*start, *(given.assignments or ())))
-    return compose(
+    loaded = compose(
         schema, preset=given.preset, config=given.config, flags=given.flags, origins=given.origins,
-        assignments=given.assignments,
-        base=(before, "the run"), use_default_preset=False,
+        assignments=given.assignments, base=(before, "the run"), use_default_preset=False,
     )  # fmt: skip
+    _refuse_changes(given, run, loaded)
+    return loaded
+
+
+def _refuse_changes(given: Given, run: Path | None, loaded: Loaded[Any]) -> None:
+    if given.dry_run and run is not None and given.any_setting:  # as the run itself will
+        from dsdmae_cli.runs.conduct import unchanged
+
+        unchanged(RunDir(run), RunDir(run).settings().settings, loaded, resolve(loaded.settings))

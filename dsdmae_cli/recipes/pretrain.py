@@ -17,7 +17,15 @@ from dsdmae_cli.data.masks import labels_of
 from dsdmae_cli.data.open import open_all, open_dataset
 from dsdmae_cli.data.run_data import RunData, open_run_data
 from dsdmae_cli.data.twins import find_twins
-from dsdmae_cli.evaluation.closing import NEIGHBOURS, closing_words, knn_entries, last_words, open_words
+from dsdmae_cli.evaluation.closing import (
+    DIVERGED,
+    NEIGHBOURS,
+    closing_words,
+    diverged,
+    knn_entries,
+    last_words,
+    open_words,
+)  # fmt: skip
 from dsdmae_cli.evaluation.judging import warn_of_twins
 from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
@@ -201,7 +209,8 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
     before = "the weights it began with" if settings.train.start else "untrained"
     labels = "classes" if num_queries else labels_of(run.parts.dataset)
     closing = closing_words(records, num_queries, before, labels) if run.method.learns_features else ""
-    spreads = [r for r in records if "rank" in r]
+    lost = diverged(records, run.trainer.step)
+    spreads = [r for r in records if "rank" in r and not lost]
     last = {k: v for k, v in train[-1].items() if k not in {"step", "epoch", "images_per_second"}} if train else {}
     return {
         "run": str(run.directory.path),
@@ -215,9 +224,9 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
         "images_seen": run.images_seen,
         "seconds": round(run.seconds(), 1),
         "final": last,
-        **knn_entries(records, num_queries, settings.train.start is not None),
+        **knn_entries(records, num_queries, settings.train.start is not None, lost=lost),
         "start": settings.train.start,
-        "closing": closing,
+        "closing": DIVERGED if lost else closing,
         "measured": {k: spreads[-1][k] for k in spreads[-1] if k not in _SCORES} if spreads else {},
         "feature_spread": spreads[-1]["spread"] if spreads else None,
         "feature_rank": spreads[-1]["rank"] if spreads else None,

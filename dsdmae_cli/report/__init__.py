@@ -14,7 +14,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,14 +75,21 @@ def tell(text: object, *, err: bool = False, as_data: bool = False) -> None:
         as_data: it is for a script, and goes as it is where it does not go to a terminal.
     """
     stream = sys.stderr if err else sys.stdout
-    if not as_data or stream.isatty():
+    if not as_data or stream.isatty() or not hasattr(stream, "buffer"):
         print(shown(str(text)), file=stream, flush=True)
         return
-    try:
-        print(text, file=stream, flush=True)
-    except UnicodeEncodeError:  # a name that is no UTF-8 goes out by the bytes that it has
-        stream.buffer.write(f"{text}\n".encode(stream.encoding or "utf-8", "surrogateescape"))
-        stream.flush()
+    stream.flush()
+    stream.buffer.write(_bytes(f"{text}\n", stream.encoding))
+    stream.buffer.flush()
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """Text for a script in an encoding, else in UTF-8: a stream that puts ? for what its encoding lacks would give a
+    path that leads nowhere. A name that is no UTF-8 goes out by the bytes that it has."""
+    for one in (encoding, "utf-8"):
+        with suppress(UnicodeEncodeError):
+            return text.encode(one, "surrogateescape")
+    return text.encode("utf-8", "replace")
 
 
 def say(text: str) -> None:

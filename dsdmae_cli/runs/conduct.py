@@ -167,6 +167,15 @@ def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool
     resumed = bool(checkpoint.newest_first(directory.checkpoints))
     if not overridden:
         return before, resumed
+    return unchanged(directory, before, loaded, resolved), resumed
+
+
+def unchanged(directory: RunDir, before: BaseModel, loaded: Loaded[Any], resolved: Any) -> BaseModel:
+    """The settings that were given beside --resume, which are those of the run.
+
+    Raises:
+        SettingsError: they differ in more than a resumed run may.
+    """
     settings = _with_found(loaded.settings, before.data, resolved)  # type: ignore[attr-defined]
     changes = changed_settings(before, settings)
     if changes:
@@ -181,4 +190,4 @@ def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool
             f"--resume goes on with the settings of {directory.path}, but these differ: {'; '.join(changes)};"
             f" leave them out, or start a new run with --out{more}"
         )
-    return settings, resumed
+    return settings

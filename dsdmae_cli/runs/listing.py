@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dsdmae_cli.config.schema import Values, schema_of
+from dsdmae_cli.config.schema import PROBE, Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import DsdmaeError, SettingsError
 from dsdmae_cli.files import parsed_json, read_within
@@ -23,6 +24,8 @@ STATES: tuple[State, ...] = ("running", "finished", "stopped", "failed")
 # What a score is, by the command that left it: what it is called and where result.json has it.
 _SCORES = {"pretrain": ("k-NN", "knn_accuracy"), "probe": ("top-1", "top1"), "finetune": ("top-1", "top1")}
 _DENSE_SCORE = ("mIoU", "mean_iou")  # of the last two, where pixels are labelled
+# Sections that every run's settings have.
+_OURS = ("data", "backbone")
 # Words that SUBJECT gives a meaning of its own; a run of such a name could not be named.
 _TAKEN = frozenset({"scratch", "pixels"})
 _LONGEST_NAME = 100
@@ -68,8 +71,8 @@ class Found:
 
     @property
     def unfinished(self) -> bool:
-        """Whether --resume would go on with it."""
-        return self.state in ("stopped", "failed")
+        """Whether --resume would go on with it; a probe begins anew."""
+        return self.state in ("stopped", "failed") and self.command != PROBE.command
 
     def json(self) -> dict[str, Any]:
         """All of it, fit for JSON."""
@@ -89,7 +92,7 @@ def find(folder: Path) -> tuple[list[Found], list[str]]:
     found, complaints = [], []
     for path in _directories(folder):
         try:
-            found.append(read(path))
+            found += [read(path)] if is_run(path) else []
         except DsdmaeError as error:
             complaints.append(str(error))
     return sorted(found, key=lambda run: -run.changed), complaints
@@ -104,6 +107,18 @@ def _directories(folder: Path) -> Iterator[Path]:
         with suppress(OSError):  # what may not be looked into is nobody's run here
             if (path / SETTINGS).is_file():
                 yield path
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory with a settings.toml is a run's: other programs call their files so, and what is theirs must
+    be neither listed nor deleted. One whose settings are damaged is known by what lies beside them."""
+    try:
+        values = read_toml(path / SETTINGS)
+    except SettingsError:
+        values = {}
+    if all(isinstance(values.get(section), dict) for section in _OURS):
+        return True
+    return any((path / name).is_file() for name in (RUN, METRICS))
 
 
 def read(path: Path) -> Found:
@@ -146,7 +161,8 @@ def read(path: Path) -> Found:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
 
 
 def _starts(values: Values) -> Iterator[str]:
@@ -190,10 +206,13 @@ def resolve(name: str, folder: Path) -> Path:
     """
     for path in (Path(name), folder / name):
         with suppress(OSError):
-            if (path / SETTINGS).is_file():
+            if (path / SETTINGS).is_file() and is_run(path):
                 return path
     meant = near(name, words=tuple(path.name for path in _directories(folder)) if folder.is_dir() else ())
-    where = "it has no settings.toml" if Path(name).is_dir() else f"neither a directory nor a run in {folder}"
+    where = f"neither a directory nor a run in {folder}"
+    if Path(name).is_dir():
+        there = (Path(name) / SETTINGS).is_file()
+        where = "its settings.toml is not of this program" if there else "it has no settings.toml"
     raise SettingsError(f"{name} is no run ({where}){meant}; `dsdmae runs` lists them")
 
 

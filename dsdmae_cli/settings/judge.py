@@ -213,7 +213,10 @@ class ProbeSection(Section):
     def _shares(cls, value: object) -> object:
         """ "1,5,10%" for [0.01, 0.05, 0.1]."""
         if isinstance(value, str) and value.endswith("%"):
-            return [float(part.removesuffix("%")) / 100 for part in value.split(",")]
+            try:
+                return [float(part.removesuffix("%")) / 100 for part in value.split(",")]
+            except ValueError:
+                raise ValueError("it takes shares of the labels, as 0.01,0.1 or 1,10%") from None
         return one_or_more(value)
 
     def without_choice(self) -> ProbeSection:

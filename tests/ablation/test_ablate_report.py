@@ -1,4 +1,4 @@
-"""What is said of a study's values: intervals, tests, tables and pages. The values are the tests' own."""
+"""What is said of a study's values: verdicts, tables and pages. The values are the tests' own."""
 
 from __future__ import annotations
 
@@ -14,68 +14,22 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
 from dsdmae_cli.ablation import report
 from dsdmae_cli.ablation.definition import Definition, find_metric
-from dsdmae_cli.ablation.dry_run import dry_run
 from dsdmae_cli.ablation.figure import charts
 from dsdmae_cli.ablation.paper import PAPERS, paper_dataset
-from dsdmae_cli.ablation.plans import Plans
 from dsdmae_cli.ablation.remaining import time_left
 from dsdmae_cli.ablation.results import Results
 from dsdmae_cli.ablation.study import Row
 from dsdmae_cli.ablation.sweep import Base, grid, parse_axes
 from dsdmae_cli.ablation.trial import Job, Tail
 from dsdmae_cli.ablation.words import caveats, verdict
-from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import RunFailed
-from dsdmae_cli.evaluation.statistics import contrast, summarise
 from dsdmae_cli.figures.sheet import save, sheet
-from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.child import Child, Slot
-
-VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
-
-
-@given(VALUES)
-def test_interval_is_scipys(values: list[float]) -> None:
-    found = summarise(values)
-    assert found.half is not None
-    with np.errstate(all="ignore"):
-        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-    if not math.isnan(low):
-        assert (found.mean - found.half, found.mean + found.half) == (pytest.approx(low), pytest.approx(high))
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8))
-def test_contrast_is_scipys_paired_test(pairs: list[tuple[float, float]]) -> None:
-    one, two = ([pair[i] for pair in pairs] for i in range(2))
-    if np.ptp(np.subtract(one, two)) < 1e-9:
-        return
-    found = contrast(dict(enumerate(one)), dict(reversed(list(enumerate(two)))), higher_is_better=True)
-    reference = stats.ttest_rel(one, two)
-    assert found.p == pytest.approx(reference.pvalue, abs=1e-9)
-    assert found.difference == pytest.approx(np.mean(one) - np.mean(two), abs=1e-12)
-    assert found.larger_than_noise == (reference.pvalue < 0.05)
-
-
-def test_contrast_pairs_by_seed_and_knows_when_nothing_can_be_said() -> None:
-    assert contrast({0: 0.5}, {0: 0.4}, True).p is None
-    assert contrast({0: 0.5, 1: 0.6}, {2: 0.4, 3: 0.3}, True).larger_than_noise is None
-    assert contrast({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5}, higher_is_better=False).difference == 0.5
-    assert contrast({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5, 7: 9.0}, True).difference == pytest.approx(0.1)
-    assert contrast({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6}, True).larger_than_noise is False
-    # One more of 397 test images right in each seed: accuracies are counts, and equal gains no proof.
-    equal = contrast({0: 301 / 397, 1: 310 / 397}, {0: 300 / 397, 1: 309 / 397}, True)
-    assert (equal.p, equal.larger_than_noise, equal.seeds) == (None, None, 2)
-    assert contrast({0: 0.5, 7: 0.9}, {0: 0.6, 1: 0.1}, True).difference == pytest.approx(-0.1)  # by the shared seed
-
 
 FACTS: dict[str, Any] = {"seconds": 61.0, "gflop": 2e6, "run": "x", "epochs": 12, "budget_gflop": None}
 
@@ -172,6 +126,15 @@ def test_equal_gains_are_no_proof() -> None:
         row.value = value / 397
     assert "0.25 points worse, the very same in each of 2 seeds" in verdict(results)
     assert results.json()["p"] is None
+
+
+def test_intervals_are_explained_wherever_there_are_some() -> None:
+    """Also where the same command came with fewer seeds than the study has: the runs of all are shown."""
+    study = made([("mask-ratio", "0.5,0.75")], seeds=3)
+    fewer = Results(replace(study.definition, seeds=1), study.rows, "/study", "")
+    alone = made([("mask-ratio", "0.5,0.75")], seeds=1)
+    said = [any(text.startswith("± is the 95% interval") for text in caveats(one)) for one in (study, fewer, alone)]
+    assert said == [True, True, False]
 
 
 def test_that_the_best_was_chosen_by_its_own_value_is_said() -> None:
@@ -408,34 +371,6 @@ def test_which_of_the_papers_datasets(dataset: str, name: str | None) -> None:
     assert paper_dataset(Base(flags={"data.dataset": dataset}).load().settings) == name
 
 
-def of_sixteen(sweeps: list[tuple[str, str]], **more: Any) -> Plans:
-    """The plans of digits at 16 px in patches of 4, by a network of one narrow block."""
-    flags = {"data.dataset": "digits", "data.image_size": "16", "backbone.name": "vit-tiny", "backbone.patch_size": "4",
-             "backbone.embed_dim": "16", "backbone.num_heads": "2", "backbone.depth": "1"}  # fmt: skip
-    base = Base(preset=(), flags=flags).sweeping(sweeps)
-    return Plans(Definition(base, parse_axes(sweeps, base), find_metric("knn"), **more))
-
-
-def test_values_that_are_one_computation_are_run_once(tmp_path: Path) -> None:
-    once = of_sixteen([("mask-ratio", "0.5,0.85,0.9")]).once()
-    assert [point["mask-ratio"] for point in once.points] == ["0.5", "0.85"]
-    assert once.twins == {"mask-ratio 0.9": "mask-ratio 0.85"}
-    # They are: by each method's own count of the patches.
-    maskfeat = ("maskfeat", "0.84,0.85,0.9", ["0.84", "0.85"])
-    for method, ratios, kept in (("mae", "0.74,0.7,0.8", ["0.74", "0.8"]), maskfeat):
-        found = of_sixteen([("method", method), ("mask-ratio", ratios)]).once()
-        assert [point["mask-ratio"] for point in found.points] == kept
-        for ratio in ratios.split(","):
-            settings = found.settings({"method": method, "mask-ratio": ratio}, 0).settings
-            network = build_method(resolve(settings))
-            corruption: Any = network.corrupt(torch.zeros(1, 3, 16, 16), torch.Generator().manual_seed(0))
-            said = resolve(settings).method.rounded(16)["mask_ratio"]
-            assert corruption.ids_masked.shape == (1, round(16 * said))
-    # Of other settings nothing is said.
-    assert of_sixteen([("lambda", "0.2,0.4"), ("mask-ratio", "0.5,0.75")]).once().twins == {}
-    assert of_sixteen([("mask-ratio", "[0.85,0.9],0.9")]).once().twins == {}
-
-
 def test_twins_are_one_row_and_one_point(tmp_path: Path) -> None:
     results = made([("mask-ratio", "0.5,0.85,0.9")])
     definition = replace(results.definition, twins={"mask-ratio 0.9": "mask-ratio 0.85"})
@@ -447,12 +382,10 @@ def test_twins_are_one_row_and_one_point(tmp_path: Path) -> None:
     [chart] = charts(results)
     assert [x for x, _ in chart.series[0].points] == [0.5, 0.85]
     assert [name for _, name in chart.at] == ["0.5", "0.85"]
-
-
-def test_a_dry_run_says_which_values_are_one(tmp_path: Path) -> None:
-    definition = of_sixteen([("mask-ratio", "0.85,0.9")], seeds=2).definition
-    plan, text, _ = dry_run(definition, tmp_path / "study", workers=1, parallel=False)
-    assert plan["same"] == {"mask-ratio 0.9": "mask-ratio 0.85"}
-    assert [trial["settings"] for trial in plan["trials"]] == [{"mask-ratio": "0.85"}] * 2
-    assert "mask-ratio 0.9 is the same computation as mask-ratio 0.85" in text
-    assert "total: 2 runs to do" in text
+    # A study of 0.9 that grew by 0.85 has runs of both, which are the same.
+    earlier = made([("mask-ratio", "0.5,0.85,0.9")])
+    same = {row.seed: row.value for row in earlier.rows if row.point["mask-ratio"] == "0.85"}
+    rows = [replace(row, value=same[row.seed]) if row.point["mask-ratio"] == "0.9" else row for row in earlier.rows]
+    grown = Results(definition, rows, "/study", "")
+    assert [setting.point["mask-ratio"] for setting in grown.settings] == ["0.5", "0.85"]
+    assert verdict(grown).startswith("Best: mask-ratio 0.85")

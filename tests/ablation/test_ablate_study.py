@@ -260,6 +260,15 @@ def test_a_storage_that_cannot_be_opened_is_one_line(storage: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_damaged_journal_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    work_off(Study(definition(), journal))
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:200] + bytes(range(128, 256)) + whole[200:])
+    with pytest.raises(SettingsError, match=r"study\.journal: .*; where it is damaged, move it away: the same command"):
+        Study(definition(), journal)
+
+
 @pytest.mark.parametrize("search", ["tpe", "random"])
 def test_a_search_draws_as_many_points_as_asked_each_with_all_seeds(tmp_path: Path, search: Any) -> None:
     asked = definition(("mask-ratio", "0.5..0.95"), ("method", "dsdmae,mae"), search=search, trials=4, seeds=2)
@@ -270,6 +279,19 @@ def test_a_search_draws_as_many_points_as_asked_each_with_all_seeds(tmp_path: Pa
     assert work_off(Study(asked, tmp_path / "j")) == []
     more = definition(("mask-ratio", "0.5..0.95"), ("method", "dsdmae,mae"), search=search, trials=5, seeds=2)
     assert len(work_off(Study(more, tmp_path / "j"))) == 2
+
+
+@pytest.mark.parametrize("text", ["0.9000001..0.9000002", "0.12345..0.1234567", "1e-7..2.2e-7log", "0.9..0.90001:1e-6"])
+def test_a_search_of_a_narrow_range_stays_within_it_and_finds_different_values(tmp_path: Path, text: str) -> None:
+    """Values that four digits cannot tell apart were one value, out of the range, and ended the search."""
+    asked = definition(("optim.weight_decay", text), search="random", trials=4)
+    study = Study(asked, tmp_path / "j")
+    drawn = [float(row.point["optim.weight_decay"]) for row in work_off(study)]
+    span = asked.axes[0].span
+    assert span is not None
+    assert len(set(drawn)) == 4
+    assert all(span.low <= value <= span.high for value in drawn)
+    assert not study.used_up
 
 
 def test_a_search_of_a_space_that_is_used_up_ends(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ def test_a_dry_run_of_a_resumption_is_of_that_run(run: Run, refused: Callable[..
     (earlier / "settings.toml").write_text(to_toml(tables(load(flags={"train.epochs": 3}, environ={}).settings)))
     plan = json.loads(run("pretrain", "--dry-run", "--json", "--resume", "--out", earlier).out)
     assert plan["epochs"] == 3
+    # What the run itself will refuse; what may differ is planned.
+    said = refused("pretrain", "--dry-run", "--resume", "--out", earlier, "--epochs", 5)
+    assert "these differ: train.epochs: 3, now 5" in said
+    assert run("pretrain", "--dry-run", "--resume", "--out", earlier, "--set", "data.workers=0").code == 0
     assert [path.name for path in earlier.iterdir()] == ["settings.toml"]
 
 

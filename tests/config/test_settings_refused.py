@@ -303,3 +303,14 @@ def test_rules_between_settings_have_an_allowed_side() -> None:
     resolved("method.name=mae")
     resolved("backbone.name=timm:resnet18")
     resolved("method.noise=mix", "method.noise_std=1")
+
+
+@pytest.mark.parametrize("text", ["9223372036854775808", "+99_999_999_999_999_999_999", "9" * 400])
+def test_whole_numbers_that_toml_does_not_know_are_refused(text: str) -> None:
+    """A run with such a seed trained, and its settings.toml could be read by nothing any more, --resume included."""
+    message = refusal(f"train.seed={text}")
+    assert message is not None
+    assert message.startswith(f"train.seed = {text} (from --set train.seed={text}) is not allowed: it has more than 64")
+    assert loaded("train.seed=9223372036854775807").settings.train.seed == 2**63 - 1
+    assert loaded("optim.lr=99999999999999999999").settings.optim.lr == 1e20
+    assert loaded(f"data.dataset=folder:{text}").settings.data.dataset == f"folder:{text}"

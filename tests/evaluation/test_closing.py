@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import train
 
-from dsdmae_cli.evaluation.closing import closing_words, last_words, open_words, wilson_interval
+from dsdmae_cli.evaluation.closing import (
+    DIVERGED,
+    closing_words,
+    diverged,
+    last_words,
+    open_words,
+    wilson_interval,
+)  # fmt: skip
+from dsdmae_cli.recipes.pretrain import summary
 from dsdmae_cli.runs.judged import untrained_line
 
 
@@ -112,3 +122,28 @@ def test_the_interval_is_wilsons() -> None:
 def test_a_figure_is_followed_by_how_to_get_its_untrained_one(result: dict[str, Any], command: str | None) -> None:
     plain = {"kind": "probe", "start": "my run", "method": "mae", "run": "out"}
     assert untrained_line(plain | result) == ([] if command is None else [f"untrained      {command}"])
+
+
+def test_a_run_that_diverged_has_no_score_of_the_network_before(digits: Path, tmp_path: Path) -> None:
+    """Features that are not finite are not looked at: the score of an earlier look, the untrained network's among them,
+    was that of the run, and an ablation could take it for the best."""
+    result = train(
+        digits, tmp_path / "run", "optim.lr=1e38", "optim.warmup_epochs=0", "train.max_nonfinite=1000",
+        "train.knn_every=1", "train.knn_images=10",
+    )  # fmt: skip
+    assert result["skipped_steps"] > 0
+    assert result["knn_accuracy_untrained"] is not None
+    assert [result[key] for key in ("knn_accuracy", "knn_interval", "feature_rank", "feature_spread")] == [None] * 4
+    assert result["closing"] == DIVERGED
+    assert DIVERGED in summary(result)
+    head = (tmp_path / "run" / "report.html").read_text().partition("<section>")[0]
+    assert "last loss" in head
+    assert "k-NN (k =" not in head
+    assert "features vary in" not in head
+
+
+def test_diverged_is_what_was_looked_at_before_and_not_after_the_last_step() -> None:
+    looks = [{"step": 0, "knn": 0.3}, {"step": 5, "knn": 0.4}, {"step": 10, "loss": 1.0}]
+    assert diverged(looks, 10)
+    assert not diverged([*looks, {"step": 10, "rank": 3.0}], 10)
+    assert not diverged([{"step": 10, "loss": 1.0}], 10)  # nothing is looked at

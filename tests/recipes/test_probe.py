@@ -265,6 +265,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "probe.k = []" in refuse(run, "--kind", "knn", "--set", "probe.k=[]")
     assert "class token" in refuse(run, "--pool", "cls")
     assert "probe.few_shot" in refuse(run, "--few-shot", "150%")
+    assert "it takes shares of the labels, as 0.01,0.1 or 1,10%" in refuse(run, "--few-shot", "a few%")
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes((run / "encoder.safetensors").read_bytes()[:100])
     assert "torn.safetensors" in refuse(torn)

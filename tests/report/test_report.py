@@ -392,10 +392,20 @@ def test_a_result_on_a_terminal_ends_its_lines_between_words(monkeypatch: pytest
     assert next(line for line in lines if line.startswith(" ")).startswith(f"{'':<15}word")
 
 
-def test_a_name_that_is_no_utf8_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+@pytest.mark.parametrize("errors", ["strict", "replace"])  # the program's own stdout is of the latter kind
+def test_a_name_is_told_to_scripts_by_its_bytes(errors: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for as_data, expected in ((True, b"caf\xe9.png\n"), (False, b"caf\\udce9.png\n")):
         content = io.BytesIO()
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, "utf-8"))
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding, errors=errors))
         tell(b"caf\xe9.png".decode("utf-8", "surrogateescape"), as_data=as_data)
         assert content.getvalue() == expected
         monkeypatch.undo()
+
+
+def test_what_an_encoding_lacks_is_no_question_mark_for_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dsdmae config show > FILE` and `probe $(dsdmae runs best)` with a path that ASCII does not have."""
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, "ascii", errors="replace"))
+    tell("gr\u00fcn-\u03c3", as_data=True)
+    assert content.getvalue() == "gr\u00fcn-\u03c3\n".encode()

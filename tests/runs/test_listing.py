@@ -167,6 +167,45 @@ def test_damaged_files_of_a_run_do_not_hide_the_others(runs: Path, do: Do, name:
     assert "killed" in err
 
 
+@pytest.mark.parametrize("theirs", ["[tool]\nx = 1\n", "", "no toml at all"])
+def test_a_folder_of_another_program_is_no_run(runs: Path, do: Do, theirs: str) -> None:
+    """Many programs call a file settings.toml: what is theirs is not listed, not opened and above all not deleted."""
+    other = runs / "website"
+    (other / "src").mkdir(parents=True)
+    (other / "settings.toml").write_text(theirs)
+    assert "website" not in do("runs")[1]
+    for command in (("show", "website"), ("open", str(other)), ("rm", str(other), "--yes"), ("rm", "website", "--yes")):
+        code, out, err = do("runs", *command)
+        assert (code, out) == (2, "")
+        assert "is no run" in one_line(err)
+    assert sorted(path.name for path in other.iterdir()) == ["settings.toml", "src"]
+
+
+def test_figures_that_are_no_numbers_are_none(runs: Path, do: Do) -> None:
+    """JSON has no NaN."""
+    result = json.loads((runs / "finished" / "result.json").read_text())
+    (runs / "finished" / "result.json").write_text(json.dumps({**result, "knn_accuracy": float("nan")}))
+    with (runs / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "epoch": Infinity, "knn": NaN}\n')
+    told = json.loads(do("runs", "--json")[1], parse_constant=lambda word: pytest.fail(word))["runs"]
+    assert {run["name"]: run["score"] for run in told}["finished"] is None
+    assert do("runs", "best")[0] == 2
+
+
+def test_a_probe_that_was_killed_is_not_resumed(runs: Path, do: Do, digits: Path) -> None:
+    probe = runs / "probe"
+    assert do("probe", runs / "finished", "--kind", "knn", "--dataset", f"folder:{digits}", "--out", probe)[0] == 0
+    (probe / "result.json").unlink()
+    out = do("runs", "show", "probe")[1]
+    assert "--resume" not in out
+    assert "go on       the same command begins it anew" in out
+    (probe / "run.json").unlink()
+    assert do("runs", "open", "probe")[0] == 0
+    page = (probe / "report.html").read_text()
+    assert "The same command begins it anew." in page
+    assert "--resume" not in page
+
+
 def test_show(runs: Path, do: Do) -> None:
     code, out, _ = do("runs", "show", "stopped")
     assert code == 0

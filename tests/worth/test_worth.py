@@ -372,6 +372,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
             "they have masks: dsdmae probe RUN --kind segment judges by them (beside it: dsdmae probe scratch",
         ),
         ((), "say what to judge"),
+        ((), "packaged or packaged-white-noise"),  # and not scratch or pixels, which are refused
     ],
 )
 def test_what_cannot_be_asked_is_one_line(

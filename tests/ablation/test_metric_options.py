@@ -1,0 +1,66 @@
+"""What `dsdmae ablate` gives to the command that measures is checked before hours of training, not after them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import assignments, cli, one_line, words
+
+from dsdmae_cli.errors import SettingsError
+
+TINY = words([text for text in assignments("digits") if not text.startswith("train.knn_every")])
+SWEEP = ("--sweep", "mask-ratio", "0.5,0.9")
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "said"),
+    [
+        ("linear", "--bogus 2", "--metric-options --bogus 2: No such option: --bogus"),
+        ("linear", "--epochs", "requires an argument"),
+        ("linear", "--epochs 0", "train.epochs = 0 (from --epochs) is not allowed"),
+        ("linear", "there", "unexpected extra argument"),
+        ("linear", "--epochs 'x", "no closing quotation"),
+        ("linear", "--epochs 3 --help", "--help measures nothing"),
+        ("linear", "--dry-run", "--dry-run is the study's to say"),
+        ("linear:all", "--out here", "--out is the study's to say"),
+        ("finetune", "--name mine", "--name is the study's to say"),
+        ("finetune", "--resume", "--resume is the study's to say"),
+        ("finetune", "--preset stronk", "did you mean strong?"),
+        ("finetune", "--set optim.lrr=1", "unknown setting optim.lrr"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(
+    metric: str, options: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = (*TINY, *SWEEP, "--metric", metric, "--metric-options", options)
+    code, out, err = cli(capfd, "ablate", *given, "--out", tmp_path / "study")
+    assert (code, out) == (SettingsError.exit_code, "")
+    assert said in one_line(err)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [("finetune", "--preset strong --epochs 2 --set finetune.mixup=0.2"), ("ep", "--few-shot 5,10% --pool max")],
+)
+def test_right_ones_are_planned(metric: str, options: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = (*TINY, *SWEEP, "--metric", metric, "--metric-options", options, "--dry-run")
+    code, out, err = cli(capfd, "ablate", *given, "--out", tmp_path / "study")
+    assert code == 0, err
+    assert "total: 2 runs to do" in out
+
+
+def test_options_for_each_trials_own_network_are_left_to_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """The network that all share has no layer scale of BEiT's; one that is swept may."""
+    given = ("--sweep", "backbone", "vit-tiny,beit-tiny", "--metric", "finetune", "--metric-options")
+    code, _, err = cli(capfd, "ablate", *given, "--set backbone.nothing=1", "--dry-run")
+    assert "backbone.nothing" not in err
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("more", [(), ("--metric", "loss", "--also", "knn"), ("--metric", "linear", "--prune")])
+def test_a_sweep_over_runs_without_knn_is_refused(more: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = cli(capfd, "ablate", *TINY, "--sweep", "train.knn_every", "none,1", *more, "--dry-run")
+    assert code == SettingsError.exit_code
+    assert "train.knn_every, " in one_line(err) or "train.knn_every is none" in one_line(err)
