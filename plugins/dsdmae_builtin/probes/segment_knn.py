@@ -52,7 +52,7 @@ def fit(settings: SegmentKnnSettings, data: DenseData) -> DenseResult:
 
     held_out: dict[float, float] = {}
     if len(settings.k) > 1:
-        require_held_out(data.split, "k", settings.k)
+        require_held_out(data.split, "k", settings.k, of_classes=False)
         near = bank_of(data, data.windows(torch.from_numpy(data.split.fit)), settings.patches)
         held_out = {k: data.held_out_iou(answer(near, k)) for k in settings.k}
     k = int(best_of(held_out)) if held_out else settings.k[0]
