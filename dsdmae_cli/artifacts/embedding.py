@@ -134,7 +134,7 @@ def draw_attention(whole: Embedding, out: Path) -> Path:
     """
     assert whole.attention is not None
     assert whole.seen is not None
-    path = out.with_suffix(".attention.png")
+    path = attention_picture(out)
     attention(whole.seen, whole.attention, path)
     return path
 
@@ -174,8 +174,11 @@ def check_room(num_images: int, encoder: Backbone) -> None:
         )
 
 
-def free(out: Path, thumbnails: bool, force: bool) -> Writer:
+def free(out: Path, thumbnails: bool, force: bool, *, attention: bool = False) -> Writer:
     """`writer` for a path that may be written.
+
+    Args:
+        attention: so may a picture of it beside the file.
 
     Raises:
         SettingsError: it may not, or see writer.
@@ -183,9 +186,19 @@ def free(out: Path, thumbnails: bool, force: bool) -> Writer:
     write = writer(out, thumbnails)
     if out.is_dir():
         raise SettingsError(f"--out {out} is a folder; name a file in it")
-    if out.exists() and not force:
-        raise SettingsError(f"--out {out} exists; choose another path, or replace it with --force")
+    said = {out: f"--out {out} exists"}
+    if attention:
+        picture = attention_picture(out)
+        said[picture] = f"{picture} exists, where --attention draws beside --out {out}"
+    for path, what in said.items():
+        if path.exists() and not force:
+            raise SettingsError(f"{what}; choose another path, or replace it with --force")
     return write
+
+
+def attention_picture(out: Path) -> Path:
+    """Where the picture of attention goes, beside the file of features."""
+    return out.with_suffix(".attention.png")
 
 
 def writer(out: Path, thumbnails: bool = False) -> Writer:

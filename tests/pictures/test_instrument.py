@@ -178,9 +178,14 @@ def test_a_page_of_a_stack_is_read_without_counting_all(monkeypatch: pytest.Monk
 def test_a_stack_is_opened_once_whatever_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each opening walks through all pages before the one that is asked for."""
     stack = RANDOM.integers(0, 999, (5, 9, 8), np.uint16)
-    opened = []
+    opened: list[Any] = []
     made = tifffile.TiffFile.__init__
-    monkeypatch.setattr(tifffile.TiffFile, "__init__", lambda self, *a, **k: (opened.append(1), made(self, *a, **k))[1])
+
+    def make(self: tifffile.TiffFile, file: Any, *given: Any, **more: Any) -> None:
+        opened.append(file)
+        made(self, file, *given, **more)
+
+    monkeypatch.setattr(tifffile.TiffFile, "__init__", make)
     for content in (tif(stack, photometric="minisblack", metadata=None), stack_of_palettes(stack)):
         opened.clear()
         pages = read_pages(content, "x")
