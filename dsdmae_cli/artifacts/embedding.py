@@ -179,11 +179,11 @@ def check_room(num_images: int, encoder: Backbone) -> None:
         )
 
 
-def free(out: Path, thumbnails: bool, force: bool, attention: bool = False) -> Writer:
+def free(out: Path, thumbnails: bool, force: bool, *, attention: bool = False) -> Writer:
     """`writer` for a path that may be written.
 
     Args:
-        attention: a picture is drawn beside it.
+        attention: so may a picture of it beside the file.
 
     Raises:
         SettingsError: it may not, or see writer.
@@ -191,11 +191,19 @@ def free(out: Path, thumbnails: bool, force: bool, attention: bool = False) -> W
     write = writer(out, thumbnails)
     if out.is_dir():
         raise SettingsError(f"--out {out} is a folder; name a file in it")
-    for path in (out, *([attention_picture(out)] if attention else [])):
+    said = {out: f"--out {out} exists"}
+    if attention:
+        picture = attention_picture(out)
+        said[picture] = f"{picture} exists, where --attention draws beside --out {out}"
+    for path, what in said.items():
         if path.exists() and not force:
-            what = f"--out {out}" if path == out else f"--attention draws {path}, which"
-            raise SettingsError(f"{what} exists; choose another path, or replace it with --force")
+            raise SettingsError(f"{what}; choose another path, or replace it with --force")
     return write
+
+
+def attention_picture(out: Path) -> Path:
+    """Where the picture of attention goes, beside the file of features."""
+    return out.with_suffix(".attention.png")
 
 
 def writer(out: Path, thumbnails: bool = False) -> Writer:

@@ -51,7 +51,8 @@ class MaskAccount:
             lacking = "; 1 image" if self.missing == 1 else f"; {self.missing} images"
             lacking += f" without a mask {'is' if self.missing == 1 else 'are'} left out"
         unseen = next(iter(self.unseen.values()), ())
-        none = f"; no pixel of {listed(unseen)} in training ones" if unseen else ""
+        of_all = next(iter(self.all_decoded.values()), True)
+        none = f"; no pixel of {listed(unseen)} in training ones{'' if of_all else ' of these'}" if unseen else ""
         return f"{'masks':<10}{len(self.classes)} classes: {shown}; {void}{none}{lacking}"
 
 

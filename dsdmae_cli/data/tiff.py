@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
     from tifffile import TiffFile, TiffPage
 
+    # A file from its beginning on, or one that has been opened, for several questions.
+    Tiff = BinaryIO | TiffFile
+
 _UNHEARD = logging.NullHandler()
-_NOT_FOR_PILLOW = b"MM\0+"  # BigTIFF in the other byte order, which Pillow takes for no TIFF
-_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", _NOT_FOR_PILLOW)
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UINT, _INT, _FLOAT, _UNSPECIFIED = 1, 2, 3, 0
 _PREMULTIPLIED = 1
 # Grey that Pillow decodes whole, through more kinds of compression than tifffile alone: (sample format, bits).
@@ -51,12 +55,11 @@ def is_tiff(stream: BinaryIO) -> bool:
     return begins
 
 
-def is_for_pillow(stream: BinaryIO) -> bool:
+def is_for_pillow(tiff: Tiff) -> bool:
     """Whether Pillow gives all that the first picture of a TIFF holds, band by band and bit by bit."""
-    stream.seek(0)
-    if stream.read(4) == _NOT_FOR_PILLOW:
-        return False
-    with _first_page(stream) as page:
+    with _first_page(tiff) as page:
+        if page.parent.is_bigtiff and page.parent.byteorder == ">":  # which Pillow takes for no TIFF
+            return False
         if page.parent.pages.first.photometric == _MASK_OF:  # of which Pillow opens no page
             return False
         bits, single = page.bitspersample, page.samplesperpixel == 1
@@ -71,16 +74,16 @@ def is_for_pillow(stream: BinaryIO) -> bool:
         return bits in (1, 2, 4, 8, 16) and not planes and not multiplied
 
 
-def is_plain(stream: BinaryIO) -> bool:
+def is_plain(tiff: Tiff) -> bool:
     """Whether the first picture is grey or RGB of whole bytes, and no palette, CMYK or single bits."""
-    with _first_page(stream) as page:
+    with _first_page(tiff) as page:
         return page.photometric in _GREY_OR_RGB and page.bitspersample >= 8
 
 
-def is_inverted(stream: BinaryIO) -> bool:
+def is_inverted(tiff: Tiff) -> bool:
     """Whether the first picture is grey whose zero is white, in numbers that Pillow hands out as they are; those of 8
     bits and fewer it turns round."""
-    with _first_page(stream) as page:
+    with _first_page(tiff) as page:
         return _is_inverted(page) and (page.bitspersample > 8 or page.sampleformat != _UINT)
 
 
@@ -88,7 +91,7 @@ def _is_inverted(page: TiffPage) -> bool:
     return page.photometric == _MIN_IS_WHITE and page.samplesperpixel == 1
 
 
-def read_page(stream: BinaryIO, number: int | None, max_pixels: int) -> Values:
+def read_page(tiff: Tiff, number: int | None, max_pixels: int) -> Values:
     """The values of a page, upright.
 
     Args:
@@ -99,7 +102,7 @@ def read_page(stream: BinaryIO, number: int | None, max_pixels: int) -> Values:
     """
     import tifffile
 
-    with _opened(stream) as file:
+    with opened(tiff) as file:
         page = file.pages[_first(file) if number is None else number]
         assert isinstance(page, tifffile.TiffPage)  # frames, which know less, are made on request alone
         _check(page, max_pixels)
@@ -156,9 +159,9 @@ def _nodata(page: TiffPage) -> float | None:
     return None if tag is None else nodata.parsed(tag.value)
 
 
-def nodata_of(stream: BinaryIO) -> float | None:
+def nodata_of(tiff: Tiff) -> float | None:
     """What the first picture says of the value that means that nothing was measured."""
-    with _first_page(stream) as page:
+    with _first_page(tiff) as page:
         return _nodata(page)
 
 
@@ -171,13 +174,13 @@ class Pages(NamedTuple):
     beside: int
 
 
-def pages(stream: BinaryIO) -> Pages:
+def pages(tiff: Tiff) -> Pages:
     """The pages of a TIFF, all of which can be read.
 
     Raises:
         Refused: it holds frames that no page stands for, which would be lost.
     """
-    with _opened(stream) as file:
+    with opened(tiff) as file:
         there, frames = len(file.pages), _frames(file)
         numbers = _numbers(file)
         below = sum(len(getattr(file.pages[number], "subifds", None) or ()) for number in numbers)
@@ -189,11 +192,11 @@ def pages(stream: BinaryIO) -> Pages:
     return Pages(tuple(numbers), there - len(numbers) + below)
 
 
-def whole_pages(stream: BinaryIO) -> int:
+def whole_pages(tiff: Tiff) -> int:
     """How many pictures a TIFF holds: its pages without smaller copies and masks of them, and frames that no page
     stands for.
     """
-    with _opened(stream) as file:
+    with opened(tiff) as file:
         return _pictures(file)
 
 
@@ -228,7 +231,7 @@ def first_for_pillow(image: ImageFile, stream: BinaryIO) -> int:
     """The same of a TIFF that Pillow has opened, whose first page's tags are at hand."""
     if _is_picture(image.tag_v2.get(_KIND, 0)):  # type: ignore[attr-defined]
         return 0
-    with _opened(stream) as file:
+    with opened(stream) as file:
         return _first(file)
 
 
@@ -243,9 +246,9 @@ def _frames(file: TiffFile) -> int:
     return int(said) if isinstance(said, int) else 1
 
 
-def form(stream: BinaryIO, max_pixels: int) -> Form:
+def form(tiff: Tiff, max_pixels: int) -> Form:
     """What kind of picture the first one is, upright, from its header."""
-    with _first_page(stream) as page:
+    with _first_page(tiff) as page:
         _check(page, max_pixels)
         tag = page.tags.get(_ORIENTATION)
         width, height = page.imagewidth, page.imagelength
@@ -259,13 +262,20 @@ def form(stream: BinaryIO, max_pixels: int) -> Form:
         return Form(width, height, bands, bits, kind == _FLOAT, colors, number, _nodata(page), signed=kind == _INT)
 
 
-def _opened(stream: BinaryIO) -> TiffFile:
-    """The file, with at least one page; what tifffile would log of a damaged one is for those who listen to its log."""
+def opened(tiff: Tiff) -> AbstractContextManager[TiffFile]:
+    """The file, with at least one page, at its beginning; one that is open stays open. What tifffile would log of a
+    damaged one is for those who listen to its log.
+
+    Raises:
+        Refused: it has no page.
+    """
     import tifffile
 
+    if isinstance(tiff, tifffile.TiffFile):
+        return nullcontext(tiff)
     logging.getLogger("tifffile").addHandler(_UNHEARD)
-    stream.seek(0)
-    file = tifffile.TiffFile(stream)
+    tiff.seek(0)
+    file = tifffile.TiffFile(tiff)
     try:
         _ = file.pages.first  # their number would be counted through the whole file
     except IndexError:
@@ -274,16 +284,10 @@ def _opened(stream: BinaryIO) -> TiffFile:
     return file
 
 
-class _first_page:  # noqa: N801  (a context manager)
-    def __init__(self, stream: BinaryIO) -> None:
-        self._file = _opened(stream)
-
-    def __enter__(self) -> TiffPage:
-        page = self._file.pages[_first(self._file)]
-        return cast("TiffPage", page)  # frames, which know less, are made on request alone
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+@contextmanager
+def _first_page(tiff: Tiff) -> Iterator[TiffPage]:
+    with opened(tiff) as file:
+        yield cast("TiffPage", file.pages[_first(file)])  # frames, which know less, are made on request alone
 
 
 def _check(page: TiffPage, max_pixels: int) -> None:

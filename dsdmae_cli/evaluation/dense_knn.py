@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dsdmae_cli.data.masks import VOID
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.evaluation.dense import DenseData
-from dsdmae_cli.evaluation.knn import neighbours
+from dsdmae_cli.evaluation.knn import Ready
 
 _WINDOWS_AT_ONCE = 64
 _QUERIES_AT_ONCE = 1024
@@ -44,26 +44,31 @@ def label_shares(masks: UInt8[Tensor, "n h w"], grid: tuple[int, int], num_class
 
 @dataclass(frozen=True)
 class PatchBank:
-    """Training patches that vote.
+    """Training patches that vote, on a device.
 
     Attributes:
-        features: [n, d].
+        ready: their features.
         shares: [n, c] of labels under each, none all zero.
     """
 
-    features: Float[Tensor, "n d"]
+    ready: Ready
     shares: Float[Tensor, "n c"]
 
-    def votes(
-        self, tokens: Float[Tensor, "b t d"], k: int, temperature: float, device: torch.device
-    ) -> Float[Tensor, "b t c"]:
+    @classmethod
+    def of(cls, features: Float[Tensor, "n d"], shares: Float[Tensor, "n c"], device: torch.device) -> PatchBank:
+        """Of patches wherever they are."""
+        return cls(Ready.of(features, device), shares.to(device))
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def votes(self, tokens: Float[Tensor, "b t d"], k: int, temperature: float) -> Float[Tensor, "b t c"]:
         """Each class's share of the k nearest patches' votes, weighted by exp(cosine / temperature) of centred
         features."""
-        weights, nearest = neighbours(self.features, tokens.flatten(0, 1), k, temperature, device)
+        weights, nearest = self.ready.neighbours(tokens.flatten(0, 1), k, temperature)
         weights = weights / weights.sum(dim=1, keepdim=True)
-        shares = self.shares.to(device)
         parts = [
-            torch.einsum("mk,mkc->mc", some, shares[which])
+            torch.einsum("mk,mkc->mc", some, self.shares[which])
             for some, which in zip(weights.split(_QUERIES_AT_ONCE), nearest.split(_QUERIES_AT_ONCE), strict=True)
         ]
         return torch.cat(parts).unflatten(0, tokens.shape[:2])
@@ -78,4 +83,4 @@ def bank_of(data: DenseData, windows: Int64[Tensor, " n"], most: int) -> PatchBa
         judged = judged[torch.randperm(len(judged), generator=generator)[:most].sort().values]
     per_window = data.tokens.shape[1]
     features = data.tokens[windows[judged // per_window], judged % per_window]
-    return PatchBank(features, shares[judged])
+    return PatchBank.of(features, shares[judged], data.device)

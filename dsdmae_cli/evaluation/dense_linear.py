@@ -65,7 +65,7 @@ def select_and_fit(data: DenseData, rates: Sequence[float], points: int) -> Dens
     held_out: dict[float, float] = {}
     selection, notes = None, []
     if len(rates) > 1:
-        require_held_out(data.split, "learning rate", rates)
+        require_held_out(data.split, "learning rate", rates, of_classes=False)
         heads, selection = train_pixels(data, data.windows(torch.from_numpy(data.split.fit)), rates, points)
         held_out = {rate: data.held_out_iou(_answer(heads, head)) for head, rate in enumerate(rates)}
         best = best_of(held_out)

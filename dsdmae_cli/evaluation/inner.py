@@ -80,6 +80,19 @@ class Seen(Backbone):
         return self.encoder.timm_state()
 
 
+def seen_in_words(blocks: str, noise_std: float) -> str:
+    """What a protocol adds where a probe looks at more or other than the final features of images as they are.
+
+    Args:
+        blocks: as `candidates` takes them; of "all" the one that was chosen is said where it is chosen.
+    """
+    last, _, count = blocks.partition(":")
+    words = f"; features after block {blocks}" if blocks.isdigit() else ""
+    if last == "last" and count:
+        words = f"; features after the last {count} blocks side by side"
+    return words + (f"; Gaussian noise of σ {noise_std:g} on the images, for pixels in [-1, 1]" if noise_std else "")
+
+
 def tokens_of(encoders: Sequence[Backbone], images: Float[Tensor, "b c h w"]) -> list[Tokens]:
     """What each encoder gives; where they look at blocks of one network, by one pass through it."""
     seen = [encoder for encoder in encoders if isinstance(encoder, Seen)]

@@ -8,6 +8,7 @@ arXiv:1805.01978).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
@@ -63,8 +64,45 @@ def neighbours(
     The nearest one's weight is one, which changes no share and leaves no room for overflow.
     """
     center = _mean(bank).to(device)
-    points = torch.cat([_unit(part.to(device), center) for part in queries.split(_QUERIES_AT_ONCE)])
-    similarity, nearest = _nearest(_blocks(bank, center, device), points, min(k, len(bank)))
+    return _weighted(_blocks(bank, center, device), center, queries, min(k, len(bank)), temperature)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A bank that is asked again and again, whole on a device.
+
+    Attributes:
+        units: its features, centred and of length one.
+        center: their mean.
+    """
+
+    units: Float[Tensor, "n d"]
+    center: Float[Tensor, " d"]
+
+    @classmethod
+    def of(cls, bank: Float[Tensor, "n d"], device: torch.device) -> Ready:
+        """The bank, and what every question would have to work out anew."""
+        center = _mean(bank).to(device)
+        return cls(torch.cat(list(_blocks(bank, center, device))), center)
+
+    @torch.no_grad()
+    def neighbours(
+        self, queries: Float[Tensor, "m d"], k: int, temperature: float
+    ) -> tuple[Float[Tensor, "m k"], Int64[Tensor, "m k"]]:
+        """What `neighbours` says of the bank."""
+        blocks = iter(self.units.split(_BANK_AT_ONCE))
+        return _weighted(blocks, self.center, queries, min(k, len(self.units)), temperature)
+
+
+def _weighted(
+    blocks: Iterator[Float[Tensor, "b d"]],
+    center: Float[Tensor, " d"],
+    queries: Float[Tensor, "m d"],
+    k: int,
+    temperature: float,
+) -> tuple[Float[Tensor, "m k"], Int64[Tensor, "m k"]]:
+    points = torch.cat([_unit(part.to(center.device), center) for part in queries.split(_QUERIES_AT_ONCE)])
+    similarity, nearest = _nearest(blocks, points, k)
     return ((similarity - similarity[:, :1]) / temperature).exp(), nearest
 
 

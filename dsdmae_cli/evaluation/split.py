@@ -54,19 +54,21 @@ def few_shot(labels: Int64[np.ndarray, " n"], share: float, seed: int, draw: int
     return np.sort(order[rank < np.maximum(1, np.rint(share * size))])
 
 
-def require_held_out(split: HeldOut, what: str, values: Sequence[float]) -> None:
+def require_held_out(split: HeldOut, what: str, values: Sequence[float], *, of_classes: bool = True) -> None:
     """See that there are images to choose a setting on.
 
     Args:
         what: the setting, in a word.
         values: that it may have.
+        of_classes: images of each class were held out; False = any images, all but one at most.
 
     Raises:
         DataError: none are held out.
     """
     if not len(split.held):
+        why = "no class has two training images" if of_classes else "there is one training image"
         raise DataError(
-            f"no class has two training images, so that none can be held out to choose between {len(values)} values"
+            f"{why}, so that none can be held out to choose between {len(values)} values"
             f" of {what}; give a single {what}, or use more images"
         )
 

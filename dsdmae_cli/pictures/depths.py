@@ -6,7 +6,6 @@ not have, stay as they were.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -19,7 +18,7 @@ from dsdmae_cli.data.values import RGB, Ranges, Values, band_of, pairs, sampled,
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.pictures.instrument import lossless
 from dsdmae_cli.pictures.paths import Source
-from dsdmae_cli.pictures.picture import Picture, read
+from dsdmae_cli.pictures.picture import Picture, read_pages
 
 _FULL = (0.0, 65535.0)
 _ROWS, _SOME = 512, 1 << 15
@@ -59,19 +58,8 @@ def limits_of_all(sources: Sequence[Source], max_pixels: int) -> Ranges | None:
         if source.path is None:
             raise DataError("--range batch is for several pictures; standard input is one")
         with suppress(UnreadableImage, Refused):
-            found += (thinned(page) for page in read_pages(source, max_pixels))
+            found += (thinned(page) for page in read_pages(source.path, str(source), max_pixels))
     return limits_of(found)
-
-
-def read_pages(source: Source, max_pixels: int) -> list[Picture]:
-    """A picture, or all pages of a stack.
-
-    Raises:
-        UnreadableImage: see picture.read.
-    """
-    content = sys.stdin.buffer.read() if source.path is None else source.path
-    first = read(content, str(source), max_pixels)
-    return [first, *(read(content, str(source), max_pixels, page) for page in first.pages[1:])]
 
 
 def seen(picture: Picture, limits: Ranges, *, itself: bool = True) -> Picture:

@@ -6,7 +6,7 @@ data/tiff.py reads them; what tifffile writes is what it reads. No torch here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from dsdmae_cli.data.values import Values
 from dsdmae_cli.pictures.metadata import Metadata, TiffTags
 
 if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
     from dsdmae_cli.pictures.picture import Picture
 
 _DESCRIPTION, _XMP, _ICC, _UNDEFINED = 270, 700, 34675, 7
@@ -25,30 +27,28 @@ _GEO = (33550, 33922, 34264, 34735, 34736, 34737, 42112)
 # Alpha that colours were multiplied by is divided out when it is read.
 _EXTRAS = {0: "unspecified", 1: "unassalpha", 2: "unassalpha"}
 _MODES = {1: "L", 3: "RGB"}
+# Integers of so many bytes have no differences from pixel to pixel in tifffile.
+_WIDEST_PREDICTED = 8
 
 
-def read_page(stream: BinaryIO, page: int, max_pixels: int) -> tuple[Values, str, Metadata]:
+def read_page(file: TiffFile, page: int, max_pixels: int) -> tuple[Values, str, Metadata]:
     """A page's values, its mode (L, LA, RGB, RGBA, or as "13 bands"), and what is known of it.
 
     Raises:
         Refused: see data.tiff.read_page.
     """
-    values = tiff.read_page(stream, page, max_pixels)
+    values = tiff.read_page(file, page, max_pixels)
     colors = values.colors.shape[2]
     mode = _MODES.get(colors, "") + ("A" if values.alpha else "")
-    return values, mode if colors in _MODES else f"{values.pixels.shape[2]} bands", _metadata(stream, page)
+    return values, mode if colors in _MODES else f"{values.pixels.shape[2]} bands", metadata(file, page)
 
 
-def _metadata(stream: BinaryIO, number: int) -> Metadata:
-    import tifffile
-
-    stream.seek(0)
-    with tifffile.TiffFile(stream) as file:
-        page = file.pages[number]
-        assert isinstance(page, tifffile.TiffPage)
-        # tifffile's own words follow as a second description.
-        tags = {tag.code: tag.value for tag in reversed(list(page.tags))}
-        unit, across, down = (tags.get(code) for code in (296, 282, 283))
+def metadata(file: TiffFile, number: int) -> Metadata:
+    """What is known of a page beside its pixels; what Pillow tells of it too is not all here."""
+    page = _page(file, number)
+    # tifffile's own words follow as a second description.
+    tags = {tag.code: tag.value for tag in reversed(list(page.tags))}
+    unit, across, down = (tags.get(code) for code in (296, 282, 283))
     dpi = None
     if unit in (_INCH, _CENTIMETRE) and across and down and across[1] and down[1] and across[0] and down[0]:
         scale = 2.54 if unit == _CENTIMETRE else 1.0
@@ -60,34 +60,24 @@ def _metadata(stream: BinaryIO, number: int) -> Metadata:
         bytes(xmp) if isinstance(xmp, bytes | tuple) and xmp else None,
         dpi,
         words if isinstance(words, str) else None,
-        tags_of(stream, number),
+        _tags_of(page),
     )
 
 
-def with_tags(known: Metadata, stream: BinaryIO, number: int) -> Metadata:
-    """What Pillow has found in a page of a TIFF, and what that page says."""
-    own = _metadata(stream, number)
-    return known._replace(description=own.description, tags=own.tags)
+def _page(file: TiffFile, number: int) -> TiffPage:
+    return cast("TiffPage", file.pages[number])  # frames, which know less, are made on request alone
 
 
-def tags_of(stream: BinaryIO, number: int) -> TiffTags:
+def _tags_of(page: TiffPage) -> TiffTags:
     """What a page says of colours, resolution and place."""
-    import tifffile
-
-    stream.seek(0)
-    with tifffile.TiffFile(stream) as file:
-        page = file.pages[number]
-        assert isinstance(page, tifffile.TiffPage)
-        across, down, unit = (page.tags.valueof(code) for code in (282, 283, 296))
-        known = [tag for tag in page.tags if tag.code in _GEO]
-        return TiffTags(
-            int(page.photometric),
-            tuple(map(int, page.extrasamples)),
-            (across, down, _INCH if unit is None else int(unit))
-            if _is_rational(across) and _is_rational(down)
-            else None,
-            tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in known),
-        )
+    across, down, unit = (page.tags.valueof(code) for code in (282, 283, 296))
+    known = [tag for tag in page.tags if tag.code in _GEO]
+    return TiffTags(
+        int(page.photometric),
+        tuple(map(int, page.extrasamples)),
+        (across, down, _INCH if unit is None else int(unit)) if _is_rational(across) and _is_rational(down) else None,
+        tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in known),
+    )
 
 
 def _is_rational(value: object) -> bool:
@@ -122,7 +112,7 @@ def write(pages: Iterable[Picture], file: BinaryIO) -> None:
                 pixels if pixels.shape[2] > 1 else pixels[..., 0],
                 photometric=photometric,
                 compression="zlib",
-                predictor=pixels.dtype.kind != "f",
+                predictor=pixels.dtype.kind != "f" and pixels.dtype.itemsize < _WIDEST_PREDICTED,
                 description=(known.description or "").encode(),
                 metadata=None,
                 software=False,
@@ -154,4 +144,7 @@ def lossless(values: np.ndarray, like: np.ndarray) -> np.ndarray:
     if like.dtype.kind == "f":
         return values.astype(like.dtype)
     info = np.iinfo(like.dtype)
-    return np.rint(values).clip(info.min, info.max).astype(like.dtype)
+    most = float(info.max)
+    if int(most) > info.max:  # 2^63 and 2^64, which would become the least of 64 bits
+        most = float(np.nextafter(most, 0))
+    return np.rint(values).clip(info.min, most).astype(like.dtype)

@@ -18,6 +18,7 @@ from dsdmae_cli.pictures.quality import Likeness, compare, psnr_where
 
 # Below this even --strength 1 would change hardly a value (of 255).
 _NOTHING = 0.05
+_NAMED = 3  # values that are left out
 
 
 def finite(value: float | None) -> float | None:
@@ -159,8 +160,7 @@ class Done:
         if self.scores:
             words.append(f"{self.scores.noisy} -> {self.scores.restored}")
         if self.limits:
-            but = f" but {', '.join(f'{value:g}' for value in self.left_out)}" if self.left_out else ""
-            words.insert(1, f"{in_words(self.limits)}{but}")
+            words.insert(1, f"{in_words(self.limits)}{_but(self.left_out)}")
         if self.pages > 1:
             words.append(f"{self.pages} pages")
         elif self.frames > 1:
@@ -181,6 +181,12 @@ class Done:
         what = f"{self.found}, about {level}" if self.found else f"what looks like noise, {level}"
         done = "removed" if self.strength > 0.995 else f"{self.strength:.0%} of it removed"
         return f"{what}: {done}"
+
+
+def _but(values: tuple[float, ...]) -> str:
+    """The first of the values that are left out, and how many more there are."""
+    more = f" and {len(values) - _NAMED:,} more" if len(values) > _NAMED else ""
+    return f" but {', '.join(f'{value:g}' for value in values[:_NAMED])}{more}" if values else ""
 
 
 class Record(Protocol):

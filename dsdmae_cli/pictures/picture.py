@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -26,6 +26,9 @@ from dsdmae_cli.data.values import TURNS, keyed
 from dsdmae_cli.pictures import instrument
 from dsdmae_cli.pictures.deep import write_png
 from dsdmae_cli.pictures.metadata import Metadata, has_tables, read_metadata, save_options
+
+if TYPE_CHECKING:
+    from dsdmae_cli.data.tiff import Tiff
 
 # 8 or 16 bits; any other integers, and floating-point numbers, of an instrument's TIFF.
 Pixels = Shaped[np.ndarray, "height width channels"]
@@ -183,15 +186,63 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
         UnreadableImage: it is not an image, is damaged, too large, or of a kind that has no place here.
     """
     with readable(source, name, max_pixels) as stream:
-        is_tiff = tiff.is_tiff(stream)
+        found = _of_tiff(stream, max_pixels, page) if tiff.is_tiff(stream) else None
+    return found if isinstance(found, Picture) else _by_pillow(source, name, max_pixels, found)
+
+
+def read_pages(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS) -> list[Picture]:
+    """A picture, or all pages of a TIFF that is a stack, by one opening of it.
+
+    Raises:
+        UnreadableImage: see read.
+    """
+    first = read(source, name, max_pixels)
+    if len(first.pages) == 1:
+        return [first]
+    with readable(source, name, max_pixels) as stream, tiff.opened(stream) as file:
+        found = [_of_tiff(file, max_pixels, page) for page in first.pages[1:]]
+    return [first, *(x if isinstance(x, Picture) else _by_pillow(source, name, max_pixels, x) for x in found)]
+
+
+class _Page(NamedTuple):
+    """What a TIFF says of a page that Pillow reads: its number, its own tags, and what Picture has of the file."""
+
+    number: int
+    tags: Metadata
+    pages: tiff.Pages
+    nodata: float | None
+    inverted: bool
+
+
+def _of_tiff(stream: Tiff, max_pixels: int, page: int) -> Picture | _Page:
+    """A page that Pillow would not give whole, or of a stack, whose words Pillow would lose; of others what is known.
+
+    Args:
+        page: its number; 0 = the first that is a picture.
+    """
+    with tiff.opened(stream) as file:
         # Of a later page it is known already, and in a stack of thousands it would be found thousands of times.
-        pages, beside = tiff.pages(stream) if is_tiff and page == 0 else tiff.Pages((0,), 0)
-        missing, inverted = (tiff.nodata_of(stream), tiff.is_inverted(stream)) if is_tiff else (None, False)
-        stack = page > 0 or len(pages) > 1
-        page = page or pages[0]
-        found = _instruments(stream, page, max_pixels, stack=stack) if is_tiff else None
-        if found is not None:
-            return replace(found, frames=len(pages), pages=pages, beside=beside)
+        pages = tiff.pages(file) if page == 0 else tiff.Pages((0,), 0)
+        stack = page > 0 or len(pages.numbers) > 1
+        page = page or pages.numbers[0]
+        for_pillow = tiff.is_for_pillow(file)
+        if not for_pillow or (stack and tiff.is_plain(file)):
+            try:
+                values, mode, known = instrument.read_page(file, page, max_pixels)
+            except tiff.NeedsCodec:
+                if not for_pillow:
+                    raise
+            else:
+                pixels = np.ascontiguousarray(values.pixels)
+                of_file = (len(pages.numbers), pages.numbers, pages.beside, values.nodata, values.inverted)
+                return Picture(pixels, mode, known, *of_file)
+        about = (instrument.metadata(file, page), pages, tiff.nodata_of(file), tiff.is_inverted(file))
+        return _Page(page, *about)
+
+
+def _by_pillow(source: Path | bytes, name: str, max_pixels: int, known: _Page | None) -> Picture:
+    """What Pillow reads, and of a TIFF what is known of its page."""
+    page = known.number if known is not None else 0
     with opened(source, name, max_pixels) as image:
         image.seek(page)
         raw_mode = deep.raw_mode(image)
@@ -204,25 +255,14 @@ def read(source: Path | bytes, name: str, max_pixels: int = MAX_PIXELS, page: in
             deep.add_lower_bytes(picture.pixels, image, raw_mode)
         if picture.mode == "RGB" and isinstance(key, tuple):
             picture = replace(picture, pixels=keyed(picture.pixels, key), mode="RGBA")
-    if is_tiff:
-        with readable(source, name, max_pixels) as stream:
-            known = instrument.with_tags(picture.metadata, stream, page)
-        picture = replace(picture, frames=len(pages), pages=pages, beside=beside, metadata=known)
-    return replace(_upright(picture, turn), nodata=missing, inverted=inverted)
-
-
-def _instruments(stream: BinaryIO, page: int, max_pixels: int, stack: bool) -> Picture | None:
-    """A page that Pillow would not give whole, or of a stack, whose words Pillow would lose; None for all others."""
-    for_pillow = tiff.is_for_pillow(stream)
-    if for_pillow and not (stack and tiff.is_plain(stream)):
-        return None
-    try:
-        values, mode, known = instrument.read_page(stream, page, max_pixels)
-    except tiff.NeedsCodec:
-        if for_pillow:
-            return None
-        raise
-    return Picture(np.ascontiguousarray(values.pixels), mode, known, nodata=values.nodata, inverted=values.inverted)
+    if known is not None:
+        numbers, beside = known.pages
+        own = picture.metadata._replace(description=known.tags.description, tags=known.tags.tags)
+        picture = replace(
+            picture, frames=len(numbers), pages=numbers, beside=beside, metadata=own, nodata=known.nodata,
+            inverted=known.inverted,
+        )  # fmt: skip
+    return _upright(picture, turn)
 
 
 def _as_it_lies(image: Image.Image, pixels: Pixels, mode: str) -> tuple[Picture, int]:

@@ -21,7 +21,7 @@ from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.beyond import is_first_alone, range_notes, words_of_several
 from dsdmae_cli.data.files import FileImages, Files, Names
 from dsdmae_cli.data.source import Unreadable
-from dsdmae_cli.data.values import asked_bands
+from dsdmae_cli.data.values import asked_bands, in_words
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.features import square_batches
 from dsdmae_cli.pictures.paths import Failure, Source
@@ -200,14 +200,15 @@ def predict(
             found[index] = Prediction(str(sources[index]), tuple((tuned.classes[at], share) for at, share in pairs))
         done += len(batch.indices)
         advance(done, len(images))
-    failures = tuple(Failure(name, _here(reason, data)) for name, reason in unreadable.reasons.items())
+    failures = tuple(Failure(name, as_it_learned(reason, data)) for name, reason in unreadable.reasons.items())
     predictions = tuple(found[index] for index in sorted(found))
     return Predicted(subject.text, tuned.sha256, tuned.classes, size, predictions, failures, notes)
 
 
-def _here(reason: str, data: ResolvedData) -> str:
+def as_it_learned(reason: str, data: ResolvedData) -> str:
     """Why a picture cannot be read, without the advice to change a setting, which a fine-tuned network has no more."""
     what, _, advice = reason.partition("; ")
     if "data." not in advice:
         return reason
-    return f"{what}; this network reads pictures as it learned to, of {data.channels} channels"
+    values = f"values of {in_words(data.range)}" if data.range else "no range of values"
+    return f"{what}; this network reads pictures as it learned to, of {data.channels} channels and with {values}"

@@ -18,7 +18,7 @@ from dsdmae_cli.data.values import Ranges
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.pictures import picture as pictures
 from dsdmae_cli.pictures.contact_sheet import Panel, draw, with_magnified
-from dsdmae_cli.pictures.depths import brought_back, left_out, limits_of, limits_of_all, range_of, read_pages, seen
+from dsdmae_cli.pictures.depths import brought_back, left_out, limits_of, limits_of_all, range_of, seen
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.engines import Wanted, open_restorer
 from dsdmae_cli.pictures.outcome import Done, Outcome, Scores
@@ -125,7 +125,7 @@ class _Page(NamedTuple):
 
 def _one(source: Source, target: Target, restorer: Restorer, options: Options, report: Counted) -> Made:
     """Read, restore and compare a picture, or every page of a stack."""
-    pages = read_pages(source, options.max_pixels)
+    pages = pictures.read_pages(source.content(), str(source), options.max_pixels)
     file = target.file(pages[0])
     if file is not None:
         check_free(file, force=options.force)

@@ -88,7 +88,7 @@ def embed(request: Request, out: Path | None, *, force: bool = False, as_json: b
         SettingsError: the path is taken or its ending unknown; and see compute.
         RunFailed: the file cannot be written.
     """
-    write = None if out is None else rows.free(out, request.thumbnails, force, request.attention)
+    write = None if out is None else rows.free(out, request.thumbnails, force, attention=request.attention)
     found = compute(request, make_report(as_json=as_json, main_process=True))
     whole, picture = found.embedding, request.picture
 

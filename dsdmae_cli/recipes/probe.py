@@ -7,7 +7,7 @@ share: opening, features, few labels, scores, and what is left.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.evaluation.features import check_pools
 from dsdmae_cli.evaluation.fitting import Best, few_labels, fit_best, plus_minus, with_few_labels
-from dsdmae_cli.evaluation.inner import candidates
+from dsdmae_cli.evaluation.inner import candidates, seen_in_words
 from dsdmae_cli.evaluation.judging import LabelledSplits, base_result, draw, open_labelled, warn_of_twins
 from dsdmae_cli.evaluation.metrics import Scores, score
 from dsdmae_cli.evaluation.probe_data import gather
@@ -138,6 +138,8 @@ def judge(subject: Subject, run: RunDir, loaded: Loaded[ProbeSettings]) -> dict[
     else:
         best = fit_best(settings.probe, tried)
         scores = score(best.found.logits, truth.labels)
+    words = seen_in_words(settings.probe.blocks, settings.probe.input_noise)
+    best = replace(best, found=replace(best.found, protocol=best.found.protocol + words))
     found, data = best.found, tried[best.block]
     for note in found.notes:
         subject.report.warn(note)

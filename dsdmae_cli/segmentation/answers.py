@@ -15,6 +15,7 @@ from torch import Tensor
 from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.open import choose
 from dsdmae_cli.data.source import Unreadable
+from dsdmae_cli.errors import DataError
 from dsdmae_cli.evaluation.dense_features import Lens, Sees, cuts, seen
 from dsdmae_cli.evaluation.segmentation import Counts
 from dsdmae_cli.evaluation.windows import labels_of
@@ -33,12 +34,14 @@ class Answers:
     Attributes:
         all_pixels: of their masks, void ones too.
         names: of the images, in the order of `counts`.
+        windows: that the network saw.
         shown: some of them.
     """
 
     counts: Counts
     all_pixels: int
     names: list[str]
+    windows: int
     shown: list[Shown]
 
     def save(self, path: Path) -> None:
@@ -74,10 +77,12 @@ def answer(
         pictures: how many images to keep for pictures.
 
     Raises:
-        DataError, RunFailed: see dense_features.cuts and seen.
+        DataError: no image can be read; and see dense_features.cuts.
+        RunFailed: see dense_features.seen.
     """
     to_show = {indices[i] for i in choose(len(indices), pictures, 0, "pictures")} if pictures else set()
-    counts, all_pixels, names, shown = Counts.none(len(dataset.legend.classes)), 0, [], []
+    counts = Counts.none(len(dataset.legend.classes))
+    all_pixels, windows, names, shown = 0, 0, [], []
     coming = seen(network, cuts(dataset, indices, lens, unreadable), device, precision, batch_size)
     for cut, tokens in report.watched(coming, "labels of", f"{len(indices):,} images", len(indices)):
         grids = scores_of(tokens).unflatten(1, grid)
@@ -85,10 +90,13 @@ def answer(
         predicted = labels_of(grids, cut.frame, size)[None]
         mask = torch.from_numpy(cut.mask)[None].to(predicted.device)
         counts, all_pixels = counts.with_images(predicted, mask), all_pixels + cut.mask.size
+        windows += len(cut.windows)
         names.append(dataset.name(cut.index))
         if cut.index in to_show:
             shown.append(Shown(dataset.load(cut.index), cut.mask, predicted[0].cpu().numpy()))
-    return Answers(counts, all_pixels, names, shown)
+    if not names:
+        raise DataError(f"none of {len(indices)} images can be read (first: {unreadable.first})")
+    return Answers(counts, all_pixels, names, windows, shown)
 
 
 def score_lines(result: dict[str, Any]) -> list[str]:

@@ -31,12 +31,22 @@ def _gain(best: Row, other: Row) -> str:
         return f"{best.name} and {other.name} cannot be compared image by image: {COUNTS} is missing beside a result"
     if list(mine) != list(theirs):
         return f"{best.name} and {other.name} were judged on other images, and cannot be compared image by image"
+    if not all(_same_truth(mine[name], theirs[name]) for name in mine):
+        return (
+            f"{best.name} and {other.name} were judged by other masks, classes or void (data.void), and cannot be"
+            " compared image by image"
+        )
     gain, (low, high) = paired_gain(np.stack([*mine.values()]), np.stack([*theirs.values()]))
     told = "" if low > 0 else ": they are not told apart"
     return (
         f"{best.name} is {100 * gain:.1f} points of mean IoU above {other.name} on the same images (95% interval"
         f" {100 * low:.1f} to {100 * high:.1f}){told}"
     )
+
+
+def _same_truth(one: Int64[np.ndarray, "3 c"], other: Int64[np.ndarray, "3 d"]) -> bool:
+    """Whether an image has the same pixels of each class to two results."""
+    return np.array_equal(one[1], other[1])
 
 
 def _counts(row: Row) -> dict[str, Int64[np.ndarray, "3 c"]] | None:

@@ -17,6 +17,7 @@ from PIL import Image
 from dsdmae_cli.artifacts.classifier import Tuned
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.subject import Subject
+from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.masks import VOID
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.dense_features import Cut, Lens, seen
@@ -24,7 +25,7 @@ from dsdmae_cli.evaluation.windows import cut_image, frame, labels_of
 from dsdmae_cli.pictures.each import Made, check_free, each
 from dsdmae_cli.pictures.outcome import Outcome
 from dsdmae_cli.pictures.paths import Failure, Results, Source, targets
-from dsdmae_cli.pictures.predict import as_its_run_read, how_seen
+from dsdmae_cli.pictures.predict import as_it_learned, as_its_run_read, how_seen
 from dsdmae_cli.report import say
 from dsdmae_cli.report.counted import Counted
 from dsdmae_cli.runtime import choose_device, choose_precision
@@ -128,7 +129,11 @@ def segment(
 
     def make(number: int) -> Made:
         check_free(files[number], force=force)
-        labels = _labels(network, images.load(number), where, how)
+        try:
+            pixels = images.load(number)
+        except UnreadableImage as error:
+            raise UnreadableImage(error.name, as_it_learned(error.reason, settings.data)) from error
+        labels = _labels(network, pixels, where, how)
         counts = np.bincount(labels.ravel(), minlength=len(values)) / labels.size
         mask = Image.fromarray(values[labels])
         mask.putpalette(palette.tobytes())

@@ -23,7 +23,7 @@ from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.evaluation.dense import DenseData, DenseResult
 from dsdmae_cli.evaluation.dense_features import Lens, Patches, cuts, patches, seen
-from dsdmae_cli.evaluation.inner import candidates
+from dsdmae_cli.evaluation.inner import candidates, seen_in_words
 from dsdmae_cli.evaluation.judging import base_result, warn_of_twins
 from dsdmae_cli.evaluation.overlap import COUNTS
 from dsdmae_cli.evaluation.probes import best_of
@@ -137,7 +137,7 @@ def judge(subject: DenseSubject, run: RunDir, loaded: Loaded[ProbeSettings]) -> 
     scores = segmentation_scores(answers.counts, answers.all_pixels)
     for note in best.found.notes:
         subject.report.warn(note)
-    result = _describe(subject, run, best, learned, scores)
+    result = _describe(subject, run, best, learned, answers.windows, scores)
     report = subject.report
     about = describe_probe(run, loaded, settings, report, device=subject.device, precision=subject.precision)
     # Of every image, so that two probes can be compared on the same images (docs/segmentation.md).
@@ -173,16 +173,18 @@ def _fit(subject: DenseSubject, chosen: list[int]) -> tuple[_Best, _Learned]:
     found: dict[str, DenseResult] = {}
     held_out: dict[str, float] = {}
     learned = _Learned(0, 0)
+    unreadable = Unreadable(len(subject.splits.train), settings.data)
     for block, encoder in tried.items():
-        data = _data(subject, encoder, chosen)
+        data = _data(subject, encoder, chosen, unreadable)
         learned = _Learned(len(data.split.fit) + len(data.split.held), len(data.tokens))
         if len(tried) > 1:
-            require_held_out(data.split, "block", range(len(tried)))
+            require_held_out(data.split, "block", range(len(tried)), of_classes=False)
         probe = settings.probe if len(data.split.held) else settings.probe.without_choice()
         found[block] = fit(probe, data)
         if len(tried) > 1:
             scores = found[block].held_out
             held_out[block] = max(scores.values()) if scores else _held_out(fit, probe, data)
+    _say_unreadable(subject, unreadable)
     if len(tried) == 1:
         [(block, encoder)] = tried.items()
         return _Best(block, encoder, found[block], {}), learned
@@ -198,13 +200,11 @@ def _held_out(fit: Any, probe: Any, data: DenseData) -> float:
     return data.held_out_iou(fit(probe, part).answer)
 
 
-def _data(subject: DenseSubject, encoder: Backbone, chosen: list[int]) -> DenseData:
+def _data(subject: DenseSubject, encoder: Backbone, chosen: list[int], unreadable: Unreadable) -> DenseData:
     settings, train = subject.settings, subject.splits.train
-    unreadable = Unreadable(len(train), settings.data)
     coming = cuts(train, chosen, Lens.of(encoder, subject.probe), unreadable)
     through = seen(encoder, coming, subject.device, subject.precision, _batch(subject, encoder))
     learned: Patches = patches(subject.report.watched(through, "tokens of", f"{len(chosen):,} images", len(chosen)))
-    _say_unreadable(subject, unreadable)
     return DenseData(
         tokens=learned.tokens,
         masks=learned.masks,
@@ -241,11 +241,16 @@ def _answer(subject: DenseSubject, encoder: Backbone, found: DenseResult) -> Ans
 
 
 def _describe(
-    subject: DenseSubject, run: RunDir, best: _Best, learned: _Learned, scores: SegmentationScores
+    subject: DenseSubject, run: RunDir, best: _Best, learned: _Learned, windows: int, scores: SegmentationScores
 ) -> dict[str, Any]:
-    """What result.json holds."""
+    """What result.json holds.
+
+    Args:
+        windows: of the test images.
+    """
     settings, splits, found = subject.settings, subject.splits, best.found
-    size, protocol = best.encoder.image_size, f"{found.protocol}; {_looking(subject)}"
+    size, looked = best.encoder.image_size, seen_in_words(settings.probe.blocks, settings.probe.input_noise)
+    protocol = f"{found.protocol}{looked}; {_looking(subject)}"
     return {
         "run": str(run.path),
         **base_result("probe", protocol, subject.opened.described(), settings, splits, scores),
@@ -257,7 +262,7 @@ def _describe(
         **choice(best.block, best.held_out, settings.probe.input_noise, found),
         "features_width": best.encoder.width,
         "grid": list(best.encoder.grid),
-        "flops": encoder_flops(best.encoder) * learned.windows,
+        "flops": encoder_flops(best.encoder) * (learned.windows + windows),
         "seconds": round(time.monotonic() - subject.began, 1),
         "notes": list(found.notes),
         "figures": str(run.figures),
@@ -267,7 +272,9 @@ def _describe(
 def _looking(subject: DenseSubject) -> str:
     """The words of a protocol for how pictures come under the window."""
     probe, size = subject.probe, size_words(subject.opened.encoder.image_size)
-    scaled = "scaled to cover the window" if probe.scale == "fit" else f"scaled by {probe.scale:g}"
+    scaled = "scaled to cover the window"
+    if probe.scale != "fit":
+        scaled = f"scaled by {probe.scale:g}, or by more where they would not cover the window"
     return (
         f"pictures {scaled}, windows of {size} px at steps of at most {probe.stride:.2g} of a side, their scores"
         " averaged where they overlap; scored in the masks' own size, void left out"

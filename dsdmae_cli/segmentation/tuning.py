@@ -157,6 +157,4 @@ def _answered(answering: Answering, dataset: MaskedImages, pictures: int = 0) ->
             grid=encoder.grid, pictures=pictures,
         )  # fmt: skip
     answering.say(unreadable)
-    if not answers.names:
-        raise DataError(f"none of {len(dataset)} images can be read (first: {unreadable.first})")
     return answers

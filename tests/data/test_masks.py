@@ -323,7 +323,16 @@ def test_a_class_that_no_training_mask_has_is_named(folder: Path) -> None:
     heard = Heard()
     found = open_masked(data(folder), heard)
     assert heard.said == ("no training mask has a pixel of ink: nothing of that can be learned",)
-    assert "no pixel of ink in training ones" in found.masks.line()
+    assert found.masks.line().endswith("no pixel of ink in training ones")
+
+
+def test_a_class_that_the_masks_which_were_looked_at_lack_is_not_said_of_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsdmae_cli.data.mask_account._DECODED", 1)
+    first, *_ = sorted((folder / "masks" / "train").iterdir())
+    Image.fromarray(np.minimum(stored_in(first), 1)).save(first)
+    assert open_masked(data(folder)).masks.line().endswith("no pixel of ink in training ones of these")
 
 
 def test_values_before_names_may_not_repeat() -> None:

@@ -133,7 +133,7 @@ def test_neighbours_vote_with_their_shares() -> None:
     features, shares = torch.randn(40, 6, generator=generator), torch.rand(40, 4, generator=generator)
     shares = shares / shares.sum(dim=1, keepdim=True)
     queries = torch.randn(2, 5, 6, generator=generator)
-    votes = PatchBank(features, shares).votes(queries, 7, 0.07, torch.device("cpu"))
+    votes = PatchBank.of(features, shares, torch.device("cpu")).votes(queries, 7, 0.07)
     center = features.double().mean(dim=0)
     unit = F.normalize(features.double() - center, dim=1)
     for query, found in zip(queries.flatten(0, 1), votes.flatten(0, 1), strict=True):
@@ -275,3 +275,10 @@ def test_images_that_are_void_all_over_leave_an_interval() -> None:
     drawn = bootstrap(counts)
     assert np.isfinite(drawn).all()
     assert set(np.unique(drawn[:, 0]).round(9)) == {0.0, round((5 / 9 + 0) / 2, 9)}
+
+
+def test_a_bank_of_patches_is_made_ready_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for every picture: that took most of the time of a probe."""
+    bank = PatchBank.of(torch.randn(40, 6), torch.rand(40, 4), torch.device("cpu"))
+    monkeypatch.setattr("dsdmae_cli.evaluation.knn._mean", lambda _: pytest.fail("found anew"))
+    assert bank.votes(torch.randn(2, 5, 6), 7, 0.07).shape == (2, 5, 4)

@@ -11,7 +11,7 @@ from PIL import Image
 from dsdmae_cli.data.base import Refused
 from dsdmae_cli.pictures import instrument
 from dsdmae_cli.pictures.depths import brought_back, is_itself, limits_of, seen
-from dsdmae_cli.pictures.picture import Picture, check_format, read, write
+from dsdmae_cli.pictures.picture import Picture, check_format, read, read_pages, write
 
 RANDOM = np.random.default_rng(3)
 
@@ -28,12 +28,12 @@ def written(picture: Picture) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "int16", "uint32", "int32"])
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "int16", "uint32", "int32", "int64", "uint64"])
 @pytest.mark.parametrize("bands", [1, 3, 13])
 def test_numbers_of_every_kind_come_back(kind: str, bands: int) -> None:
     scale = {"float16": 1000, "int16": 9000}.get(kind, 70000)
     values = (RANDOM.normal(size=(19, 23, bands)) * scale).astype(np.float64 if kind.startswith("f") else np.int64)
-    values = (np.abs(values) if kind == "uint32" else values).astype(kind)
+    values = (np.abs(values) if kind.startswith("u") else values).astype(kind)
     how = {"photometric": "rgb" if bands == 3 else "minisblack", "planarconfig": "contig"} if bands > 1 else {}
     content = tif(
         values if bands > 1 else values[..., 0], **how, description="seen at 488 nm", resolution=(300, 150),
@@ -173,3 +173,46 @@ def test_a_page_of_a_stack_is_read_without_counting_all(monkeypatch: pytest.Monk
     content = tif(stack, photometric="minisblack", metadata=None)
     monkeypatch.setattr(tifffile.TiffPages, "__len__", lambda _: pytest.fail("counted"))
     np.testing.assert_array_equal(read(content, "x", page=1).pixels[..., 0], stack[1])
+
+
+def test_a_stack_is_opened_once_whatever_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each opening walks through all pages before the one that is asked for."""
+    stack = RANDOM.integers(0, 999, (5, 9, 8), np.uint16)
+    opened: list[Any] = []
+    made = tifffile.TiffFile.__init__
+
+    def make(self: tifffile.TiffFile, file: Any, *given: Any, **more: Any) -> None:
+        opened.append(file)
+        made(self, file, *given, **more)
+
+    monkeypatch.setattr(tifffile.TiffFile, "__init__", make)
+    for content in (tif(stack, photometric="minisblack", metadata=None), stack_of_palettes(stack)):
+        opened.clear()
+        pages = read_pages(content, "x")
+        assert len(opened) == 2  # to count the pages, and to read all behind the first
+        alone = [read(content, "x", page=number) for number in (1, 2, 3, 4)]
+        for page, known in zip(pages[1:], alone, strict=True):
+            np.testing.assert_array_equal(page.pixels, known.pixels)
+            assert page.metadata == known.metadata
+    np.testing.assert_array_equal(np.stack([page.pixels[..., 0] for page in pages]), stack % 7 * 40)
+
+
+def stack_of_palettes(stack: np.ndarray) -> bytes:
+    """Which Pillow reads page by page."""
+    pages = []
+    for values in stack:
+        page = Image.fromarray((values % 7).astype(np.uint8), "P")
+        page.putpalette([40 * (number % 7) for number in range(256) for _ in range(3)])
+        pages.append(page)
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "int64", "uint64"])
+def test_what_is_beyond_a_type_becomes_its_end(kind: str) -> None:
+    info = np.iinfo(kind)
+    least, most = instrument.lossless(np.array([-1e30, 1e30]), np.zeros(1, kind)).tolist()
+    assert least == info.min
+    assert most == pytest.approx(info.max, rel=1e-15)
+    assert most <= info.max

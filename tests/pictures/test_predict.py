@@ -115,7 +115,7 @@ def test_a_picture_of_other_bands_gets_no_advice_about_settings(tuned_run: Path,
     )
     code, _, err = do(tuned_run, tmp_path / "five.tif")
     assert code == 2
-    assert "5 bands, neither grey nor RGB; this network reads pictures as it learned to, of 3 channels" in err
+    assert "5 bands, neither grey nor RGB; this network reads pictures as it learned to, of 3 channels and with" in err
     assert "--set" not in err
 
 

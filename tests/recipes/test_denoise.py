@@ -164,6 +164,8 @@ def test_nothing_is_called_denoised_that_came_back_as_it_was() -> None:
     done = Done("a.png", None, 8, 8, "RGB", 8, 1, 1, 0, None, 2.9, "", 0.0, False, None)
     assert "unchanged: no noise found; --strength 1 would take out 2.9 of 255" in str(done)
     assert "unchanged: there is nothing to take out" in str(replace(done, noise_level=0.01))
+    apart = replace(done, limits=(0.0, 9.0), left_out=tuple(map(float, range(1000))))
+    assert ", 0 to 9 but 0, 1, 2 and 997 more, unchanged" in str(apart)  # floats have as many as they please
     # A little was taken, and rounding gave every value back.
     assert "no noise found" in str(replace(done, strength=0.03, found="white noise"))
 

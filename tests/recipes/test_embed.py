@@ -249,6 +249,16 @@ def test_attention_of_the_last_block(encoder_run: Path, digits: Path, tmp_path: 
     assert drawn.read_bytes() == b"mine"
 
 
+def test_a_picture_in_the_place_of_that_of_attention_stays(
+    encoder_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.attention.png").write_bytes(b"somebody's")
+    code, _, err = cli(capfd, "embed", encoder_run, "--dataset", "digits", "--attention", "--out", tmp_path / "a.npz")
+    assert code == 2
+    assert "a.attention.png exists, where --attention draws beside --out" in one_line(err)
+    assert (listing(tmp_path), (tmp_path / "a.attention.png").read_bytes()) == ({"a.attention.png"}, b"somebody's")
+
+
 def test_attention_of_a_class_token_in_timms_models(tmp_path: Path) -> None:
     torch.manual_seed(0)
     settings = TimmSettings(name="timm:vit_tiny_patch16_224", options={"depth": 2}, patch_size=8)

@@ -150,6 +150,21 @@ def test_the_range_and_the_pages_of_pictures_are_told(
     assert "its first page is taken" in err
 
 
+def test_pictures_of_other_bands_and_numbers_get_no_advice_about_settings(
+    tuned: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As of a network that names images: `predict` has no --set."""
+    bands = np.zeros((24, 32, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "five.tif", bands, photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "float.tif", np.zeros((24, 32), np.float32))
+    for name, what in (("five", "5 bands, neither grey nor RGB"), ("float", "floating-point pixels have no range")):
+        code, _, err = cli(capfd, "predict", tuned, tmp_path / f"{name}.tif", "--out", tmp_path / "masks")
+        assert code == 2
+        assert what in err
+        assert "this network reads pictures as it learned to, of 3 channels and with no range of values" in err
+        assert "--set" not in err
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

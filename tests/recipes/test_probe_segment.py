@@ -15,7 +15,7 @@ import small_runs
 from helpers import cli, digit_folder, listing, one_line
 from PIL import Image
 
-from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.errors import DataError, SettingsError
 from dsdmae_cli.evaluation.overlap import mean_iou
 from dsdmae_cli.recipes.compare import compare
 from dsdmae_cli.recipes.probe import summary
@@ -121,7 +121,7 @@ def test_the_best_block_is_chosen_on_held_out_images(masked: Path, tmp_path: Pat
 def test_windows_slide_over_larger_pictures(masked_run: Path, tmp_path: Path) -> None:
     result = judge(masked_run, tmp_path / "probed", "data.image_size=16", "probe.scale=1")
     assert result["train_windows"] == 24 * 2 * 3
-    assert "scaled by 1, windows of 16x16 px" in result["protocol"]
+    assert "scaled by 1, or by more where they would not cover the window, windows of 16x16 px" in result["protocol"]
     assert sum(result["pixels_per_class"]) == 6 * (768 - 55)
 
 
@@ -171,3 +171,47 @@ def test_a_dry_run_says_what_there_is(masked: Path, tmp_path: Path, capfd: pytes
     assert code == 0
     assert "masks     3 classes: paper, shade, ink; void (255) is 7.2% of 30 masks" in said
     assert "segment probe of scratch on folder:" in said
+
+
+def test_results_by_other_masks_are_not_compared_image_by_image(masked_run: Path, tmp_path: Path) -> None:
+    """Of the same images, but with another class left out as void: what is left to judge is another question."""
+    judge(masked_run, tmp_path / "a", "probe.kind=segment-knn")
+    legend = json.loads((tmp_path / "a" / "result.json").read_text())
+    judge(masked_run, tmp_path / "b", "probe.kind=segment-knn", "data.void=[1,255]")
+    assert len(json.loads((tmp_path / "b" / "result.json").read_text())["classes"]) == len(legend["classes"]) - 1
+    remarks = compare([tmp_path / "a", tmp_path / "b"]).remarks
+    assert not any("points of mean IoU" in words for words in remarks)
+    assert any("were judged by other masks, classes or void (data.void)" in words for words in remarks)
+
+
+def test_test_images_of_which_none_can_be_read_are_one_line(
+    masked_run: Path, masked: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "masked"
+    shutil.copytree(masked, folder)
+    first, *others = sorted((folder / "images" / "test").iterdir())
+    for path in others:
+        path.unlink()
+        (folder / "masks" / "test" / f"{path.stem}.png").unlink()
+    first.write_bytes(first.read_bytes()[:60])  # one may always be unreadable (source.Unreadable)
+    words = (f"--dataset={folder}", "--out", str(tmp_path / "probed"), *(f"--set={text}" for text in QUICK))
+    code, _, err = cli(capfd, "probe", str(masked_run), "--kind=segment-knn", *words)
+    assert (code, "none of 1 images can be read (first: " in err.splitlines()[-1]) == (2, True)
+    assert not (tmp_path / "probed").exists()
+
+
+def test_a_protocol_says_what_was_looked_at(masked_run: Path, tmp_path: Path) -> None:
+    more = ("probe.input_noise=0.1", "probe.blocks=1", "probe.scale=0.1", "probe.train_images=3")
+    result = judge(masked_run, tmp_path / "probed", "probe.learning_rates=0.03", *more)
+    protocol = result["protocol"]
+    assert "clean" not in protocol
+    assert "; features after block 1; Gaussian noise of σ 0.1 on the images" in protocol
+    assert "pictures scaled by 0.1, or by more where they would not cover the window" in protocol  # as they are here
+    assert "batch 3 windows" in protocol  # there are no more
+    assert result["flops"] % (result["train_windows"] + result["num_images"]) == 0
+
+
+def test_a_single_image_has_no_classes_to_be_held_out(masked: Path, tmp_path: Path) -> None:
+    two_blocks = (f"data.dataset=folder:{masked}", "backbone.patch_size=4", "backbone.depth=2", "backbone.embed_dim=32")
+    with pytest.raises(DataError, match="there is one training image, so that none can be held out"):
+        judge("scratch", tmp_path / "probed", *two_blocks, "probe.train_images=1", "probe.blocks=all")

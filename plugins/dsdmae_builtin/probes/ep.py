@@ -50,8 +50,8 @@ def fit(settings: EPSettings, data: ProbeData) -> ProbeResult:
     found = select_and_fit(data, rates, settings.queries, settings.optimizer, settings.class_weights == "balanced")
     epochs, optimizer = data.schedule.epochs, settings.optimizer.upper()
     words = (
-        f"efficient probing (Psomas et al. 2025): {settings.queries} learned queries over all tokens of clean images,"
-        f" BatchNorm without affine terms and a linear layer, backbone frozen in eval mode; {optimizer},"
+        f"efficient probing (Psomas et al. 2025): {settings.queries} learned queries over all tokens of unaugmented"
+        f" images, BatchNorm without affine terms and a linear layer, backbone frozen in eval mode; {optimizer},"
         f" {epochs} epochs, batch {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates))}"
         f"{data.how_weighted(settings.class_weights)}; the last epoch is the result"
     )

@@ -54,7 +54,7 @@ def fit(settings: LinearSettings, data: ProbeData) -> ProbeResult:
         data.device, data.report,
     )  # fmt: skip
     words = (
-        f"BatchNorm without affine terms and a linear layer on {settings.pool}-pooled features of clean images,"
+        f"BatchNorm without affine terms and a linear layer on {settings.pool}-pooled features of unaugmented images,"
         f" backbone frozen in eval mode; {settings.optimizer.upper()}, {schedule.epochs} epochs, batch"
         f" {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates))}"
         f"{data.how_weighted(settings.class_weights)}; the last epoch is the result"

@@ -40,10 +40,10 @@ def fit(settings: SegmentSettings, data: DenseData) -> DenseResult:
     from dsdmae_cli.evaluation.dense_linear import select_and_fit
 
     found = select_and_fit(data, settings.learning_rates, settings.points)
-    epochs = data.schedule.epochs
+    epochs, batch = data.schedule.epochs, min(data.batch_size, len(data.tokens))
     words = (
-        "a linear layer on patch tokens of clean images, normalised by their mean and variance, logits upsampled"
-        f" bilinearly, backbone frozen in eval mode; AdamW, {epochs} epochs, batch {data.batch_size} windows of"
+        "a linear layer on patch tokens of unaugmented images, normalised by their mean and variance, logits"
+        f" upsampled bilinearly, backbone frozen in eval mode; AdamW, {epochs} epochs, batch {batch} windows of"
         f" {settings.points} random pixels, rate {found.chosen:g}{data.how_chosen(len(settings.learning_rates))}; the"
         " last epoch is the result"
     )

@@ -45,20 +45,18 @@ def fit(settings: SegmentKnnSettings, data: DenseData) -> DenseResult:
     from dsdmae_cli.evaluation.dense_knn import PatchBank, bank_of
     from dsdmae_cli.evaluation.split import require_held_out
 
-    device = data.device  # an answer outlives the tokens, which it must not hold
-
     def answer(bank: PatchBank, k: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda tokens: bank.votes(tokens, k, _TEMPERATURE, device)
+        return lambda tokens: bank.votes(tokens, k, _TEMPERATURE)
 
     held_out: dict[float, float] = {}
     if len(settings.k) > 1:
-        require_held_out(data.split, "k", settings.k)
+        require_held_out(data.split, "k", settings.k, of_classes=False)
         near = bank_of(data, data.windows(torch.from_numpy(data.split.fit)), settings.patches)
         held_out = {k: data.held_out_iou(answer(near, k)) for k in settings.k}
     k = int(best_of(held_out)) if held_out else settings.k[0]
     bank = bank_of(data, torch.arange(len(data.tokens)), settings.patches)
     words = (
-        f"the {k} nearest of {len(bank.features)} training patches by cosine of centred tokens, votes weighted by"
+        f"the {k} nearest of {len(bank)} training patches by cosine of centred tokens, votes weighted by"
         f" exp(cosine/{_TEMPERATURE:g}), each with the distribution of labels under it, upsampled bilinearly;"
         f" k{data.how_chosen(len(settings.k), 'with neighbours among')}"
     )
