@@ -201,11 +201,6 @@ def free(out: Path, thumbnails: bool, force: bool, *, attention: bool = False) -
     return write
 
 
-def attention_picture(out: Path) -> Path:
-    """Where the picture of attention goes, beside the file of features."""
-    return out.with_suffix(".attention.png")
-
-
 def writer(out: Path, thumbnails: bool = False) -> Writer:
     """The function that writes a file of this ending.
 

@@ -6,6 +6,7 @@ A file that leaves dsdmae has to say so, or 12-bit pictures are divided by 65,53
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,12 @@ class Seen:
             return f"{self.channels_in_words} in [{black}, 1]"
         return f"{self.channels_in_words}, values of {in_words(self.range)} as [{black}, 1]"
 
+    def pixels(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> str:
+        """What a network takes, in words; in [-1, 1] where nothing is said to normalise by."""
+        if mean is None or std is None:
+            return self.in_words(-1)
+        return f"{self.in_words(0)}, normalised by mean {_one_or_all(mean)} and std {_one_or_all(std)}"
+
     def as_values(self) -> dict[str, Any]:
         """For JSON."""
         return {"channels": self.channels, "bands": self.bands, "range": self.range}
@@ -64,6 +71,10 @@ def seen_by(opened: Opened) -> Seen:
         tuple(bands) if isinstance(bands, list | tuple) else None,
         _ranges(limits) if isinstance(limits, list | tuple) else None,
     )
+
+
+def _one_or_all(values: Sequence[float]) -> float | list[float]:
+    return values[0] if len(set(values)) == 1 else list(values)
 
 
 def _ranges(limits: Any) -> Ranges:

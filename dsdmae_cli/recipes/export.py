@@ -11,7 +11,6 @@ The forms themselves are in artifacts/: timm_folder.py, card.py, onnx.py, denois
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -230,7 +229,8 @@ def summary(said: dict[str, Any]) -> str:
     if said["form"] == "denoiser-onnx":
         lines.append(f"takes          {said['input']}")
     else:
-        lines.append(f"images         {size_words(said['image_size'])} px, {_pixels(said)}")
+        pixels = Seen(**said["seen"]).pixels(said.get("mean"), said.get("std"))
+        lines.append(f"images         {size_words(said['image_size'])} px, {pixels}")
     if "max_difference" in said:
         lines.append(
             f"checked        differs from torch by at most {said['max_difference']:.1e} on {said['compared_on']}"
@@ -243,15 +243,3 @@ def summary(said: dict[str, Any]) -> str:
     if "upload_with" in said:
         lines.append(f"upload it with {said['upload_with']}")
     return "\n".join(lines)
-
-
-def _pixels(said: dict[str, Any]) -> str:
-    seen = Seen(**said["seen"])
-    if "mean" not in said:
-        return seen.in_words(-1)
-    mean, std = (_one_or_all(said[name]) for name in ("mean", "std"))
-    return f"{seen.in_words(0)}, normalised by mean {mean} and std {std}"
-
-
-def _one_or_all(values: Sequence[float]) -> float | list[float]:
-    return values[0] if len(set(values)) == 1 else list(values)

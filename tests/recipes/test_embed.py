@@ -242,11 +242,6 @@ def test_attention_of_the_last_block(encoder_run: Path, digits: Path, tmp_path: 
     drawn = tmp_path / "a.attention.png"
     with Image.open(drawn) as picture:
         assert picture.width > 8 * 96
-    drawn.write_bytes(b"mine")
-    (tmp_path / "a.npz").unlink()
-    with pytest.raises(SettingsError, match=r"--attention draws .*a.attention.png, which exists; choose another path"):
-        embedded(encoder_run, tmp_path / "a.npz", f"folder:{digits}", split="test", attention=True)
-    assert drawn.read_bytes() == b"mine"
 
 
 def test_a_picture_in_the_place_of_that_of_attention_stays(
