@@ -19,7 +19,7 @@ from PIL import Image
 from dsdmae_builtin.backbones import TimmSettings
 from dsdmae_builtin.timm_backbone import TimmBackbone
 from dsdmae_cli.artifacts import embedding as embedding_module
-from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.evaluation.features import encoder_digest
 from dsdmae_cli.recipes.embed import Request, embed
 
