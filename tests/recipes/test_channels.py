@@ -124,9 +124,9 @@ def test_every_command_keeps_the_number(
     code, out, err = cli(capfd, "export", run, "--to", "timm", "--out", tmp_path / "words")
     assert (code, f"px, {SAID[name]}" in out) == (0, True), out + err
     if name == "thirteen":
-        kept = [list(pair) for pair in tomllib.loads((run / "settings.toml").read_text())["data"]["range"]]
-        assert props["range"] == exported["seen"]["range"] == kept
-        assert f"values from black to white become [0, 1]: {json.dumps(kept)}." in card
+        limits = [list(pair) for pair in kept["data"]["range"]]
+        assert props["range"] == exported["seen"]["range"] == limits
+        assert f"values from black to white become [0, 1]: {json.dumps(limits)}." in card
     else:
         assert "range" not in props
     assert (run / "figures" / "restored.png").is_file()
