@@ -31,14 +31,16 @@ from dsdmae_cli.plugins import Recognized
 Shapes = Mapping[str, tuple[int, ...]]
 
 # (features, blocks) of published ViTs whose heads are not 64 wide: ViT-H, ViT-g, ViT-G, SigLIP's shape-optimised one
-# and its giant.
+# and its giant, of whose size DINOv2's is too, with heads of 64. Of DINOv3's the largest; its H+ has ViT-H's size.
 _SIGLIP_ALONE = {(1152, 27): 16, (1536, 40): 16}
 _HEADS = {(1280, 32): 16, (1408, 40): 16, (1664, 48): 16, **_SIGLIP_ALONE}
+_DINOV3_HEADS = {(1280, 32): 20, (4096, 40): 32}
 _VITS = {
     192: ViTSettings, 384: ViTSmallSettings, 768: ViTBaseSettings, 1024: ViTLargeSettings, 1280: ViTHugeSettings,
     1408: ViTGiantSettings,
 }  # fmt: skip
 _BEITS = {192: BEiTViTSettings, 384: BEiTViTSmallSettings, 768: BEiTViTBaseSettings}
+_MOST_CHANNELS = 256  # of images, as the settings have it
 _HUGGING_FACE = "Hugging Face"
 _SIGLIP_OF_HUGGING_FACE = "Hugging Face's SigLIP"
 # Pre-trained on pixels by ImageNet's mean and std in a layout of others, who have them in [-1, 1]: SimMIM's
@@ -110,8 +112,11 @@ class _Transformer:
 
     def heads(self) -> tuple[int, str]:
         """The number of attention heads, and how it was found."""
-        if (self.width, self.depth) in _HEADS:
-            return _HEADS[self.width, self.depth], "as published"
+        size = self.width, self.depth
+        rotary = not self.has("pos_embed") and self.has("reg_token")
+        known = _DINOV3_HEADS if rotary else _HEADS
+        if size in known and not (size == (1536, 40) and self.class_token):
+            return known[size], "as published"
         if self.width == 384 and self.has("head.1.running_mean"):  # MoCo v3's projector; DeiT's ViT-S has six
             return 12, "as MoCo v3's ViT-S has them"
         most = max(self.width // 64, 1)
@@ -139,6 +144,8 @@ def _transformer(shapes: Shapes) -> _Transformer | None:
     depth = sum(name.startswith("blocks.") and name.endswith(".norm1.weight") for name in shapes)
     hidden = shapes.get("blocks.0.mlp.fc1.weight", shapes.get("blocks.0.mlp.fc1_g.weight", ()))
     if len(stem) != 4 or stem[2] != stem[3] or not depth or len(hidden) != 2:
+        return None
+    if stem[1] > _MOST_CHANNELS:  # a hybrid's, whose patches are of a convolutional network's features
         return None
     if len(shapes.get("pos_embed", (1, 1, 1))) != 3:
         return None
@@ -286,6 +293,8 @@ def _timm_vit(shapes: Shapes, origin: str) -> Recognized | None:
         return None
     if not found.has("pos_embed") or found.has("blocks.0.gamma_1"):
         return None
+    if found.has("norm_pre.weight") and (found.has("attn_pool.latent") or found.has("attn_pool.probe")):
+        return None  # Perception Encoder's, which has CLIP's shapes and rotary positions beside them
     number, _ = found.heads()
     options: dict[str, Any] = {**_sizes(found, number), "class_token": found.class_token, "fc_norm": False}
     options["global_pool"] = "token" if found.class_token else "avg"
@@ -375,7 +384,7 @@ def _final_norm(shapes: Shapes) -> tuple[dict[str, str], list[str]]:
     """A network fine-tuned on pooled features has its last norm behind the pooling, and none before it."""
     if "norm.weight" in shapes or "fc_norm.weight" not in shapes:
         return {}, []
-    return {f"fc_norm.{kind}": f"norm.{kind}" for kind in ("weight", "bias")}, [
+    return {f"fc_norm.{kind}": f"norm.{kind}" for kind in ("weight", "bias") if f"fc_norm.{kind}" in shapes}, [
         "its norm of pooled features is that of each token here"
     ]
 

@@ -272,6 +272,46 @@ def test_heads_of_networks_that_are_known_to_differ() -> None:
     assert heads(384, 12, head__1__running_mean=(4096,)) == 12  # MoCo v3's ViT-S
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_giant_patch14_dinov2", "vit_giant_patch14_reg4_dinov2",  # of the size of SigLIP's giant, and not its heads
+        "vit_huge_plus_patch16_dinov3", "vit_7b_patch16_dinov3",  # the first of the size of ViT-H
+        "vit_giantopt_patch16_siglip_256", "vit_huge_patch14_224",
+    ],
+)  # fmt: skip
+def test_heads_are_those_of_timms_networks_of_that_size(name: str) -> None:
+    from dsdmae_builtin.recognition import timm as of_timm
+    from dsdmae_builtin.recognition import vit
+
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = vit(shapes, "") or of_timm(shapes, "")
+    assert found is not None
+    said = getattr(found.settings, "options", None) or found.settings.model_dump()
+    assert said["num_heads"] == model.blocks[0].attn.num_heads
+
+
+def test_what_has_the_shapes_of_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Perception Encoder has rotary positions beside CLIP's shapes, and a hybrid's patches are of features."""
+    sizes = {"embed_dim": 64, "depth": 1, "num_heads": 2, "img_size": 64}
+    model = timm.create_model("vit_pe_core_base_patch16_224", **sizes)
+    torch.save(model.state_dict(), tmp_path / "pe.pth")
+    assert "no vision backbone that can be told from its names" in refusal(tmp_path / "pe.pth", SettingsError)
+    hybrid = {**layouts.plain_vit(0), "patch_embed.proj.weight": torch.zeros(WIDTH, 1024, 1, 1)}
+    torch.save(hybrid, tmp_path / "hybrid.pth")
+    assert "no vision backbone that can be told from its names" in refusal(tmp_path / "hybrid.pth", SettingsError)
+
+
+def test_a_pooled_norm_without_bias_is_one_line(tmp_path: Path) -> None:
+    state = layouts.plain_vit(0)
+    del state["norm.bias"]
+    state["fc_norm.weight"] = state.pop("norm.weight")
+    torch.save(state, tmp_path / "odd.pth")
+    assert "missing norm.bias" in refusal(tmp_path / "odd.pth")
+
+
 # -- files that are none
 
 
