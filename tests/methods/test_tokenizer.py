@@ -36,7 +36,7 @@ from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import StepInfo
 from dsdmae_cli.runs.build import build_method
-from dsdmae_cli.runs.prerequisite import frozen_part
+from dsdmae_cli.runs.prerequisite import frozen_part, required_folder, requirement
 
 LEVELS = (8, 5, 3, 2)
 
@@ -168,8 +168,11 @@ def test_auto_trains_one_and_keeps_it(digits: Path, tmp_path: Path, monkeypatch:
     train(digits, tmp_path / "cae", "train.seed=3", method="cae")  # another method and seed: the same words
     assert (kept / "result.json").read_bytes() == written
     assert json.loads((tmp_path / "cae" / "run.json").read_text())["required"] == {"tokenizer": str(kept)}
-    train(digits, tmp_path / "other", "method.levels=[4,4]", method="beit")  # another vocabulary
-    assert len(list(kept.parent.glob("digits*px-*"))) == 2
+    for levels, same in (("[8,5,5,5]", True), ("[4,4]", False)):  # another vocabulary
+        chosen = resolve(settings(digits, f"method.levels={levels}", method="beit").settings)
+        needs = requirement(chosen)
+        assert needs is not None
+        assert (required_folder(chosen, needs)[0] == kept) == same
 
 
 def test_a_plan_says_whether_one_is_there(digits: Path, named: Path, capfd: pytest.CaptureFixture[str]) -> None:

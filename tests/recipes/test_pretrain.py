@@ -7,11 +7,13 @@ be read in test_unreadable.py, disks without room in test_full_disk.py.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import (
@@ -29,6 +31,7 @@ from small_runs import FIGURES, FILES, RANDOM, STEPS
 
 from dsdmae_cli.errors import RunInterrupted
 from dsdmae_cli.evaluation.closing import wilson_interval
+from dsdmae_cli.runs.observers import features
 from dsdmae_cli.runs.run import Run
 
 # -- what a run leaves
@@ -100,6 +103,25 @@ def test_the_result_of_a_run(resident: Path, digits: Path) -> None:
         "encoder": str(resident / "encoder.safetensors"),
         "pictures": str(resident / "figures"),
     }
+
+
+def test_features_that_are_not_finite_at_the_end_have_no_score(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The score of an epoch before is another network's."""
+    measured = features.features_of
+
+    def last_are_nan(run: Run, images: Any) -> Any:
+        return measured(run, images) * (math.nan if run.trainer.step == run.trainer.total_steps else 1)
+
+    monkeypatch.setattr(features, "features_of", last_are_nan)
+    result = train(digits, tmp_path / "run", "train.epochs=2", "train.knn_every=1")
+    assert "epoch 2: the features are not finite, and are not judged" in capfd.readouterr().err
+    assert [record["epoch"] for record in records(tmp_path / "run") if "knn" in record] == [0, 1]
+    judged = ("knn_accuracy", "knn_interval", "knn_accuracy_untrained", "feature_rank", "feature_spread")
+    assert [result[key] for key in judged] == [None] * len(judged)
+    assert (result["closing"], result["measured"]) == ("", {})
+    assert result["final"]["loss"] > 0
 
 
 def test_with_tensorboard_and_json(digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
