@@ -336,7 +336,7 @@ def _check_metric_options(metric: Metric, options: tuple[str, ...], base: Base, 
     try:
         compose(
             schema, preset=given.preset, config=None if given.config is None else Path(given.config), flags=given.flags,
-            assignments=given.assignments, base=(own, "the trials"),
+            assignments=given.assignments, base=(own, "the trials"), environ={},
         )  # fmt: skip
     except DsdmaeError as error:
         raise type(error)(f"{said}: {error}") from error

@@ -235,7 +235,7 @@ def _placed(command: str, values: dict[str, Any]) -> dict[str, Any]:
             raise SettingsError(f"--name {name} and --out {out} both say where the run goes; give one of them")
         return {**values, "out": named(name)}
     # Several processes would each look for it, some of them after the first has taken it.
-    if values.get("resume") and out is None and command in _FOUND and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if values.get("resume") and out is None and command in _FOUND and os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         from dsdmae_cli.report import say
         from dsdmae_cli.runs.listing import last_unfinished, since
 

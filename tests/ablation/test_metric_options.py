@@ -44,7 +44,10 @@ def test_wrong_options_are_refused_before_anything_runs(
     ("metric", "options"),
     [("finetune", "--preset strong --epochs 2 --set finetune.mixup=0.2"), ("ep", "--few-shot 5,10% --pool max")],
 )
-def test_right_ones_are_planned(metric: str, options: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_right_ones_are_planned(
+    metric: str, options: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSDMAE_PRESET", "quick")  # of the study: the command that measures is told nothing of it
     given = (*TINY, *SWEEP, "--metric", metric, "--metric-options", options, "--dry-run")
     code, out, err = cli(capfd, "ablate", *given, "--out", tmp_path / "study")
     assert code == 0, err
