@@ -29,7 +29,7 @@ from dsdmae_cli.data.base import ImageDataset
 from dsdmae_cli.data.run_data import Rows
 from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.data.square import decode_square
-from dsdmae_cli.errors import RunFailed, SettingsError
+from dsdmae_cli.errors import DataError, RunFailed, SettingsError
 from dsdmae_cli.evaluation.inner import tokens_of
 from dsdmae_cli.files import aside
 from dsdmae_cli.runtime import autocast
@@ -60,11 +60,16 @@ def square_batches(
     batch_size: int,
     device: torch.device,
     unreadable: Unreadable,
+    *,
+    may_be_none: bool = False,
 ) -> Iterator[Batch]:
     """Images decoded batch by batch, the next while this one is used; unreadable ones are counted and left out.
 
+    Args:
+        may_be_none: who asks can do without any.
+
     Raises:
-        DataError: too many cannot be read.
+        DataError: too many cannot be read, or none can.
     """
     chunks = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
 
@@ -73,15 +78,19 @@ def square_batches(
         images = torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 1, 2)))
         return Batch(sent(images, device), torch.tensor(kept, dtype=torch.int64))
 
+    any_read = may_be_none
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(decode, chunks[0]) if chunks else None
         for following in [*chunks[1:], None]:
             if coming is None:
-                return
+                break
             batch = coming.result()
             coming = ahead.submit(decode, following) if following is not None else None
             if len(batch.indices):
+                any_read = True
                 yield batch
+    if not any_read and len(unreadable):  # a single one is never too many
+        raise DataError(f"none of {len(indices):,} images can be read (first: {unreadable.first})")
 
 
 class Features(NamedTuple):

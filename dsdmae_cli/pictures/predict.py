@@ -189,7 +189,7 @@ def predict(
     unreadable = Unreadable(len(images), data.model_copy(update={"strict": False, "max_unreadable": 1.0}))
     found: dict[int, Prediction] = {}
     done = 0
-    for batch in square_batches(images, range(len(images)), size, _BATCH, where, unreadable):
+    for batch in square_batches(images, range(len(images)), size, _BATCH, where, unreadable, may_be_none=True):
         with autocast(where, how):
             logits = network(prepare(batch.images, size, data.interpolation))
         shares, order = logits.double().softmax(dim=1).cpu().sort(dim=1, descending=True, stable=True)

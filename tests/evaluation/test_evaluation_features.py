@@ -157,6 +157,16 @@ def test_unreadable_images_are_left_out_even_alone_in_a_batch(folder: Path) -> N
         list(square_batches(dataset, range(20), 16, 4, CPU, strict))
 
 
+def test_images_of_which_none_can_be_read_are_told(folder: Path) -> None:
+    """A single one is below every limit, and may be all there is."""
+    settings = _data(folder)
+    dataset = open_dataset(settings, "train")
+    Path(dataset.name(3)).write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of 1 images can be read"):
+        list(square_batches(dataset, [3], 16, 4, CPU, Unreadable(len(dataset), settings)))
+    assert list(square_batches(dataset, [3], 16, 4, CPU, Unreadable(20, settings), may_be_none=True)) == []
+
+
 # ----------------------------------------------------------------------------------------------------- cache
 
 
