@@ -45,7 +45,7 @@ def write_onnx(opened: Opened, out: Path, advice: str) -> dict[str, Any]:
     if size >= MOST_OF_ONNX:  # before minutes of tracing, at whose end protobuf refuses it
         raise SettingsError(
             f"--to onnx: the weights of {opened.name} have {size / 2**30:.2f} GiB in float32, and one ONNX file holds"
-            f" less than {MOST_OF_ONNX / 2**30:.3g}; use --to timm"
+            f" less than {MOST_OF_ONNX / 2**30:.3g}; no other --to has such a limit"
         )
     module = (_Answers(tuned) if tuned else _Outputs(encoder)).eval()
     photographs = cut_photographs(encoder.image_size, encoder.in_chans)

@@ -66,7 +66,7 @@ def test_the_photographs_are_real_and_in_range() -> None:
 def test_weights_that_no_onnx_file_holds(encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_module, "MOST_OF_ONNX", 2**12)
     monkeypatch.delattr(torch.onnx, "export")  # nothing is traced
-    with pytest.raises(SettingsError, match=r"--to onnx: the weights of run have .* GiB .*; use --to timm"):
+    with pytest.raises(SettingsError, match=r"--to onnx: the weights of run have .* GiB .*; no other --to has"):
         exported(encoder_run, "onnx", tmp_path / "encoder.onnx")
     assert listing(tmp_path) == set()
 
