@@ -283,7 +283,7 @@ def _csv(results: Results) -> str:
     )
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    also = [metric.name for metric in results.definition.also]
+    also = [metric.name for metric in results.definition.also if metric.name not in facts]  # which have a column
     table.writerow([*keys, "seed", "state", "value", *also, *facts, "reason"])
     for setting in results.settings:
         for row in sorted(setting.rows, key=lambda row: row.seed):

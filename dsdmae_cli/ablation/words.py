@@ -6,7 +6,7 @@ from dsdmae_cli.ablation.definition import Metric
 from dsdmae_cli.ablation.plans import FAR_BEYOND
 from dsdmae_cli.ablation.results import Results
 from dsdmae_cli.ablation.sweep import describe
-from dsdmae_cli.evaluation.statistics import Summary
+from dsdmae_cli.evaluation.statistics import Summary, summarise
 
 
 def verdict(results: Results) -> str:
@@ -29,6 +29,9 @@ def _verdict(results: Results) -> str:
     value = f"{metric.label} {interval(best.summary, metric)}"
     if len(results.first) > 1:
         *names, last = [describe(one.point) for one in results.first]
+        if results.is_uneven:
+            shared = [best.by_seed[seed] for seed in sorted(results.shared_seeds)]
+            value = f"{metric.label} {interval(summarise(shared), metric)} over the seeds that all settings have"
         return f"No best: {', '.join(names)} and {last} came out equal, {value}."
     text = f"Best: {describe(best.point)}, {value}"
     if results.contrast is None:
