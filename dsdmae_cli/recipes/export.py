@@ -229,8 +229,9 @@ def summary(said: dict[str, Any]) -> str:
     if said["form"] == "denoiser-onnx":
         lines.append(f"takes          {said['input']}")
     else:
-        pixels = Seen(**said["seen"]).pixels(said.get("mean"), said.get("std"))
-        lines.append(f"images         {size_words(said['image_size'])} px, {pixels}")
+        of_encoder = "seen" in said
+        pixels = f", {Seen(**said['seen']).pixels(said.get('mean'), said.get('std'))}" if of_encoder else ""
+        lines.append(f"images         {size_words(said['image_size'])} px{pixels}")
     if "max_difference" in said:
         lines.append(
             f"checked        differs from torch by at most {said['max_difference']:.1e} on {said['compared_on']}"

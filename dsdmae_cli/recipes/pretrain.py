@@ -36,7 +36,7 @@ from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.base import Observer
 from dsdmae_cli.runs.observers.collapse import Collapse
-from dsdmae_cli.runs.observers.features import Features, Watcher, judging_the_end
+from dsdmae_cli.runs.observers.features import Features, Watcher
 from dsdmae_cli.runs.observers.knn import NearestNeighbours
 from dsdmae_cli.runs.observers.pictures import Pictures
 from dsdmae_cli.runs.plan import Plan, make_plan
@@ -202,7 +202,7 @@ def _observers(start: Start, settings: ResolvedSettings, data: RunData) -> list[
 def _result(num_queries: int, run: Run) -> dict[str, Any]:
     """What result.json holds, where so many images are behind a k-NN score."""
     settings: ResolvedSettings = run.settings
-    records = judging_the_end(run.directory.metrics(), run.trainer.step)
+    records = run.directory.metrics()
     encoder, path = run.method.encoder(), run.directory.path / ENCODER
     save_encoder(encoder, tables(settings), run.images_seen, path)
     train = [r for r in records if "loss" in r]

@@ -22,7 +22,7 @@ PLUGIN_NAMES = re.compile(r"tokenizer|\btimm\b|vit-|^(both|heads|decoder|regress
 # Where such a word may stand in the core, and why.
 EXCEPTIONS = {
     "timm is the library whose names and files are written, not the plugin": (
-        "artifacts/card.py", "artifacts/classifier.py", "artifacts/format.py", "artifacts/onnx.py",
+        "artifacts/card.py", "artifacts/classifier.py", "artifacts/format.py",
         "artifacts/timm_folder.py", "bench/machine.py", "cli/export.py", "data/rand_augment.py", "page/run.py",
         "recipes/export.py", "runs/rundir.py",
         "settings/judge.py",

@@ -30,7 +30,7 @@ from PIL import Image
 from small_runs import FIGURES, FILES, RANDOM, STEPS
 
 from dsdmae_cli.errors import RunInterrupted
-from dsdmae_cli.evaluation.closing import wilson_interval
+from dsdmae_cli.evaluation.closing import DIVERGED, wilson_interval
 from dsdmae_cli.runs.observers import features
 from dsdmae_cli.runs.run import Run
 
@@ -118,9 +118,9 @@ def test_features_that_are_not_finite_at_the_end_have_no_score(
     result = train(digits, tmp_path / "run", "train.epochs=2", "train.knn_every=1")
     assert "epoch 2: the features are not finite, and are not judged" in capfd.readouterr().err
     assert [record["epoch"] for record in records(tmp_path / "run") if "knn" in record] == [0, 1]
-    judged = ("knn_accuracy", "knn_interval", "knn_accuracy_untrained", "feature_rank", "feature_spread")
+    judged = ("knn_accuracy", "knn_interval", "feature_rank", "feature_spread")
     assert [result[key] for key in judged] == [None] * len(judged)
-    assert (result["closing"], result["measured"]) == ("", {})
+    assert (result["closing"], result["measured"]) == (DIVERGED, {})
     assert result["final"]["loss"] > 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Float, UInt8
@@ -73,18 +73,6 @@ class Features(Observer):
         if run.main:
             for watcher in self.watchers:
                 watcher.judge(run, record)
-
-
-def judging_the_end(records: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-    """Records of the metrics, without all scores where the network of the last step was not judged, since its features
-    were not finite: an earlier one's are not its own.
-
-    Args:
-        step: the last.
-    """
-    if any("rank" in record and record["step"] == step for record in records):
-        return list(records)
-    return [record for record in records if not record.keys() & {"rank", "knn"}]
 
 
 def features_of(run: Run, images: UInt8[Tensor, "n c s s"] | Rows) -> Float[Tensor, "n d"]:
