@@ -20,7 +20,10 @@ def brightness(pixels: Shaped[np.ndarray, "h w 3"]) -> UInt16[np.ndarray, "h w 1
     scale = np.float32(_FULL / np.iinfo(pixels.dtype).max / 3)
     for top in range(0, len(pixels), _ROWS):
         rows = slice(top, top + _ROWS)
-        result[rows] = np.rint(pixels[rows].sum(axis=2, dtype=np.float32, keepdims=True) * scale)
+        total = pixels[rows, :, 0].astype(np.float32)  # a sum over an axis of three takes four times as long
+        for channel in (1, 2):
+            total += pixels[rows, :, channel]
+        result[rows, :, 0] = np.rint(total * scale)
     return result
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 Engine = Literal["torch", "onnx"]
-Images = Float32[np.ndarray, "b 3 s s"]
+Images = Float32[np.ndarray, "b 3 h w"]
 
 
 class Network(Protocol):
@@ -20,9 +20,10 @@ class Network(Protocol):
         device: where, in torch's words ("cpu", "cuda:0").
         origin: where its weights came from, for messages.
         sha256: names the weights in records.
-        image_size: side of the images it takes, in pixels.
+        image_size: side of the images it takes, in pixels; where it takes others too, about what it learned from.
+        size_multiple: it takes any height and width that are multiples of this; None = squares of image_size alone.
         patch: (height, width) of a patch, in pixels.
-        batch_size: images that go through it at once.
+        batch_size: images of that size that go through it at once.
     """
 
     @property
@@ -35,6 +36,8 @@ class Network(Protocol):
     def sha256(self) -> str: ...
     @property
     def image_size(self) -> int: ...
+    @property
+    def size_multiple(self) -> int | None: ...
     @property
     def patch(self) -> tuple[int, int]: ...
     @property

@@ -47,6 +47,10 @@ class OnnxNetwork:
         return self.about.image_size
 
     @property
+    def size_multiple(self) -> int | None:
+        return self.about.size_multiple
+
+    @property
     def patch(self) -> tuple[int, int]:
         return self.about.patch
 

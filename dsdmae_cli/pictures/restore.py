@@ -19,11 +19,13 @@ from dsdmae_cli.pictures.brightness import add_brightness, brightness
 from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.picture import Picture, Pixels
-from dsdmae_cli.pictures.tiling import Corner, blended, grids, reflected, turn, turn_back
+from dsdmae_cli.pictures.tiling import Corner, Tile, blended, grids, reflected, side_of_tiles, slack_of, turn, turn_back
 from dsdmae_cli.pictures.traces import WHITE, Seen, is_grey, judge
 
-# Tiles overlap by a quarter of their side: less shows seams, more costs time that shifted passes spend better.
+# Tiles overlap by a quarter of the network's size: less shows seams, more costs time that shifted passes spend better.
 _OVERLAP = 0.25
+# Times the network's size: larger tiles see fewer pixels twice, and take more memory.
+_LARGEST = 4
 _ROWS = 512
 _COLOURED = frozenset({"RGB", "RGBA"})
 Progress = Callable[[int, int], None]
@@ -122,22 +124,17 @@ def corrected(network: Network, picture: Picture, passes: int = 1, progress: Pro
     turned = picture.width > picture.height
     source, target = (image.transpose(1, 0, 2) if turned else image for image in (picture.pixels, result))
     height, width, _ = source.shape
-    side = network.image_size
-    tiled = grids(height, width, side, int(side * _OVERLAP), passes)
+    overlap = int(network.image_size * _OVERLAP)
+    tile = _tile(network, height, width, overlap, passes)
+    batch_size = max(1, network.batch_size * network.image_size**2 // (tile.height * tile.width))
+    tiled = grids(height, width, tile, overlap, passes)
     num_tiles = sum(map(len, tiled))
     grey = picture.mode in _COLOURED and is_grey(picture.pixels)  # black and white, stored as colour
     groups = [(0,)] if grey else picture.color_groups
     for number, channels in enumerate(groups):
         color_noise = _ColorNoise(picture.pixels[..., channels]) if len(channels) == 1 else None
-
-        def begin(
-            corners: list[Corner], channels: tuple[int, ...] = channels, noise: _ColorNoise | None = color_noise
-        ) -> Callable[[], Float32[np.ndarray, "b c s s"]]:
-            tiles = [turn(_cut(source, corner, side, channels), corner.way) for corner in corners]
-            coming = _begun(network, np.stack(tiles), corners, turned, noise)
-            return lambda: np.stack([turn_back(x, c.way) for x, c in zip(coming(), corners, strict=True)])
-
-        for band in blended(height, width, side, tiled, begin, network.batch_size):
+        work = _Work(network, source, tile, channels, turned, color_noise)
+        for band in blended(height, width, tile, tiled, work.begin, batch_size):
             rows = slice(band.top, band.top + band.pixels.shape[1])
             restored = (band.pixels.transpose(1, 2, 0) + 1) * (picture.peak / 2)
             target[rows][..., channels] = np.rint(restored).clip(0, picture.peak).astype(result.dtype)
@@ -147,28 +144,65 @@ def corrected(network: Network, picture: Picture, passes: int = 1, progress: Pro
     return result
 
 
-def _begun(
-    network: Network, tiles: Pixels, corners: list[Corner], turned: bool, color_noise: _ColorNoise | None
-) -> Callable[[], Float32[np.ndarray, "b c s s"]]:
-    """What the network makes of tiles [b, s, s, c] at these corners, when it is asked for."""
-    peak = float(np.iinfo(tiles.dtype).max)
-    # The network sees every tile the way up that the picture has.
-    x = tiles.transpose((0, 3, 2, 1) if turned else (0, 3, 1, 2)).astype(np.float32) / np.float32(peak / 2) - 1
-    if color_noise is not None:
-        x = color_noise.added_to(x, corners)
-    coming = network.begin(np.ascontiguousarray(x))
+def _tile(network: Network, height: int, width: int, overlap: int, passes: int) -> Tile:
+    """Squares of the network's size, or, where it takes any, what covers the picture with the least work."""
+    side, multiple = network.image_size, network.size_multiple
+    if multiple is None:
+        return Tile(side, side)
+    slack = slack_of(overlap, passes)
+    return Tile(*(side_of_tiles(n + slack, side, overlap, multiple, _LARGEST * side) for n in (height, width)))
 
-    def end() -> Float32[np.ndarray, "b c s s"]:
-        restored = coming()
-        if not np.isfinite(restored).all():  # it would be a black picture, and called done
-            raise CheckpointError(
-                f"{network.origin} gives values that are not finite; its file is damaged, or it needs --precision fp32"
-            )
-        if color_noise is not None:
-            restored = restored.mean(axis=1, keepdims=True)
-        return restored.transpose(0, 1, 3, 2) if turned else restored
 
-    return end
+@dataclass(frozen=True)
+class _Work:
+    """Some channels of a picture on their way through a network.
+
+    Args:
+        source: the picture, transposed where `turned`.
+        color_noise: for a single channel.
+    """
+
+    network: Network
+    source: Pixels
+    tile: Tile
+    channels: tuple[int, ...]
+    turned: bool
+    color_noise: _ColorNoise | None
+
+    def begin(self, corners: list[Corner]) -> Callable[[], Float32[np.ndarray, "b c h w"]]:
+        """Begin to restore the tiles at these corners; what is given back waits for them."""
+        # Tiles that are no squares have another shape where they are laid on their side.
+        upright, lying = ([n for n, c in enumerate(corners) if bool(c.way & 4) is on_side] for on_side in (False, True))
+        coming = [(numbers, self._begin([corners[n] for n in numbers])) for numbers in (upright, lying) if numbers]
+
+        def end() -> Float32[np.ndarray, "b c h w"]:
+            restored = {n: image for numbers, part in coming for n, image in zip(numbers, part(), strict=True)}
+            return np.stack([turn_back(restored[n], corner.way) for n, corner in enumerate(corners)])
+
+        return end
+
+    def _begin(self, corners: list[Corner]) -> Callable[[], Float32[np.ndarray, "b c h w"]]:
+        """The same of tiles that lie one way, as the network sees them."""
+        tiles = np.stack([turn(_cut(self.source, corner, self.tile, self.channels), corner.way) for corner in corners])
+        peak = float(np.iinfo(tiles.dtype).max)
+        # The network sees every tile the way up that the picture has.
+        x = tiles.transpose((0, 3, 2, 1) if self.turned else (0, 3, 1, 2)).astype(np.float32) / np.float32(peak / 2) - 1
+        if self.color_noise is not None:
+            x = self.color_noise.added_to(x, corners)
+        coming = self.network.begin(np.ascontiguousarray(x))
+
+        def end() -> Float32[np.ndarray, "b c h w"]:
+            restored = coming()
+            if not np.isfinite(restored).all():  # it would be a black picture, and called done
+                raise CheckpointError(
+                    f"{self.network.origin} gives values that are not finite; its file is damaged, or it needs"
+                    " --precision fp32"
+                )
+            if self.color_noise is not None:
+                restored = restored.mean(axis=1, keepdims=True)
+            return restored.transpose(0, 1, 3, 2) if self.turned else restored
+
+        return end
 
 
 def _mix(given: Pixels, restored: Pixels, strength: float) -> None:
@@ -202,21 +236,22 @@ class _ColorNoise:
     def __init__(self, grey: Pixels) -> None:
         self.std = np.float32(3**0.5 * noise_level(grey) / 127.5)
 
-    def added_to(self, grey: Float32[np.ndarray, "b 1 s s"], corners: list[Corner]) -> Float32[np.ndarray, "b 3 s s"]:
+    def added_to(self, grey: Float32[np.ndarray, "b 1 h w"], corners: list[Corner]) -> Float32[np.ndarray, "b 3 h w"]:
         """Three channels whose mean is the grey one, but for clipping to [-1, 1].
 
         Drawn anew for each tile, from its place: the same whatever computes and however many tiles go at once.
         """
-        side = grey.shape[-1]
+        height, width = grey.shape[-2:]
+        side = max(height, width)  # corners may lie before the picture, by less than a tile
         draws = [np.random.default_rng((c.y + side, c.x + side, c.way)) for c in corners]
-        noise = np.stack([draw.standard_normal((3, side, side), np.float32) for draw in draws])
+        noise = np.stack([draw.standard_normal((3, height, width), np.float32) for draw in draws])
         return np.clip(grey + self.std * (noise - noise.mean(axis=1, keepdims=True)), -1, 1)
 
 
-def _cut(source: Pixels, corner: Corner, side: int, channels: tuple[int, ...]) -> Pixels:
-    """A tile [s, s, c], mirrored where it reaches over the picture's edge."""
+def _cut(source: Pixels, corner: Corner, tile: Tile, channels: tuple[int, ...]) -> Pixels:
+    """A tile [h, w, c], mirrored where it reaches over the picture's edge."""
     height, width, _ = source.shape
-    if 0 <= corner.y <= height - side and 0 <= corner.x <= width - side:
-        return source[corner.y : corner.y + side, corner.x : corner.x + side, channels]
-    rows, columns = reflected(corner.y, side, height), reflected(corner.x, side, width)
+    if 0 <= corner.y <= height - tile.height and 0 <= corner.x <= width - tile.width:
+        return source[corner.y : corner.y + tile.height, corner.x : corner.x + tile.width, channels]
+    rows, columns = reflected(corner.y, tile.height, height), reflected(corner.x, tile.width, width)
     return source[rows[:, None], columns[None, :]][..., channels]

@@ -54,6 +54,10 @@ class TorchNetwork:
         return self.denoiser.image_size
 
     @property
+    def size_multiple(self) -> int | None:
+        return self.denoiser.size_multiple
+
+    @property
     def patch(self) -> tuple[int, int]:
         return self.denoiser.patch
 

@@ -17,7 +17,7 @@ Each is a witness that says a strength; the boldest is believed. docs/log.md has
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
@@ -162,7 +162,7 @@ class Taken:
         own = slice(None) if last else slice(-1)
         self.values += taken[own].size
         self.squares += float(np.square(taken[own]).sum(dtype=np.float64))
-        mean = taken.mean(axis=2)
+        mean = reduce(np.add, np.moveaxis(taken, 2, 0)) / np.float32(taken.shape[2])
         self._neighbours(mean, own)
         self._blocks(x[own], taken[own])
         self._rows += len(mean[own])

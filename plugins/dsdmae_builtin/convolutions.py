@@ -40,7 +40,7 @@ class ResidualConv(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "b d r c"]) -> Float[Tensor, "b d r c"]:
-        return x + self.conv2(F.relu(self.conv1(x)))
+        return x + self.conv2(F.relu(self.conv1(x), inplace=True))
 
 
 class GridConvolutions(nn.Module):

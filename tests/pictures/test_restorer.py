@@ -26,8 +26,9 @@ class _Smoothing:
     image_size, batch_size = 128, 1
     engine, device, origin, sha256, patch = "torch", "cpu", "a test", "0", (2, 2)
 
-    def __init__(self) -> None:
+    def __init__(self, size_multiple: int | None = None) -> None:
         self.tiles = 0
+        self.size_multiple = size_multiple
 
     def begin(self, tiles: np.ndarray) -> Callable[[], np.ndarray]:
         self.tiles += len(tiles)
@@ -81,6 +82,42 @@ def test_found_in_what_was_taken_it_goes_afterwards() -> None:
     assert network.tiles == 2 * once.tiles
     errors = [np.square(pixels - clean).mean() for pixels in (noisy, at_once, result.picture.pixels)]
     assert errors[2] < 0.95 * errors[1] < 0.95 * errors[0]
+
+
+class _Recording:
+    """A network of any size that changes nothing but by where a pixel lies in its tile; it keeps the shapes it saw."""
+
+    image_size, batch_size, size_multiple = 16, 4, 8
+    engine, device, origin, sha256, patch = "torch", "cpu", "a test", "0", (2, 2)
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def begin(self, tiles: np.ndarray) -> Callable[[], np.ndarray]:
+        self.shapes.append(tiles.shape)
+        return lambda: tiles
+
+
+@pytest.mark.parametrize("passes", [1, 8])
+@pytest.mark.parametrize("shape", [(50, 90), (90, 50), (9, 200)])
+def test_tiles_of_any_size_lie_as_the_picture_does(shape: tuple[int, int], passes: int) -> None:
+    """In every way they are laid down, those on their side among them, all comes back to its place."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    network = _Recording()
+    result = corrected(cast(Network, network), Picture.of(pixels), passes)
+    np.testing.assert_array_equal(result, pixels)
+    for n, _, h, w in network.shapes:
+        assert max(h, w) <= 4 * 16
+        assert h % 8 == w % 8 == 0
+        assert n == 1 or n * h * w <= 4 * 16 * 16
+    sides = {(h, w) for _, _, h, w in network.shapes}
+    assert (len(sides) == 2) == (passes == 8 and len(set(next(iter(sides)))) == 2)
+    seen = sum(n * h * w for n, _, h, w in network.shapes)
+    fixed = _Recording()
+    fixed.size_multiple = None  # type: ignore[assignment]
+    corrected(cast(Network, fixed), Picture.of(pixels), passes)
+    assert {shape[2:] for shape in fixed.shapes} == {(16, 16)}
+    assert seen <= sum(n * h * w for n, _, h, w in fixed.shapes)
 
 
 @pytest.mark.parametrize("mode", ["white", "grey", "grey stored as colour", "clean"])
