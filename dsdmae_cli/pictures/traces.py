@@ -134,6 +134,8 @@ def judge(given: Pixels, restored: Pixels, seen: Seen | None = None) -> Verdict:
     }
     kind = max(strengths, key=lambda name: strengths[name])
     strength = strengths[kind]
+    if kind == STRONG and seen.is_white:  # strong enough to be sure of, and its own traces say of which kind
+        kind = WHITE
     return Verdict(strength, kind if strength > 0 else "", taken.removed)
 
 

@@ -116,10 +116,14 @@ def test_what_is_smooth_is_a_cameras_and_what_is_rough_is_not() -> None:
 
 
 def test_more_than_texture_where_it_is_calm_is_strong_noise() -> None:
-    grey = np.random.default_rng(0).normal(0, 12, (256, 256, 1))
-    verdict = judge(_plus(np.full((256, 256, 3), 120), grey), np.full((256, 256, 3), 120, np.uint8))
-    assert (verdict.kind, verdict.strength) == (STRONG, 1)
-    assert verdict.removed == pytest.approx(12, rel=0.05)
+    """But called white where it is."""
+    flat = np.zeros((256, 256, 3), np.uint8) + np.uint8([120, 121, 122])
+    draw = np.random.default_rng(0)
+    for colours, kind in ((3, WHITE), (1, STRONG)):
+        noise = draw.normal(0, 12, (256, 256, colours))
+        verdict = judge(_plus(flat, noise), flat)
+        assert (verdict.kind, verdict.strength) == (kind, 1)
+        assert verdict.removed == pytest.approx(12, rel=0.05)
 
 
 def test_a_clean_picture_of_which_texture_is_taken_stays() -> None:

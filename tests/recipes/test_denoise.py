@@ -115,14 +115,14 @@ def test_the_line_says_what_was_found_and_what_was_done(denoise: Run, photo: Ima
     """This network takes out whatever it is given; that is much in any picture."""
     photo.save(tmp_path / "a.png")
     _, out, _ = denoise(tmp_path / "a.png")
-    assert ", strong noise, about " in out
+    assert ", white noise, about " in out
     assert " of 255: removed, " in out
     _, out, _ = denoise(tmp_path / "a.png", "--force", "--strength", "0.25")
     assert ": 25% of it removed, " in out
     _, out, _ = denoise(tmp_path / "a.png", "--force", "--strength", "0")
-    assert "unchanged as asked for: strong noise" in out
+    assert "unchanged as asked for: white noise" in out
     [record] = json.loads(denoise(tmp_path / "a.png", "--json", "--force", "--strength", "0.25")[1])["pictures"]
-    assert (record["strength"], record["found"], record["changed"]) == (0.25, "strong noise", True)
+    assert (record["strength"], record["found"], record["changed"]) == (0.25, "white noise", True)
 
 
 def test_the_time_left_is_that_of_all_pictures(
