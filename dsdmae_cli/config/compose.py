@@ -100,25 +100,35 @@ def compose(
         command_line_layer(flags or {}, assignments or (), {**_names(schema), **(origins or {})}, schema),
     ]
 
-    begins = _said(upper, "train", "start")
-    begin = begins[-1] if start is not None and begins and begins[-1] not in ("none", "None") else None
     datasets = _said(upper, "data", "dataset")
-    named = (
+    begin = _begin(upper) if start is not None else None
+    names = [
         (preset, "--preset"),
         (environ.get("DSDMAE_PRESET") or None, "DSDMAE_PRESET"),
         (file_preset, f"preset in {config}"),
-    )
-    chosen = next(((names, origin) for names, origin in named if names is not None), None)
-    if chosen is None and use_default_preset:
-        tasks = _said(upper, "finetune", "task")
-        default = schema.default_preset(bool(datasets or begin), tasks[-1] if tasks else None)
-        chosen = (default, "default") if default is not None else None
+        (_default_preset(schema, upper, begin) if use_default_preset else None, "default"),
+    ]
+    named = next(((preset, origin) for preset, origin in names if preset is not None), None)
     lower = [checked_layer(*base, schema)] if base else []
-    lower += preset_layers(*chosen, schema, datasets[-1] if datasets else None) if chosen else []
+    if named is not None:
+        lower += preset_layers(*named, schema, datasets[-1] if datasets else None)
     if start is not None and begin is not None:
-        named_below = bool(_said(lower, "data", "dataset"))
-        lower.append(checked_layer(*start(begin, bool(datasets) or named_below), schema))
+        has_dataset = bool(datasets or _said(lower, "data", "dataset"))
+        lower.append(checked_layer(*start(begin, has_dataset), schema))
     return validate(*_merge([*lower, *upper], schema), schema)
+
+
+def _begin(layers: Sequence[Layer]) -> str | None:
+    """The weights that the layers say to begin with."""
+    said = _said(layers, "train", "start")
+    return said[-1] if said and said[-1] not in ("none", "None") else None
+
+
+def _default_preset(schema: Schema[Any], layers: Sequence[Layer], begin: str | None) -> str | None:
+    """What stands in where no preset is named; it depends on what else is said."""
+    tasks = _said(layers, "finetune", "task")
+    has_images = bool(_said(layers, "data", "dataset") or begin)
+    return schema.default_preset(has_images, tasks[-1] if tasks else None)
 
 
 def _said(layers: Sequence[Layer], section: str, key: str) -> list[str]:
