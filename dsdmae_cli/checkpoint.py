@@ -27,7 +27,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import RESUME, explained, sync_directory, write_bytes, write_synced
+from dsdmae_cli.files import RESUME, explained, require_file, sync_directory, write_bytes, write_synced
 from dsdmae_cli.sharding import slice_like
 
 FORMAT_VERSION = 1
@@ -351,6 +351,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             was written with. Files that say no digest are taken as they are.
     """
     try:
+        require_file(path)
         with safe_open(path, "pt") as file:
             written = (file.metadata() or {}).get(DIGEST)
             if (number := len(file.keys())) > _MOST_TENSORS:

@@ -1,14 +1,17 @@
-"""Writing files so that they are whole or as they were before, with an error that says what to do. No torch here."""
+"""Reading files that somebody names, and writing files so that they are whole or as they were before, with an error
+that says what to do. No torch here."""
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
 import secrets
 import shlex
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -201,15 +204,59 @@ def typed(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def read_within(path: Path, most: int = 256 * 2**20) -> bytes:
+# What is no file, by stat's kinds.
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+# Where a shell hands over what it reads itself: `< FILE`, `<(COMMAND)`. Somebody writes there, or has.
+_HANDED_OVER = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+def require_file(path: Path | str, *, handed_over: bool = False) -> os.stat_result:
+    """What the system says of a file; OSError where a path leads to a pipe, a socket or a device: whoever opens a named
+    pipe waits until somebody writes into it, for ever if nobody does, and a device may have no end. Every file that a
+    person may have named is held to this before anything opens it; what opens by itself (safetensors, zipfile, pyarrow)
+    knows nothing of pipes.
+
+    Args:
+        handed_over: what the shell reads for the program is taken too, and /dev/null: for small texts, read once.
+    """
+    found = os.stat(path)  # noqa: PTH116  (of a name too)
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+    if kind is None or (handed_over and (str(path) == os.devnull or str(path).startswith(_HANDED_OVER))):
+        return found
+    raise OSError(errno.ENODEV, f"it is {kind}, no file", str(path))
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size and time of change (ns) of a file.
+
+    Raises:
+        OSError: there is none (require_file).
+    """
+    found = require_file(path)
+    return found.st_size, found.st_mtime_ns
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """A file that somebody named, opened for reading.
+
+    Raises:
+        OSError: it cannot be read, or is none (require_file).
+    """
+    require_file(path)
+    return path.open("rb")
+
+
+def read_within(path: Path, most: int = 256 * 2**20, *, handed_over: bool = False) -> bytes:
     """What a file holds, up to a size: a file may be as large as it likes and take no place on a disk.
 
     Args:
         most: bytes.
+        handed_over: as of require_file.
 
     Raises:
-        OSError: it cannot be read, or is larger.
+        OSError: it cannot be read, is no file, or is larger.
     """
+    require_file(path, handed_over=handed_over)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > most else file.read(size + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from dsdmae_cli.ablation.sweep import Axis, Base, Point, describe, grid
 from dsdmae_cli.config.compose import from_tables
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.own_images import remarks
-from dsdmae_cli.config.schema import ABLATE, Loaded
+from dsdmae_cli.config.schema import ABLATE, SCHEMAS, SECTIONS, Loaded
 from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.runs.rundir import changed_settings, file_name
 from dsdmae_cli.settings.judge import are_blocks
@@ -104,6 +104,15 @@ def find_metric(name: str, flag: str = "--metric") -> Metric:
     return Metric(name, f"{kind}-probe {'mean IoU' if dense else 'accuracy'}{where}", command=words, resumes=False)
 
 
+def measuring_environment(environ: Mapping[str, str], judges: Iterable[Metric]) -> dict[str, str]:
+    """Variables that are settings of the commands that measure and of no other, as DSDMAE_PROBE_POOL is.
+    What pre-training has too (DSDMAE_TRAIN_EPOCHS) is about the trials, and stands in the study's settings."""
+    sections = {section for metric in judges for section in SCHEMAS[metric.command[0]].sections} - set(SECTIONS)
+    named = {variable: variable.removeprefix("DSDMAE_").lower().partition("_")[0] for variable in sorted(environ)}
+    return {variable: environ[variable] for variable, section in named.items()
+            if variable.startswith("DSDMAE_") and section in sections}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Definition:
     """A study as it was asked for.
@@ -120,6 +129,7 @@ class Definition:
         paper: the preset of the paper that this is, if any.
         metric_options: further words for the metric's command ("--epochs", "20").
         also: what else is measured of every trial, for the table; it decides nothing.
+        environment: variables that are settings of the commands that measure (measuring_environment).
         twins: points of a grid that are the same computation as an earlier one, and which, both in words; they are not
             run (Plans.once finds them).
     """
@@ -135,6 +145,7 @@ class Definition:
     paper: str | None = None
     metric_options: tuple[str, ...] = ()
     also: tuple[Metric, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     twins: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -196,6 +207,8 @@ class Definition:
             found["equal"] = self.equal
         if self.also:
             found["also"] = ",".join(metric.name for metric in self.also)
+        if self.environment:
+            found["environment"] = dict(self.environment)
         return found
 
     @property
@@ -255,6 +268,12 @@ def check_same(before: dict[str, Any], now: Definition, where: str) -> None:
                 f"{where} holds a study with --{what} {_said(old)}, and this command says {_said(new)}; {keep}choose"
                 " another --out"
             )
+    old, new = (found.get("environment", {}) for found in (before, after))
+    if old != new:
+        raise SettingsError(
+            f"{where} holds a study measured with {_variables(old)} in the environment, and now it has"
+            f" {_variables(new)}; set it alike, or choose another --out"
+        )
     if before["base"] != after["base"]:
         changes = changed_settings(from_tables(before["base"], where).settings, now.common())
         if changes:
@@ -275,6 +294,10 @@ def widened(now: Definition, stored: dict[str, Any]) -> Definition:
     if now.search != "grid" or any(not set(axis.values) <= set(sweep[axis.key]) for axis in now.axes):
         return now
     return replace(now, axes=tuple(replace(axis, values=tuple(sweep[axis.key])) for axis in now.axes))
+
+
+def _variables(environment: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in environment.items()) or "nothing"
 
 
 def _said(value: Any) -> str:

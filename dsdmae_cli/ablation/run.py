@@ -119,6 +119,7 @@ class Runner:
             slot,
             plan.steps,
             self.definition.also,
+            self.definition.environment,
         )
         self.jobs[row.number] = (row, job)
         self.progress.event(row, f"begins ({slot.name})")

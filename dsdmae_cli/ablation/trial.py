@@ -13,7 +13,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dsdmae_cli.ablation.definition import Metric
@@ -63,6 +65,7 @@ class Job:
         metric: what is measured.
         options: further words for the metric's command.
         also: what is measured besides.
+        environment: variables for the commands that measure.
         slot: where it runs.
         steps: optimiser steps of the whole run.
     """
@@ -77,6 +80,7 @@ class Job:
         slot: Slot,
         steps: int,
         also: tuple[Metric, ...] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.name = name
         self.loaded = loaded
@@ -94,6 +98,7 @@ class Job:
         self._tail = Tail(self.run / METRICS)
         self.judged_since: float | None = None
         self.also = also
+        self._environment = environment
         # Words of a command and, of one that measures the run, what it measures.
         self._phases: list[tuple[tuple[str, ...], Metric | None]] = [(("pretrain",), None)]
         if metric.command:
@@ -146,7 +151,8 @@ class Job:
             train = self.loaded.settings.train
             same = ["--seed", str(train.seed), "--device", train.device, "--precision", train.precision]
             words = [phase[0], str(self.run), *same, *phase[1:]]
-        self._child = Child([*words, "--out", str(folder)], self.log, self.slot)
+        environment = {} if metric is None else self._environment
+        self._child = Child([*words, "--out", str(folder)], self.log, self.slot, environment)
 
     def stop(self) -> None:
         """Ask the process to save and end."""

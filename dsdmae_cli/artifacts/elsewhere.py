@@ -23,7 +23,7 @@ from dsdmae_cli.artifacts.pickled import read_pickled
 from dsdmae_cli.config.describe import plain
 from dsdmae_cli.config.schema import Values
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import parsed_json
+from dsdmae_cli.files import parsed_json, read_within
 from dsdmae_cli.plugins import BackboneSpec, Plugin, Recognized
 from dsdmae_cli.settings.models import BackboneSettings
 
@@ -179,7 +179,7 @@ def _pixels_beside(path: Path, file: str) -> Pixels | None:
     if file == _CONFIG and path.name not in _ON_THE_HUB:  # a folder of many files
         return None
     try:
-        said = parsed_json((path.parent / file).read_text(encoding="utf-8"))
+        said = parsed_json(read_within(path.parent / file))
         keys = ("image_mean", "image_std")
         if file == _CONFIG:  # timm's, of today and of before
             said, keys = said.get("pretrained_cfg", said), ("mean", "std")

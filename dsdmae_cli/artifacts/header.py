@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import parsed_json
+from dsdmae_cli.files import parsed_json, require_file
 from dsdmae_cli.settings.size import Size, as_size, size_word
 
 # In the metadata of weights that came from elsewhere: the table of the backbone they were opened as.
@@ -22,9 +22,12 @@ def read_metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        require_file(path)
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
 
 

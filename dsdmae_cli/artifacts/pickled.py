@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.files import require_file
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -31,6 +32,7 @@ def read_pickled(path: Path) -> Any:
         CheckpointError: it cannot be read, is no such file, or holds objects that only a full unpickling would rebuild.
     """
     try:
+        require_file(path)
         zipped = zipfile.is_zipfile(path)
         if zipped and _is_torchscript(path):
             raise CheckpointError(

@@ -31,7 +31,7 @@ from dsdmae_cli.config.resolve import RGB, resolve_backbone
 from dsdmae_cli.config.schema import Values
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, DataError, PluginError, SettingsError, nearest
-from dsdmae_cli.files import typed
+from dsdmae_cli.files import require_file, typed
 from dsdmae_cli.plugins import BackboneSpec, Plugin
 from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.rundir import CLASSIFIER, ENCODER, SETTINGS, default_folder, where_they_lie
@@ -332,6 +332,7 @@ def _in_folder(text: str, path: Path) -> Subject:
 def _of_file(text: str, path: Path) -> Subject:
     if path.suffix.lower() not in (_SAFE, *_PICKLED):
         raise CheckpointError(f"{path} is no file of weights; give {allowed()}")
+    require_file(path)
     return Subject(text, "weights", path, path)
 
 

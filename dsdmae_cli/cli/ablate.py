@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -238,7 +240,7 @@ def _one_of(flag: str, word: str) -> None:
 
 def _definition(asked: Asked, given: Given) -> Definition:
     """The study that the flags ask for."""
-    from dsdmae_cli.ablation.definition import Definition, measured
+    from dsdmae_cli.ablation.definition import Definition, measured, measuring_environment
     from dsdmae_cli.ablation.paper import PAPERS
     from dsdmae_cli.ablation.sweep import Base, parse_axes
 
@@ -249,8 +251,12 @@ def _definition(asked: Asked, given: Given) -> Definition:
     pairs = [figure.sweep] if figure else [_pair(text) for text in asked.sweep or ()]
     base = Base(given.preset, given.config, given.flags, given.assignments or ()).sweeping(pairs)
     axes = parse_axes(pairs, base)
-    if options:
-        _check_metric_options(metric, options, base, axes)
+    judges = [judge for judge in (metric, *also) if judge.command]
+    environment = measuring_environment(os.environ, judges)
+    for judge in judges:
+        words = options if judge is metric else ()
+        if words or environment:
+            _check_metric_options(judge, words, base, axes, environment)
     swept = next((axis.key for axis in axes if axis.dotted == "train.epochs"), None)
     if swept and asked.equal == "compute":
         raise SettingsError(f"--equal compute gives every trial its epochs, and so does --sweep {swept}; leave one out")
@@ -271,6 +277,7 @@ def _definition(asked: Asked, given: Given) -> Definition:
         paper=asked.paper,
         metric_options=options,
         also=also,
+        environment=environment,
     )
 
 
@@ -305,8 +312,11 @@ def _metric_options(asked: Asked, metric: Metric) -> tuple[str, ...]:
 _NO_OPTIONS = ("like", "out", "resume", "name", "accept_changes", "dry_run", "json")
 
 
-def _check_metric_options(metric: Metric, options: tuple[str, ...], base: Base, axes: tuple[Axis, ...]) -> None:
-    """See that the command that measures takes what it will be given, which is hours of training before it is asked.
+def _check_metric_options(
+    metric: Metric, options: tuple[str, ...], base: Base, axes: tuple[Axis, ...], environ: Mapping[str, str]
+) -> None:
+    """See that the command that measures takes what it will be given by words and by the environment, which is hours
+    of training before it is asked.
 
     Raises:
         SettingsError: it does not.
@@ -318,7 +328,7 @@ def _check_metric_options(metric: Metric, options: tuple[str, ...], base: Base, 
     from dsdmae_cli.config.schema import FINETUNE, PROBE
     from dsdmae_cli.settings.judge import SCRATCH
 
-    name, said = metric.command[0], f"--metric-options {shlex.join(options)}"
+    name, said = metric.command[0], f"--metric-options {shlex.join(options)}" if options else metric.name
     if help_ := {"--help", "-h"} & set(options):
         raise SettingsError(f"{said}: {help_.pop()} measures nothing; see `dsdmae {name} --help`")
     try:
@@ -336,7 +346,7 @@ def _check_metric_options(metric: Metric, options: tuple[str, ...], base: Base, 
     try:
         compose(
             schema, preset=given.preset, config=None if given.config is None else Path(given.config), flags=given.flags,
-            assignments=given.assignments, base=(own, "the trials"), environ={},
+            assignments=given.assignments, base=(own, "the trials"), environ=environ,
         )  # fmt: skip
     except DsdmaeError as error:
         raise type(error)(f"{said}: {error}") from error

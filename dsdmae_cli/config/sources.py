@@ -11,7 +11,7 @@ from typing import Any
 
 from dsdmae_cli.config.schema import ALL_SECTIONS, Schema, Values
 from dsdmae_cli.errors import SettingsError, nearest
-from dsdmae_cli.files import beside
+from dsdmae_cli.files import beside, require_file
 
 # Environment variables of ours that are no settings.
 _NOT_SETTINGS = {"DSDMAE_TEST_DATA", "DSDMAE_PRESET", "DSDMAE_CONFIG"}
@@ -35,7 +35,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         SettingsError: it cannot be read or is not TOML; the message names the line.
     """
     try:
-        with path.open("rb") as file:  # a pipe too; a device such as /dev/zero has no end
+        require_file(path, handed_over=True)
+        with path.open("rb") as file:  # what is handed over may have no end
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise SettingsError(f"{path} is no settings file: it has more than {_MOST_BYTES >> 20} MB")

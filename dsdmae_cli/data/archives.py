@@ -21,14 +21,14 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from dsdmae_cli.data.base import MAX_FILE_BYTES, UnreadableImage
-from dsdmae_cli.data.files import KINDS, Files, Names, by_suffix, is_image, require_images, stamp_of
+from dsdmae_cli.data.files import KINDS, Files, Names, by_suffix, is_image, require_images
+from dsdmae_cli.data.tar_headers import TarHeaders
 from dsdmae_cli.data.walk import is_hidden
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.files import read_within
+from dsdmae_cli.files import open_file, read_within, require_file, stamp_of
 
 MAX_UNPACKED_BYTES = 4 * 2**30  # of a compressed tar, which has to be unpacked into a temporary file
 _MOST_TEXT = 16 * 2**20  # bytes of a list of classes, or of files
-_MOST_HEADER = 2**20  # bytes that a tar's header may have beside it: long names
 # Deflate makes a thousandth of zeros at most, and of pictures that are not packed already a tenth.
 _LARGE, _MOST_FOLD = 64 * 2**20, 200
 _MOST_LINKS = 8  # one behind the other
@@ -72,7 +72,7 @@ class Archive(Files):
         self._stamp = stamp_of(path)
         self._descriptor: int | None = None
         with os.fdopen(os.dup(self._open()), "rb") as file:
-            members, self.passed_over, labelled = _members(file, path)
+            members, self.passed_over, labelled, self.notes = _members(file, path)
         require_images(path, len(members), self.passed_over)
         plain_tar = members[0].crc is None and self._is_plain()
         self.has_labels = plain_tar and labelled
@@ -139,6 +139,7 @@ def read_text(path: Path, name: str) -> str | None:
     try:
         if path.is_dir():
             return read_within(path / name, _MOST_TEXT).decode("utf-8-sig") if (path / name).is_file() else None
+        require_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as packed:
                 inner = next((info for info in packed.infolist() if below_archive(info.filename) == name), None)
@@ -146,8 +147,8 @@ def read_text(path: Path, name: str) -> str | None:
                     return None
                 with packed.open(inner) as text:
                     return _within(text, name).decode("utf-8-sig")
-        with os.fdopen(_open_descriptor(path), "rb") as tar, plain_tar(tar) as archive:
-            member = next((info for info in archive if below_archive(info.name) == name and info.isreg()), None)
+        with os.fdopen(_open_descriptor(path), "rb") as tar:
+            member = next((info for info in TarHeaders(tar) if below_archive(info.name) == name and info.isreg()), None)
             if member is None:
                 return None
             tar.seek(member.offset_data)
@@ -173,31 +174,8 @@ def _within(file: IO[bytes], name: str, size: int = _MOST_TEXT + 1) -> bytes:
     return content
 
 
-class _Headers:
-    """A tar to read headers of. tarfile takes what stands beside one, a long name or more, into memory whole, however
-    long it claims to be."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.seek, self.tell, self._read = file.seek, file.tell, file.read
-
-    def read(self, size: int) -> bytes:
-        if size > _MOST_HEADER:
-            raise ValueError(f"a header of {size:,} bytes")
-        return self._read(size)
-
-
-def plain_tar(file: BinaryIO) -> tarfile.TarFile:
-    """The headers of a tar that is not compressed; members are read from the file itself.
-
-    Raises:
-        tarfile.TarError, ValueError: it is none, or damaged; here or when it is gone through.
-    """
-    file.seek(0)
-    return tarfile.open(fileobj=_Headers(file), mode="r:")  # type: ignore[call-overload]
-
-
 def _open_descriptor(path: Path) -> int:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(8)
         opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
         if opener is None:
@@ -221,26 +199,28 @@ def _copy(packed: io.BufferedIOBase, unpacked: IO[bytes], path: Path) -> None:
         unpacked.write(chunk)
 
 
-def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], dict[str, int], bool]:
-    """The images of an archive, sorted by name, how many of its visible files are none, by suffix, and whether labels
-    stand beside the images, as in WebDataset's shards.
+def _members(file: BinaryIO, path: Path) -> tuple[list[_Member], dict[str, int], bool, tuple[str, ...]]:
+    """The images of an archive, sorted by name, how many of its visible files are none, by suffix, whether labels stand
+    beside the images, as in WebDataset's shards, and what is to be said of it.
     """
     file.seek(0)
     if file.read(4) in _ZIP_STARTS:  # zipfile.is_zipfile would also take a tar that ends with a zip for one
         found = _zip_members(file, path)
+        notes = _in_front(found, path)
     else:
-        file.seek(0)
+        headers = TarHeaders(file)
         try:
-            found = _tar_members(file)
+            found = _tar_members(headers)
         except tarfile.ReadError as error:
             if file.seek(0) == 0 and tarfile.is_tarfile(file):
                 raise
             message = f"{path} is neither a folder nor an archive; give {KINDS}"
             raise DataError(message) from error
+        notes = headers.notes(str(path))
     # Of two with one name the later counts, as it does for tar.
     visible = {member.name: member for member in found if not is_hidden(member.name)}
     images = sorted((m for m in visible.values() if is_image(m.name)), key=lambda m: m.name)
-    return images, by_suffix(visible), _are_labelled(images, visible)
+    return images, by_suffix(visible), _are_labelled(images, visible), tuple(notes)
 
 
 def _are_labelled(images: list[_Member], names: Iterable[str]) -> bool:
@@ -259,20 +239,19 @@ def below_archive(name: str) -> str:
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def _tar_members(file: BinaryIO) -> list[_Member]:
+def _tar_members(headers: TarHeaders) -> list[_Member]:
     members, links = [], dict[str, str]()
     by_name: dict[str, tarfile.TarInfo] = {}
-    with plain_tar(file) as archive:
-        for info in archive:
-            if info.issym():  # to a member that may come later
-                links[info.name] = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
-                continue
-            # tar stores the second name of a hard-linked file as a link to the first.
-            source = by_name.get(info.linkname) if info.islnk() else info
-            if source is None or not source.isreg():
-                continue
-            by_name[info.name] = source
-            members.append(_Member(below_archive(info.name), source.offset_data, source.size, source.size))
+    for info in headers:
+        if info.issym():  # to a member that may come later
+            links[info.name] = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
+            continue
+        # tar stores the second name of a hard-linked file as a link to the first.
+        source = by_name.get(info.linkname) if info.islnk() else info
+        if source is None or not source.isreg():
+            continue
+        by_name[info.name] = source
+        members.append(_Member(below_archive(info.name), source.offset_data, source.size, source.size))
     return members + (_linked(links, by_name) if links else [])
 
 
@@ -296,6 +275,13 @@ def _linked(links: dict[str, str], by_name: dict[str, tarfile.TarInfo]) -> list[
 
 def _is_folder(name: str, files: Iterable[str]) -> bool:
     return any(known.startswith(f"{name}/") for known in files)
+
+
+def _in_front(members: list[_Member], path: Path) -> list[str]:
+    """What is to be said of a zip whose first file does not stand at its beginning. Of two that `cat` has joined the
+    last one's directory is all that any program looks at."""
+    first = min((member.offset for member in members), default=0)
+    return [f"{path} has {first:,} bytes before its first file, which are not read"] if first else []
 
 
 def _zip_members(file: BinaryIO, path: Path) -> list[_Member]:

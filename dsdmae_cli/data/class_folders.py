@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 from jaxtyping import Int64
@@ -13,6 +15,7 @@ from jaxtyping import Int64
 # A share of a split's images that may lie beside its class folders without a label; one image always may.
 _FEW = 0.1
 _SHOWN = 4
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 
 Pairs = list[tuple[int, str]]  # the index of a file, and its name below its split
 Members = dict[str, Pairs]  # by split: train and test
@@ -34,11 +37,12 @@ class Part:
 
 
 def class_notes(train: Part, test: Part, *, said: bool) -> list[str]:
-    """Classes that only one split has images of, and those that differ in case alone; those without test images only
+    """Classes that only one split has images of, and those that are likely to be one; those without test images only
     where splits are `said`, for of few images not every class gets one held out.
     """
+    alike = _alike(train.classes or ())
     if train.labels is None or test.labels is None or train.classes is None:
-        return []
+        return alike
     learned, judged = (set(np.unique(labels[labels >= 0]).tolist()) for labels in (train.labels, test.labels))
     only = {
         "test": sorted(train.classes[label] for label in judged - learned),
@@ -54,18 +58,29 @@ def class_notes(train: Part, test: Part, *, said: bool) -> list[str]:
                 f"{'class' if one else 'classes'} {some(classes)} {'has' if one else 'have'} {which} images alone:"
                 f" {them}"
             )
-    return notes + _alike(train.classes)
+    return notes + alike
 
 
 def _alike(classes: Sequence[str]) -> list[str]:
-    """Classes that differ in case alone, or in the Unicode form of their letters, which looks the same."""
-    kinds = {"case": str.lower, "the Unicode form of letters": lambda name: unicodedata.normalize("NFC", name)}
+    """Classes that are likely to be one: they differ in case, in the Unicode form of their letters, which looks the
+    same, in blanks, or in how a number is written; or in several of these."""
+    kinds: dict[str, Callable[[str], object]] = {
+        "case": str.lower,
+        "the Unicode form of letters": lambda name: unicodedata.normalize("NFC", name),
+        "blanks": lambda name: " ".join(name.split()),
+        "how the number is written": lambda name: Decimal(name) if _NUMBER.fullmatch(name) else name,
+        "case, blanks and form": lambda name: " ".join(unicodedata.normalize("NFC", name).lower().split()),
+    }
     notes = []
+    said = set[tuple[str, ...]]()
     for what, plain in kinds.items():
-        groups: dict[str, list[str]] = {}
+        groups: dict[object, list[str]] = {}
         for name in sorted(classes):
             groups.setdefault(plain(name), []).append(name)
-        if pairs := [" and ".join(names) for names in groups.values() if len(names) > 1]:
+        found = {tuple(names) for names in groups.values() if len(names) > 1} - said
+        said |= found
+        shown = repr if what == "blanks" else str  # they are seen between quotes alone
+        if pairs := [" and ".join(map(shown, names)) for names in sorted(found)]:
             notes.append(f"{some(pairs)} differ in {what} alone and are two classes; rename one if they are one")
     return notes
 

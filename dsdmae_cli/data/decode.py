@@ -28,6 +28,7 @@ from dsdmae_cli.data import deep, tiff
 from dsdmae_cli.data.base import Form, Refused, UnreadableImage, raise_shortage
 from dsdmae_cli.data.to_rgb import SWAPS_SIDES, orientation, to_rgb
 from dsdmae_cli.data.values import Reading, Values, keyed
+from dsdmae_cli.files import open_file
 
 # What Pillow has to say of a damaged file comes as an exception too; without a handler Python prints it raw.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -344,7 +345,7 @@ def _allowing(max_pixels: int) -> Iterator[None]:
 
 def _stream(source: Path | bytes | BinaryIO) -> AbstractContextManager[BinaryIO]:
     if isinstance(source, Path):
-        return source.open("rb")
+        return open_file(source)
     return io.BytesIO(source) if isinstance(source, bytes) else nullcontext(source)
 
 

@@ -43,10 +43,13 @@ from dsdmae_cli.data.values import Ranges, Reading, Values, range_for
 from dsdmae_cli.data.walk import LeftOut, walk
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import beside, is_pattern, read_within
+from dsdmae_cli.files import stamp_of as stamp_of
 
 # Pictures whose values say the range of all, of at most so many headers that are read to find them.
 _LOOKED_AT, _HEADERS = 64, 512
 _RGB = 3
+# A pipe that has taken a file's place since it was listed keeps nobody waiting.
+_READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 KINDS = "a folder of images or of .tar shards, or a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of one"
 
@@ -245,12 +248,13 @@ class Directory(Files):
     def content(self, index: int) -> bytes | None:
         # Without pathlib and by one read, since to decode a small JPEG takes only ten times as long as to read it.
         try:
-            descriptor = os.open(f"{self._root}{os.sep}{self.names[index]}", os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            descriptor = os.open(f"{self._root}{os.sep}{self.names[index]}", _READING)
         except (OSError, ValueError):
             return None
         try:
-            size = os.fstat(descriptor).st_size
-            if size > MAX_FILE_BYTES:
+            about = os.fstat(descriptor)
+            size = about.st_size
+            if size > MAX_FILE_BYTES or not stat.S_ISREG(about.st_mode):
                 return None
             found = os.read(descriptor, size)
             return found if len(found) == size else None
@@ -271,12 +275,6 @@ class Directory(Files):
     def file_size(self, index: int) -> int | None:
         found = self.stamp(index)
         return None if found is None else found[0]
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Size and time of change (ns) of a file."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 # ------------------------------------------------------------------------------------------- what there is

@@ -113,7 +113,7 @@ def rows_of(path: Path) -> tuple[list[Row], str]:
         DataError: it cannot be read, or is no table.
     """
     try:
-        content = read_within(path.expanduser())
+        content = read_within(path.expanduser(), handed_over=True)
     except OSError as error:
         meant = beside(path.expanduser())
         raise DataError(f"cannot read the labels {path}: {(error.strerror or str(error)).lower()}{meant}") from error

@@ -21,17 +21,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from dsdmae_cli.data.archives import below_archive, plain_tar
-from dsdmae_cli.data.files import is_image, name_bytes, stamp_of
+from dsdmae_cli.data.archives import below_archive
+from dsdmae_cli.data.files import is_image, name_bytes
+from dsdmae_cli.data.tar_headers import TarHeaders
 from dsdmae_cli.data.walk import is_hidden
 from dsdmae_cli.errors import DataError, RunFailed
-from dsdmae_cli.files import parsed_json, write_bytes
+from dsdmae_cli.files import open_file, parsed_json, stamp_of, write_bytes
 
-_FORMAT = 1
+_FORMAT = 2
 _LABEL_KEYS = ("cls", "label", "class", "class_id", "class_name", "category", "target")
 _MOST_LABEL_BYTES = 1 << 16  # of a .cls or .json; what is larger is no label
-_SHOWN, _BLOCK = 3, 512
+_SHOWN = 3
 _ARRAYS, _SAID = ("starts", "offsets", "sizes", "firsts", "labels"), ("words", "facts", "repeated")
+_FACTS = ("doubled", "cut", "joined", "beyond")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -46,6 +48,8 @@ class ShardIndex:
         others: members that are neither images nor labels, by suffix.
         doubled: images of a key that has one already, which are left out.
         cut: the end mark of a tar is missing.
+        joined: tars that stand behind the first.
+        beyond: bytes behind the end that are no tar.
     """
 
     names: list[str] = field(default_factory=list)
@@ -55,6 +59,8 @@ class ShardIndex:
     others: Counter[str] = field(default_factory=Counter)
     doubled: int = 0
     cut: bool = False
+    joined: int = 0
+    beyond: int = 0
 
 
 class Index(NamedTuple):
@@ -66,7 +72,7 @@ class Index(NamedTuple):
         firsts: [shards + 1] number of each shard's first image.
         labels: [n] numbers of `words`, -1 = none.
         words: what labels say.
-        facts: of each shard: "others", "doubled", "cut".
+        facts: of each shard: "others", "doubled", "cut", "joined", "beyond".
         repeated: images whose name another shard of the same folder has too.
     """
 
@@ -126,7 +132,7 @@ def scan(path: Path) -> ShardIndex:
     Raises:
         DataError: it is torn, compressed, or no tar.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(8)
         packed = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
         if packed is not None:
@@ -143,24 +149,23 @@ def _scan(file: io.BufferedReader) -> ShardIndex:
     found = ShardIndex()
     images: dict[str, list[tuple[str, int, int]]] = {}
     labels: dict[str, str] = {}
-    with plain_tar(file) as archive:
-        while (info := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # it would keep a kilobyte of each
-            name = below_archive(info.name)
-            if not info.isreg() or is_hidden(name):
-                continue
-            key, suffix = split_key(name)
-            if is_image(name):
-                images.setdefault(key, []).append((name, info.offset_data, info.size))
-            elif suffix == "cls" or (suffix == "json" and key not in labels):
-                label = _label(file, info, suffix)
-                if label:
-                    labels[key] = label
-                else:
-                    found.others[f".{suffix}"] += 1
+    headers = TarHeaders(file)
+    for info in headers:
+        name = below_archive(info.name)
+        if not info.isreg() or is_hidden(name):
+            continue
+        key, suffix = split_key(name)
+        if is_image(name):
+            images.setdefault(key, []).append((name, info.offset_data, info.size))
+        elif suffix == "cls" or (suffix == "json" and key not in labels):
+            label = _label(file, info, suffix)
+            if label:
+                labels[key] = label
             else:
-                found.others[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122
-        end = archive.offset
+                found.others[f".{suffix}"] += 1
+        else:
+            found.others[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122
+    found.cut, found.joined, found.beyond = headers.cut, headers.number - 1, headers.beyond
     for key, of_key in images.items():
         # 7.jpg is the image of key 7 and 7.mask.png something beside it; where no image is that plain, all are images.
         plain = [image for image in of_key if split_key(image[0])[1].count(".") == 0]
@@ -173,11 +178,6 @@ def _scan(file: io.BufferedReader) -> ShardIndex:
             found.offsets.append(offset)
             found.sizes.append(size)
             found.labels.append(labels.get(key, ""))
-    file.seek(end)
-    mark = file.read(_BLOCK)
-    if mark.strip(b"\0") or 0 < len(mark) < _BLOCK:  # tarfile takes a header that it cannot read for the end
-        raise tarfile.ReadError(f"no header can be read at byte {end}")
-    found.cut = not mark
     return found
 
 
@@ -229,7 +229,7 @@ def _merged(parts: Sequence[ShardIndex], folders: Sequence[Path]) -> Index:
         np.cumsum([0, *(len(part.names) for part in parts)], dtype=np.int64),
         np.array(labels, dtype=np.int64),
         tuple(words),
-        tuple({"others": dict(part.others), "doubled": part.doubled, "cut": part.cut} for part in parts),
+        tuple({"others": dict(part.others), **{name: getattr(part, name) for name in _FACTS}} for part in parts),
         len(lengths) - len(different),
     )
 

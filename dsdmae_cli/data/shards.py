@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from dsdmae_cli.data.base import MAX_FILE_BYTES, UnreadableImage
-from dsdmae_cli.data.files import Files, Names, require_images, stamp_of
+from dsdmae_cli.data.files import Files, Names, require_images
 from dsdmae_cli.data.kept_open import KeptOpen
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.shard_index import Index, index_of
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.files import stamp_of
 
 SUFFIX = ".tar"
 # A process may hold some hundreds of files open, and there may be thousands of shards.
@@ -221,6 +222,12 @@ def _notes(index: Index, shards: Sequence[Path]) -> tuple[str, ...]:
         notes.append(
             f"{len(cut)} of {len(shards)} shards end without tar's end mark and may have been cut ({_some(cut)})"
         )
+    for fact, said in (
+        ("joined", "are several tars, one behind the other; all are read"),
+        ("beyond", "go on behind their end with what is no tar and is not read"),
+    ):
+        if named := [str(path) for path, about in zip(shards, index.facts, strict=True) if about[fact]]:
+            notes.append(f"{len(named)} of {len(shards)} shards {said} ({_some(named)})")
     return tuple(notes)
 
 

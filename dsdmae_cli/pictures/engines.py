@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from dsdmae_cli.artifacts.onnx_denoiser import FORMAT, MOST_OF_ONNX
 from dsdmae_cli.artifacts.packaged import ALL, PHOTOGRAPHS, WHITE_NOISE, Packaged
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.files import beside, write_bytes
+from dsdmae_cli.files import beside, open_file, write_bytes
 from dsdmae_cli.pictures.network import Engine, Network
 from dsdmae_cli.pictures.restore import Restorer
 
@@ -146,7 +146,7 @@ def _stem(named: Path | Packaged) -> str:
         if isinstance(named, Packaged):
             digest = hashlib.sha256(named.read()).hexdigest()
         else:
-            with named.open("rb") as file:
+            with open_file(named) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         meant = beside(named) if isinstance(named, Path) else ""

@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from filelock import FileLock, Timeout
@@ -46,15 +47,18 @@ class Child:
         words: what a person would type after `dsdmae`.
         log: file that what it says is appended to.
         slot: where it runs.
+        settings: variables of the environment that are settings of this command; it gets no others of ours.
     """
 
-    def __init__(self, words: Sequence[str], log: Path, slot: Slot) -> None:
+    def __init__(
+        self, words: Sequence[str], log: Path, slot: Slot, settings: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.log = log
         self.reason = ""
         self._stopping = False
         # A settings file says all; a variable would stand above it.
         environ = {k: v for k, v in os.environ.items() if not k.startswith("DSDMAE_")}
-        environ |= slot.environ | child_of_this()
+        environ |= slot.environ | child_of_this() | dict(settings)
         with log.open("ab") as file:
             # Out of the terminal's reach: Ctrl-C is for the parent, which then stops its children in order.
             self._process = subprocess.Popen(

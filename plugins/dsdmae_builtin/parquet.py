@@ -159,7 +159,10 @@ class Tables(Files):
     def __init__(self, text: str, image: str | None, label: str | None, wanted_splits: str = "auto") -> None:
         parquet = pyarrow()
         self._paths = paths_of(text)
-        self._stamps = [stamp_of(path) for path in self._paths]
+        try:
+            self._stamps = [stamp_of(path) for path in self._paths]
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename}: {(error.strerror or str(error)).lower()}") from error
         groups: list[tuple[int, int, int]] = []  # file, row group, rows
         labels: list[tuple[Path, list[Any], tuple[str, ...] | None]] = []
         splits: list[Any] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,27 @@ def test_a_sweep_over_runs_without_knn_is_refused(more: tuple[str, ...], capfd: 
     code, _, err = cli(capfd, "ablate", *TINY, "--sweep", "train.knn_every", "none,1", *more, "--dry-run")
     assert code == SettingsError.exit_code
     assert "train.knn_every, " in one_line(err) or "train.knn_every is none" in one_line(err)
+
+
+def test_the_environments_settings_reach_what_measures_and_are_the_studys(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study"
+    given = (*TINY, *words(["train.knn_every=none", "train.epochs=1"]), "--sweep", "mask-ratio", "0.5")
+    given = (*given, "--metric", "loss", "--also", "linear", "--seeds", "1", "--out", str(study))
+    monkeypatch.setenv("DSDMAE_PROBE_POOL", "best")
+    code, _, err = cli(capfd, "ablate", *given)
+    assert code == 2
+    assert "linear: probe.pool = 'best' (from environment variable DSDMAE_PROBE_POOL) is not allowed" in one_line(err)
+    assert not study.exists()
+    monkeypatch.setenv("DSDMAE_PROBE_POOL", "max")
+    monkeypatch.setenv("DSDMAE_FINETUNE_MIXUP", "0.2")  # of a command that measures nothing here
+    code, _, err = cli(capfd, "ablate", *given)
+    assert code == 0, err
+    [judged] = study.glob("trials/*-linear/settings.toml")
+    assert 'pool = "max"' in judged.read_text()
+    assert json.loads((study / "study.json").read_text())["environment"] == {"DSDMAE_PROBE_POOL": "max"}
+    monkeypatch.delenv("DSDMAE_PROBE_POOL")
+    code, _, err = cli(capfd, "ablate", *given)
+    assert code == 2
+    assert "measured with DSDMAE_PROBE_POOL=max in the environment, and now it has nothing" in one_line(err)

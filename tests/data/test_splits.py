@@ -10,9 +10,10 @@ from time import process_time
 import pytest
 from helpers import cli, one_line
 from image_files import message_of, of, png, write
-from numpy import full, uint8
+from numpy import arange, full, int64, uint8
 
 from dsdmae_builtin import folder
+from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.splits import Arrangement, arrange
 from dsdmae_cli.evaluation.judging import open_labelled
 
@@ -120,6 +121,22 @@ def test_classes_that_one_split_alone_has() -> None:
     )
     few = arrange(pictures("a", "b", count=3), 0.2)  # one class has none held out
     assert not few.notes
+
+
+def test_classes_that_are_likely_to_be_one_are_named_and_stay_two() -> None:
+    names = [f"{k}.png" for k in range(14)]
+    classes = ("1", "1.0", "01", "1e0", "c o", "c  o", "C o ")
+    table = LabelFile(arange(14, dtype=int64) % 7, classes, ())
+    found = arrange(names, 0.5, labels=table)
+    assert found.train.classes == classes
+    assert found.notes[-3:] == (
+        "'c  o' and 'c o' differ in blanks alone and are two classes; rename one if they are one",
+        "01 and 1 and 1.0 differ in how the number is written alone and are two classes; rename one if they are one",
+        "C o  and c  o and c o differ in case, blanks and form alone and are two classes; rename one if they are one",
+    )
+    unlabelled = arrange(sorted(pictures("train/cat", "train/Cat", "test")), 0.1)
+    assert unlabelled.test.labels is None
+    assert any("Cat and cat differ in case alone" in note for note in unlabelled.notes)
 
 
 def test_classes_that_only_begin_like_a_split_are_classes() -> None:
