@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dsdmae_cli import distributed
-from dsdmae_cli.data.source import MicroBatch, Source
+from dsdmae_cli.data.source import MicroBatch, Source, derive_seed
 from dsdmae_cli.errors import CheckpointError, RunFailed, is_lack_of_memory
 from dsdmae_cli.methods.base import Corruption, Losses, Method, StepInfo, SupervisedMethod
 from dsdmae_cli.methods.projection import is_synchronized
@@ -299,8 +299,8 @@ class Trainer:
 
     def _backward(self, batch: MicroBatch, share: float, last: bool) -> Losses:
         """A micro-batch's losses, their gradient added to .grad; it is exchanged with the last one of a step."""
-        # Stochastic depth and the like draw from the global state: give it the same standing as the rest.
-        seed_global(self.runtime.device, batch.seed)
+        # Stochastic depth draws from the global state, by a key of its own: else it drew the very numbers of `corrupt`.
+        seed_global(self.runtime.device, derive_seed(batch.seed, "depth"))
         with self._unsynced(last):
             with torch.no_grad():
                 corruption = self._corrupt(batch, self._generator.manual_seed(batch.seed))

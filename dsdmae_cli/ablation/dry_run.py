@@ -9,18 +9,25 @@ import torch
 
 from dsdmae_cli.ablation.definition import Definition, Metric, trial_name
 from dsdmae_cli.ablation.plans import Plans
+from dsdmae_cli.ablation.storage import check_storage
 from dsdmae_cli.ablation.sweep import Point, describe, validate
 from dsdmae_cli.ablation.trial import judged_folder
 from dsdmae_cli.ablation.words import flop
-from dsdmae_cli.report import duration
+from dsdmae_cli.report import duration, without_password
 from dsdmae_cli.runs.rundir import RESULT
 from dsdmae_cli.runs.workers import make_slots
 
 
 def dry_run(
-    definition: Definition, folder: Path, *, workers: int | None, parallel: bool
+    definition: Definition, folder: Path, *, workers: int | None, parallel: bool, storage: str | None = None
 ) -> tuple[dict[str, Any], str, list[str]]:
-    """(For scripts, for people, warnings) of a study in a directory that is free for it."""
+    """(For scripts, for people, warnings) of a study in a directory that is free for it.
+
+    Args:
+        storage: as of recipes/ablate.py; nothing is connected to.
+    """
+    if storage is not None:
+        check_storage(storage)
     points = definition.points
     validate(definition.axes, points, definition.base)
     plans = Plans(definition)
@@ -44,7 +51,7 @@ def dry_run(
         "workers": len(slots),
         "gflop": sum(row["gflop"] for row in left),
         "seconds": sum(row["seconds"] for row in left) / len(slots) if known else None,
-        "not_included": _not_included(definition.judges, len(left)),
+        "not_included": _not_included(definition.judges, len(left), storage),
     }
     plan = {
         "study": str(folder),
@@ -78,10 +85,11 @@ def _is_done(run: Path, judges: tuple[Metric, ...]) -> bool:
     return all((folder / RESULT).exists() for folder in (run, *(judged_folder(run, metric) for metric in judges)))
 
 
-def _not_included(judges: tuple[Metric, ...], left: int) -> list[str]:
+def _not_included(judges: tuple[Metric, ...], left: int, storage: str | None) -> list[str]:
     """What the total leaves out, in words."""
     judged = [f"`dsdmae {' '.join(metric.command)}` of each ({left} times)" for metric in judges]
-    return [*judged, "starting the processes, reading images, k-NN scores on the way"]
+    untried = [] if storage is None else [f"connecting to {without_password(storage)}, which was not tried"]
+    return [*judged, "starting the processes, reading images, k-NN scores on the way", *untried]
 
 
 def _text(definition: Definition, rows: list[dict[str, Any]], total: dict[str, Any]) -> str:

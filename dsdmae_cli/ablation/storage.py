@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import create_engine
+from sqlalchemy.exc import ArgumentError
 
 from dsdmae_cli.ablation.definition import Definition
 from dsdmae_cli.errors import SAME, RunFailed, SettingsError
-from dsdmae_cli.files import explained
+from dsdmae_cli.files import explained, require_file
 from dsdmae_cli.report import without_password
 
 T = TypeVar("T")
@@ -97,15 +99,38 @@ class Books:
 
     def _opened(self) -> Any:
         if isinstance(self.storage, str):
-            try:
-                return RDBStorage(_with_driver(self.storage))
-            except ImportError as error:
-                kind = self.storage.partition(":")[0]
-                how = "pip install 'dsdmae[postgresql]'" if kind in _POSTGRESQL else f"install one for {kind}"
-                raise SettingsError(f"there is no driver for {without_password(self.storage)} here; {how}") from error
+            check_storage(self.storage)
+            return RDBStorage(_with_driver(self.storage))
         with explained(self.storage, _ADVICE):
             self.storage.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(_Journal(self.storage))
+
+
+def check_storage(url: str) -> None:
+    """See that there may be a database at a URL, as far as that is known without connecting, which could make one.
+
+    Raises:
+        SettingsError: it is no URL of a database, there is no driver for it here, or its SQLite file cannot be one.
+    """
+    where = without_password(url)
+    try:
+        if (file := _sqlite_name(url)) is not None:
+            if file.exists():
+                require_file(file)
+            elif not file.parent.is_dir():
+                raise SettingsError(f"cannot open the study in {where}: there is no folder {file.parent}; make it")
+        create_engine(_with_driver(url)).dispose()
+    except ImportError as error:
+        kind = url.partition(":")[0]
+        how = "pip install 'dsdmae[postgresql]'" if kind in _POSTGRESQL else f"install one for {kind}"
+        raise SettingsError(f"there is no driver for {where} here; {how}") from error
+    except OSError as error:
+        raise SettingsError(f"cannot open the study in {where}: {error.strerror or error}") from error
+    except (ArgumentError, ValueError) as error:
+        said = without_password(str(error).splitlines()[0])
+        raise SettingsError(
+            f"cannot open the study in {where}: {said}; give sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        ) from error
 
 
 class _Journal(JournalFileBackend):
@@ -184,10 +209,14 @@ def _with_driver(url: str) -> str:
 
 
 def _sqlite_file(url: str) -> Path | None:
-    """The file of sqlite:///FILE; None for another database, and for one in memory."""
+    """The file of sqlite:///FILE; None for another database, one in memory, and where it has no folder."""
+    path = _sqlite_name(url)
+    return path if path is not None and path.parent.is_dir() else None
+
+
+def _sqlite_name(url: str) -> Path | None:
     backend, _, rest = url.partition(":///")
     name = rest.partition("?")[0]
     if not backend.startswith("sqlite") or name in ("", ":memory:"):
         return None
-    path = Path(name)
-    return path if path.parent.is_dir() else None
+    return Path(name)

@@ -194,7 +194,9 @@ def command(*, asked: Asked, given: Given) -> None:
 
     if given.dry_run:
         folder = study_folder(definition, given.out)
-        plan, text, warnings = planned(definition, folder, workers=asked.workers, parallel=asked.parallel)
+        plan, text, warnings = planned(
+            definition, folder, workers=asked.workers, parallel=asked.parallel, storage=asked.storage
+        )
         for warning in warnings:
             Report().warn(warning)
         print_result(plan, as_json=given.json, text=text)

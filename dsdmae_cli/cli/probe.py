@@ -21,7 +21,7 @@ def command(given: Given) -> None:
     """
     from dsdmae_cli.config.resolve import resolve
     from dsdmae_cli.config.schema import PROBE
-    from dsdmae_cli.recipes.gather import judging
+    from dsdmae_cli.recipes.gather import judging, removes
 
     loaded = judging(given, PROBE, "probe")
 
@@ -31,6 +31,9 @@ def command(given: Given) -> None:
         from dsdmae_cli.recipes.probe import plan_text
 
         plan, text = plan_text(resolve(loaded.settings))
+        plan["removes"] = str(given.out) if removes(given, PROBE) else None
+        if plan["removes"]:
+            text += f"\n--out {given.out} holds what a probe that was killed has left, which will be removed first"
         print_result(plan, as_json=given.json, text=text)
         return
 

@@ -57,10 +57,11 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
     size = plugins.load(spec.image_size)(settings) if isinstance(spec.image_size, str) else spec.image_size
     if settings.image_size != "auto":
         size = settings.image_size
-    if min(height_width(size)) > options.size and not quiet:
+    bands = None if settings.bands == "auto" else settings.bands
+    rewritten = train.channels in (1, _RGB) and bands is None
+    if rewritten and min(height_width(size)) > options.size and not quiet:
         seen = size_words(size)
         say(f"dsdmae: warning: networks see these images at {seen} px, and they are packed at {options.size}")
-    bands = None if settings.bands == "auto" else settings.bands
     source = {"dataset": settings.dataset, "account": account.rows(), "notes": list(train.notes)}
     manifest = Manifest(
         f"dsdmae {__version__}", source, vars(options), size, train.channels, bands, limits, train.classes, 0,
@@ -71,14 +72,17 @@ def pack_dataset(settings: DataSettings, out: Path, options: Options, *, quiet: 
         with stopping(), Counted("packing", 1, quiet=quiet) as report:
             report.begin(settings.dataset)
             done = pack(
-                splits, out, options, manifest, rewritten=train.channels in (1, _RGB) and bands is None,
-                unreadable=unreadable.add, advance=report.advance,
+                splits, out, options, manifest, rewritten=rewritten, unreadable=unreadable.add, advance=report.advance,
             )  # fmt: skip
     except KeyboardInterrupt as stopped:
         raise _interrupted(out, sum(map(len, splits.values())), stopped) from stopped
     if len(unreadable) and not quiet:
         for line in unreadable.lines():
             say(f"left out {line}")
+    if done.as_they_were and not quiet:
+        chosen = "" if bands is None else f", of whose bands a run reads {list(bands)}"
+        say(f"{done.as_they_were:,} of {done.index.images:,} images are kept as the files they were, at their own size"
+            f" (what is written anew is RGB of 8 bits){chosen}")  # fmt: skip
     return {
         "out": str(out),
         "images": done.index.images,

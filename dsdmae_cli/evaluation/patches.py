@@ -80,10 +80,14 @@ def following(
 
 def likeness(tokens: Tokens, image: int, row: int, column: int) -> Float[np.ndarray, "n rows columns"]:
     """Cosine of every patch to a chosen one, of features less their mean over all patches, which tells nothing."""
-    centred = tokens - tokens.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
-    length = np.sqrt(np.square(centred).sum(axis=-1))
-    chosen = centred[image, row, column]
-    return (centred @ chosen) / np.maximum(length * length[image, row, column], np.finfo(np.float32).tiny)
+    mean = tokens.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
+    chosen = tokens[image, row, column] - mean
+    least, of_chosen = np.finfo(np.float32).tiny, np.linalg.norm(chosen)
+    cosines = np.empty(tokens.shape[:3], dtype=np.float32)
+    for number, of_image in enumerate(tokens):  # of all together a copy and its squares would take twice their memory
+        centred = of_image - mean
+        cosines[number] = (centred @ chosen) / np.maximum(np.linalg.norm(centred, axis=-1) * of_chosen, least)
+    return cosines
 
 
 def _stretched(features: Float[np.ndarray, "m d"]) -> tuple[Float[np.ndarray, "m 3"], tuple[float, ...]]:

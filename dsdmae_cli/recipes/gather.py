@@ -15,13 +15,14 @@ from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import fitted
 from dsdmae_cli.config.resolve import resolve
-from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, Loaded, Schema
+from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, PROBE, Loaded, Schema
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.runs.rundir import RunDir, refuse_run
+from dsdmae_cli.runs.child import busy
+from dsdmae_cli.runs.rundir import RESULT, SETTINGS, RunDir, refuse_run
 from dsdmae_cli.settings.models import Settings
 
 
-def resumed(given: Given) -> Path | None:
+def resumed(given: Given, schema: Schema[Any]) -> Path | None:
     """The directory of the run to go on with; None for a new one, whose directory must be free.
 
     Raises:
@@ -33,9 +34,17 @@ def resumed(given: Given) -> Path | None:
         )
     if given.resume and given.out is None:
         raise SettingsError("--resume needs the run's directory; add --out DIR")
-    if given.dry_run and given.out is not None and not given.resume:
+    if given.dry_run and given.out is not None and not given.resume and not removes(given, schema):
         RunDir(given.out).check_free()
     return given.out if given.resume else None
+
+
+def removes(given: Given, schema: Schema[Any]) -> bool:
+    """Whether the command will first remove what a probe that was killed has left in its directory (clear_probe)."""
+    folder = given.out
+    if schema is not PROBE or folder is None or not (folder / SETTINGS).is_file() or (folder / RESULT).exists():
+        return False
+    return not RunDir(folder).goes_on() and not busy(folder)
 
 
 def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str | None = None) -> Loaded[Settings]:
@@ -45,7 +54,7 @@ def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str |
         schema: of the command.
         method: that the command stands for, where it stands for one.
     """
-    before = resumed(given)
+    before = resumed(given, schema)
     base = (tables(RunDir(before).settings().settings), "the run") if before else None
     flags, origins = dict(given.flags), dict(given.origins)
     if method is not None:
@@ -65,7 +74,7 @@ def judging(given: Given, schema: Schema[Any], section: str) -> Loaded[Any]:
     Args:
         section: that holds what is judged, as `start`.
     """
-    before = resumed(given)
+    before = resumed(given, schema)
     if before is not None:
         return _judging_on(given, schema, section, before)
     if given.subject is None:

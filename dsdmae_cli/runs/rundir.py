@@ -130,12 +130,12 @@ class RunDir:
         except OSError as error:
             raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
         if busy:
-            what = "a run already; go on with it by --resume, or" if self._goes_on() else "a probe already;"
+            what = "a run already; go on with it by --resume, or" if self.goes_on() else "a probe already;"
             raise SettingsError(f"--out {self.path} holds {what} choose another directory")
         if strangers:
             raise SettingsError(f"--out {self.path} is not empty (it holds {sorted(strangers)[0]}); choose another one")
 
-    def _goes_on(self) -> bool:
+    def goes_on(self) -> bool:
         """Whether what is there can be gone on with: a probe cannot."""
         with suppress(SettingsError):
             return schema_of(read_toml(self.path / SETTINGS)).command != PROBE.command
@@ -148,7 +148,7 @@ class RunDir:
         Raises:
             SettingsError: it is still at work.
         """
-        if not (self.path / SETTINGS).is_file() or self._goes_on():
+        if not (self.path / SETTINGS).is_file() or self.goes_on():
             return
         if (self.path / RESULT).exists():
             for folder in (self.path, self.figures):

@@ -92,3 +92,32 @@ def test_the_environments_settings_reach_what_measures_and_are_the_studys(
     code, _, err = cli(capfd, "ablate", *given)
     assert code == 2
     assert "measured with DSDMAE_PROBE_POOL=max in the environment, and now it has nothing" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        ("bogus", "cannot open the study in bogus: "),
+        ("nonsense://x", "cannot open the study in nonsense://x: "),
+        ("oracle://ann:secret@host/x", "there is no driver for oracle://ann:***@host/x here; install one for oracle"),
+        ("sqlite:///no/such/folder/s.db", "there is no folder no/such/folder; make it"),
+        ("sqlite:////dev/zero", "it is a device, no file"),
+    ],
+)
+def test_a_dry_run_refuses_a_storage_that_the_run_would(
+    storage: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = (*TINY, *SWEEP, "--metric", "loss", "--storage", storage, "--out", str(tmp_path / "study"))
+    for more in ((), ("--dry-run",)):
+        code, out, err = cli(capfd, "ablate", *given, *more)
+        assert (code, out) == (2, ""), more
+        assert said in err
+        assert "secret" not in err
+
+
+def test_a_dry_run_connects_to_nothing_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = (*TINY, *SWEEP, "--metric", "loss", "--storage", f"sqlite:///{tmp_path}/s.db", "--dry-run")
+    code, out, err = cli(capfd, "ablate", *given, "--out", tmp_path / "study")
+    assert code == 0, err
+    assert f"connecting to sqlite:///{tmp_path}/s.db, which was not tried" in out
+    assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import image_files as F
 import numpy as np
 import pytest
 import tifffile
+from helpers import cli
 from PIL import Image
 
 from dsdmae_cli.config.resolve import resolve_data
@@ -143,3 +144,20 @@ def test_grey_of_a_dataset_in_memory_is_made_once_and_by_pieces() -> None:
     assert found is not None
     np.testing.assert_array_equal(found, luma(rgb))
     assert grey.arrays() is found
+
+
+def test_packed_pictures_that_are_not_made_smaller_are_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Bands that were asked for are chosen when the images are read: the files keep all of them, and their size."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(6):
+        Image.new("RGB", (90, 80), (40 * number, 10, 20)).save(images / f"{number}.png")
+    given = ("data", "pack", images, "--size", "32", "--out")
+    code, _, err = cli(capfd, *given, tmp_path / "bands", "--set", "data.bands=[3, 1]")
+    assert code == 0, err
+    assert "6 of 6 images are kept as the files they were, at their own size" in err
+    assert "of whose bands a run reads [3, 1]" in err
+    assert "packed at 32" not in err
+    code, _, err = cli(capfd, *given, tmp_path / "rgb")
+    assert code == 0, err
+    assert "kept as the files they were" not in err

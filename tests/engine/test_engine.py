@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import settings
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from toy import CPU, IMAGES, Fixed, Listener, Toy, everything, mae_lr, trainer
 
 from dsdmae_cli.config.resolve import resolve
@@ -299,3 +299,22 @@ def test_compiled_is_eager_within_rounding(unchecked_shapes: None) -> None:
     for a, b in zip(eager, compiled, strict=True):
         for key in ("loss", "pixel", "feature", "grad_norm"):
             assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-5), key
+
+
+def test_stochastic_depth_draws_other_numbers_than_what_corrupts() -> None:
+    """Both were seeded alike: the first blocks that were dropped followed the first numbers of masks and noise."""
+
+    class Drawing(Toy):
+        def corrupt(self, images: Tensor, generator: Generator) -> Tensor:
+            drawn.append(torch.rand(4, generator=generator))
+            return super().corrupt(images, generator)
+
+        def forward(self, images: Tensor, corruption: Tensor) -> Losses:
+            dropped.append(torch.rand(4))
+            return super().forward(images, corruption)
+
+    drawn: list[Tensor] = []
+    dropped: list[Tensor] = []
+    trainer(Drawing(), Listener()).fit()
+    assert len(drawn) == len(dropped) > 0
+    assert not any(torch.equal(one, other) for one, other in zip(drawn, dropped, strict=True))

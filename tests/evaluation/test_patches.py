@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -85,3 +87,16 @@ def test_a_later_moment_keeps_the_order_and_sign_of_the_components() -> None:
     np.testing.assert_allclose(following(shuffled + noise, before), before, atol=0.5)
     flat = np.full_like(before, 0.5)  # of constant features: nothing fits, and nothing breaks
     np.testing.assert_array_equal(following(flat, before), flat)
+
+
+def test_likeness_takes_no_copy_of_all_tokens() -> None:
+    """`embed` reckons with twice what they take (artifacts/embedding.py)."""
+    tokens = np.random.default_rng(0).normal(size=(64, 8, 8, 48)).astype(np.float32)
+    tracemalloc.start()
+    found = likeness(tokens, 5, 2, 3)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < tokens.nbytes / 4
+    centred = tokens.astype(np.float64) - tokens.mean(axis=(0, 1, 2), dtype=np.float64)
+    unit = centred / np.linalg.norm(centred, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, unit @ unit[5, 2, 3], atol=1e-5)

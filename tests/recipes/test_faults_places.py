@@ -220,7 +220,9 @@ def test_a_probe_that_was_killed_is_in_nobodys_way(
         patched.setattr("dsdmae_cli.recipes.probe.judge", killed)
         assert cli(capfd, *line)[0] == 130
     shutil.copytree(kept, out)
-    assert (out / "settings.toml").exists()
+    code, said, err = cli(capfd, *line, "--dry-run")
+    assert (code, (out / "settings.toml").exists()) == (0, True), err
+    assert said.endswith(f"--out {out} holds what a probe that was killed has left, which will be removed first\n")
     code, _, err = cli(capfd, *line)
     assert code == 0, err
     result, torn = (out / "result.json").read_bytes(), out / "figures" / ".curves.png.0123456789abcdef.partial"
