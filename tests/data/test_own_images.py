@@ -135,7 +135,7 @@ def test_a_study_has_the_batch_that_a_run_has(few: Path, tmp_path: Path, capfd: 
     )  # fmt: skip
     assert code == 0, err
     assert "batches of 8 and a peak rate of 0.00015, for 10 images to learn from; --batch-size and --lr" in out
-    assert "1 epoch, 1 steps" in out
+    assert "1 epoch, 1 step" in out
 
 
 def test_a_probe_of_one_test_image_says_how_little_that_is(
