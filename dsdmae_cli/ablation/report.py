@@ -306,7 +306,13 @@ def summary(results: Results, folder: Path) -> str:
         mark = "*" if line["kind"] == "best" else ""
         rows.append((mark, *line["values"], line["result"], *line["also"], *line["costs"], line["remark"]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    # As on the page: numbers end below each other.
+    left = {0, len(widths) - 1} | {1 + i for i, axis in enumerate(results.definition.axes) if axis.numbers is None}
+    lines = [
+        "  ".join(cell.ljust(wide) if i in left else cell.rjust(wide)
+                  for i, (cell, wide) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]  # fmt: skip
     lines += ["", verdict(results)]
     lines += [f"failed  {describe(row.point)}, seed {row.seed}: {row.reason}" for row in results.failed]
     if results.failed:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from dsdmae_cli.errors import RESUME
 from dsdmae_cli.report.lines import duration as duration
@@ -211,12 +211,15 @@ def print_result(result: dict[str, Any], *, as_json: bool, text: str) -> None:
     print(json.dumps(result, indent=2) if as_json else between_words(shown(text)))
 
 
-def between_words(text: str) -> str:
+def between_words(text: str, stream: TextIO | None = None) -> str:
     """The text as a terminal shows it: lines end between words.
 
     One with a path that is longer than the line can be copied only where the terminal itself breaks it.
+
+    Args:
+        stream: where it goes; None = stdout.
     """
-    if not sys.stdout.isatty():
+    if not (stream or sys.stdout).isatty():
         return text
     return "\n".join(folded(line, shutil.get_terminal_size().columns) for line in text.split("\n"))
 

@@ -77,6 +77,13 @@ def test_a_result_that_is_none_fails_its_trial_alone(tmp_path: Path) -> None:
             job.outcome()
 
 
+def test_numbers_of_the_table_end_below_each_other(tmp_path: Path) -> None:
+    results = made([("mask-ratio", "0.5,0.75")])
+    head, *rows = report.summary(results, tmp_path).splitlines()[:3]
+    assert all(row.index(" runs)") == rows[0].index(" runs)") for row in rows)
+    assert head.index("k-NN accuracy") + len("k-NN accuracy") == rows[0].index(" runs)") + len(" runs)")
+
+
 def test_a_column_without_a_word_is_not_there(tmp_path: Path) -> None:
     results = made([("mask-ratio", "0.5,0.7")])
     report.write(results, tmp_path)

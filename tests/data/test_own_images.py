@@ -81,7 +81,7 @@ def test_a_few_hundred_images_make_eight_steps_an_epoch(
             assert resolved.optim.lr == resolved.optim.base_lr
             [said] = remarks(loaded, PRETRAIN)
             assert said.startswith(f"batches of {wanted} and a peak rate of ")
-            assert f", for {count} images to learn from; --batch-size and --lr" in said
+            assert f", for {count:,} images to learn from; --batch-size and --lr" in said
         else:
             assert (resolved.optim.lr, remarks(loaded, PRETRAIN)) == ("auto", [])
 
