@@ -13,7 +13,7 @@ from dsdmae_cli.ablation.storage import check_storage
 from dsdmae_cli.ablation.sweep import Point, describe, validate
 from dsdmae_cli.ablation.trial import judged_folder
 from dsdmae_cli.ablation.words import flop
-from dsdmae_cli.report import duration, without_password
+from dsdmae_cli.report import duration, number_of, without_password
 from dsdmae_cli.runs.rundir import RESULT
 from dsdmae_cli.runs.workers import make_slots
 
@@ -101,8 +101,8 @@ def _text(definition: Definition, rows: list[dict[str, Any]], total: dict[str, A
 
     def line(name: str, row: dict[str, Any]) -> str:
         share = "" if row["gflop_to_budget"] is None else f" ({row['gflop_to_budget']:.2f} of the budget)"
-        epochs = f"{row['epochs']} epoch{'s' if row['epochs'] > 1 else ''}"
-        cost = f"{epochs}, {row['steps']} steps  {flop(row['gflop'])}{share}"
+        epochs = number_of(row["epochs"], "epoch")
+        cost = f"{epochs}, {number_of(row['steps'], 'step')}  {flop(row['gflop'])}{share}"
         seconds = "" if row["seconds"] is None else f"  about {duration(row['seconds'])}"
         return f"{name:<{width}}  {cost}{seconds}{'  done already' if row['done'] else ''}"
 
@@ -114,7 +114,7 @@ def _text(definition: Definition, rows: list[dict[str, Any]], total: dict[str, A
             *map(line, names, shown),
             *definition.remarks(),
             *definition.said_of_twins(),
-            f"total: {left} runs to do{at_once}, {flop(total['gflop'])}, {when} of pre-training",
+            f"total: {number_of(left, 'run')} to do{at_once}, {flop(total['gflop'])}, {when} of pre-training",
             f"not included: {'; '.join(total['not_included'])}",
         ]
     )

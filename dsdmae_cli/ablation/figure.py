@@ -70,7 +70,7 @@ def _family(results: Results, settings: list[Setting], axis: Axis, colour: int, 
     known = sorted(((_place(axis, s), s, s.summary) for s in settings if s.summary), key=lambda found: found[0])
     half = [None if summary.half is None else scale * summary.half for _, _, summary in known]
     return Series(
-        name or ("mean, 95% interval; dots are runs" if any(half) else ""),
+        name or ("mean, 95% interval; rings are runs" if any(half) else ""),
         [(x, scale * summary.mean) for x, _, summary in known],
         half,
         [(x, scale * value) for x, setting, _ in known if len(setting.values) > 1 for value in setting.values],

@@ -26,7 +26,7 @@ from dsdmae_cli.page import document
 from dsdmae_cli.page.blocks import Block, Cell, Charts, Code, Gallery, Listing, Page, Section, Table, Text
 from dsdmae_cli.page.chart import Chart
 from dsdmae_cli.page.run import last_moment
-from dsdmae_cli.report import Report, duration, markdown, shown
+from dsdmae_cli.report import Report, duration, markdown, number_of, shown
 from dsdmae_cli.runs.rundir import PAGE
 
 _MOST_PICTURES = 12
@@ -88,7 +88,7 @@ def _state(results: Results, left: str | None) -> dict[str, Any]:
     ended = len(results.rows) - results.unfinished
     state = "running" if left is not None else "stopped" if results.unfinished else "done"
     said = [
-        f"{ended} of {total} runs",
+        f"{ended} of {number_of(total, 'run')}",
         f"about {left}" if left else "",
         time.strftime("written %Y-%m-%d %H:%M:%S", time.localtime(now)),
     ]
@@ -102,12 +102,15 @@ def _state(results: Results, left: str | None) -> dict[str, Any]:
 
 
 def _page(results: Results, content: dict[str, Any], drawn: list[Chart], folder: Path) -> Page:
-    titles = [*content["keys"], content["metric"], *content["also"], *content["runs"], *content["costs"], ""]
+    titles = [*content["keys"], content["metric"], *content["also"], *content["runs"], *content["costs"]]
     rows = [
-        [*line["values"], line["result"], *line["also"], *line["runs"], *line["costs"], line["remark"]]
-        for line in content["table"]
+        [*line["values"], line["result"], *line["also"], *line["runs"], *line["costs"]] for line in content["table"]
     ]
-    words = {i for i, axis in enumerate(results.definition.axes) if axis.numbers is None} | {len(titles) - 1}
+    words = {i for i, axis in enumerate(results.definition.axes) if axis.numbers is None}
+    if any(line["remark"] for line in content["table"]):  # a column of nothing would be seen in the marked row
+        words.add(len(titles))
+        titles.append("")
+        rows = [[*row, line["remark"]] for row, line in zip(rows, content["table"], strict=True)]
     marks = ["quiet" if line["kind"] == "untrained" else line["kind"] for line in content["table"]]
     table = Table(titles, rows, frozenset(words), marks)
     return Page(
@@ -140,8 +143,8 @@ def _sections(results: Results, content: dict[str, Any], folder: Path) -> Iterat
         yield "Runs", [Table(titles, rows, frozenset({0, 1}))]
     pruned = f", {content['pruned']} pruned" if content["pruned"] else ""
     done = (
-        f"{content['done']} of {content['trials']} runs done{pruned}, {content['wall']} of run time, {content['work']}"
-        f" of pre-training. {content['machine']}."
+        f"{content['done']} of {number_of(content['trials'], 'run')} done{pruned}, {content['wall']} of run time,"
+        f" {content['work']} of pre-training. {content['machine']}."
     )
     yield "How", [Text([done]), Code(content["command"])]
 
@@ -303,7 +306,13 @@ def summary(results: Results, folder: Path) -> str:
         mark = "*" if line["kind"] == "best" else ""
         rows.append((mark, *line["values"], line["result"], *line["also"], *line["costs"], line["remark"]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    # As on the page: numbers end below each other.
+    left = {0, len(widths) - 1} | {1 + i for i, axis in enumerate(results.definition.axes) if axis.numbers is None}
+    lines = [
+        "  ".join(cell.ljust(wide) if i in left else cell.rjust(wide)
+                  for i, (cell, wide) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]  # fmt: skip
     lines += ["", verdict(results)]
     lines += [f"failed  {describe(row.point)}, seed {row.seed}: {row.reason}" for row in results.failed]
     if results.failed:

@@ -7,6 +7,7 @@ from dsdmae_cli.ablation.plans import FAR_BEYOND
 from dsdmae_cli.ablation.results import Results
 from dsdmae_cli.ablation.sweep import describe
 from dsdmae_cli.evaluation.statistics import Summary, summarise
+from dsdmae_cli.report import number_of
 
 
 def verdict(results: Results) -> str:
@@ -15,7 +16,7 @@ def verdict(results: Results) -> str:
         return "No run is done yet." if results.unfinished else "No run came to a value."
     if results.unfinished:
         done = sum(row.state == "done" for row in results.rows)
-        return f"So far, with {done} of {results.total} runs done. {_verdict(results)}"
+        return f"So far, with {done} of {number_of(results.total, 'run')} done. {_verdict(results)}"
     return _verdict(results)
 
 
@@ -50,7 +51,9 @@ def _verdict(results: Results) -> str:
     said = "larger" if c.larger_than_noise else "not larger"
     text += f": {said} than the noise between seeds (t-test paired by seed, p = {c.p:.2g})."
     if c.larger_than_noise and len(results.ranked) > 2:
-        text += f" The best was picked from {len(results.ranked)} settings after the fact, so p flatters it."
+        text += (
+            f" The best was picked from {number_of(len(results.ranked), 'setting')} after the fact, so p flatters it."
+        )
     return text
 
 
@@ -99,7 +102,10 @@ def caveats(results: Results) -> list[str]:
             " value is optimistic. Repeat it with fresh seeds before quoting it."
         )
     if results.unfinished:
-        found.append(f"{results.unfinished} of {len(results.rows)} trials are not done; the same command goes on.")
+        found.append(
+            f"{results.unfinished} of {number_of(len(results.rows), 'trial')}"
+            f" {'is' if results.unfinished == 1 else 'are'} not done; the same command goes on."
+        )
     return found
 
 
@@ -107,7 +113,7 @@ def _equal_compute(results: Results) -> str:
     common = results.definition.common()
     text = (
         f"Equal compute: every setting was given the epochs whose pre-training work, counted in FLOP, comes nearest"
-        f" to that of the shared settings ({common.method.name}, {common.train.epochs} epochs)."
+        f" to that of the shared settings ({common.method.name}, {number_of(common.train.epochs, 'epoch')})."
     )
     shares = [share for s in results.settings if (share := s.gflop_to_budget) is not None]
     if shares:
@@ -129,7 +135,7 @@ def interval(s: Summary | None, metric: Metric) -> str:
     if s.half is None:
         return f"{metric.show(s.mean)} (one run)"
     half = f"{100 * s.half:.2f}" if metric.is_share else f"{s.half:.4f}"
-    return f"{metric.show(s.mean)} ± {half} ({s.count} runs)"
+    return f"{metric.show(s.mean)} ± {half} ({number_of(s.count, 'run')})"
 
 
 def flop(gflop: float) -> str:

@@ -17,7 +17,7 @@ from dsdmae_cli.artifacts.subject import Subject
 from dsdmae_cli.artifacts.trained import device_beside
 from dsdmae_cli.errors import CheckpointError, PluginError, SettingsError
 from dsdmae_cli.evaluation.closing import NEIGHBOURS
-from dsdmae_cli.report import duration, markdown, shown
+from dsdmae_cli.report import duration, markdown, number_of, shown
 from dsdmae_cli.runs.results import Row, read_result
 from dsdmae_cli.runs.rundir import RESULT
 from dsdmae_cli.settings.size import height_width, size_words
@@ -141,7 +141,7 @@ def _pretraining(opened: Opened) -> dict[str, str]:
     return {
         "dataset": f"{_dataset(opened)}, images of {_size(data)} px",
         "method": f"`{_code(opened.method)}`: {_words(anonymous(settings)['method'])}",
-        "schedule": f"{_number(opened.epochs)} epochs, batch {train['batch_size']}, seed {train['seed']}",
+        "schedule": f"{_epochs(opened.epochs)}, batch {train['batch_size']}, seed {train['seed']}",
         **_cost(opened.images_seen, opened.seconds, opened.device_name, opened.flops),
         "weights": f"SHA-256 `{opened.weights_sha256}`, before any resampling of positions",
     }
@@ -153,7 +153,7 @@ def _finetuning(tuned: Tuned) -> dict[str, str]:
     return {
         "dataset": f"{_named(data['dataset'])}, images of {_size(data)} px",
         "protocol": markdown(found.get("protocol", _UNKNOWN)),
-        "schedule": f"{train['epochs']} epochs, batch {train['batch_size']}, seed {train['seed']}",
+        "schedule": f"{number_of(train['epochs'], 'epoch')}, batch {train['batch_size']}, seed {train['seed']}",
         **_cost(found.get("images_seen"), found.get("seconds"), device_beside(tuned.path), found.get("flops")),
         "weights": f"SHA-256 `{tuned.sha256}`, before any resampling of positions",
     }
@@ -168,7 +168,7 @@ def _before(tuned: Tuned) -> dict[str, str]:
     return {
         "dataset": _named(found["pretrain_dataset"]),
         "method": f"`{_code(found['method'])}`",
-        "schedule": f"{_number(found['pretrain_epochs'])} epochs",
+        "schedule": f"{_epochs(found['pretrain_epochs'])}",
         "time": duration(found["pretrain_seconds"]) if found["pretrain_seconds"] is not None else _UNKNOWN,
         "compute": _flop(found["pretrain_flops"]),
         "weights": f"SHA-256 `{found['weights_sha256']}`",
@@ -197,6 +197,10 @@ def _words(table: dict[str, Any]) -> str:
 def _code(name: object) -> str:
     """Within backticks, where nothing is escaped but what would end them or the line."""
     return shown(str(name), one_line=True).replace("`", "'").replace("|", "/")
+
+
+def _epochs(value: float | None) -> str:
+    return f"{_UNKNOWN} epochs" if value is None else number_of(value, "epoch")
 
 
 def _number(value: float | None) -> str:

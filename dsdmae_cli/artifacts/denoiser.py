@@ -25,6 +25,7 @@ from dsdmae_cli.artifacts.trained_method import open_method, settings_of
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.errors import CheckpointError, SettingsError
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.report import number_of
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.settings.resolved import ResolvedSettings
 from dsdmae_cli.settings.size import height_width, size_words
@@ -143,7 +144,7 @@ def _from_file(path: Path, origin: str) -> Denoiser:
 def _ready(method: Method, settings: ResolvedSettings, state: Mapping[str, Tensor], origin: str) -> Denoiser:
     if (channels := method.encoder().in_chans) != 3:
         raise SettingsError(
-            f"{origin} was trained on images of {channels} channel{'s' if channels > 1 else ''}, and only networks for"
+            f"{origin} was trained on images of {number_of(channels, 'channel')}, and only networks for"
             f" RGB denoise pictures; {_OTHERS}"
         )
     size = method.encoder().image_size

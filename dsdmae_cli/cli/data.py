@@ -12,7 +12,7 @@ from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.report import tell
+from dsdmae_cli.report import number_of, tell
 
 _HELP = "Make images ready for fast training, and check that they still are what they were."
 app = typer.Typer(cls=Group, help=_HELP, add_completion=False, no_args_is_help=True)
@@ -82,7 +82,7 @@ def pack(
     from dsdmae_cli.report import print_result
 
     said = pack_dataset(settings, out, Options(size, kind, quality), quiet=as_json)
-    print_result(said, as_json=as_json, text=f"packed {said['images']:,} images into {out}")
+    print_result(said, as_json=as_json, text=f"packed {number_of(said['images'], 'image')} into {out}")
 
 
 @app.command(cls=Command)
@@ -100,4 +100,4 @@ def verify(
     if as_json:
         tell(json.dumps({"folder": str(folder), "shards": shards, "bytes": size}, indent=2), as_data=True)
         return
-    tell(f"{folder}: {shards} shard{'' if shards == 1 else 's'}, {size / 2**20:,.1f} MiB, all as they were packed")
+    tell(f"{folder}: {number_of(shards, 'shard')}, {size / 2**20:,.1f} MiB, all as they were packed")

@@ -54,7 +54,8 @@ def _print(check: Check) -> None:
     )
     lines = [Text.assemble((found[:7], _STYLES[check.state]), found[7:])]
     if check.todo:
-        lines.append(Text(" " * len(begins) + check.todo))
+        todo = " " * len(begins) + check.todo
+        lines.append(Text(folded(todo, console.width, len(begins)) if console.is_terminal else todo))
     for line in lines:
         # A path or a command that is broken by a line's end cannot be copied.
         console.print(line, soft_wrap=True)

@@ -17,7 +17,7 @@ import typer
 from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError, nearest
-from dsdmae_cli.report import tell
+from dsdmae_cli.report import number_of, tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.plugins import BrokenPlugin, Plugin
@@ -82,7 +82,7 @@ def new(
     folder, *written = scaffold.create(known, name, into)
     tell(folder, as_data=True)
     then = f"{install_beside(folder)} && {Path(sys.executable).with_name('pytest')} {folder} && dsdmae plugins"
-    tell(f"wrote {len(written)} files; next: {then}", err=True)
+    tell(f"wrote {number_of(len(written), 'file')}; next: {then}", err=True)
 
 
 def _print_json(found: Iterable[Plugin[Any] | BrokenPlugin]) -> None:

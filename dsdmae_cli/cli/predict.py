@@ -11,7 +11,7 @@ from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.report import tell
+from dsdmae_cli.report import number_of, tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.artifacts.subject import Subject as Network
@@ -105,7 +105,10 @@ def command(
         write_bytes(
             file, text.encode("utf-8", "surrogateescape"), "nothing was written. Make room or choose another --out"
         )
-        say(f"{len(found.predictions)} of {len(found.predictions) + len(found.failures)} pictures, written to {out}")
+        say(
+            f"{len(found.predictions):,} of {number_of(len(found.predictions) + len(found.failures), 'picture')},"
+            f" written to {out}"
+        )
     if found.failures:
         count = len(found.failures)
         say(f"dsdmae: warning: cannot read {f'{count:,} pictures: ' if count > 1 else ''}{told(found.failures)}")

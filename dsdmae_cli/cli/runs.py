@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.files import typed
-from dsdmae_cli.report import shown, tell
+from dsdmae_cli.report import between_words, shown, tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.runs.listing import Found
@@ -88,7 +89,8 @@ def _table(found: list[Found]) -> None:
             # A name that is folded cannot be copied: it gets a line of its own.
             for row, below in zip(rows, _aligned([row[1:] for row in rows]), strict=True):
                 console.print(row[0], style="bold", soft_wrap=True)
-                console.print(f"  {below}", style=_STYLES[row[1]] if row[1] != "finished" else None)
+                style = _STYLES[row[1]] if row[1] != "finished" else None
+                console.print(_between_cells(below, console.width), style=style, soft_wrap=True)
             return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for title in _TITLES:
@@ -100,6 +102,18 @@ def _table(found: list[Found]) -> None:
         return
     for line in _aligned([_TITLES, *rows]):
         tell(line)
+
+
+def _between_cells(line: str, width: int) -> str:
+    """A line of a table, indented; where it is too long for the terminal it is ended between two of its cells."""
+    if len(line) + 2 <= width:
+        return f"  {line}"
+    lines = [""]
+    for cell in re.split(" {2,}", line.strip()):
+        if lines[-1] and len(lines[-1]) + len(cell) + 2 > width:
+            lines.append("")
+        lines[-1] += f"  {cell}"
+    return "\n".join(lines)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -165,7 +179,7 @@ def show(run: Named, folder: In = None, as_json: Json = False, debug: Debug = Fa
         if text:
             tell(shown(f"{title:<10}  {text}", one_line=True))
     if found.closing:
-        tell(found.closing.replace("RUN", called(found.path)))
+        tell(between_words(found.closing.replace("RUN", called(found.path))))
 
 
 def _anew(run: Found) -> str:

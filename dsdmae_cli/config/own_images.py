@@ -14,6 +14,7 @@ from dsdmae_cli.config.resolve import BEGUN_RATE, resolve_data
 from dsdmae_cli.config.schema import Loaded, Schema
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.plugins import DatasetSpec, MethodSpec
+from dsdmae_cli.report import number_of
 from dsdmae_cli.settings.size import height_width, size_words
 
 _STEPS = 8  # an epoch of few images has at least so many, where the method allows it
@@ -41,7 +42,7 @@ def fitted(loaded: Loaded[L]) -> Loaded[L]:
     batch = min(wanted, max(_fewest(settings), _power_of_two(images // _STEPS)), _power_of_two(images - 1))
     if batch == wanted:
         return loaded
-    origin = f"{images} image{'s' * (images > 1)}{_IMAGES}"
+    origin = f"{number_of(images, 'image')}{_IMAGES}"
     changed: dict[str, Any] = {"train": settings.train.model_copy(update={"batch_size": batch})}
     sources = {**loaded.sources, "train.batch_size": origin}
     if settings.optim.lr == "auto":

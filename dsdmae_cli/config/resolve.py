@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from dsdmae_cli import plugins
 from dsdmae_cli.errors import DataError, SettingsError
+from dsdmae_cli.report import number_of
 from dsdmae_cli.settings.judge import FinetuneOptimSettings, FinetuneSettings, ProbeSettings
 from dsdmae_cli.settings.models import BackboneSettings, DataSettings, MethodSettings, Section, Settings
 from dsdmae_cli.settings.resolved import (
@@ -217,7 +218,7 @@ def check_taken(taken: int, channels: int, what: str) -> None:
     if taken == RGB:
         advice = "with --set data.bands=[3,2,1] and the like it sees three bands"
     raise SettingsError(
-        f"{what} takes images of {taken} channel{'s' if taken > 1 else ''}, and data.channels = {channels}; {advice}"
+        f"{what} takes images of {number_of(taken, 'channel')}, and data.channels = {channels}; {advice}"
     )
 
 

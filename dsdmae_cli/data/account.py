@@ -20,7 +20,7 @@ from dsdmae_cli.data.beyond import (
 )
 from dsdmae_cli.data.masks import MaskedImages
 from dsdmae_cli.data.values import FULL_16, Ranges, Values, check_form, in_words
-from dsdmae_cli.report import shown
+from dsdmae_cli.report import number_of, shown
 
 # Headers of so many images are read; of a larger dataset so many evenly spread ones.
 LOOKED_AT = 512
@@ -108,7 +108,7 @@ class Account:
             through = any("transparency" in kind for kind in self.kinds)
             grey = "; grey is seen as RGB (data.channels)" if self.grey else ""
             return grey + ("; transparency is laid over white (data.channels=4 makes it a band)" if through else "")
-        return f"; seen as {self.channels} channel{'s' if self.channels > 1 else ''} (data.channels)"
+        return f"; seen as {number_of(self.channels, 'channel')} (data.channels)"
 
     def _sizes(self) -> str:
         if len(self.sides) == 1:

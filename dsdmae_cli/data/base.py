@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from dsdmae_cli.errors import SHORTAGES, DataError, RunFailed
+from dsdmae_cli.report import number_of
 
 if TYPE_CHECKING:
     from dsdmae_cli.data.values import Reading, Values
@@ -95,7 +96,7 @@ class Form:
     def __str__(self) -> str:
         name = self.colors or f"{self.bands} bands"
         more = " in floating point" if self.floating else " with a sign" if self.signed else ""
-        return f"{name} of {self.bits} bit{'s' * (self.bits != 1)}{more}"
+        return f"{name} of {number_of(self.bits, 'bit')}{more}"
 
 
 _COLORS = {1: "grey", 3: "RGB"}

@@ -12,6 +12,8 @@ from decimal import Decimal
 import numpy as np
 from jaxtyping import Int64
 
+from dsdmae_cli.report import number_of
+
 # A share of a split's images that may lie beside its class folders without a label; one image always may.
 _FEW = 0.1
 _SHOWN = 4
@@ -169,7 +171,7 @@ def indices_of(pairs: Pairs) -> Int64[np.ndarray, " n"]:
 
 def images_words(count: int) -> str:
     """ "1 image", "2 images"."""
-    return "1 image" if count == 1 else f"{count} images"
+    return number_of(count, "image")
 
 
 def some(names: Sequence[str], most: int = _SHOWN) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from dsdmae_cli.data.base import UnreadableImage
 from dsdmae_cli.data.masks import VOID, MaskedImages, listed, no_mask, wrong_size
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.report import number_of
 
 # Headers that are read, and masks that are decoded, for the opening account; all are checked when they are used.
 _HEADERS, _DECODED = 512, 32
@@ -45,10 +46,11 @@ class MaskAccount:
     def line(self) -> str:
         """As it is printed below the account of the images."""
         shown = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
-        void = f"void ({', '.join(map(str, self.void)) or 'no value'}) is {self.void_share:.1%} of {self.decoded} masks"
+        masks = number_of(self.decoded, "mask")
+        void = f"void ({', '.join(map(str, self.void)) or 'no value'}) is {self.void_share:.1%} of {masks}"
         lacking = ""
         if self.missing:
-            lacking = "; 1 image" if self.missing == 1 else f"; {self.missing} images"
+            lacking = f"; {number_of(self.missing, 'image')}"
             lacking += f" without a mask {'is' if self.missing == 1 else 'are'} left out"
         unseen = next(iter(self.unseen.values()), ())
         of_all = next(iter(self.all_decoded.values()), True)

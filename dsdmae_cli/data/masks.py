@@ -25,6 +25,7 @@ from dsdmae_cli.data.files import FileImages, Files
 from dsdmae_cli.data.values import Values
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import read_within
+from dsdmae_cli.report import number_of
 
 # Of a pixel that nobody judges, whatever its value in the file: more classes than 255 have no place in 8 bits.
 VOID = 255
@@ -287,7 +288,7 @@ class MaskedFiles(MaskedImages):
 
 def no_mask(count: int, first: str) -> str:
     """What to say of images without masks."""
-    some = "an image has no mask" if count == 1 else f"{count} images have no mask"
+    some = "an image has no mask" if count == 1 else f"{number_of(count, 'image')} have no mask"
     return (
         f"{some} ({first}): a mask lies in masks/ as its image does in images/, under the same name as .png; add it, or"
         " leave such images out with --set data.without_mask=skip"

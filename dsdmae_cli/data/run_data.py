@@ -23,6 +23,7 @@ from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Source, Unreadable
 from dsdmae_cli.data.square import Squares, require_some
 from dsdmae_cli.data.together import Note, decode_together
+from dsdmae_cli.report import number_of
 from dsdmae_cli.settings.resolved import ResolvedData
 from dsdmae_cli.settings.size import Size, height_width
 
@@ -116,7 +117,7 @@ def open_run_data(
         chosen = labelled_indices(labelled, most)
     placement = place(train, settings, device)
     if train.arrays() is None and placement.size:
-        note(f"decoding {len(train)} images")
+        note(f"decoding {number_of(len(train), 'image')}")
     squares = Squares(chosen, size, labelled.channels)
     also = [squares] if labelled is train and placement.size != size else []
     source = open_source(

@@ -24,6 +24,7 @@ from dsdmae_cli.data.shard_index import Index, index_of
 from dsdmae_cli.data.splits import TEST_FOLDERS, TRAIN_FOLDERS
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.files import stamp_of
+from dsdmae_cli.report import number_of
 
 SUFFIX = ".tar"
 # A process may hold some hundreds of files open, and there may be thousands of shards.
@@ -212,11 +213,14 @@ def _notes(index: Index, shards: Sequence[Path]) -> tuple[str, ...]:
     if doubled:
         total = sum(count for _, count in doubled)
         notes.append(
-            f"{total} images have the key of another in their shard ({_some([name for name, _ in doubled])}); of each"
-            " key the first is taken"
+            f"{number_of(total, 'image')} {'has' if total == 1 else 'have'} the key of another in the same shard"
+            f" ({_some([name for name, _ in doubled])}); of each key the first is taken"
         )
     if index.repeated:
-        notes.append(f"{index.repeated} images have a key that another shard has too; each is an image of its own")
+        have = "has" if index.repeated == 1 else "have"
+        notes.append(
+            f"{number_of(index.repeated, 'image')} {have} a key that another shard has too; each is an image of its own"
+        )
     cut = [str(path) for path, fact in zip(shards, index.facts, strict=True) if fact["cut"]]
     if cut:
         notes.append(

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from dsdmae_cli.data.augment import Augmentation, augment, augment_with_masks
 from dsdmae_cli.errors import DataError
-from dsdmae_cli.report import shown
+from dsdmae_cli.report import number_of, shown
 from dsdmae_cli.settings.models import DataSettings
 
 
@@ -60,8 +60,8 @@ class Batching:
     def __post_init__(self) -> None:
         if self.batch_size > self.num_images:
             raise DataError(
-                f"train.batch_size = {self.batch_size} is larger than the {self.num_images} training images;"
-                f" set --batch-size {self.num_images} or lower"
+                f"train.batch_size = {self.batch_size} is larger than the"
+                f" {number_of(self.num_images, 'training image')}; set --batch-size {self.num_images} or lower"
             )
         if self.batch_size % self.world_size:
             raise DataError(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dsdmae_cli.data.base import ImageDataset, UnreadableImage
+from dsdmae_cli.report import number_of
 
 K = TypeVar("K")
 _SHOWN = 3
@@ -50,8 +51,9 @@ class Twins:
             return "" if self.by_pixels else f"none of {self.total} test images is a training image's file{_BY_FILES}"
         shown = "; ".join(f"{test} is {train}" for test, train in self.pairs)
         more = f" and {self.count - len(self.pairs)} more" if self.count > len(self.pairs) else ""
-        return f"{self.count} of {self.total} test images are among the training images ({shown}{more})" + (
-            "" if self.by_pixels else _BY_FILES
+        return (
+            f"{self.count} of {number_of(self.total, 'test image')} {'is' if self.count == 1 else 'are'} among the"
+            f" training images ({shown}{more})" + ("" if self.by_pixels else _BY_FILES)
         )
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float64, Shaped, UInt8, UInt16
 
 from dsdmae_cli.data.base import Form, Refused
 from dsdmae_cli.data.nodata import apart, unmeasured
+from dsdmae_cli.report import number_of
 
 # Of all sampled values these shares are darker than black and brighter than white, so that a hot pixel decides nothing;
 # what noise adds beyond them has a margin, a share of the range.
@@ -185,7 +186,7 @@ def check_bands(there: int, how: Reading) -> None:
         )
     elif not how.is_photographic and there != how.channels:
         raise Refused(
-            f"{there} band{'s' if there > 1 else ''} and not the {how.channels} of data.channels;"
+            f"{number_of(there, 'band')} and not the {how.channels} of data.channels;"
             f" {'choose as many with data.bands' if there > how.channels else 'give another data.channels'},"
             " or take the picture out"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dsdmae_cli.data.cores import cpu_name, usable_cores
 from dsdmae_cli.doctor import Check
+from dsdmae_cli.report import number_of
 
 _GIB = 2**30
 # Below these a common run does not fit: ViT-Tiny on small images takes 1 GiB, a checkpoint of ViT-Base 1.3 GB and there
@@ -25,7 +26,9 @@ _SIDE = 1024
 def devices() -> Iterator[Check]:
     import torch
 
-    yield Check("cpu", "ok", f"{cpu_name()}, {usable_cores()} of {os.cpu_count()} cores for this process")
+    yield Check(
+        "cpu", "ok", f"{cpu_name()}, {usable_cores()} of {number_of(os.cpu_count() or 1, 'core')} for this process"
+    )
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(index)
         name = f"{torch.cuda.get_device_name(index)}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
@@ -112,15 +115,18 @@ def threads() -> Iterator[Check]:
         yield Check(
             "threads",
             "warning",
-            f"{number} for {cores} cores{by}: they wait for each other",
+            f"{number} for {number_of(cores, 'core')}{by}: they wait for each other",
             f"export OMP_NUM_THREADS={cores}",
         )
     elif number < max(1, cores // 2):
         yield Check(
-            "threads", "note", f"{number} for {cores} cores{by}", f"export OMP_NUM_THREADS={cores} uses them all"
+            "threads",
+            "note",
+            f"{number} for {number_of(cores, 'core')}{by}",
+            f"export OMP_NUM_THREADS={cores} uses them all",
         )
     else:
-        yield Check("threads", "ok", f"{number} for {cores} cores{by}")
+        yield Check("threads", "ok", f"{number} for {number_of(cores, 'core')}{by}")
 
 
 def memory() -> Iterator[Check]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dsdmae_cli.report import number_of
 from dsdmae_cli.report.lines import in_directions
 
 # Neighbours that vote in the k-NN score which a run has on the way and at its end; a k-NN probe chooses among several.
@@ -159,7 +160,7 @@ def knn_entries(
 
 
 def _images(number: int) -> str:
-    return f"{number:,} test image{'' if number == 1 else 's'}"
+    return number_of(number, "test image")
 
 
 def open_words(result: Mapping[str, Any]) -> str:

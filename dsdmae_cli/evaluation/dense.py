@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dsdmae_cli.evaluation.probes import Curves
+from dsdmae_cli.report import number_of
 
 if TYPE_CHECKING:
     import torch
@@ -93,8 +94,8 @@ class DenseData:
         if num_values < 2:
             return ""
         return (
-            f" chosen from {num_values} by mean IoU on {len(self.split.held)} held-out training images, then {then} all"
-            f" {len(self.split.fit) + len(self.split.held)}"
+            f" chosen from {num_values} by mean IoU on {number_of(len(self.split.held), 'held-out training image')},"
+            f" then {then} all {len(self.split.fit) + len(self.split.held):,}"
         )
 
 

@@ -30,6 +30,7 @@ from dsdmae_cli.evaluation.probes import ProbeData, best_of
 from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.evaluation.updates import UPDATES, Optimizer
 from dsdmae_cli.optim import learning_rate
+from dsdmae_cli.report import number_of
 from dsdmae_cli.runtime import autocast
 from dsdmae_cli.tasks.weights import balanced as class_weights
 
@@ -109,11 +110,11 @@ class Tokens:
         size = count * net.num_tokens * net.width * dtype.itemsize
         self.kept: Tensor | None = None
         if size <= _MOST_BYTES:
-            data.report.note(f"encoding {count} training images, whose tokens take {size / 2**20:.0f} MiB")
+            data.report.note(f"encoding {number_of(count, 'training image')}, whose tokens take {size / 2**20:.0f} MiB")
             self.kept = torch.cat([batch.to(dtype) for batch in encoded(data, data.train_images)])
         else:
             data.report.note(
-                f"tokens of {count} training images would take {size / 2**30:.1f} GiB, more than"
+                f"tokens of {number_of(count, 'training image')} would take {size / 2**30:.1f} GiB, more than"
                 f" {_MOST_BYTES / 2**30:.0f}: every epoch encodes them anew"
             )
 

@@ -32,6 +32,7 @@ from dsdmae_cli.data.square import decode_square
 from dsdmae_cli.errors import DataError, RunFailed, SettingsError
 from dsdmae_cli.evaluation.inner import tokens_of
 from dsdmae_cli.files import aside
+from dsdmae_cli.report import number_of
 from dsdmae_cli.runtime import autocast
 from dsdmae_cli.settings.size import Size
 from dsdmae_cli.transfer import Gathered, sent
@@ -90,7 +91,7 @@ def square_batches(
                 any_read = True
                 yield batch
     if not any_read and len(unreadable):  # a single one is never too many
-        raise DataError(f"none of {len(indices):,} images can be read (first: {unreadable.first})")
+        raise DataError(f"none of {number_of(len(indices), 'image')} can be read (first: {unreadable.first})")
 
 
 class Features(NamedTuple):

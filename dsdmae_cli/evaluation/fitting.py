@@ -12,7 +12,7 @@ from dsdmae_cli.evaluation.metrics import Scores, score, spread
 from dsdmae_cli.evaluation.probe_data import Truth, Unlabelled, drawn
 from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult, best_of
 from dsdmae_cli.evaluation.split import few_shot, require_held_out
-from dsdmae_cli.report import Report
+from dsdmae_cli.report import Report, number_of
 from dsdmae_cli.settings.judge import ProbeSection
 
 
@@ -90,7 +90,7 @@ def few_labels(
             {"share": share, "images": len(chosen), "draws": len(of.values), "top1": of.mean, "std": of.std,
              "values": list(of.values), "held_out": held_out}
         )  # fmt: skip
-        report.note(f"{share:.3g} of the labels ({len(chosen)} images): {plus_minus(of.mean, of.std)}")
+        report.note(f"{share:.3g} of the labels ({number_of(len(chosen), 'image')}): {plus_minus(of.mean, of.std)}")
     assert shown is not None
     return rows, *shown
 
@@ -100,7 +100,7 @@ def with_few_labels(protocol: str, rows: list[dict[str, Any]]) -> dict[str, Any]
     if not rows:
         return {}
     row = rows[-1]
-    of = f"{100 * row['share']:.3g}% of the labels, the first of {row['draws']} draws"
+    of = f"{100 * row['share']:.3g}% of the labels, the first of {number_of(row['draws'], 'draw')}"
     return {"few_shot": rows, "train_images": row["images"], "protocol": f"{of}: {protocol}"}
 
 

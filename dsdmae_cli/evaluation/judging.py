@@ -28,7 +28,7 @@ from dsdmae_cli.evaluation.metrics import Scores
 from dsdmae_cli.evaluation.reducing import MOST_TSNE_POINTS, pca, tsne
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.figures.moments import visible
-from dsdmae_cli.report import Report
+from dsdmae_cli.report import Report, number_of
 from dsdmae_cli.runtime import Runtime
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.resolved import ResolvedData, ResolvedFinetuneSettings
@@ -267,9 +267,15 @@ def _draw_map(folder: Path, judged: LabelledSplits, features: Tensor, labels: Te
     shown = torch.tensor(choose(len(features), MOST_TSNE_POINTS, 0, "map"))
     chosen, truth = features[shown].float(), labels[shown].numpy()
     points, shares = pca(chosen)
-    title = f"first two principal components of {len(shown)} test images ({sum(shares):.0%} of the variance)"
+    title = (
+        f"first two principal components of {number_of(len(shown), 'test image')} ({sum(shares):.0%} of the variance)"
+    )
     figures.scatter(points.numpy(), truth, judged.classes, title, folder / "pca.png")
     if len(shown) >= 20:
         figures.scatter(
-            tsne(chosen).numpy(), truth, judged.classes, f"t-SNE of {len(shown)} test images", folder / "tsne.png"
+            tsne(chosen).numpy(),
+            truth,
+            judged.classes,
+            f"t-SNE of {number_of(len(shown), 'test image')}",
+            folder / "tsne.png",
         )

@@ -26,7 +26,7 @@ from dsdmae_cli.evaluation.probes import Curves, best_of
 from dsdmae_cli.evaluation.split import HeldOut, require_held_out
 from dsdmae_cli.evaluation.updates import UPDATES, Optimizer
 from dsdmae_cli.optim import learning_rate
-from dsdmae_cli.report import NO_REPORT, Report
+from dsdmae_cli.report import NO_REPORT, Report, number_of
 from dsdmae_cli.tasks.weights import balanced
 
 # Base rates (of 256 images) that hold the best one for most features; MAE's own for LARS is 0.1.
@@ -210,7 +210,7 @@ def train_heads(
     steps = len(features) // batch_size
     total, warmup = steps * protocol.epochs, steps * min(protocol.warmup_epochs, protocol.epochs)
     curves = Curves(tuple(base_lrs), [], [])
-    name = f"{len(base_lrs)} linear head{'s' if len(base_lrs) > 1 else ''}"
+    name = f"{number_of(len(base_lrs), 'linear head')}"
     for epoch in report.watched(range(protocol.epochs), "training", name, protocol.epochs):
         generator = seeded(torch.device("cpu"), derive_seed(protocol.seed, "linear", epoch))
         order = torch.randperm(len(features), generator=generator).to(device)

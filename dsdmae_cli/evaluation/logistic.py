@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dsdmae_cli.evaluation.probes import best_of
 from dsdmae_cli.evaluation.split import HeldOut, require_held_out
+from dsdmae_cli.report import number_of
 from dsdmae_cli.tasks.weights import balanced as class_weights
 from dsdmae_cli.transfer import Gathered
 
@@ -135,7 +136,7 @@ def select_and_fit(
 def _note(model: Logistic, where: str) -> list[str]:
     if model.converged:
         return []
-    stopped = f"stopped after {model.iterations} steps with a largest gradient of {model.gradient:.1e}"
+    stopped = f"stopped after {number_of(model.iterations, 'step')} with a largest gradient of {model.gradient:.1e}"
     return [f"logistic regression, {where}, C = {model.c:g}: {stopped}"]
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from dsdmae_cli.report import number_of as number_of
+
 if TYPE_CHECKING:
     import torch
     from jaxtyping import Float, Int64
@@ -77,8 +79,8 @@ class ProbeData:
         if num_values < 2:
             return ""
         return (
-            f" chosen from {num_values} on {len(self.split.held)} held-out training images, then {then} all"
-            f" {len(self.split.fit) + len(self.split.held)}"
+            f" chosen from {num_values} on {number_of(len(self.split.held), 'held-out training image')},"
+            f" then {then} all {len(self.split.fit) + len(self.split.held):,}"
         )
 
     def how_weighted(self, class_weights: str | None) -> str:

@@ -76,7 +76,8 @@ def _write_numbers(axes: Axes, shares: Float[np.ndarray, "c c"]) -> None:
 
 def per_class(accuracy: Sequence[float | None], classes: Sequence[str], path: Path, what: str = "accuracy") -> None:
     """Accuracy (or `what`) of each class as a bar, best first; up to 50 classes, else the 25 best and the 25 worst."""
-    known = sorted(((a, name) for a, name in zip(accuracy, classes, strict=True) if a is not None), reverse=True)
+    pairs = [(a, name) for a, name in zip(accuracy, classes, strict=True) if a is not None]
+    known = sorted(pairs, key=lambda found: -found[0])  # equal ones stay in the order of the classes
     mean = sum(a for a, _ in known) / len(known)
     half = _MOST_NAMED // 2
     shown = known if len(known) <= _MOST_NAMED else [*known[:half], *known[-half:]]
@@ -203,7 +204,7 @@ def mistakes(
     predicted: Sequence[str],
     confidence: Sequence[float],
     path: Path,
-    columns: int = 8,
+    columns: int = 6,
 ) -> None:
     """A page of wrongly classified images: what was said, how surely, and what it is.
 
@@ -232,7 +233,7 @@ def mistakes(
             interpolation="nearest" if max(image.shape) <= 96 else "antialiased",
         )
         words = f"{shortened(said)} {sure:.0%}\nis {shortened(right)}"
-        axes.text(left + 0.5, top - 0.04, words, fontsize=8, ha="center", va="bottom")
+        axes.text(left + 0.5, top - 0.04, words, fontsize=9, ha="center", va="bottom")
     axes.set(xlim=(0, columns), ylim=(rows * (1 + head), 0))
     figure.suptitle("most confident mistakes: what was said, what it is", fontsize=11)
     save(figure, path)

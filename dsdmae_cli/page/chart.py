@@ -25,6 +25,8 @@ QUIET = 7  # the colour of what others are compared with
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _WIDTH, _TOP, _RIGHT, _LINE, _LETTER = 400.0, 30.0, 14.0, 16.0, 6.6
 _PLOT_HEIGHT = 190.0
+# From a point to the single values that it is the mean of.
+_BESIDE = 9.0
 # Letters of a name below a tick, and in the legend; degrees by which names are turned that would touch.
 _MOST_LETTERS, _LONGEST, _TURN = 26, 58, 35
 
@@ -39,7 +41,7 @@ class Series:
         name: in the legend; empty = not there.
         points: x and y, in the order of x.
         half: of the interval around each point; None = none.
-        dots: single values behind the points.
+        dots: single values, beside the points that are their means.
         line: join the points.
         colour: number of its colour, and of its dashes unless `dashes` says otherwise.
     """
@@ -229,8 +231,10 @@ class _Drawing:
         return parts, (y + 10 if entries else top)
 
     def _sample(self, series: Series) -> str:
-        line = f'<path class="n s{_of(series.colour)}" {_dashed(series)} d="M0 0H22"/>' if series.line else ""
-        return line + (_mark(series.mark, 11, 0, series.colour) if series.mark else "")
+        drawn = series.line and self._path(series.points)
+        line = f'<path class="n s{_of(series.colour)}" {_dashed(series)} d="M0 0H22"/>' if drawn else ""
+        mark = _marked(series)
+        return line + (_mark(mark, 11, 0, series.colour) if mark else "")
 
     # -- content
 
@@ -254,9 +258,6 @@ class _Drawing:
 
     def _series(self, series: Series) -> Iterator[str]:
         colour = _of(series.colour)
-        for x, y in series.dots:
-            if math.isfinite(y):
-                yield f'<circle class="d s{colour}" cx="{self.px(x):.1f}" cy="{self.py(y):.1f}" r="3"/>'
         if series.line and (path := self._path(series.points)):
             yield f'<path class="n s{colour}" {_dashed(series)} d="{path}"/>'
         for (x, y), half in zip(series.points, series.half, strict=False):
@@ -264,10 +265,15 @@ class _Drawing:
                 px, low, high = self.px(x), self.py(y - half), self.py(y + half)
                 ends = f"M{px - 4:.1f} {low:.1f}h8M{px - 4:.1f} {high:.1f}h8"
                 yield f'<path class="i s{colour}" d="M{px:.1f} {low:.1f}V{high:.1f}{ends}"/>'
-        if series.mark or sum(math.isfinite(y) for _, y in series.points) == 1:
+        if mark := _marked(series):
             for x, y in series.points:
                 if math.isfinite(y):
-                    yield _mark(series.mark or "circle", self.px(x), self.py(y), series.colour)
+                    yield _mark(mark, self.px(x), self.py(y), series.colour)
+        for x, y in series.dots:
+            if math.isfinite(y):
+                # Runs that lie close together would be hidden by their mean.
+                px = self.px(x) + (_BESIDE if self.px(x) + 2 * _BESIDE < self.right else -_BESIDE)
+                yield f'<circle class="d s{colour}" cx="{px:.1f}" cy="{self.py(y):.1f}" r="3"/>'
 
     def _path(self, points: Sequence[Point]) -> str:
         """One line; where a value cannot be drawn it is broken."""
@@ -279,6 +285,12 @@ class _Drawing:
             words.append(f"{'M' if pen_up else 'L'}{self.px(x):.1f} {self.py(y):.1f}")
             pen_up = False
         return "".join(words) if len(words) > 1 else ""
+
+
+def _marked(series: Series) -> Mark | None:
+    """The mark of its points; a single one has no line by which it would be seen without."""
+    alone = sum(math.isfinite(y) for _, y in series.points) == 1
+    return series.mark or ("circle" if alone else None)
 
 
 def _text(kind: str, x: float, y: float, text: str, more: str = "") -> str:

@@ -190,7 +190,7 @@ def _sections(story: Story) -> Iterator[tuple[str, Sequence[Block]]]:
     if trained:
         yield "Curves", [Charts(story.curves.charts(story.before), waits)]
     if seen := moments_of(story.folder / "figures", story.curves.steps_per_epoch):
-        yield "Pictures", [Text([_seen(story)], quiet=True), seen]
+        yield "Pictures", [Text([_seen(story, len(seen.moments))], quiet=True), seen]
     if patches := moments_of(story.folder / "figures", story.curves.steps_per_epoch, patches=True):
         yield "What patches are alike", [Text([_PATCHES], quiet=True), patches]
     if figures := _figures(story.folder / "figures"):
@@ -212,8 +212,9 @@ def _sections(story: Story) -> Iterator[tuple[str, Sequence[Block]]]:
     yield "How to go on", list(_going_on(story))
 
 
-def _seen(story: Story) -> str:
-    return "The same held-out images at each moment; move the slider." if story.command == "pretrain" else ""
+def _seen(story: Story, moments: int) -> str:
+    slider = "; move the slider" * (moments > 1)
+    return f"The same held-out images at each moment{slider}." if story.command == "pretrain" else ""
 
 
 def _few(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -58,5 +58,7 @@ def padded(values: Sequence[float], *, log: bool = False, share: float = 0.06) -
         low, high = (math.log10(value) for value in (low, high))
         edge = (high - low) * share or 0.15
         return 10 ** (low - edge), 10 ** (high + edge)
-    edge = (high - low) * share or abs(high) * 0.1 or 1.0
+    if low == high == 0:  # what is counted or measured has no reason to go below
+        return 0.0, 1.0
+    edge = (high - low) * share or abs(high) * 0.1
     return low - edge, high + edge

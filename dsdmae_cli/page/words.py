@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.page import PAGE
+from dsdmae_cli.report import number_of
 
 # What each picture of a run's figures/ shows, in the order of its page.
 FIGURES = {
@@ -49,15 +50,15 @@ def scored_words(result: Mapping[str, Any]) -> str:
     if rows := result.get("few_shot"):
         row = rows[-1]
         return (
-            f"Top-1 accuracy {row['top1']:.1%} on {result['num_images']:,} test images, mean over {row['draws']}"
-            f" draw{'s' * (row['draws'] != 1)} of {row['images']:,} labels ({100 * row['share']:.3g}%)."
+            f"Top-1 accuracy {row['top1']:.1%} on {number_of(result['num_images'], 'test image')}, mean over"
+            f" {number_of(row['draws'], 'draw')} of {number_of(row['images'], 'label')} ({100 * row['share']:.3g}%)."
         )
     for key, name in (("top1", "Top-1 accuracy"), ("mean_iou", "Mean IoU")):
         if result.get(key) is not None:
             low, high = result[f"{key}_interval"]
             return (
-                f"{name} {result[key]:.1%} on {result['num_images']:,} test images (95% interval over test images"
-                f" {low:.1%} to {high:.1%})."
+                f"{name} {result[key]:.1%} on {number_of(result['num_images'], 'test image')} (95% interval over test"
+                f" images {low:.1%} to {high:.1%})."
             )
     return ""
 
@@ -66,7 +67,7 @@ def score_facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Name, value and what else of each score of a judged network; with few labels, of each number of them."""
     if rows := result.get("few_shot"):
         for row in rows:
-            yield f"top-1, {row['images']:,} labels", f"{row['top1']:.1%}", f"{row['draws']} draws"
+            yield f"top-1, {number_of(row['images'], 'label')}", f"{row['top1']:.1%}", number_of(row["draws"], "draw")
         return
     for key, name in (("top1", "top-1"), ("mean_iou", "mean IoU"), ("pixel_accuracy", "pixels right")):
         if result.get(key) is not None:

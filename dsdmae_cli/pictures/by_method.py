@@ -28,6 +28,7 @@ from dsdmae_cli.pictures.contact_sheet import Panel
 from dsdmae_cli.pictures.outcome import Changed, finite
 from dsdmae_cli.pictures.paths import Source
 from dsdmae_cli.pictures.picture import Picture
+from dsdmae_cli.report import number_of
 from dsdmae_cli.runtime import autocast
 from dsdmae_cli.settings.resolved import ResolvedData
 from dsdmae_cli.settings.size import Size, height_width
@@ -75,7 +76,7 @@ class MethodAtWork:
         channels = self.trained.settings.data.channels
         if channels not in ("auto", _RGB):
             raise SettingsError(
-                f"the run learned from pictures of {channels} channel{'s' * (channels > 1)}, and restore shows pictures"
+                f"the run learned from pictures of {number_of(channels, 'channel')}, and restore shows pictures"
                 " of red, green and blue alone; name a run of such pictures"
             )
         self(np.zeros((*height_width(self.trained.method.encoder().image_size), 3), np.uint8))

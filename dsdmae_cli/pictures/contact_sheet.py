@@ -93,7 +93,7 @@ def with_magnified(panels: Sequence[Panel], *, whole: bool = False) -> list[list
     framed = Region(region.top - window.top, region.left - window.left, side)
     above = [Panel(window.cut(panel.picture), panel.caption, framed=framed) for panel in panels]
     factor = max(2, min(_LARGEST, above[0].picture.width) * _enlarged(above[0].picture) // side)
-    below = [Panel(region.cut(panel.picture), f"the part in the frame, {factor}x", factor) for panel in panels]
+    below = [Panel(region.cut(panel.picture), f"{panel.caption}: the frame, {factor}x", factor) for panel in panels]
     return [above, below]
 
 

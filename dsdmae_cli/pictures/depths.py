@@ -19,6 +19,7 @@ from dsdmae_cli.errors import DataError
 from dsdmae_cli.pictures.instrument import lossless
 from dsdmae_cli.pictures.paths import Source
 from dsdmae_cli.pictures.picture import Picture, read_pages
+from dsdmae_cli.report import number_of
 
 _FULL = (0.0, 65535.0)
 _ROWS, _SOME = 512, 1 << 15
@@ -94,9 +95,7 @@ def seen(picture: Picture, limits: Ranges, *, itself: bool = True) -> Picture:
 def _of_bands(limits: Ranges, bands: int) -> tuple[np.ndarray, np.ndarray]:
     """LOW and HIGH, [1] of all bands or [bands] of each."""
     if (given := len(pairs(limits))) not in (1, bands):
-        raise Refused(
-            f"--range says {given} pairs and the picture has {bands} band{'s' * (bands > 1)}; give one a band"
-        )
+        raise Refused(f"--range says {given} pairs and the picture has {number_of(bands, 'band')}; give one a band")
     low, high = np.array(pairs(limits), np.float64).T
     return low, high
 

@@ -25,7 +25,7 @@ from dsdmae_cli.pictures.outcome import Outcome, Record
 from dsdmae_cli.pictures.paths import Failure, Source, told
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.stopping import stoppable
-from dsdmae_cli.report import shown
+from dsdmae_cli.report import number_of, shown
 from dsdmae_cli.report.counted import Counted
 
 _SAID = 3  # failures that are told as they come; all are counted at the end
@@ -128,7 +128,7 @@ def each(
                 return
             outcome.sheet = sheet
             if len(outcome.done) > num_shown:
-                report.warn(f"{sheet} shows the first {num_shown} of {len(outcome.done)} pictures")
+                report.warn(f"{sheet} shows the first {num_shown} of {number_of(len(outcome.done), 'picture')}")
 
 
 def check_free(file: Path, *, force: bool) -> None:

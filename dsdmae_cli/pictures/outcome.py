@@ -15,6 +15,7 @@ from dsdmae_cli.errors import DataError, DsdmaeError, RunFailed
 from dsdmae_cli.pictures.paths import Failure, told
 from dsdmae_cli.pictures.picture import Picture
 from dsdmae_cli.pictures.quality import Likeness, compare, psnr_where
+from dsdmae_cli.report import number_of
 
 # Below this even --strength 1 would change hardly a value (of 255).
 _NOTHING = 0.05
@@ -166,7 +167,7 @@ class Done:
         elif self.frames > 1:
             words.append(f"the first of {self.frames} pictures in the file")
         if self.beside:
-            words.append(f"without {self.beside} overview{'s' * (self.beside > 1)} or mask{'s' * (self.beside > 1)}")
+            words.append(f"without {number_of(self.beside, 'overview')} or mask{'s' * (self.beside > 1)}")
         return ", ".join(words)
 
     def _noise(self) -> str:

@@ -14,7 +14,7 @@ from dsdmae_cli.page.document import is_ours, places, write
 from dsdmae_cli.page.thumbs import thumb
 from dsdmae_cli.pictures.contact_sheet import Panel, drawn, to_rgb, with_magnified
 from dsdmae_cli.pictures.outcome import Done, Outcome
-from dsdmae_cli.report import duration
+from dsdmae_cli.report import duration, number_of
 
 # Pictures that are shown; all are in the table.
 _MOST = 24
@@ -65,7 +65,8 @@ class RestoredPage:
             sections.insert(0, Section("Before and after", self.shown))
         if outcome.failed:
             sections.append(Section("Failed", [Listing([str(failure) for failure in outcome.failed])]))
-        answer = f"{len(outcome.done)} pictures were {outcome.verb} in {duration(outcome.seconds)}"
+        were = "was" if len(outcome.done) == 1 else "were"
+        answer = f"{number_of(len(outcome.done), 'picture')} {were} {outcome.verb} in {duration(outcome.seconds)}"
         if self.unchanged:
             answer += f", {self.unchanged} of them unchanged"
         answer += f"; {len(outcome.failed)} failed." if outcome.failed else "."

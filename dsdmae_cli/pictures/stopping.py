@@ -9,6 +9,7 @@ from types import FrameType
 
 from dsdmae_cli.errors import RunInterrupted, signal_words
 from dsdmae_cli.pictures.outcome import Outcome
+from dsdmae_cli.report import number_of
 from dsdmae_cli.signals import handled, once, stops
 
 
@@ -50,7 +51,7 @@ def stoppable(outcome: Outcome, total: int) -> Iterator[Stop]:
     except KeyboardInterrupt:
         number = stop.number or signal.SIGINT
         raise RunInterrupted(
-            f"stopped by {signal_words(number)}: {len(outcome.done)} of {total} pictures are done and whole, nothing of"
-            " the others was written",
+            f"stopped by {signal_words(number)}: {len(outcome.done):,} of {number_of(total, 'picture')} are done and"
+            " whole, nothing of the others was written",
             number,
         ) from None

@@ -17,6 +17,7 @@ from dsdmae_cli.ablation.storage import JOURNAL, study_folder
 from dsdmae_cli.ablation.study import Study
 from dsdmae_cli.ablation.sweep import validate
 from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
+from dsdmae_cli.report import number_of
 from dsdmae_cli.runs.workers import make_slots
 
 
@@ -68,7 +69,7 @@ def ablate(
         count = len(points) * definition.seeds if points else (definition.trials or 1) * definition.seeds
         slots = make_slots(workers, parallel, definition.common().train.device, count, plans.most_memory())
         study = Study(definition, storage or folder / JOURNAL, retry_failed)
-        progress.note(f"{count} trials, {len(slots)} at a time, in {folder}")
+        progress.note(f"{number_of(count, 'trial')}, {len(slots)} at a time, in {folder}")
         runner = Runner(study, folder, slots, plans, progress, partial(report.write_meanwhile, study, folder))
         try:
             runner.run()
@@ -77,7 +78,7 @@ def ablate(
             report.write(results, folder)
             done = sum(row.state == "done" for row in results.rows)
             raise RunInterrupted(
-                f"stopped by {stopped.by} with {done} of {max(count, len(results.rows))} trials"
+                f"stopped by {stopped.by} with {done} of {number_of(max(count, len(results.rows)), 'trial')}"
                 f" done; the runs were saved, and the same command goes on: {repeat_command()}",
                 stopped.exit_code - 128,
             ) from None

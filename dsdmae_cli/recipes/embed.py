@@ -22,7 +22,7 @@ from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.evaluation.attention import attention_maps, check_attention
 from dsdmae_cli.evaluation.dataset_features import dataset_features
 from dsdmae_cli.evaluation.features import Cached, Pool, check_pools
-from dsdmae_cli.report import Report, make_report
+from dsdmae_cli.report import Report, make_report, number_of
 from dsdmae_cli.runtime import choose_device, choose_precision
 from dsdmae_cli.settings.models import DataSettings
 from dsdmae_cli.settings.size import Size
@@ -138,7 +138,8 @@ def compute(request: Request, report: Report) -> Computed:
         skipped = Unreadable(len(dataset), data, split)
         if request.pool == "tokens":
             rows.check_room(len(dataset), opened.encoder)
-        report.note(f"{len(dataset)} {split} images of {data.dataset} through {opened.name} on {device} in {precision}")
+        images = number_of(len(dataset), f"{split} image")
+        report.note(f"{images} of {data.dataset} through {opened.name} on {device} in {precision}")
         (found,) = dataset_features(
             [opened.encoder], dataset, data.interpolation, [request.pool], device, precision, skipped, report,
             cache=request.cache and request.pool != "tokens",
@@ -162,7 +163,8 @@ def _tell(report: Report, found: Cached, total: int, split: str) -> None:
     if found.note:
         report.warn(found.note)
     if found.found:
-        report.note(f"features of {len(found.features.indices)} of {total} {split} images from the cache")
+        images = number_of(total, f"{split} image")
+        report.note(f"features of {len(found.features.indices):,} of {images} from the cache")
 
 
 def _about(request: Request, opened: Opened, data: DataSettings, precision: str, device: str) -> dict[str, Any]:
@@ -186,7 +188,10 @@ def summary(said: dict[str, Any]) -> str:
     lines = drawn_in_words(said)
     if "path" not in said:
         return "\n".join(lines)
-    lines.append(f"wrote          {said['path']}: {said['images']} images{labels}, {said['features']} features each")
+    lines.append(
+        f"wrote          {said['path']}: {number_of(said['images'], 'image')}{labels},"
+        f" {number_of(said['features'], 'feature')} each"
+    )
     if said["unreadable_images"]:
         lines.append(f"skipped        {said['unreadable_images']} unreadable images")
     if said["path"].endswith(".npz"):

@@ -33,7 +33,7 @@ from dsdmae_cli.evaluation.judging import Answering, Figures, Judged, Outputs
 from dsdmae_cli.evaluation.split import HeldOut
 from dsdmae_cli.methods.projection import synchronized
 from dsdmae_cli.page.words import more_lines, page_line
-from dsdmae_cli.report import Report, duration
+from dsdmae_cli.report import Report, duration, number_of
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.judged import untrained_line
 from dsdmae_cli.runs.observers.validation import Validation
@@ -158,7 +158,7 @@ def _put_together(start: Start) -> Parts:
     unreadable = Unreadable(len(train), settings.data, "training")
     placement = place(train, settings.data, runtime.device, masked=task.of_pixels)
     if train.arrays() is None and placement.size:
-        start.report.note(f"decoding {len(train)} images")
+        start.report.note(f"decoding {number_of(len(train), 'image')}")
     source = open_source(
         train, settings.data, placement, start.batching(train, runtime), runtime.device, unreadable,
         labelled=not task.of_pixels, masked=train if isinstance(train, MaskedImages) else None,
@@ -275,8 +275,9 @@ def _protocol(settings: ResolvedFinetuneSettings, task: Task, chosen: dict[str, 
     else:
         judged = "the last epoch"
     return (
-        f"all weights trained by AdamW for {t.epochs} epochs, batch {t.batch_size}, peak rate {o.lr:.3g}, on"
-        f" {train_images} images with {with_}; {task.words(settings)}; {judged} is judged, once, on the test images"
+        f"all weights trained by AdamW for {number_of(t.epochs, 'epoch')}, batch {t.batch_size}, peak rate"
+        f" {o.lr:.3g}, on {number_of(train_images, 'image')} with {with_}; {task.words(settings)}; {judged} is judged,"
+        " once, on the test images"
     )
 
 

@@ -31,7 +31,7 @@ from dsdmae_cli.files import write_bytes
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.page.words import page_line
 from dsdmae_cli.recipes.beforehand import provided
-from dsdmae_cli.report import Report, duration, make_report
+from dsdmae_cli.report import Report, duration, make_report, number_of
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.conduct import conduct
 from dsdmae_cli.runs.observers.base import Observer
@@ -240,7 +240,8 @@ def _result(num_queries: int, run: Run) -> dict[str, Any]:
 
 def summary(result: dict[str, Any]) -> str:
     """The lines for people at the end of a run."""
-    lines = [f"{result['steps']:,} steps, {result['images_seen']:,} images in {duration(result['seconds'])}"]
+    seen = number_of(result["images_seen"], "image")
+    lines = [f"{number_of(result['steps'], 'step')}, {seen} in {duration(result['seconds'])}"]
     if result["final"]:
         lines[0] += f", last loss {result['final'].get('loss', float('nan')):.4f}"
     if result["knn_accuracy"] is not None:

@@ -33,7 +33,7 @@ from dsdmae_cli.evaluation.probe_data import gather
 from dsdmae_cli.evaluation.probes import ProbeResult
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.page.words import more_lines, page_line
-from dsdmae_cli.report import Report, make_report
+from dsdmae_cli.report import Report, make_report, number_of
 from dsdmae_cli.runs.judged import after_result, choice, closing_lines, describe_probe, write_probe_page
 from dsdmae_cli.runs.observers.trackers import Told, check_usable
 from dsdmae_cli.runs.rundir import RESULT, RunDir, default_path
@@ -126,8 +126,8 @@ def judge(subject: Subject, run: RunDir, loaded: Loaded[ProbeSettings]) -> dict[
     """Features, the probe, its scores, and all that is left in the run's directory."""
     settings, judged = subject.settings, subject.judged
     subject.report.note(
-        f"{settings.probe.kind} probe of {subject.opened.name} on {settings.data.dataset}: {len(judged.train)} training"
-        f" and {len(judged.test)} test images on {subject.device} in {subject.precision}"
+        f"{settings.probe.kind} probe of {subject.opened.name} on {settings.data.dataset}: {len(judged.train):,}"
+        f" training and {number_of(len(judged.test), 'test image')} on {subject.device} in {subject.precision}"
     )
     subject.opened.encoder.to(subject.device).eval().requires_grad_(False)
     encoders = candidates(subject.opened.encoder, settings.probe.blocks, settings.probe.input_noise)
@@ -215,7 +215,7 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     }
     text = "\n".join(f"{name:<10}{words}" for name, words in plan["account"].items()) + (
         f"\n{plan['kind']} probe of {plan['subject']} on {plan['dataset']}: {len(judged.train)} training and"
-        f" {len(judged.test)} test images of {len(judged.classes)} classes\n"
+        f" {number_of(len(judged.test), 'test image')} of {len(judged.classes)} classes\n"
         f"{encoder.width} features of {size_words(encoder.image_size)} px, {flop / 1e9:.3g} GFLOP an image, on"
         f" {subject.device} in {subject.precision}"
     )
@@ -234,8 +234,8 @@ def summary(result: dict[str, Any]) -> str:
     ]
     if "few_shot" in result:
         lines = [lines[0]] + [
-            f"{row['share']:<14.3g} {plus_minus(row['top1'], row['std'])} over {row['draws']} draws of"
-            f" {row['images']} images"
+            f"{row['share']:<14.3g} {plus_minus(row['top1'], row['std'])} over {number_of(row['draws'], 'draw')} of"
+            f" {number_of(row['images'], 'image')}"
             for row in result["few_shot"]
         ]
     return "\n".join([*lines, *closing_lines(result), *page_line(Path(result["figures"]).parent)])

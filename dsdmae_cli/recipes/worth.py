@@ -24,7 +24,7 @@ from dsdmae_cli.errors import RunInterrupted, SettingsError
 from dsdmae_cli.evaluation.judging import open_labelled
 from dsdmae_cli.files import explained, write_bytes
 from dsdmae_cli.recipes.finetune import build_classifier
-from dsdmae_cli.report import Report, duration, make_report, without_password
+from dsdmae_cli.report import Report, duration, make_report, number_of, without_password
 from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.plan import make_plan
 from dsdmae_cli.runs.rundir import LOCK, RESULT, RunDir
@@ -77,7 +77,7 @@ def ask(
         judged = open_labelled(data)
         labels, few = usable_shares(shares, judged.train_labels)
         notes = [
-            f"{100 * share:g}% of the labels is {count} of {len(judged.classes)} classes, too few; left out"
+            f"{100 * share:g}% of the labels is {count} of {number_of(len(judged.classes), 'class')}, too few; left out"
             for share, count in few.items()
         ]
         run, about = _contender("run", settings, len(judged.classes))
@@ -192,7 +192,8 @@ def _runner(question: Question, folder: Path, report: Report) -> tuple[Runner, f
     slots = make_slots(None, True, settings.train.device, len(question.contenders) * question.seeds, memory)
     names = ", ".join(contender.name for contender in question.contenders)
     report.note(
-        f"{names}: {', '.join(f'{count:,}' for count in question.labels)} labels, {question.seeds} seeds, about"
+        f"{names}: {', '.join(f'{count:,}' for count in question.labels)} labels,"
+        f" {number_of(question.seeds, 'seed')}, about"
         f" {duration(60 * question.minutes)}, {len(slots)} at a time, in {folder}"
     )
     chance = float(np.bincount(judged.test_labels).max() / len(judged.test))

@@ -1,7 +1,8 @@
 """What a person or a script sees: progress and remarks on stderr, the result on stdout. No torch here.
 
 A terminal gets lines that change in place, anything else plain lines now and then, --json nothing but the result:
-training.py while something is trained, counted.py for one thing after the other; lines.py makes their lines.
+training.py while something is trained, counted.py for one thing after the other; lines.py makes their lines, number.py
+the words of a number of things.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from dsdmae_cli.errors import RESUME
 from dsdmae_cli.report.lines import duration as duration
+from dsdmae_cli.report.number import number_of as number_of
 
 T = TypeVar("T")
 
@@ -206,15 +208,18 @@ def make_report(*, as_json: bool, main_process: bool) -> Report:
 
 def print_result(result: dict[str, Any], *, as_json: bool, text: str) -> None:
     """The one thing that goes to stdout: an object for scripts or a few lines for people."""
-    print(json.dumps(result, indent=2) if as_json else _between_words(shown(text)))
+    print(json.dumps(result, indent=2) if as_json else between_words(shown(text)))
 
 
-def _between_words(text: str) -> str:
+def between_words(text: str, stream: TextIO | None = None) -> str:
     """The text as a terminal shows it: lines end between words.
 
     One with a path that is longer than the line can be copied only where the terminal itself breaks it.
+
+    Args:
+        stream: where it goes; None = stdout.
     """
-    if not sys.stdout.isatty():
+    if not (stream or sys.stdout).isatty():
         return text
     return "\n".join(folded(line, shutil.get_terminal_size().columns) for line in text.split("\n"))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dsdmae_cli.report import say, shown
+from dsdmae_cli.report import between_words, say, shown
 from dsdmae_cli.report.lines import bar_line, duration, shortened
 
 # Told how many parts of how many are done.
@@ -95,7 +95,8 @@ class Counted:
         if self.quiet:
             return
         with self._paused():
-            print(shown(text), file=sys.stdout if to_stdout else sys.stderr, flush=True)
+            stream = sys.stdout if to_stdout else sys.stderr
+            print(between_words(shown(text), stream), file=stream, flush=True)
 
     def warn(self, text: str) -> None:
         """Something that the person should know whatever the format."""

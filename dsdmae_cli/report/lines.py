@@ -146,7 +146,7 @@ def figures_of(record: dict[str, Any]) -> list[Figure]:
         found.append(Figure(f"lr {record['lr']:.2e}", 2))
     if "images_per_second" in record:
         speed = record["images_per_second"]
-        found.append(Figure(f"{speed:.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s", 1))
+        found.append(Figure(f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s", 1))
     if record.get("skipped"):
         found.append(Figure(f"{record['skipped']:.0f} steps skipped (non-finite)"))
     return found

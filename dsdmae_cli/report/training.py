@@ -110,12 +110,14 @@ class PlainReport(_Telling):
         super().__init__(_PLAIN_SECONDS, clock)
         self.began = self.said = self.clock()
         self.said_step = 0
+        self.told: tuple[int, Any] | None = None  # the step and loss of the newest line of figures
         self._over: threading.Event | None = None
         self._patience, self._told_stopping = _SILENT_SECONDS, False
 
     def start(self, total_steps: int, step: int, steps_per_epoch: int, directions: int | None = None) -> None:
         super().start(total_steps, step, steps_per_epoch, directions)
         self.stop()
+        self.told = None
         self.began = self.said = self.clock()
         self.said_step = step
         self._patience, self._told_stopping = _SILENT_SECONDS, False
@@ -156,7 +158,8 @@ class PlainReport(_Telling):
         super().record(record)
         if "lr" in record and due:
             self.asked = self.clock()
-            self._tell()
+            if self.told != (self.step, record.get("loss")):
+                self._tell()
 
     def _where(self) -> str:
         return f"epoch {self.epoch(max(self.step - 1, 0))}{GAP}step {self.step}/{self.total}"
@@ -164,6 +167,7 @@ class PlainReport(_Telling):
     def _tell(self) -> None:
         share = f"{percent(self.step / self.total)}" if self.total else ""
         parts = [self._where(), share, *(figure.text for figure in figures_of(self.now)), self.left()]
+        self.told = (self.step, self.now.get("loss"))
         self.note(GAP.join(filter(None, parts)))
 
     def note(self, text: str) -> None:

@@ -19,7 +19,7 @@ from dsdmae_cli.data.square import require_some
 from dsdmae_cli.data.twins import find_twins, twins_row
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.report import duration
+from dsdmae_cli.report import duration, number_of
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.prerequisite import has_ended, required_folder, requirement
@@ -82,10 +82,10 @@ class Plan:
         """As lines for people."""
         test = f", {self.test_images} to evaluate" if self.test_images is not None else ""
         rows = {
-            "dataset": f"{self.dataset}: {self.train_images:,} images to train{test}, {self.placement}",
+            "dataset": f"{self.dataset}: {number_of(self.train_images, 'image')} to train{test}, {self.placement}",
             "image": f"{size_words(self.image_size)} px, {self.tokens} tokens",
             "parameters": f"{self.encoder_parameters / 1e6:.2f} M kept, {self.parameters / 1e6:.2f} M trained",
-            "steps": f"{self.steps:,} ({self.epochs:,} epochs of {self.steps // self.epochs:,})",
+            "steps": f"{self.steps:,} ({number_of(self.epochs, 'epoch')} of {self.steps // self.epochs:,})",
             "batch": f"{self.effective_batch} in micro-batches of {self.micro_batch}",
             "learning rate": f"{self.learning_rate:.3g} at its peak",
             "work": f"{self.gflop_per_image:.3g} GFLOP per image and step",
@@ -214,7 +214,7 @@ def _beforehand(settings: ResolvedSettings) -> str | None:
     if has_ended(folder):
         return f"the {needs.method} {folder}"
     epochs = loaded.settings.train.epochs
-    return f"a {needs.method}, trained first, for {epochs} epoch{'s' if epochs > 1 else ''}, not counted above"
+    return f"a {needs.method}, trained first, for {number_of(epochs, 'epoch')}, not counted above"
 
 
 def _account(found: _Data, settings: ResolvedData, further: Mapping[str, str]) -> dict[str, str] | None:

@@ -24,7 +24,7 @@ from dsdmae_cli.engine import Hooks, Trainer
 from dsdmae_cli.errors import CheckpointError, DsdmaeError, RunInterrupted, signal_words
 from dsdmae_cli.files import typed
 from dsdmae_cli.methods.base import Method
-from dsdmae_cli.report import Report
+from dsdmae_cli.report import Report, number_of
 from dsdmae_cli.runs.asking import Asking
 from dsdmae_cli.runs.kept import agreed, chosen, other_images, read_kept
 from dsdmae_cli.runs.observers.base import Observer
@@ -243,8 +243,8 @@ class Run(Hooks):
         resumed = f", resumed at step {self.trainer.step}" if self.trainer.step else ""
         shards = f", divided among {distributed.world_size()} processes" if runtime.sharded else ""
         self.report.note(
-            f"{self.parts.sentence}: {self.source.batching.num_images:,} images,"
-            f" {self.trainer.total_steps:,} steps of {train.batch_size} on {runtime.device} in"
+            f"{self.parts.sentence}: {number_of(self.source.batching.num_images, 'image')},"
+            f" {number_of(self.trainer.total_steps, 'step')} of {train.batch_size} on {runtime.device} in"
             f" {runtime.precision}{shards}{resumed}"
         )
         self.report.note(f"run       {called(self.directory.path)}")

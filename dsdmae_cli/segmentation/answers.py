@@ -20,7 +20,7 @@ from dsdmae_cli.evaluation.dense_features import Lens, Sees, cuts, seen
 from dsdmae_cli.evaluation.segmentation import Counts
 from dsdmae_cli.evaluation.windows import labels_of
 from dsdmae_cli.files import aside
-from dsdmae_cli.report import Report
+from dsdmae_cli.report import Report, number_of
 from dsdmae_cli.segmentation.drawing import Shown
 
 # Test images that are drawn beside their masks.
@@ -95,7 +95,7 @@ def answer(
         if cut.index in to_show:
             shown.append(Shown(dataset.load(cut.index), cut.mask, predicted[0].cpu().numpy()))
     if not names:
-        raise DataError(f"none of {len(indices)} images can be read (first: {unreadable.first})")
+        raise DataError(f"none of {number_of(len(indices), 'image')} can be read (first: {unreadable.first})")
     return Answers(counts, all_pixels, names, windows, shown)
 
 
@@ -109,6 +109,6 @@ def score_lines(result: dict[str, Any]) -> list[str]:
     return [
         f"mean IoU       {result['mean_iou']:.1%} (95% interval over test images {low:.1%} to {high:.1%})",
         f"pixels right   {right}, void {result['void_share']:.1%} left out",
-        *(f"  {name:<{widest}}  IoU {'none ' if iou is None else f'{iou:5.1%}'}   {pixels / judged:.1%} of the pixels"
+        *(f"  {name:<{widest}}  IoU {'none ' if iou is None else f'{iou:5.1%}'}   {pixels / judged:6.1%} of the pixels"
           for name, iou, pixels in named),
     ]  # fmt: skip

@@ -31,7 +31,7 @@ from dsdmae_cli.evaluation.segmentation import SegmentationScores, segmentation_
 from dsdmae_cli.evaluation.split import require_held_out
 from dsdmae_cli.figures import scores as figures
 from dsdmae_cli.page.words import page_line
-from dsdmae_cli.report import Report
+from dsdmae_cli.report import Report, number_of
 from dsdmae_cli.runs.judged import choice, closing_lines, describe_probe, write_probe_page
 from dsdmae_cli.runs.rundir import RESULT, RunDir
 from dsdmae_cli.runtime import choose_device, choose_micro_batch, choose_precision
@@ -127,8 +127,9 @@ def judge(subject: DenseSubject, run: RunDir, loaded: Loaded[ProbeSettings]) -> 
     settings, splits, probe = subject.settings, subject.splits, subject.probe
     chosen = splits.train_indices[choose(len(splits.train_indices), probe.train_images, settings.train.seed, "images")]
     subject.report.note(
-        f"{probe.kind} probe of {subject.opened.name} on {settings.data.dataset}: {len(chosen)} training and"
-        f" {len(splits.test_indices)} test images, windows of {size_words(subject.opened.encoder.image_size)} px, on"
+        f"{probe.kind} probe of {subject.opened.name} on {settings.data.dataset}: {len(chosen):,} training and"
+        f" {number_of(len(splits.test_indices), 'test image')}, windows of"
+        f" {size_words(subject.opened.encoder.image_size)} px, on"
         f" {subject.device} in {subject.precision}"
     )
     subject.opened.encoder.to(subject.device).eval().requires_grad_(False)
@@ -313,9 +314,9 @@ def plan_text(settings: ResolvedProbeSettings) -> tuple[dict[str, Any], str]:
     }
     text = "\n".join(splits.lines(settings.data)) + (
         f"\n{plan['kind']} probe of {plan['subject']} on {plan['dataset']}: {plan['train_images']} training and"
-        f" {plan['test_images']} test images with masks of {plan['classes']} classes\n{encoder.width} features of"
-        f" each of {encoder.grid[0]}x{encoder.grid[1]} patches, windows of {size_words(encoder.image_size)} px,"
-        f" {flop / 1e9:.3g} GFLOP each, on {subject.device} in {subject.precision}"
+        f" {number_of(len(splits.test_indices), 'test image')} with masks of {plan['classes']} classes\n"
+        f"{encoder.width} features of each of {encoder.grid[0]}x{encoder.grid[1]} patches, windows of"
+        f" {size_words(encoder.image_size)} px, {flop / 1e9:.3g} GFLOP each, on {subject.device} in {subject.precision}"
     )
     return plan, text
 

@@ -14,7 +14,7 @@ from dsdmae_cli.files import write_bytes
 from dsdmae_cli.page import document
 from dsdmae_cli.page.blocks import Cell, Charts, Code, Listing, Page, Section, Table, Text
 from dsdmae_cli.page.chart import Chart, Mark, Series
-from dsdmae_cli.report import duration, markdown, shown
+from dsdmae_cli.report import duration, markdown, number_of, shown
 from dsdmae_cli.runs.rundir import PAGE
 from dsdmae_cli.worth.findings import Findings
 from dsdmae_cli.worth.tasks import HELD_OUT, WAYS, Contender, Way
@@ -203,23 +203,24 @@ def _time_and_work(seconds: float | None, flops: float | None) -> str:
 def _protocol(findings: Findings, epochs: int) -> list[str]:
     question = findings.question
     seeds = (
-        f"{question.seeds} seeds, each with labels of its own draw (nested: 1% is part of 10%) and, without"
+        f"{number_of(question.seeds, 'seed')}, each with labels of its own draw (nested: 1% is part of 10%) and,"
+        " without"
         " pre-training, first weights of its own; the run is one pre-training, so that the intervals (95%, Student's t"
         " over the seeds, gains paired) know nothing of what another pre-training would give."
     )
     choice = (
         f"A network is judged the way that is best on held-out training images ({HELD_OUT:.0%} of its labels, mean over"
         f" the seeds; of a probe that is the best of several learning rates, which flatters it a little where held-out"
-        f" images are few). The {findings.test_images:,} test images were read for the scores alone and chose nothing;"
-        f" who always names their largest class is right in {findings.chance:.1%}."
+        f" images are few). The {number_of(findings.test_images, 'test image')} were read for the scores alone and"
+        f" chose nothing; who always names their largest class is right in {findings.chance:.1%}."
     )
     chance = (
         "An interval is the wider of two, over the seeds and over the test images; numbers of labels are judged one by"
         " one, without a correction for how many there are. With all labels the seeds share the labels."
     )
     ways = (
-        f"Linear probe: MAE's protocol; efficient probe: 32 learned queries, all labels; fine-tuning: AdamW, {epochs}"
-        f" epoch{'s' * (epochs != 1)} of all labels and up to ten times as many of fewer, peak rate"
+        f"Linear probe: MAE's protocol; efficient probe: 32 learned queries, all labels; fine-tuning: AdamW,"
+        f" of all labels and up to ten times as many of fewer, peak rate"
         f" {question.peak_rate:g} whatever the batch, trained on what is not held out (at least one image of each class"
         " is), where probes are fitted anew to all labels."
     )

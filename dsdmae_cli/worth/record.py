@@ -10,7 +10,7 @@ from typing import Any
 
 from platformdirs import user_data_path
 
-from dsdmae_cli.report import duration
+from dsdmae_cli.report import duration, number_of
 from dsdmae_cli.runs.rundir import file_name
 from dsdmae_cli.worth import page
 from dsdmae_cli.worth.findings import Findings
@@ -74,7 +74,7 @@ def plan_text(question: Question, notes: list[str], out: Path | None) -> tuple[d
         [
             f"{', '.join(contender.name for contender in question.contenders)} on {question.settings.data.dataset}",
             f"labels         {', '.join(f'{count:,}' for count in question.labels)}",
-            f"tasks          {counts} ({question.seeds} seeds)",
+            f"tasks          {counts} ({number_of(question.seeds, 'seed')})",
             f"time           {when}",
             *notes,
         ]

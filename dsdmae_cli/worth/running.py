@@ -15,7 +15,7 @@ from typing import Any
 
 from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
 from dsdmae_cli.files import parsed_json, read_within, write_bytes
-from dsdmae_cli.report import Report, duration
+from dsdmae_cli.report import Report, duration, number_of
 from dsdmae_cli.runs.child import Child, Slot, busy
 from dsdmae_cli.runs.rundir import LOCK, RESULT, SETTINGS, RunDir
 from dsdmae_cli.signals import handled, once, stops
@@ -78,9 +78,7 @@ class Runner:
             self.epochs = self.epochs or self._affordable()
             if self.epochs:
                 self.save()
-                self.report.note(
-                    f"fine-tuning for {self.epochs} epoch{'s' * (self.epochs != 1)} of all labels, more of fewer"
-                )
+                self.report.note(f"fine-tuning for {number_of(self.epochs, 'epoch')} of all labels, more of fewer")
                 self._do(question.finetunings())
             self._efficient_probes(later)
         finally:
@@ -114,8 +112,8 @@ class Runner:
         epochs = int(left / each)
         if epochs < 1:
             self._say(
-                f"the budget of {question.minutes:g} minutes is too short for fine-tuning: it gets one epoch of all"
-                " labels, and more time; give --budget more"
+                f"the budget of {number_of(question.minutes, 'minute')} is too short for fine-tuning: it gets one"
+                " epoch of all labels, and more time; give --budget more"
             )
         return max(1, min(_MOST_EPOCHS, epochs))
 
@@ -138,7 +136,7 @@ class Runner:
             if self.seconds + self._of("ep") * -(-len(tasks) // len(self.slots)) > 60 * self.question.minutes:
                 self._say(
                     f"efficient probes were made with {seed - seeds.start + 1} of {self.question.seeds} seeds, too few"
-                    f" to be chosen: the budget of {self.question.minutes:g} minutes was used up"
+                    f" to be chosen: the budget of {number_of(self.question.minutes, 'minute')} was used up"
                 )
                 return
             self._do(tasks)
@@ -203,7 +201,7 @@ class Runner:
 def _told(folder: Path) -> str:
     result = RunDir(folder).read_json(RESULT)
     if result.get("few_shot"):
-        return ", ".join(f"{row['top1']:.1%} of {row['images']} labels" for row in result["few_shot"])
+        return ", ".join(f"{row['top1']:.1%} of {number_of(row['images'], 'label')}" for row in result["few_shot"])
     return f"{result['top1']:.1%}"
 
 

@@ -77,6 +77,25 @@ def test_a_result_that_is_none_fails_its_trial_alone(tmp_path: Path) -> None:
             job.outcome()
 
 
+def test_numbers_of_the_table_end_below_each_other(tmp_path: Path) -> None:
+    results = made([("mask-ratio", "0.5,0.75")])
+    head, *rows = report.summary(results, tmp_path).splitlines()[:3]
+    assert all(row.index(" runs)") == rows[0].index(" runs)") for row in rows)
+    assert head.index("k-NN accuracy") + len("k-NN accuracy") == rows[0].index(" runs)") + len(" runs)")
+
+
+def test_a_column_without_a_word_is_not_there(tmp_path: Path) -> None:
+    results = made([("mask-ratio", "0.5,0.7")])
+    report.write(results, tmp_path)
+    assert '<th scope="col" class="word"></th>' not in (tmp_path / "report.html").read_text()
+    results.rows[0].state, results.rows[0].value = "waiting", None
+    report.write(results, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert '<th scope="col" class="word"></th>' in page
+    assert "1 waiting" in page
+    assert "1 of 6 trials is not done" in page
+
+
 def test_everything_is_written_and_agrees(tmp_path: Path) -> None:
     results = made([("mask-ratio", "0.5,0.7,0.9")])
     results.rows[0].state, results.rows[0].value, results.rows[0].reason = "failed", None, "<b>out | of memory</b>"

@@ -87,7 +87,7 @@ def test_a_wrong_command_line_is_refused_in_one_line(line: str, says: str, refus
         (["--epochs", "-1"], "train.epochs = -1 (from --epochs)"),
         (["--seed", "-1"], "train.seed = -1 (from --seed)"),
         (["--batch-size", "0"], "train.batch_size = 0 (from --batch-size)"),
-        (["--batch-size", "1401"], "larger than the 1400 training images"),
+        (["--batch-size", "1401"], "larger than the 1,400 training images"),
         (["--lr", "nan"], "optim.lr = nan (from --lr)"),
         (["--lambda", "1.5"], "method.lambda = 1.5 (from --lambda)"),
         (["--noise-std", "-1"], "method.noise_std = -1 (from --noise-std)"),

@@ -81,7 +81,7 @@ def test_a_few_hundred_images_make_eight_steps_an_epoch(
             assert resolved.optim.lr == resolved.optim.base_lr
             [said] = remarks(loaded, PRETRAIN)
             assert said.startswith(f"batches of {wanted} and a peak rate of ")
-            assert f", for {count} images to learn from; --batch-size and --lr" in said
+            assert f", for {count:,} images to learn from; --batch-size and --lr" in said
         else:
             assert (resolved.optim.lr, remarks(loaded, PRETRAIN)) == ("auto", [])
 
@@ -135,7 +135,7 @@ def test_a_study_has_the_batch_that_a_run_has(few: Path, tmp_path: Path, capfd: 
     )  # fmt: skip
     assert code == 0, err
     assert "batches of 8 and a peak rate of 0.00015, for 10 images to learn from; --batch-size and --lr" in out
-    assert "1 epoch, 1 steps" in out
+    assert "1 epoch, 1 step" in out
 
 
 def test_a_probe_of_one_test_image_says_how_little_that_is(

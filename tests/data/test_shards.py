@@ -186,7 +186,7 @@ def test_one_image_a_key(tmp_path: Path) -> None:
     ]
     found = Shards([write(tmp_path / "s.tar", members)])
     assert list(found.names) == ["7.png", "8.left.png", "8.right.png"]
-    assert any("1 images have the key of another in their shard" in note for note in found.notes)
+    assert any("1 image has the key of another in the same shard" in note for note in found.notes)
     assert found.passed_over == {".*.png": 1}
 
 

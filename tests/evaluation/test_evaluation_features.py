@@ -162,7 +162,7 @@ def test_images_of_which_none_can_be_read_are_told(folder: Path) -> None:
     settings = _data(folder)
     dataset = open_dataset(settings, "train")
     Path(dataset.name(3)).write_bytes(b"no image")
-    with pytest.raises(DataError, match="none of 1 images can be read"):
+    with pytest.raises(DataError, match="none of 1 image can be read"):
         list(square_batches(dataset, [3], 16, 4, CPU, Unreadable(len(dataset), settings)))
     assert list(square_batches(dataset, [3], 16, 4, CPU, Unreadable(20, settings), may_be_none=True)) == []
 

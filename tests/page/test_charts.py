@@ -106,3 +106,23 @@ def test_a_chart_of_its_own_has_its_colours_in_its_rules() -> None:
     light, dark = alone.split("@media (prefers-color-scheme:dark)")
     assert all(colour in light and colour not in dark for colour in LIGHT)
     assert all(colour in dark and colour not in light for colour in DARK)
+
+
+def test_runs_that_lie_at_their_mean_are_seen_beside_it() -> None:
+    points, runs = [(0.0, 50.0), (1.0, 60.0)], [(0.0, 50.1), (0.0, 49.9), (1.0, 60.0)]
+    drawn = Chart("a", "accuracy, %", "x", [Series("", points, [None, None], runs, mark="circle")]).svg()
+    rings = [float(x) for x in re.findall(r'class="d s0" cx="([\d.]+)"', drawn)]
+    means = [float(x) for x in re.findall(r'class="f0 k" cx="([\d.]+)"', drawn)]
+    assert (len(rings), len(means)) == (3, 2)
+    assert all(abs(ring - mean) > 4 + 3 for ring in rings for mean in means)
+    assert max(rings) + 3 < 400
+
+
+def test_the_legend_shows_what_is_drawn() -> None:
+    alone = Chart("a", "accuracy, %", "epoch", [Series("training images", [(1.0, 20.0)], colour=2)]).svg()
+    assert "M0 0H22" not in alone  # a line that is not in the figure
+    assert alone.count("<circle") == 2
+
+
+def test_what_is_zero_throughout_has_no_axis_below_it() -> None:
+    assert ticks.padded([0.0, 0.0]) == (0.0, 1.0)

@@ -95,6 +95,21 @@ def test_a_relative_folder_is_no_place_in_the_text(tmp_path: Path, monkeypatch: 
 # -- the page of a run
 
 
+@pytest.mark.parametrize("moments", [1, 2])
+def test_a_slider_is_spoken_of_where_there_is_one(moments: int, tmp_path: Path) -> None:
+    figures = tmp_path / "run" / "figures"
+    figures.mkdir(parents=True)
+    for step in range(moments):
+        grey = [Image.new("RGB", (8, 8))]
+        save(
+            sheet([("given", grey), ("restored", grey)]),
+            figures / f"restored-step-{step:08d}.png",
+            ["given", "restored"],
+        )
+    told = story(tmp_path, curves=Curves(records(1)))
+    assert ("move the slider" in parsed(page_of(told), where(told)).text) == (moments > 1)
+
+
 @pytest.mark.parametrize("state", ["running", "done", "stopped", "failed"])
 @pytest.mark.parametrize("epochs", [0, 1, 5])
 @pytest.mark.parametrize("knn", [True, False])

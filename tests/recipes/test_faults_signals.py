@@ -281,7 +281,7 @@ def test_a_signal_to_a_study_saves_its_trials(number: signal.Signals, tmp_path: 
     _, err = process.communicate(timeout=120)
     by = "Ctrl-C" if number == signal.SIGINT else f"signal {int(number)}"
     assert process.returncode == 128 + number, err
-    assert err.splitlines()[-1].startswith(f"dsdmae: stopped by {by} with 0 of 1 trials done; the runs were saved")
+    assert err.splitlines()[-1].startswith(f"dsdmae: stopped by {by} with 0 of 1 trial done; the runs were saved")
     assert list((trial / "checkpoints").glob("step-*"))
 
 

@@ -196,7 +196,7 @@ def test_test_images_of_which_none_can_be_read_are_one_line(
     first.write_bytes(first.read_bytes()[:60])  # one may always be unreadable (source.Unreadable)
     words = (f"--dataset={folder}", "--out", str(tmp_path / "probed"), *(f"--set={text}" for text in QUICK))
     code, _, err = cli(capfd, "probe", str(masked_run), "--kind=segment-knn", *words)
-    assert (code, "none of 1 images can be read (first: " in err.splitlines()[-1]) == (2, True)
+    assert (code, "none of 1 image can be read (first: " in err.splitlines()[-1]) == (2, True)
     assert not (tmp_path / "probed").exists()
 
 

@@ -23,6 +23,7 @@ from filelock import FileLock
 from helpers import assignments, cli, one_line, train, words
 from small_runs import at_step
 
+from dsdmae_cli.cli.runs import _between_cells
 from dsdmae_cli.errors import RunInterrupted, SettingsError
 from dsdmae_cli.runs import listing
 from dsdmae_cli.runs.rundir import default_folder
@@ -218,6 +219,26 @@ def test_show(runs: Path, do: Do) -> None:
     assert json.loads(do("runs", "show", "failed", "--json")[1])["bytes"] > 1000
     code, _, err = do("runs", "show", "stoped")
     assert (code, "(did you mean stopped?)" in one_line(err)) == (2, True)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_a_narrow_terminal_breaks_no_word(runs: Path, do: Do, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    path, closing = runs / "finished" / "result.json", f"Worse than untrained by {'many ' * 30}points."
+    path.write_text(json.dumps({**json.loads(path.read_text()), "closing": closing}))
+    out = do("runs", "show", "finished")[1]
+    told = out[out.index("Worse than") :].splitlines()
+    assert all(len(line) <= columns for line in told)
+    assert " ".join(told) == closing
+
+
+@pytest.mark.parametrize("width", [20, 30, 60])
+def test_a_line_of_the_table_is_broken_between_its_cells(width: int) -> None:
+    cells = ["finished", "6 min", "probe", "digits", "dsdmae vit-tiny", "top-1 39.0%", "2 s"]
+    lines = _between_cells("  ".join(cells), width).splitlines()
+    assert all(line.startswith("  ") and len(line) <= width for line in lines)
+    assert [cell for line in lines for cell in line.strip().split("  ")] == cells
 
 
 def test_open_says_where_the_page_is(runs: Path, do: Do) -> None:

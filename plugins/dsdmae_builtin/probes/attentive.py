@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
+from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult, number_of
 from dsdmae_cli.plugins import ProbeSpec
 from dsdmae_cli.settings.judge import ProbeSection, one_or_more
 from dsdmae_cli.settings.models import PositiveFloat
@@ -41,7 +41,7 @@ def fit(settings: AttentiveSettings, data: ProbeData) -> ProbeResult:
     epochs = data.schedule.epochs
     words = (
         "one cross-attention block with a learned query and a linear layer on all tokens, backbone frozen in eval"
-        f" mode; AdamW, weight decay {DECAY:g} of matrices, {epochs} epochs, batch {data.batch_size}, rate"
+        f" mode; AdamW, weight decay {DECAY:g} of matrices, {number_of(epochs, 'epoch')}, batch {data.batch_size}, rate"
         f" {found.chosen:g}{data.how_chosen(len(settings.learning_rates))}; the last epoch is the result"
     )
     return ProbeResult(found.logits, words, ("learning rate", found.chosen), found.held_out, epochs=epochs)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
+from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult, number_of
 from dsdmae_cli.plugins import ProbeSpec
 from dsdmae_cli.settings.judge import CLASS_WEIGHTS, ClassWeights, ProbeSection, one_or_more
 from dsdmae_cli.settings.models import Auto, PositiveFloat, PositiveInt
@@ -52,7 +52,8 @@ def fit(settings: EPSettings, data: ProbeData) -> ProbeResult:
     words = (
         f"efficient probing (Psomas et al. 2025): {settings.queries} learned queries over all tokens of unaugmented"
         f" images, BatchNorm without affine terms and a linear layer, backbone frozen in eval mode; {optimizer},"
-        f" {epochs} epochs, batch {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates))}"
+        f" {number_of(epochs, 'epoch')}, batch {data.batch_size}, base rate"
+        f" {found.chosen:g}{data.how_chosen(len(rates))}"
         f"{data.how_weighted(settings.class_weights)}; the last epoch is the result"
     )
     return ProbeResult(found.logits, words, ("base learning rate", found.chosen), found.held_out, epochs=epochs)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult
+from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult, number_of
 from dsdmae_cli.plugins import ProbeSpec
 from dsdmae_cli.settings.judge import CLASS_WEIGHTS, ClassWeights, ProbeSection, one_or_more
 from dsdmae_cli.settings.models import Auto, PositiveFloat
@@ -55,7 +55,7 @@ def fit(settings: LinearSettings, data: ProbeData) -> ProbeResult:
     )  # fmt: skip
     words = (
         f"BatchNorm without affine terms and a linear layer on {settings.pool}-pooled features of unaugmented images,"
-        f" backbone frozen in eval mode; {settings.optimizer.upper()}, {schedule.epochs} epochs, batch"
+        f" backbone frozen in eval mode; {settings.optimizer.upper()}, {number_of(schedule.epochs, 'epoch')}, batch"
         f" {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates))}"
         f"{data.how_weighted(settings.class_weights)}; the last epoch is the result"
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from dsdmae_cli.evaluation.dense import DenseData, DenseResult
+from dsdmae_cli.evaluation.probes import number_of
 from dsdmae_cli.plugins import ProbeSpec
 from dsdmae_cli.settings.judge import DenseProbeSection, one_or_more
 from dsdmae_cli.settings.models import PositiveFloat, PositiveInt
@@ -43,7 +44,8 @@ def fit(settings: SegmentSettings, data: DenseData) -> DenseResult:
     epochs, batch = data.schedule.epochs, min(data.batch_size, len(data.tokens))
     words = (
         "a linear layer on patch tokens of unaugmented images, normalised by their mean and variance, logits"
-        f" upsampled bilinearly, backbone frozen in eval mode; AdamW, {epochs} epochs, batch {batch} windows of"
+        f" upsampled bilinearly, backbone frozen in eval mode; AdamW, {number_of(epochs, 'epoch')}, batch {batch}"
+        " windows of"
         f" {settings.points} random pixels, rate {found.chosen:g}{data.how_chosen(len(settings.learning_rates))}; the"
         " last epoch is the result"
     )

@@ -1,0 +1,16 @@
+"""A number of things in words, the one way for all that a person reads. No torch here."""
+
+from __future__ import annotations
+
+_HISSING = ("s", "x", "ch", "sh")
+
+
+def number_of(count: float, thing: str) -> str:
+    """ "1 image", "2 passes", "1,400 training images", "0.5 minutes".
+
+    Args:
+        thing: one of them; its last word is what is put into the plural.
+    """
+    more = "" if count == 1 else "es" if thing.endswith(_HISSING) else "s"
+    digits = f"{count:,}" if isinstance(count, int) else f"{count:,.6g}"
+    return f"{digits} {thing}{more}"
