@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_HISSING = ("s", "x", "ch", "sh")
+_HISSING = ("s", "x", "sh", "tch")  # a batch, but not an epoch
 
 
 def number_of(count: float, thing: str) -> str:
