@@ -21,7 +21,7 @@ def command(given: Given) -> None:
     """
     from dsdmae_cli.config.resolve import resolve
     from dsdmae_cli.config.schema import PROBE
-    from dsdmae_cli.recipes.gather import judging, removes
+    from dsdmae_cli.recipes.gather import judging
 
     loaded = judging(given, PROBE, "probe")
 
@@ -29,9 +29,10 @@ def command(given: Given) -> None:
 
     if given.dry_run:
         from dsdmae_cli.recipes.probe import plan_text
+        from dsdmae_cli.runs.child import is_killed_probe
 
         plan, text = plan_text(resolve(loaded.settings))
-        plan["removes"] = str(given.out) if removes(given, PROBE) else None
+        plan["removes"] = str(given.out) if given.out is not None and is_killed_probe(given.out) else None
         if plan["removes"]:
             text += f"\n--out {given.out} holds what a probe that was killed has left, which will be removed first"
         print_result(plan, as_json=given.json, text=text)

@@ -188,10 +188,8 @@ def summary(said: dict[str, Any]) -> str:
     lines = drawn_in_words(said)
     if "path" not in said:
         return "\n".join(lines)
-    lines.append(
-        f"wrote          {said['path']}: {number_of(said['images'], 'image')}{labels},"
-        f" {number_of(said['features'], 'feature')} each"
-    )
+    features = number_of(said["features"], "feature")
+    lines.append(f"wrote          {said['path']}: {number_of(said['images'], 'image')}{labels}, {features} each")
     if said["unreadable_images"]:
         lines.append(f"skipped        {said['unreadable_images']} unreadable images")
     if said["path"].endswith(".npz"):

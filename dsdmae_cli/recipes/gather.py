@@ -17,8 +17,8 @@ from dsdmae_cli.config.own_images import fitted
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, PROBE, Loaded, Schema
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.runs.child import busy
-from dsdmae_cli.runs.rundir import RESULT, SETTINGS, RunDir, refuse_run
+from dsdmae_cli.runs.child import is_killed_probe
+from dsdmae_cli.runs.rundir import RunDir, refuse_run
 from dsdmae_cli.settings.models import Settings
 
 
@@ -34,17 +34,10 @@ def resumed(given: Given, schema: Schema[Any]) -> Path | None:
         )
     if given.resume and given.out is None:
         raise SettingsError("--resume needs the run's directory; add --out DIR")
-    if given.dry_run and given.out is not None and not given.resume and not removes(given, schema):
-        RunDir(given.out).check_free()
+    to_see = given.out if given.dry_run and not given.resume else None
+    if to_see is not None and not (schema is PROBE and is_killed_probe(to_see)):
+        RunDir(to_see).check_free()
     return given.out if given.resume else None
-
-
-def removes(given: Given, schema: Schema[Any]) -> bool:
-    """Whether the command will first remove what a probe that was killed has left in its directory (clear_probe)."""
-    folder = given.out
-    if schema is not PROBE or folder is None or not (folder / SETTINGS).is_file() or (folder / RESULT).exists():
-        return False
-    return not RunDir(folder).goes_on() and not busy(folder)
 
 
 def pretraining(given: Given, schema: Schema[Settings] = PRETRAIN, method: str | None = None) -> Loaded[Settings]:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from dsdmae_cli.runs.rundir import LOCK
+from dsdmae_cli.runs.rundir import LOCK, RESULT, SETTINGS, RunDir
 from dsdmae_cli.signals import child_of_this
 
 if sys.platform != "win32":
@@ -88,6 +88,13 @@ class Child:
         """End it at once; its files are whole, what it did since its last checkpoint is lost."""
         self._process.kill()
         self._process.wait()
+
+
+def is_killed_probe(folder: Path) -> bool:
+    """Whether a probe that was killed has left a directory behind, which the next one removes (RunDir.clear_probe)."""
+    if not (folder / SETTINGS).is_file() or (folder / RESULT).exists():
+        return False
+    return not RunDir(folder).goes_on() and not busy(folder)
 
 
 def busy(folder: Path) -> bool:
