@@ -70,6 +70,7 @@ def test_a_sweep_over_runs_without_knn_is_refused(more: tuple[str, ...], capfd: 
     assert "train.knn_every, " in one_line(err) or "train.knn_every is none" in one_line(err)
 
 
+@pytest.mark.slow
 def test_the_environments_settings_reach_what_measures_and_are_the_studys(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

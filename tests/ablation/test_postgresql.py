@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,13 @@ from dsdmae_cli.errors import SettingsError
 URL = "postgresql://ada:secret@127.0.0.1:1/sweeps"
 
 
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if one for every database were installed."""
+    monkeypatch.setattr(module, "create_engine", lambda url: SimpleNamespace(dispose=lambda: None))
+
+
+@pytest.mark.usefixtures("driver")
 def test_tables_that_another_process_is_making_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     told = iter(
@@ -46,6 +54,7 @@ def test_tables_that_another_process_is_making_are_waited_for(monkeypatch: pytes
     assert sorted(waited) == waited
 
 
+@pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(
     "said",
     [
@@ -63,6 +72,7 @@ def test_what_no_waiting_mends_is_said_at_once(said: str, monkeypatch: pytest.Mo
         Books(URL).open(lambda opened: opened)
 
 
+@pytest.mark.usefixtures("driver")
 def test_what_is_done_with_the_tables_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another study of the same name is a person's to mend, and no race."""
     calls: list[Any] = []

@@ -72,11 +72,17 @@ class Restless(Toy):
         return super().forward(images, corruption)
 
 
-def test_the_global_generator_starts_every_micro_batch_with_its_seed() -> None:
+def test_the_global_generator_starts_every_micro_batch_with_a_seed_of_its_own() -> None:
+    """Which is not that of masks and noise, or dropped paths would go with them."""
     method = Restless()
     torch.manual_seed(12345)  # whatever came before
     trainer(method, Listener(stop_at=2), micro=8).fit()
     source = Fixed(Batching(48, 16, 8, seed=0))
     seeds = [batch.seed for step in islice(source.steps(0), 2) for batch in step]
     assert len(set(seeds)) == 4
-    assert method.drawn == [torch.rand((), generator=Generator().manual_seed(seed)).item() for seed in seeds]
+    drawn, corrupting = (
+        [torch.rand((), generator=Generator().manual_seed(seed)).item() for seed in of]
+        for of in ([derive_seed(seed, "depth") for seed in seeds], seeds)
+    )
+    assert method.drawn == drawn
+    assert not set(drawn) & set(corrupting)

@@ -348,6 +348,7 @@ def test_words_that_say_how_to_go_on_can_be_typed(
 def test_a_network_that_gives_no_numbers_makes_no_picture() -> None:
     class Broken:
         origin, image_size, patch, batch_size = "broken.onnx", 16, (4, 4), 1
+        size_multiple = None
 
         def begin(self, images: Any) -> Any:
             return lambda: images * float("nan")

@@ -312,4 +312,4 @@ def test_absurd_settings_files_are_one_line(tmp_path: Path, capfd: pytest.Captur
     if Path("/dev/zero").exists():
         code, _, err = cli(capfd, "config", "check", "/dev/zero")
         assert code == 2
-        assert "is no settings file" in one_line(err)
+        assert "/dev/zero: it is a device, no file" in one_line(err)
