@@ -12,5 +12,5 @@ def number_of(count: float, thing: str) -> str:
         thing: one of them; its last word is what is put into the plural.
     """
     more = "" if count == 1 else "es" if thing.endswith(_HISSING) else "s"
-    digits = f"{count:,}" if isinstance(count, int) else f"{count:,.6g}"
+    digits = f"{int(count):,}" if float(count).is_integer() else f"{count:,.6g}"  # whole ones of NumPy too
     return f"{digits} {thing}{more}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from dsdmae_cli.report import number_of
@@ -13,7 +14,8 @@ from dsdmae_cli.report.training import PlainReport
     ("count", "thing", "words"),
     [(1, "epoch", "1 epoch"), (0, "image", "0 images"), (2, "pass", "2 passes"), (50, "epoch", "50 epochs"),
      (2, "patch", "2 patches"), (1400, "training image",
-     "1,400 training images"), (1.0, "minute", "1 minute"), (0.5, "minute", "0.5 minutes"), (3, "class", "3 classes")],
+     "1,400 training images"), (1.0, "minute", "1 minute"), (0.5, "minute", "0.5 minutes"), (3, "class", "3 classes"),
+     (np.int64(1234567), "image", "1,234,567 images")],
 )  # fmt: skip
 def test_a_number_of_things(count: float, thing: str, words: str) -> None:
     assert number_of(count, thing) == words
