@@ -19,7 +19,8 @@ means gets the strength that is best for the level on these very pictures. Our n
 `dsdmae denoise` uses it; `shipped:1:1` takes all of its correction (strength 1). PSNR is over RGB with a range of 255,
 of equal pictures 99, SSIM scikit-image's; worst is the lowest gain of a picture. Results are kept in --results, so that
 methods can be run one after the other, and a rerun computes only what is missing; a file is of one task, folder,
-precision and one state of the weights that ship, and others are refused.
+precision and one state of the weights that ship, and others are refused. Rows of run: and weights: end with the
+beginning of their weights' SHA-256.
 
 `--every N` takes each N-th picture only; the table has a line for each method over the pictures that all of them have.
 """
@@ -122,7 +123,10 @@ def candidates(method: str, precision: str, ffdnet_weights: Path | None) -> dict
         return {f"{method} {ffdnet_weights.stem}": _told(peers.ffdnet_of(ffdnet_weights), told)}
     kind, *rest = name.split(":")
     strength = float(rest.pop()) if len(rest) == (2 if kind == "shipped" else 3) else None
-    return {method: ours(kind, ":".join(rest[:-1]), int(rest[-1]), strength, precision)}
+    where = ":".join(rest[:-1])
+    # Other weights under a name of before are another row, and not what was kept of those.
+    title = method if kind == "shipped" else f"{method} ({network(kind, where).sha256[:8]})"
+    return {title: ours(kind, where, int(rest[-1]), strength, precision)}
 
 
 def _told(denoise: Denoise, told: str) -> Denoise:
