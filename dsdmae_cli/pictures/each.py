@@ -33,6 +33,7 @@ _ADVICE = "make room, or write elsewhere with --out, and run it again"
 # A sheet of more would be of no use to the eye, and is held in memory whole.
 MOST_ROWS = 100
 _MARGIN = 16  # above and below its rows
+_NAME = 60  # characters of a file's name on it
 
 
 class Exists(DataError):  # noqa: N818
@@ -112,7 +113,7 @@ def each(
                 raise RunFailed(f"{device} ran out of memory at {source}; {advice}") from None
             height += sum(map(height_of, made.rows))  # more than fits leaves out all that follow, not a large one alone
             if sheet is not None and num_shown < MOST_ROWS and height <= most:
-                rows, num_shown = rows + made.rows, num_shown + 1
+                rows, num_shown = rows + (_named(made.rows, source) if len(sources) > 1 else made.rows), num_shown + 1
         if len(sources) > 1 and there:
             report.warn(f"{len(there):,} of {len(sources):,} results are there already, and stay: {told(there)}")
         if num_failed > _SAID:
@@ -129,6 +130,14 @@ def each(
             outcome.sheet = sheet
             if len(outcome.done) > num_shown:
                 report.warn(f"{sheet} shows the first {num_shown} of {number_of(len(outcome.done), 'picture')}")
+
+
+def _named(rows: list[list[Panel]], source: Source) -> list[list[Panel]]:
+    """Rows of a sheet of many, the first of which says whose they are."""
+    (first, *others), *below = rows
+    name = shown(Path(str(source)).name, one_line=True)
+    name = name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+    return [[replace(first, caption=f"{name}: {first.caption}"), *others], *below]
 
 
 def check_free(file: Path, *, force: bool) -> None:

@@ -205,6 +205,23 @@ def test_a_sheet_ends_where_its_format_does(tmp_path: Path, capfd: pytest.Captur
         assert image.height < 16383
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sheet_of_many_says_whose_a_row_is(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[str]] = []
+
+    def draw(rows: list[list[Panel]]) -> Image.Image:
+        drawn.extend([panel.caption for panel in row] for row in rows)
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr("dsdmae_cli.pictures.each.draw", draw)
+    sheet_of([10] * count, tmp_path / "sheet.png")
+    plain = "".join(drawn[0])
+    assert len(drawn) == count
+    for number, [caption] in enumerate(drawn if count > 1 else []):
+        assert caption.startswith(f"in{number}.png: ")
+    assert (".png" in plain) == (count > 1)
+
+
 def test_a_sheet_that_fails_takes_nothing_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     outcome = sheet_of([17000, 10], tmp_path / "sheet.webp")
     assert (len(outcome.done), outcome.sheet) == (2, None)
