@@ -85,6 +85,7 @@ def test_blocks_are_as_beits() -> None:
     assert (scaled[0] - scaled[1]).abs().max() < 0.25
 
 
+@pytest.mark.slow
 def test_blocks_prefer_no_direction() -> None:
     """Where a block is cut, it is cut from any corner: masks are as often lumped across as down."""
     ids, _ = block_ids(20_000, (14, 14), 75, seeded(CPU, 0))

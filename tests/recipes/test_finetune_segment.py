@@ -211,6 +211,7 @@ def test_it_is_exported_with_its_head_and_without(
     assert all(torch.equal(weights, mine[name]) for name, weights in encoder.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_head_on_two_blocks_is_written_read_and_exported(
     masked_run: Path, masked: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
