@@ -177,7 +177,8 @@ def select_and_fit(
 def _notes(curves: Curves, held_out: dict[float, float]) -> list[str]:
     best = best_of(held_out)
     diverged = [lr for lr, loss in zip(curves.values, curves.loss[-1], strict=True) if loss is None]
-    notes = [f"heads at base rates {', '.join(f'{lr:g}' for lr in diverged)} diverged"] if diverged else []
+    heads = "the head at base rate" if len(diverged) == 1 else "heads at base rates"
+    notes = [f"{heads} {', '.join(f'{lr:g}' for lr in diverged)} diverged"] if diverged else []
     if best in (curves.values[0], curves.values[-1]):
         side = "lowest" if best == curves.values[0] else "highest"
         notes.append(f"the chosen base rate, {best:g}, is the {side} on offer; a wider range may do better")

@@ -337,7 +337,7 @@ def test_a_diverged_head_loses_and_is_named(digits: Set) -> None:
     assert found.held_out[1e38] == 0
     assert found.selection is not None
     assert found.selection.loss[-1][1] is None
-    assert found.notes[0] == "heads at base rates 1e+38 diverged"
+    assert found.notes[0] == "the head at base rate 1e+38 diverged"
     alone, _ = train_heads(x[split.fit], y[split.fit], 10, rates[:1], protocol)
     assert found.held_out[0.05] == pytest.approx(float(alone.accuracy(x[split.held], y[split.held])[0]))
     with pytest.raises(RunFailed, match=r"diverged at a base learning rate of 1e\+38 \(sgd\); give lower rates"):
