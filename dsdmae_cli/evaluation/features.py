@@ -278,20 +278,21 @@ def cached_features(
     """
     folder = folder or cache_folder()
     paths = [folder / f"{key.digest()}.safetensors" for key in keys]
-    known = [_read(path) if path.exists() else None for path in paths]
+    there = [path.exists() for path in paths]  # before: another process may write the same ones meanwhile
+    known = [_read(path) if found else None for path, found in zip(paths, there, strict=True)]
     missing = [place for place, features in enumerate(known) if features is None]
     computed = dict(zip(missing, compute(missing), strict=True)) if missing else {}
     return [
         Cached(features, True, path, path.stat().st_size, None)
         if features is not None
-        else _put(computed[place], keys[place], path)
+        else _put(computed[place], keys[place], path, damaged=there[place])
         for place, (path, features) in enumerate(zip(paths, known, strict=True))
     ]
 
 
-def _put(features: Features, key: FeatureKey, path: Path) -> Cached:
+def _put(features: Features, key: FeatureKey, path: Path, *, damaged: bool) -> Cached:
     """Into the cache, whatever stands there."""
-    note = f"cached features in {path} were damaged and have been computed anew" if path.exists() else None
+    note = f"cached features in {path} were damaged and have been computed anew" if damaged else None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, key, features)

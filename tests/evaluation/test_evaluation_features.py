@@ -253,6 +253,19 @@ def test_a_damaged_file_is_computed_anew(tmp_path: Path, harm: str) -> None:
     assert cached_features([KEY], compute, tmp_path)[0].found
 
 
+def test_what_another_process_kept_meanwhile_is_not_called_damaged(tmp_path: Path) -> None:
+    """Two probes of one run that begin at once compute the same features."""
+    computation = _Computation()
+
+    def compute(places: list[int]) -> list[Features]:
+        cached_features([KEY], computation, tmp_path)  # the other's, which is done first
+        return computation(places)
+
+    (found,) = cached_features([KEY], compute, tmp_path)
+    assert (found.found, found.note) == (False, None)
+    assert cached_features([KEY], computation, tmp_path)[0].found
+
+
 def test_a_cache_that_cannot_be_written_is_a_note(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (found,) = cached_features([KEY], _Computation(), tmp_path / "file" / "cache")
