@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dsdmae_cli import checkpoint
 from dsdmae_cli.checkpoint import Checkpoint
 
 FILES = ("manifest.json", "model.safetensors", "state.json", "training.safetensors")
@@ -16,6 +17,13 @@ def made(step: int) -> Checkpoint:
     model = {"weight": torch.full((3, 5), float(step)), "count": torch.tensor(step)}
     training = {"optimizer/step/weight": torch.tensor(float(step)), "half": torch.ones(2, dtype=torch.bfloat16)}
     return Checkpoint(step, model, training, {"seconds": 1.5, "scaler": {}}, {"train": {"epochs": step}})
+
+
+def save_two(folder: Path) -> Path:
+    """The same folder, with the checkpoints of steps 1 and 2."""
+    for step in (1, 2):
+        checkpoint.save(folder, made(step), keep=2)
+    return folder
 
 
 def assert_is(found: Checkpoint | None, step: int) -> None:

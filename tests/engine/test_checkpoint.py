@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from saved import FILES, assert_is, made, names
+from saved import FILES, assert_is, made, names, save_two
 from torch import nn
 
 from dsdmae_cli import checkpoint, optim
@@ -25,10 +25,7 @@ from dsdmae_cli.errors import CheckpointError
 
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
-    """A folder with the checkpoints of steps 1 and 2."""
-    for step in (1, 2):
-        checkpoint.save(tmp_path, made(step), keep=2)
-    return tmp_path
+    return save_two(tmp_path)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

@@ -12,20 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from saved import assert_is, made, names
+from saved import assert_is, made, names, save_two
 
 from dsdmae_cli import checkpoint
 from dsdmae_cli.artifacts.header import read_metadata
 from dsdmae_cli.errors import RunFailed
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> Path:
-    """A folder with the checkpoints of steps 1 and 2."""
-    for step in (1, 2):
-        checkpoint.save(tmp_path, made(step), keep=2)
-    return tmp_path
-
 
 # -- no room
 
@@ -35,7 +26,8 @@ def full(_: object) -> None:
 
 
 @pytest.mark.parametrize("call", range(6))  # four files, their directory, the folder
-def test_no_space_while_syncing(two: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+def test_no_space_while_syncing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    two = save_two(tmp_path)
     sync, calls = os.fsync, []
 
     def fsync(descriptor: int) -> None:
@@ -78,8 +70,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_permission(nobody: Path) -> None:
-    for step in (1, 2):
-        checkpoint.save(nobody / "checkpoints", made(step), keep=2)
+    save_two(nobody / "checkpoints")
     (nobody / "checkpoints").chmod(0o555)
     with pytest.raises(RunFailed, match="Permission denied"):
         checkpoint.save(nobody / "checkpoints", made(3), keep=2)
