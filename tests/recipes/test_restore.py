@@ -89,7 +89,8 @@ def test_a_sheet_has_a_row_a_picture(
     page = np.asarray(Image.open("restored.png"))
     # Four tiles of 192 pixels in a row; what was named twice over looks twice the same, for all get the same noise.
     assert page.shape == (2 * (192 + 20 + 8) + 8, 4 * (192 + 8) + 8, 3)
-    np.testing.assert_array_equal(page[8:228], page[228:448])
+    np.testing.assert_array_equal(page[28:228], page[248:448])
+    assert (page[8:28, 8:200] != page[228:248, 8:200]).any()  # each row's first title is its picture's name
     assert (page[28:220, 408:600] != page[28:220, 208:400]).any()  # the restored is not the corrupted one
     before = (tmp_path / "restored.png").read_bytes()
     code, _, err = cli(capfd, "restore", dsdmae, "a.png")
