@@ -72,11 +72,15 @@ def num_kept(mask_ratio: float, num_tokens: int) -> int:
 
 
 def random_ids(
-    batch: int, num_tokens: int, count: int, generator: Generator
+    batch: int, num_tokens: int, count: int, generator: Generator, read: int | None = None
 ) -> tuple[Int64[Tensor, "b count"], Int64[Tensor, "b rest"]]:
-    """Split the tokens of each image at random into `count` chosen ones and the rest; both sorted ascending."""
+    """Split the tokens of each image at random into `count` chosen ones and the rest; both sorted ascending.
+
+    Args:
+        read: of the tokens so many are split and the others are in neither; None = all are.
+    """
     order = torch.rand(batch, num_tokens, generator=generator, device=generator.device).argsort(dim=1)
-    return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
+    return order[:, :count].sort(dim=1).values, order[:, count:read].sort(dim=1).values
 
 
 def ids_to_mask(ids: Int64[Tensor, "b k"], num_tokens: int) -> Bool[Tensor, "b t"]:

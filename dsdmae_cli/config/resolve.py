@@ -56,7 +56,9 @@ def resolve(settings: Any) -> Any:
     sections = {name: getattr(settings, name) for name in type(settings).model_fields}
     sections |= {"data": data, "backbone": backbone}
     if "method" in sections:
-        sections["method"] = _without_colour(settings.method, data.channels)
+        encodes_subset = plugins.find("backbone", backbone.name).spec.encodes_subset
+        tokens = _num_tokens(backbone, data.image_size)
+        sections["method"] = _without_colour(settings.method, data.channels).for_backbone(encodes_subset, tokens)
     for name, decide in (("optim", _optim), ("train", _train)):
         if name in sections:
             narrow: Any = whole.model_fields[name].annotation
@@ -194,6 +196,12 @@ def resolve_backbone(backbone: BackboneSettings, image_size: Size, channels: int
             f" ({_names('backbone', 'any_channels')}), or choose three bands with --set data.bands=[3,2,1]"
         )
     return backbone.model_copy(update={"patch_size": patch, "in_chans": taken})
+
+
+def _num_tokens(backbone: BackboneSettings, image_size: Size) -> int | None:
+    """Patches of an image; None where the architecture decides their size."""
+    patch = backbone.patch_size
+    return math.prod(side // patch for side in height_width(image_size)) if isinstance(patch, int) else None
 
 
 def check_taken(taken: int, channels: int, what: str) -> None:

@@ -194,6 +194,18 @@ class MethodSettings(Section):
         """
         return {}
 
+    def for_backbone(self, encodes_subset: bool, num_tokens: int | None) -> Self:
+        """The same with every "auto" decided that depends on the backbone.
+
+        Args:
+            encodes_subset: as the backbone's spec has it.
+            num_tokens: patches of an image; None where the architecture decides that.
+
+        Raises:
+            SettingsError: the two do not go together.
+        """
+        return self
+
 
 class SpreadSettings(MethodSettings):
     """Of methods that take the regularisers in dsdmae_cli/methods/spreading.py."""

@@ -131,6 +131,10 @@ def test_random_ids_split_the_tokens() -> None:
     assert len({tuple(row) for row in ids.tolist()}) == 50, "each image has a mask of its own"
     assert torch.equal(random_ids(50, 64, 40, seeded(0))[0], ids)
     assert not torch.equal(random_ids(50, 64, 40, seeded(1))[0], ids)
+    same, fewer = random_ids(50, 64, 40, seeded(0), read=48)
+    assert torch.equal(same, ids)
+    assert fewer.shape == (50, 8)
+    assert all(set(some.tolist()) < set(all_.tolist()) for some, all_ in zip(fewer, rest, strict=True))
 
 
 def test_random_ids_favour_no_token_and_no_pair() -> None:

@@ -14,7 +14,9 @@ import pytest
 import torch
 from helpers import settings
 from reference import (
+    CONVNEXT,
     CPU,
+    SWIN,
     blocks,
     cosine,
     cut,
@@ -29,29 +31,37 @@ from reference import (
 )
 from torch import Tensor, nn
 
-from dsdmae_builtin.methods.dsdmae import DSdMAE
+from dsdmae_builtin.methods.dsdmae import DSdMAE, Noised
 from dsdmae_cli.backbone import gather_tokens
 from dsdmae_cli.config.resolve import resolve
 from dsdmae_cli.corruption import ids_to_mask, patchify
 from dsdmae_cli.data.source import seeded
 from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.methods.base import Method, StepInfo
+from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.runs.build import build_method
 
 
-def dsdmae_reference(method: DSdMAE, clean: Tensor, noisy: Tensor, ids: Tensor) -> dict[str, float]:
+def dsdmae_reference(method: DSdMAE, clean: Tensor, corruption: Noised) -> dict[str, float]:
+    """Patches that are neither noisy nor read clean do not exist to student or teacher."""
     w = {name: tensor.double() for name, tensor in method.state_dict().items()}
     s = method.settings
     pixel, feature = [], []
-    for image, corrupted, chosen in zip(clean.double(), noisy.double(), ids, strict=True):
-        latents = blocks(embed(corrupted, w, "student.vit"), w, "student.vit", heads=2)[chosen]
+    for i, (image, corrupted, chosen) in enumerate(
+        zip(clean.double(), corruption.images.double(), corruption.ids_noisy, strict=True)
+    ):
+        read = torch.arange(16)
+        if corruption.ids_clean is not None:
+            read = torch.cat([chosen, corruption.ids_clean[i]]).sort().values
+        noisy = torch.isin(read, chosen)
+        latents = blocks(embed(corrupted, w, "student.vit")[read], w, "student.vit", heads=2)[noisy]
         at = latents + positions(4, 32)[chosen]
         if s.lambda_ > 0:
             decoded = linear(blocks(at, w, "decoder", heads=1), w, "decoder.project")
             target = normalised(cut(image)) if s.norm_pix_loss else cut(image)
             pixel.append((decoded - target[chosen]).pow(2).mean())
         if s.lambda_ < 1:
-            told = blocks(embed(image, w, "teacher.module.vit"), w, "teacher.module.vit", heads=2)[chosen]
+            told = blocks(embed(image, w, "teacher.module.vit")[read], w, "teacher.module.vit", heads=2)[noisy]
             if s.target_norm == "token":
                 told = standardised(told)
             guess = blocks(at, w, "regressor", heads=1)
@@ -78,15 +88,33 @@ def dsdmae_reference(method: DSdMAE, clean: Tensor, noisy: Tensor, ids: Tensor) 
         ("method.noise=replace", "method.noise_std=[0.5, 2]"),
         ("method.noise_std=1", "method.mask_ratio=0.9"),
         ("method.noise=mix", "method.noise_std=0.7", "method.mask_ratio=1"),
+        ("method.patch_dropout=0", "method.cosine=global"),
+        ("method.patch_dropout=0.7", "method.mask_ratio=0.5", "method.cosine=channel"),
     ],
     ids=" ".join,
 )
 def test_dsdmae_is_its_formulas(more: tuple[str, ...]) -> None:
-    method = tiny(*more)
+    method = tiny(*more).train()
     clean = images()
     corruption = method.corrupt(clean, seeded(CPU, 1))
-    expected = dsdmae_reference(method, clean, corruption.images, corruption.ids_noisy)
-    assert_losses(method, clean, corruption, expected)
+    assert_losses(method, clean, corruption, dsdmae_reference(method, clean, corruption))
+
+
+def test_dropout_of_patches_is_for_training_and_for_backbones_that_can() -> None:
+    method, clean = tiny("method.mask_ratio=0.75").train(), images(16)
+    corruption = method.corrupt(clean, seeded(CPU, 2))
+    read = torch.cat([corruption.ids_noisy, corruption.ids_clean], dim=1)  # eight of sixteen, six of them noisy
+    assert (corruption.ids_noisy.shape, read.shape) == ((16, 6), (16, 8))
+    assert len({tuple(row) for row in read.sort(dim=1).values.tolist()}) > 8, "each image reads patches of its own"
+    assert method.eval().corrupt(clean, seeded(CPU, 2)).ids_noisy.shape == (16, 12)
+    assert method.corrupt(clean, seeded(CPU, 2)).ids_clean is None
+    for more, wanted in (
+        ((), 0.5), (("backbone.patch_size=2",), 0.75), (("backbone.patch_size=8",), 0),
+        (SWIN, 0), (CONVNEXT, 0), (("method.heads=conv",), 0),
+    ):  # fmt: skip
+        assert tiny(*more).settings.patch_dropout == wanted
+    with pytest.raises(SettingsError, match=r"method.patch_dropout = 0.5 leaves patches out, and the backbone cannot"):
+        tiny(*SWIN, "method.patch_dropout=0.5")
 
 
 @pytest.mark.parametrize(
@@ -157,12 +185,13 @@ def test_the_teacher_gets_no_gradient() -> None:
 
 @pytest.mark.parametrize(("weight", "absent"), [("1", {"teacher", "regressor"}), ("0", {"decoder"}), ("0.5", set())])
 def test_lambda_switches_heads_off(weight: str, absent: set[str]) -> None:
-    method = tiny(f"method.lambda={weight}").train()
+    method = tiny(f"method.lambda={weight}", "method.patch_dropout=0").train()
     built = {name.split(".")[0] for name in method.state_dict()}
     assert built == {"student", "decoder", "regressor", "teacher"} - absent
     ran: list[str] = []
     for name, part in method.named_children():
-        part.register_forward_hook(lambda *_, name=name: ran.append(name))
+        network = part.module if isinstance(part, EMATeacher) else part
+        network.register_forward_hook(lambda *_, name=name: ran.append(name))
     clean = images()
     corruption = method.corrupt(clean, seeded(CPU, 1))
     losses = method(clean, corruption)

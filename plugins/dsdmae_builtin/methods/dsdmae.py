@@ -1,8 +1,9 @@
 """DSdMAE: denoising self-distillation masked autoencoder (Xu & Stirenko 2023).
 
-The student reads all patches, a share r of them noisy; the teacher, its moving average, reads the clean image.
-On the student's latents at the noisy positions stand, side by side, a decoder to pixels (Eq. 1) and a regressor to
-the teacher's latents (Eq. 2); L = λ L_y + (1-λ) L_z (Eq. 3). docs/methods/dsdmae.md says where the paper is silent.
+The student reads the patches of an image, a share r of them noisy; the teacher, its moving average, reads the clean
+ones. On the student's latents at the noisy positions stand, side by side, a decoder to pixels (Eq. 1) and a
+regressor to the teacher's latents (Eq. 2); L = λ L_y + (1-λ) L_z (Eq. 3). docs/methods/dsdmae.md says where the paper
+is silent, and that by default both read a quarter of the patches, where it has them read all.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class Noised(NamedTuple):
     """The student's input, the patches that carry noise, and its level in each image or in each of these patches.
 
     directions: of methods/spreading.py, as in every method that has them.
+    ids_clean: the patches that are read without noise, where not all are read.
     """
 
     images: Float[Tensor, "b c h w"]
     ids_noisy: Int64[Tensor, "b k"]
     std: Float[Tensor, "b _"]
     directions: Float[Tensor, "d n"] | None = None
+    ids_clean: Int64[Tensor, "b c"] | None = None
 
 
 class DSdMAE(Method):
@@ -80,13 +83,16 @@ class DSdMAE(Method):
             self.teacher = EMATeacher(backbone, settings.ema_momentum, settings.ema_every, settings.teacher_start)
 
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Noised:
+        """In eval mode all patches are read, as with any dropout."""
         s, net = self.settings, self.student
-        count = C.num_masked(s.mask_ratio, net.num_tokens, generator)
-        ids_noisy, _ = C.random_ids(len(images), net.num_tokens, count, generator)
+        read = s.num_read(net.num_tokens) if self.training else net.num_tokens
+        count = C.num_masked(s.mask_ratio, read, generator)
+        ids_noisy, ids_clean = C.random_ids(len(images), net.num_tokens, count, generator, read)
         noisy = C.mask_to_pixels(C.ids_to_mask(ids_noisy, net.num_tokens), net.patch_shape, net.grid)
         noise = self._photographed if s.noise == "photograph" else self._gaussian
         given, std = noise(images, noisy, ids_noisy, generator)
-        return Noised(given, ids_noisy, std, self.spreading.directions(net.width, generator))
+        directions = self.spreading.directions(net.width, generator)
+        return Noised(given, ids_noisy, std, directions, ids_clean if read < net.num_tokens else None)
 
     def _gaussian(
         self, images: Tensor, noisy: Tensor, ids_noisy: Tensor, generator: Generator
@@ -112,14 +118,14 @@ class DSdMAE(Method):
 
     def forward(self, images: Float[Tensor, "b c h w"], corruption: Noised) -> Losses:
         ids, weight = corruption.ids_noisy, self.settings.lambda_
-        tokens = self.student(corruption.images)
-        latents = gather_tokens(tokens, ids)
+        tokens, latents = self._read(self.student, corruption.images, corruption)
         losses: Losses = {}
         if self.decoder is not None:
             target = gather_tokens(self._pixel_target(images), ids)
             losses["pixel"] = pixel_loss(self._decode(latents, corruption), target, self._pixel_weight(corruption))
         if self.regressor is not None and self.teacher is not None:
-            target = gather_tokens(self.teacher(images), ids)
+            with torch.no_grad():
+                _, target = self._read(self.teacher.backbone(), images, corruption)
             if self.settings.target_norm == "token":
                 target = standardize_tokens(target)
             losses["feature"] = cosine_loss(self.regressor(latents, ids), target, self.settings.cosine)
@@ -127,6 +133,15 @@ class DSdMAE(Method):
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         losses = {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
         return self.spreading.add(losses, tokens.mean(dim=1), corruption.directions)
+
+    def _read(self, net: Backbone, images: Tensor, corruption: Noised) -> tuple[Tensor, Tensor]:
+        """Features of all patches that are read, and of the noisy ones."""
+        ids, ids_clean = corruption.ids_noisy, corruption.ids_clean
+        if ids_clean is None:
+            tokens = net(images)
+            return tokens, gather_tokens(tokens, ids)
+        tokens = net.forward_subset(images, torch.cat([ids, ids_clean], dim=1))
+        return tokens, tokens[:, : ids.shape[1]]
 
     def _decode(self, latents: Tensor, corruption: Noised) -> Tensor:
         """Patches at the noisy positions; as a residual they are added in float32, or noise would be rounded in."""

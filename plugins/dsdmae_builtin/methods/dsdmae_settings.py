@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dsdmae_cli.errors import SettingsError
 from dsdmae_cli.settings.models import (
     Auto,
     Fraction,
@@ -18,17 +19,29 @@ from dsdmae_cli.settings.models import (
 )
 
 Momentum = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 Correlation = Annotated[float, Field(ge=0, lt=1)]
+# As many as MAE leaves out, but for what an image of few patches keeps (docs/methods/dsdmae.md).
+_DROPOUT = 0.75
+_READ = 8
+
 JpegQuality = Annotated[float, Field(ge=1, le=100)]
 
 
 class DSdMAESettings(SpreadSettings):
     """DSdMAE; defaults are the paper's, or docs/methods/dsdmae.md says why not."""
 
-    written_before: ClassVar = {"noise_correlation": 0.0}
+    written_before: ClassVar = {"noise_correlation": 0.0, "patch_dropout": 0.0}
 
     mask_ratio: PositiveFraction | tuple[PositiveFraction, PositiveFraction] = Field(
-        0.75, description="fraction of patches that carry noise; a pair is drawn from once a micro-batch"
+        0.75,
+        description="fraction of the patches that are read which carry noise; a pair is drawn from once a micro-batch",
+    )
+    patch_dropout: Dropout | Auto = Field(
+        "auto",
+        description="fraction of patches, others in each image and step, that neither student nor teacher reads; auto ="
+        " 0.75, but eight patches are read, where the backbone can encode a subset of them and the heads are"
+        " transformers; else 0",
     )
     noise: Literal["add", "replace", "mix", "photograph"] = Field(
         "add",
@@ -99,9 +112,28 @@ class DSdMAESettings(SpreadSettings):
     def rounded(self, num_tokens: int) -> dict[str, float]:
         from dsdmae_cli.corruption import whole
 
+        read = self.num_read(num_tokens)
+        dropout = {"patch_dropout": 1 - read / num_tokens}
         if isinstance(self.mask_ratio, tuple):  # drawn anew for each batch, and rounded then
-            return {}
-        return {"mask_ratio": whole(self.mask_ratio, num_tokens) / num_tokens}
+            return dropout
+        return {**dropout, "mask_ratio": whole(self.mask_ratio, read) / read}
+
+    def for_backbone(self, encodes_subset: bool, num_tokens: int | None) -> DSdMAESettings:
+        if self.patch_dropout == "auto":
+            drops = encodes_subset and self.heads == "transformer"
+            most = _DROPOUT if num_tokens is None else min(_DROPOUT, max(0.0, 1 - _READ / num_tokens))
+            return self.model_copy(update={"patch_dropout": most if drops else 0.0})
+        if self.patch_dropout and not encodes_subset:
+            raise SettingsError(
+                f"method.patch_dropout = {self.patch_dropout:g} leaves patches out, and the backbone cannot encode a"
+                " subset of them; give 0 or auto, or use a ViT"
+            )
+        return self
+
+    def num_read(self, num_tokens: int) -> int:
+        """Of so many patches of an image, those that are read in training; one at least."""
+        dropout = 0.0 if self.patch_dropout == "auto" else self.patch_dropout
+        return max(1, round((1 - dropout) * num_tokens))
 
     @property
     def std(self) -> float | tuple[float, float]:

@@ -238,7 +238,7 @@ _COMPARED = 128  # fewest images of a batch whose losses compare them, where nob
 _COLOUR = {"jitter_probability": 0.0, "grey_probability": 0.0}
 
 DSDMAE = MethodSpec(
-    summary="denoise noisy patches and match a teacher's features; drops nothing",
+    summary="denoise noisy patches and match a teacher's features; can drop patches, need not",
     build="dsdmae_builtin.methods.dsdmae:build",
     settings=DSdMAESettings,
     # In the words of the paper's Table 3.
