@@ -29,6 +29,7 @@ if sys.platform != "win32":
 # Where this process has looked for what others left; a folder of many files is listed once.
 _swept: set[Path] = set()
 _PARTIAL = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
+_HALF = re.compile("[\ud800-\udfff]")
 _PATTERN = re.compile(r"[*?]|\[[^\]]+\]|\{[^{}]+\}")
 
 
@@ -202,6 +203,14 @@ def sync_directory(folder: Path) -> None:
 def typed(path: Path | str) -> str:
     """A path as a person types it into a shell, in words that say how to go on."""
     return shlex.quote(str(path))
+
+
+def is_text(value: object) -> bool:
+    """Whether what a value says is text everywhere: names of files may be bytes that are no UTF-8, which Python holds
+    as halves of a pair (surrogates), and which TOML, Parquet, fonts and safetensors' paths do not take."""
+    if isinstance(value, str | os.PathLike):
+        return not _HALF.search(str(value))
+    return all(map(is_text, value)) if isinstance(value, list | tuple) else True
 
 
 # What is no file, by stat's kinds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,23 @@ def test_a_flag_that_names_nothing_is_refused(words: tuple[str, ...], capfd: pyt
     code, out, err = cli(capfd, "pretrain", *words, "--dry-run")
     assert (code, out) == (2, "")
     assert "names nothing; give NAME, or leave it out" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("denoise x.png --out ''", "--out '' names nothing; give FILE|DIR|-, or leave it out"),
+        ("data pack x --out=", "--out '' names nothing; give DIR"),
+        ("pretrain --config ''", "--config '' names nothing; give FILE.toml, or leave it out"),
+        ("runs --in ''", "--in '' names nothing; give DIR, or leave it out"),
+        ("predict x ''", "'' names nothing; give PICTURE|FOLDER|GLOB|-"),
+        ("predict ''", "'' names nothing; give RUN|CLASSIFIER"),
+    ],
+)
+def test_an_empty_word_is_not_the_current_folder(words: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = cli(capfd, *shlex.split(words))
+    assert code == 2
+    assert one_line(err) == f"dsdmae: error: {said}"
 
 
 def test_nothing_given_is_nothing() -> None:
