@@ -30,6 +30,8 @@ if sys.platform != "win32":
 _swept: set[Path] = set()
 _PARTIAL = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
 _HALF = re.compile("[\ud800-\udfff]")
+_HEAD = 512
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head)\b", re.IGNORECASE)
 _PATTERN = re.compile(r"[*?]|\[[^\]]+\]|\{[^{}]+\}")
 
 
@@ -274,6 +276,21 @@ def read_within(path: Path, most: int = 256 * 2**20, *, handed_over: bool = Fals
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
     return content
+
+
+def instead(source: Path | bytes | object) -> str:
+    """What lies in a file's place, where it is known: what Git leaves of large files, and pages that say that a
+    download failed. It follows a sentence that says what the file is not; nothing of any other file.
+    """
+    head = source[:_HEAD] if isinstance(source, bytes) else b""
+    if isinstance(source, Path):
+        with suppress(OSError), open_file(source) as file:
+            head = file.read(_HEAD)
+    if head.startswith(b"version https://git-lfs"):
+        return "; it is what Git LFS leaves in a file's place: `git lfs pull` fetches the file itself"
+    if _PAGE.match(head):
+        return "; it is a web page, as a download that failed leaves one: fetch the file again"
+    return ""
 
 
 def parsed_json(text: str | bytes) -> Any:
