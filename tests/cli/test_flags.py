@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from helpers import cli, one_line, preset_names, start
 
+from dsdmae_cli.__main__ import main
 from dsdmae_cli.cli import COMMANDS, load
 from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config import help as help_module
@@ -101,6 +103,16 @@ def test_an_empty_word_is_not_the_current_folder(words: str, said: str, capfd: p
     code, _, err = cli(capfd, *shlex.split(words))
     assert code == 2
     assert one_line(err) == f"dsdmae: error: {said}"
+
+
+def test_closed_streams_are_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as ended:
+        main(["runs", "--in", str(tmp_path)])
+    assert ended.value.code == 0
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
 
 
 def test_nothing_given_is_nothing() -> None:
