@@ -27,10 +27,19 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 the run failed, 2 wrong input, 128+N stopped by signal N (the run can be resumed).
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an old code page has no σ; that is no reason to fail
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _open_closed_streams() -> None:
+    """Whoever started us may have closed a stream (`>&-`): Python has None for it, and the first file that is opened, a
+    checkpoint perhaps, would get its number, to which libraries print. In order, each gets its own number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123  (until the process ends)
 
 
 def _run(arguments: list[str]) -> int:

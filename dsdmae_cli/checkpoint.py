@@ -27,7 +27,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import RESUME, explained, require_file, sync_directory, write_bytes, write_synced
+from dsdmae_cli.files import RESUME, explained, instead, require_file, sync_directory, write_bytes, write_synced
 from dsdmae_cli.sharding import slice_like
 
 FORMAT_VERSION = 1
@@ -358,7 +358,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
                 raise CheckpointError(f"{path} has {number:,} tensors, more than any network; it is no file of weights")
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file: {_short(error)}") from error
+        raise CheckpointError(f"{path} is no readable safetensors file: {_short(error)}{instead(path)}") from error
     if written is not None and weights_sha256(state) != written:
         raise CheckpointError(f"{path} is damaged: its tensors do not match the digest in it; copy or make it again")
     return state

@@ -29,6 +29,9 @@ if sys.platform != "win32":
 # Where this process has looked for what others left; a folder of many files is listed once.
 _swept: set[Path] = set()
 _PARTIAL = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
+_HALF = re.compile("[\ud800-\udfff]")
+_HEAD = 512
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head)\b", re.IGNORECASE)
 _PATTERN = re.compile(r"[*?]|\[[^\]]+\]|\{[^{}]+\}")
 
 
@@ -204,6 +207,14 @@ def typed(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
+def is_text(value: object) -> bool:
+    """Whether what a value says is text everywhere: names of files may be bytes that are no UTF-8, which Python holds
+    as halves of a pair (surrogates), and which TOML, Parquet, fonts and safetensors' paths do not take."""
+    if isinstance(value, str | os.PathLike):
+        return not _HALF.search(str(value))
+    return all(map(is_text, value)) if isinstance(value, list | tuple) else True
+
+
 # What is no file, by stat's kinds.
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 # Where a shell hands over what it reads itself: `< FILE`, `<(COMMAND)`. Somebody writes there, or has.
@@ -265,6 +276,21 @@ def read_within(path: Path, most: int = 256 * 2**20, *, handed_over: bool = Fals
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
     return content
+
+
+def instead(source: Path | bytes | object) -> str:
+    """What lies in a file's place, where it is known: what Git leaves of large files, and pages that say that a
+    download failed. It follows a sentence that says what the file is not; nothing of any other file.
+    """
+    head = source[:_HEAD] if isinstance(source, bytes) else b""
+    if isinstance(source, Path):
+        with suppress(OSError), open_file(source) as file:
+            head = file.read(_HEAD)
+    if head.startswith(b"version https://git-lfs"):
+        return "; it is what Git LFS leaves in a file's place: `git lfs pull` fetches the file itself"
+    if _PAGE.match(head):
+        return "; it is a web page, as a download that failed leaves one: fetch the file again"
+    return ""
 
 
 def parsed_json(text: str | bytes) -> Any:

@@ -248,6 +248,10 @@ def _write_parquet(path: Path, whole: Embedding, about: dict[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if odd := [name for name in [*whole.names, *(whole.classes or ())] if not files.is_text(name)]:
+        raise SettingsError(
+            f"{odd[0]} is no UTF-8, as text in Parquet has to be; rename it, or name an .npz file by --out"
+        )
     numbers = {"features": whole.features, "attention": whole.attention}
     flat = {name: values.reshape(len(values), -1) for name, values in numbers.items() if values is not None}
     columns = [("name", pa.string()), ("split", pa.string())]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import parsed_json, require_file
+from dsdmae_cli.files import instead, parsed_json, require_file
 from dsdmae_cli.settings.size import Size, as_size, size_word
 
 # In the metadata of weights that came from elsewhere: the table of the backbone they were opened as.
@@ -28,7 +28,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is no readable safetensors file: {error}{instead(path)}") from error
 
 
 def written_settings(metadata: dict[str, str], origin: str) -> dict[str, dict[str, Any]] | None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import require_file
+from dsdmae_cli.files import instead, require_file
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -82,4 +82,4 @@ def _explained(path: Path, error: Exception) -> str:
             " 'weights.pth'), with the key under which they stand"
         )
     # What the unpickler stumbled over says nothing to people, and torch's first line is advice to those who call it.
-    return f"{path} is no readable file of weights: it is damaged, or was not written by torch.save"
+    return f"{path} is no readable file of weights: it is damaged, or was not written by torch.save{instead(path)}"

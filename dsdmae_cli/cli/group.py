@@ -11,9 +11,12 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from dsdmae_cli.errors import SettingsError
+
 # Any error of usage. Typer carries a copy of click from some release on, and exports this class from neither.
 USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 _SHOWN = "dsdmae "  # begins a line that is a command
+_PLACE = re.compile(r"\b(FILE|DIR|PATH|RUN)\b")  # of metavars
 _TINY = 1e-3  # a least value below it stands for "above 0"
 
 
@@ -28,6 +31,30 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _without_types(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _refuse_empty(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+def _refuse_empty(command: Any, ctx: Any, args: list[str]) -> None:
+    """Refuse an empty word for an argument or a path: it is what a shell makes of "$VARIABLE" that is not set, and
+    pathlib would take it for the current folder.
+
+    Raises:
+        SettingsError: there is one.
+    """
+    if not any(word == "" or word.endswith("=") for word in args) or ctx.resilient_parsing:
+        return
+    given, _, _ = command.make_parser(ctx).parse_args(list(args))
+    for param in command.get_params(ctx):
+        word, is_argument = given.get(param.name), param.param_type_name == "argument"
+        if "" not in (word if isinstance(word, list | tuple) else [word]):
+            continue
+        # By its metavar, which says what it takes: not every path is one to Typer (FILE|DIR|-).
+        if is_argument or _PLACE.search(param.metavar or ""):
+            flag, left = ("" if is_argument else f"{param.opts[0]} "), ("" if param.required else ", or leave it out")
+            raise SettingsError(f"{flag}'' names nothing; give {param.metavar or param.name}{left}")
 
 
 def _flowing(text: str) -> str:
@@ -70,6 +97,7 @@ class Group(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _refuse_empty(self, ctx, args)
         self._called = bool(args) and args[0] in self.commands
         return super().parse_args(ctx, args)
 

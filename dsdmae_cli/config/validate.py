@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from dsdmae_cli.config.describe import admits, allowed, key_of, tables
 from dsdmae_cli.config.schema import Loaded, S, Schema, Values, section_class, where
 from dsdmae_cli.config.sources import Word, parse_word
 from dsdmae_cli.errors import SettingsError, nearest
+from dsdmae_cli.files import is_text
 
 _LARGEST = 2**63 - 1
+_LARGEST_FLOAT32 = 3.4028234e38
 
 
 def validate(values: Values, origin: dict[str, str], schema: Schema[S]) -> Loaded[S]:
@@ -47,6 +50,16 @@ def _validate_section(
         no_path = given[key] == "" and admits(fields[key], Path)  # pathlib would take it for the current folder
         if no_path or _stray_bool(given[key], fields[key]):
             raise SettingsError(_not_allowed(dotted, given[key], fields[key], origin))
+        if not is_text(given[key]):
+            raise SettingsError(
+                f"{dotted} = {value}{where(dotted, origin)} is not allowed: it is no UTF-8, which settings.toml is"
+                " written in; rename it, or name it by a link whose own name is UTF-8"
+            )
+        if section != "data" and _over_large(given[key]):  # data.range is of the files' values, which may be float64
+            raise SettingsError(
+                f"{dotted} = {value}{where(dotted, origin)} is not allowed: networks compute in float32, which ends at"
+                " 3.4e38"
+            )
         if _over_long(given[key]) and admits(fields[key], int) and not admits(fields[key], float, str, Path):
             raise SettingsError(f"{dotted} = {value}{where(dotted, origin)} is not allowed: it has more than 64 bits")
     try:
@@ -67,6 +80,13 @@ def _stray_bool(value: Any, field: FieldInfo) -> bool:
     if isinstance(value, bool):
         return not admits(field, bool)
     return isinstance(value, list) and any(isinstance(item, bool) for item in value)
+
+
+def _over_large(value: Any) -> bool:
+    """Whether a number here is finite and more than float32 holds; infinite ones are refused by each setting's type."""
+    if isinstance(value, list | tuple):
+        return any(map(_over_large, value))
+    return isinstance(value, float) and math.isfinite(value) and abs(value) > _LARGEST_FLOAT32
 
 
 def _over_long(value: Any) -> bool:

@@ -28,7 +28,7 @@ from dsdmae_cli.data import deep, tiff
 from dsdmae_cli.data.base import Form, Refused, UnreadableImage, raise_shortage
 from dsdmae_cli.data.to_rgb import SWAPS_SIDES, orientation, to_rgb
 from dsdmae_cli.data.values import Reading, Values, keyed
-from dsdmae_cli.files import open_file
+from dsdmae_cli.files import instead, open_file
 
 # What Pillow has to say of a damaged file comes as an exception too; without a handler Python prints it raw.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -296,7 +296,9 @@ def readable(source: Path | bytes | BinaryIO, name: str, max_pixels: int = MAX_P
             yield stream
     except Exception as error:  # damaged files make decoders raise nearly anything; all of it is the file's fault
         raise_shortage(error, name)
-        raise UnreadableImage(name, _reason(error, max_pixels)) from error
+        reason = _reason(error, max_pixels)
+        unknown = isinstance(error, UnidentifiedImageError)
+        raise UnreadableImage(name, f"{reason}{instead(source)}" if unknown else reason) from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from dsdmae_cli.figures.page import blank, plain, save
+from dsdmae_cli.report import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,20 +81,20 @@ def per_class(accuracy: Sequence[float | None], classes: Sequence[str], path: Pa
     known = sorted(pairs, key=lambda found: -found[0])  # equal ones stay in the order of the classes
     mean = sum(a for a, _ in known) / len(known)
     half = _MOST_NAMED // 2
-    shown = known if len(known) <= _MOST_NAMED else [*known[:half], *known[-half:]]
-    figure = blank(6.5, 1.0 + 0.24 * len(shown))
+    drawn = known if len(known) <= _MOST_NAMED else [*known[:half], *known[-half:]]
+    figure = blank(6.5, 1.0 + 0.24 * len(drawn))
     axes = figure.subplots()
-    rows = np.arange(len(shown))
+    rows = np.arange(len(drawn))
     blank_out = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the dotted line may pass behind a number
-    bars = axes.barh(rows, [100 * a for a, _ in shown], height=0.75, color="#4c78a8")
-    axes.bar_label(bars, [f"{100 * a:.1f}" for a, _ in shown], padding=3, fontsize=8, bbox=blank_out)
-    axes.set_yticks(rows, [shortened(name) for _, name in shown], fontsize=9 if len(shown) <= 25 else 7)
+    bars = axes.barh(rows, [100 * a for a, _ in drawn], height=0.75, color="#4c78a8")
+    axes.bar_label(bars, [f"{100 * a:.1f}" for a, _ in drawn], padding=3, fontsize=8, bbox=blank_out)
+    axes.set_yticks(rows, [shortened(name) for _, name in drawn], fontsize=9 if len(drawn) <= 25 else 7)
     axes.axvline(100 * mean, color="black", linewidth=1, linestyle=":")
     # The title is where the rule is explained: a legend would lie on bars.
-    left_out = f", {half} best and {half} worst of {len(known)} classes" if len(shown) < len(known) else ""
+    left_out = f", {half} best and {half} worst of {len(known)} classes" if len(drawn) < len(known) else ""
     axes.set_title(f"{what} by class, % (dotted: mean {100 * mean:.1f}){left_out}", fontsize=11)
     axes.set_xlim(0, 105)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_ylim(len(drawn) - 0.4, -0.6)
     plain(axes)
     axes.grid(False, axis="y")
     save(figure, path)
@@ -241,5 +242,5 @@ def mistakes(
 
 def shortened(name: str) -> str:
     """A class name that fits beside a picture: ImageNet's are lists of synonyms, of which the first will do."""
-    first = name.split(",")[0]
+    first = shown(name.split(",")[0], one_line=True)  # no font takes the bytes of a name that is no UTF-8
     return first if len(first) <= _LONGEST_NAME else first[: _LONGEST_NAME - 1] + "…"

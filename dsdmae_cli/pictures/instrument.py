@@ -5,6 +5,7 @@ data/tiff.py reads them; what tifffile writes is what it reads. No torch here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from dsdmae_cli.data import nodata, tiff
 from dsdmae_cli.data.values import Values
+from dsdmae_cli.files import parsed_json
 from dsdmae_cli.pictures.metadata import Metadata, TiffTags
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ _RGB, _CMYK = 2, 5
 _GEO = (33550, 33922, 34264, 34735, 34736, 34737, 42112)
 # Alpha that colours were multiplied by is divided out when it is read.
 _EXTRAS = {0: "unspecified", 1: "unassalpha", 2: "unassalpha"}
+_SHAPED = '{"shape": '  # begins what tifffile writes of an array
 _MODES = {1: "L", 3: "RGB"}
 # Integers of so many bytes have no differences from pixel to pixel in tifffile.
 _WIDEST_PREDICTED = 8
@@ -113,13 +116,28 @@ def write(pages: Iterable[Picture], file: BinaryIO) -> None:
                 photometric=photometric,
                 compression="zlib",
                 predictor=pixels.dtype.kind != "f" and pixels.dtype.itemsize < _WIDEST_PREDICTED,
-                description=(known.description or "").encode(),
+                description=_interleaved(known.description or "", pixels).encode(),
                 metadata=None,
                 software=False,
                 iccprofile=known.icc,
                 contiguous=False,
                 **more,
             )
+
+
+def _interleaved(words: str, pixels: np.ndarray) -> str:
+    """A description, and tifffile's own with its bands last: the shape of a file of planes has them in front, and read
+    by it tifffile doubts the file."""
+    if pixels.shape[2] == 1 or not words.startswith(_SHAPED):
+        return words
+    try:
+        said = parsed_json(words)
+        *before, bands, height, width = said["shape"]
+    except (ValueError, TypeError):  # cut short, or of fewer numbers than a picture has
+        return words
+    if (height, width, bands) != pixels.shape:
+        return words
+    return json.dumps({**said, "shape": [*before, height, width, bands]})
 
 
 def _colors(page: Picture, tags: TiffTags) -> tuple[str, int]:

@@ -24,7 +24,7 @@ from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import PROBE, Loaded, Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.files import explained, is_partial, parsed_json, read_within, sweep, typed, write_bytes
+from dsdmae_cli.files import explained, is_partial, is_text, parsed_json, read_within, sweep, typed, write_bytes
 from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.report import without_password
@@ -41,17 +41,7 @@ CLASSIFIER = "classifier.safetensors"
 LOCK = ".lock"
 # What trackers keep in a run's directory.
 _TRACKED = ("tensorboard", "wandb", "mlflow")
-_PACKAGES = (
-    "dsdmae",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pillow",
-    "pydantic",
-    "safetensors",
-    "scikit-learn",
-)
+_PACKAGES = ("dsdmae", "torch", "torchvision", "timm", "numpy", "pillow", "pydantic", "safetensors", "scikit-learn")
 
 
 def refuse_run(dataset: str) -> None:
@@ -123,6 +113,8 @@ class RunDir:
         Raises:
             SettingsError: it holds something, belongs to another run, or cannot be read.
         """
+        if not is_text(self.path):
+            raise SettingsError(f"--out {self.path} is no UTF-8, so that its weights could not be read; choose another")
         try:
             busy = (self.path / SETTINGS).exists()
             there = list(self.path.iterdir()) if self.path.exists() else []

@@ -333,6 +333,9 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not Path("harmed").exists()
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 22883\n"
+
+
 def test_damaged_files_and_others(tmp_path: Path) -> None:
     whole = tmp_path / "whole.pth"
     torch.save(layouts.plain_vit(1), whole)
@@ -347,6 +350,10 @@ def test_damaged_files_and_others(tmp_path: Path) -> None:
         assert f"{name}.pth is no readable file of weights: it is damaged, or was not written" in refusal(
             tmp_path / f"{name}.pth"
         )
+    for suffix in ("pth", "safetensors"):
+        for content, said in ((LFS_POINTER, "`git lfs pull`"), (b"\n<!DOCTYPE html>\n<p>404", "it is a web page")):
+            (tmp_path / f"other.{suffix}").write_bytes(content)
+            assert said in refusal(tmp_path / f"other.{suffix}")
     with zipfile.ZipFile(
         tmp_path / "program.pt", "w"
     ) as archive:  # what torch.jit.save adds, scripting being deprecated

@@ -83,6 +83,7 @@ def test_a_dry_run_of_a_resumption_is_of_that_run(run: Run, refused: Callable[..
 def test_a_dry_run_into_a_used_directory_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     assert "is not empty" in refused("pretrain", "--dry-run", "--out", tmp_path)
+    assert r"r\udcff is no UTF-8" in refused("pretrain", "--dry-run", "--out", tmp_path / "r\udcff")
 
 
 def test_json_alone_is_on_stdout(run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from helpers import cli, one_line, preset_names, start
 
+from dsdmae_cli.__main__ import main
 from dsdmae_cli.cli import COMMANDS, load
 from dsdmae_cli.cli.options import takes
 from dsdmae_cli.config import help as help_module
@@ -83,6 +86,33 @@ def test_a_flag_that_names_nothing_is_refused(words: tuple[str, ...], capfd: pyt
     code, out, err = cli(capfd, "pretrain", *words, "--dry-run")
     assert (code, out) == (2, "")
     assert "names nothing; give NAME, or leave it out" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("denoise x.png --out ''", "--out '' names nothing; give FILE|DIR|-, or leave it out"),
+        ("data pack x --out=", "--out '' names nothing; give DIR"),
+        ("pretrain --config ''", "--config '' names nothing; give FILE.toml, or leave it out"),
+        ("runs --in ''", "--in '' names nothing; give DIR, or leave it out"),
+        ("predict x ''", "'' names nothing; give PICTURE|FOLDER|GLOB|-"),
+        ("predict ''", "'' names nothing; give RUN|CLASSIFIER"),
+    ],
+)
+def test_an_empty_word_is_not_the_current_folder(words: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = cli(capfd, *shlex.split(words))
+    assert code == 2
+    assert one_line(err) == f"dsdmae: error: {said}"
+
+
+def test_closed_streams_are_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as ended:
+        main(["runs", "--in", str(tmp_path)])
+    assert ended.value.code == 0
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
 
 
 def test_nothing_given_is_nothing() -> None:

@@ -85,6 +85,27 @@ def test_a_bad_value_is_named_with_its_key_source_and_what_is_allowed(
 
 
 @pytest.mark.parametrize(
+    ("assignment", "why"),
+    [
+        ("data.dataset=folder:\udcff", "UTF-8"),
+        ("data.data_dir=a\udce9", "UTF-8"),
+        ("train.start=caf\udce9/run", "UTF-8"),
+        ("method.noise_std=1e308", "float32"),
+        ("method.noise_std=0.1,1e39", "float32"),
+        ("optim.lr=1e300", "float32"),
+    ],
+)
+def test_what_settings_toml_or_the_network_cannot_hold_is_refused(assignment: str, why: str) -> None:
+    message = refusal(assignment)
+    assert message.startswith(f"{assignment.replace('=', ' = ')} (from --set {assignment}) is not allowed")
+    assert why in message
+
+
+def test_values_of_files_may_be_beyond_float32(tmp_path: Path) -> None:
+    assert loaded("data.range=0,1e40").settings.data.range == (0, 1e40)
+
+
+@pytest.mark.parametrize(
     ("assignment", "advice"),
     [
         ("method.mask_ratio=0.95,0.75", "write [0.75, 0.95]"),

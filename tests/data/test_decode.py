@@ -222,6 +222,9 @@ def test_what_is_no_image(tmp_path: Path, photo: Image.Image) -> None:
     assert reason(b"") == "empty file"
     assert reason(b"hello, world").startswith("not a JPEG")
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n").startswith("not a JPEG")
+    (tmp_path / "pointer.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "`git lfs pull`" in reason(tmp_path / "pointer.jpg")
+    assert "it is a web page" in reason(b"<html><body>404</body></html>")
     assert reason(tmp_path / "gone.jpg") == "no such file or directory"
     assert reason(tmp_path) == "is a directory"
     reason(png_header(0, 5))

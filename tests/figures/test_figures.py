@@ -27,6 +27,7 @@ def _drawn(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("num_classes", [2, 10, 100, 1000])
 def test_confusion_and_bars(tmp_path: Path, num_classes: int) -> None:
     names = [f"class number {i}, with a synonym" for i in range(num_classes)]
+    names[0] = "caf\udce9"  # of a folder's name that is no UTF-8
     matrix = RNG.integers(0, 3, (num_classes, num_classes)) + np.diag(RNG.integers(5, 50, num_classes))
     matrix[1] = 0  # a class that the test set lacks
     scores.confusion(matrix, names, tmp_path / "a" / "confusion.png")
@@ -80,3 +81,4 @@ def test_mistakes(tmp_path: Path, count: int, side: int) -> None:
 def test_names_are_shortened_to_fit() -> None:
     assert scores.shortened("tench, Tinca tinca") == "tench"
     assert scores.shortened("a" * 30) == "a" * 17 + "…"
+    assert scores.shortened("caf\udce9") == "caf\\udce9"

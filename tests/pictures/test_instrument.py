@@ -61,6 +61,19 @@ def test_what_holds_them() -> None:
     assert read(nir, "x").num_colors == 4
 
 
+@pytest.mark.parametrize("shape", [(5, 9, 8), (2, 5, 9, 8)])
+def test_tifffile_does_not_doubt_what_it_wrote_as_planes(
+    shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    values = RANDOM.integers(0, 65535, shape, dtype=np.uint16)
+    content = tif(values, photometric="minisblack", planarconfig="separate")
+    buffer = io.BytesIO()
+    write([read(content, "x", page=page) for page in range(len(values) if values.ndim == 4 else 1)], buffer, ".tif")
+    again = tifffile.imread(io.BytesIO(buffer.getvalue()))
+    np.testing.assert_array_equal(again, np.moveaxis(values, -3, -1))
+    assert not caplog.records
+
+
 def test_pages_of_a_stack() -> None:
     stack = RANDOM.integers(100, 1000, (5, 12, 9), np.uint16)
     for compressed in ({}, {"compression": "zlib"}):

@@ -19,7 +19,7 @@ from PIL import Image
 from dsdmae_builtin.backbones import TimmSettings
 from dsdmae_builtin.timm_backbone import TimmBackbone
 from dsdmae_cli.artifacts import embedding as embedding_module
-from dsdmae_cli.errors import RunFailed
+from dsdmae_cli.errors import RunFailed, SettingsError
 from dsdmae_cli.evaluation.features import encoder_digest
 from dsdmae_cli.recipes.embed import Request, embed
 
@@ -84,6 +84,17 @@ def test_parquet_holds_the_same(encoder_run: Path, tmp_path: Path, monkeypatch: 
     assert table["class"].to_pylist() == expected["classes"][expected["labels"]].tolist()
     np.testing.assert_array_equal(np.array(table["features"].to_pylist(), dtype=np.float32), expected["features"])
     assert json.loads(table.schema.metadata[b"dsdmae"]) == json.loads(str(expected["about"]))
+
+
+def test_parquet_holds_no_name_that_is_no_text(encoder_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "caf\udce9.png")
+    request = Request(str(encoder_run), {"data.dataset": str(folder)}, precision="fp32", device="cpu")
+    with pytest.raises(SettingsError, match=r"is no UTF-8, as text in Parquet has to be"):
+        embed(request, tmp_path / "f.parquet")
+    assert listing(tmp_path) == {"images", "images/caf\udce9.png"}
+    embed(request, tmp_path / "f.npz")
 
 
 def test_photographs_without_labels(encoder_run: Path, photos_folder: Path, tmp_path: Path) -> None:
