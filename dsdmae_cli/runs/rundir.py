@@ -44,6 +44,7 @@ RUN = "run.json"
 REQUIRED = "required.toml"  # settings of what a method needed trained beforehand; its weights are in the checkpoints
 ENCODER = "encoder.safetensors"
 CLASSIFIER = "classifier.safetensors"
+_MOST_METRICS = 2**30  # bytes
 # What trackers keep in a run's directory.
 _TRACKED = ("tensorboard", "wandb", "mlflow")
 
@@ -342,14 +343,24 @@ class RunDir:
         self._write(METRICS, "".join(json.dumps(record) + "\n" for record in kept))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; what is no record, such as a last line torn by a crash, is left out."""
+        """The records of metrics.jsonl; what is no record, such as a last line torn by a crash, is left out.
+
+        Raises:
+            CheckpointError: it is there, and cannot be read.
+        """
         return self._records()[0]
 
     def _records(self) -> tuple[list[dict[str, Any]], bool]:
         """Whole lines, and whether there are others than a torn last one."""
         path, records, damaged = self.path / METRICS, [], False
-        text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
-        lines = text.split("\n")
+        try:
+            lines = read_within(path, _MOST_METRICS).decode("utf-8", "replace").split("\n")
+        except FileNotFoundError:
+            return [], False
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read {path}: {error.strerror or error}; move it away to go on without what was measured"
+            ) from error
         for number, line in enumerate(lines):
             if (record := record_of(line)) is not None:
                 records.append(record)
