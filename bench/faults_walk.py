@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,6 +67,8 @@ def begin(arguments: list[str], log: Path) -> int:
         dsdmae(arguments)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 98
+    except BaseException:  # os._exit would take it along unsaid
+        traceback.print_exc()
     finally:
         log.with_suffix(".modules").write_text("\n".join(sys.modules))
         os._exit(code)

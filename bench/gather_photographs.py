@@ -3,10 +3,11 @@
     pip install python-debian
     python bench/gather_photographs.py FOLDER [--packages CACHE]
 
-Packages are fetched by `apt-get download` (Debian 12) and unpacked, not installed. Each photograph is shrunk, by two at
-least, so that the noise and JPEG blocks of its own go, and cut into windows of --side pixels without overlap; windows
-in which hardly anything is depicted are left out. FOLDER/train and FOLDER/val hold the windows, split by photograph,
-and FOLDER/sources.csv names package, version, author and licence of every photograph, as the package states them.
+Packages are fetched by `apt-get download` (Debian 12), where CACHE has none yet, and unpacked, not installed. Each
+photograph is shrunk, by two at least, so that the noise and JPEG blocks of its own go, and cut into windows of --side
+pixels without overlap; windows in which hardly anything is depicted are left out. FOLDER/train and FOLDER/val hold the
+windows, split by photograph, and FOLDER/sources.csv names package, version, author and licence of every photograph, as
+the package states them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,12 +71,15 @@ _HELD_OUT = 16
 
 def unpacked(package: str, cache: Path) -> tuple[Path, str]:
     """The package's files, and its version."""
-    folder = cache / package
-    if not folder.exists():
+    if not any(cache.glob(f"{package}_*.deb")):
         subprocess.run(["apt-get", "download", package], cwd=cache, check=True)
-        archive = max(cache.glob(f"{package}_*.deb"))
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
-    (archive,) = cache.glob(f"{package}_*.deb")
+    archive = max(cache.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+    folder = archive.with_suffix("")
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part")  # half of a package would be taken for all of it the next time
+        shutil.rmtree(part, ignore_errors=True)
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(part)], check=True)
+        part.rename(folder)
     return folder, archive.name.split("_")[1].replace("%3a", ":")
 
 
@@ -102,7 +107,8 @@ def provenance(source: Source, root: Path, path: Path) -> tuple[str, str]:
     if not source.base and metadata.exists():
         plugin = json.loads(metadata.read_text(encoding="utf-8"))["KPlugin"]
         return ", ".join(author["Name"] for author in plugin["Authors"]), plugin["License"]
-    stated: Any = Copyright((root / f"usr/share/doc/{source.package}/copyright").open(encoding="utf-8"), strict=False)
+    with (root / f"usr/share/doc/{source.package}/copyright").open(encoding="utf-8") as stream:
+        stated: Any = Copyright(stream, strict=False)
     name = str(path.relative_to(root / source.base))
     # Wallpapers lie in a folder of their own in the source package that the installed one does not have.
     for known in (name, f"16.04/{name}", f"20.04/{name}"):
@@ -114,7 +120,7 @@ def provenance(source: Source, root: Path, path: Path) -> tuple[str, str]:
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:
-    """By two, or more where the shorter side stays above 720 px; to whole windows where that cuts nothing small."""
+    """By two, or by more so that the shorter side has 720 px; no side becomes shorter than a window's."""
     factor = max(2.0, min(image.size) / _LARGEST_SIDE)
     size = [max(side, round(length / factor)) for length in image.size]
     return image.convert("RGB").resize((size[0], size[1]), Image.Resampling.LANCZOS)

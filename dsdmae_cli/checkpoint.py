@@ -27,7 +27,17 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dsdmae_cli.errors import CheckpointError
-from dsdmae_cli.files import RESUME, explained, instead, require_file, sync_directory, write_bytes, write_synced
+from dsdmae_cli.files import (
+    RESUME,
+    explained,
+    instead,
+    open_file,
+    read_within,
+    require_file,
+    sync_directory,
+    write_bytes,
+    write_synced,
+)
 from dsdmae_cli.sharding import slice_like
 
 FORMAT_VERSION = 1
@@ -183,8 +193,8 @@ def _weights_alone(path: Path) -> Weights:
 def _read(path: Path, *names: str) -> tuple[int, dict[str, Any], dict[str, Any], list[dict[str, Tensor]]]:
     """(step, settings, state, the tensors of each file in `names`), every file held against its sum."""
     try:
-        sums = dict(json.loads((path / _MANIFEST).read_bytes()))
-        contents = {name: (path / name).read_bytes() for name in (_STATE, *names)}
+        sums = dict(json.loads(read_within(path / _MANIFEST)))
+        contents = {_STATE: read_within(path / _STATE)} | {name: _content(path / name) for name in names}
         damaged = [name for name, content in contents.items() if hashlib.sha256(content).hexdigest() != sums.get(name)]
         if damaged != [_STATE] or _STATE not in sums:  # a newer program may have other files
             _refuse_newer(path, contents[_STATE])
@@ -204,6 +214,11 @@ def _read(path: Path, *names: str) -> tuple[int, dict[str, Any], dict[str, Any],
         raise CheckpointError(f"checkpoint {path} is damaged: {_short(error)}") from error
     except (KeyError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {_short(error)}") from error
+
+
+def _content(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read()
 
 
 def _refuse_newer(path: Path, content: bytes) -> None:

@@ -237,6 +237,38 @@ def require_file(path: Path | str, *, handed_over: bool = False) -> os.stat_resu
     raise OSError(errno.ENODEV, f"it is {kind}, no file", str(path))
 
 
+def is_file(path: Path) -> bool:
+    """Whether a name leads to a file; False too where the system will not say, of a name that is too long, or in a
+    folder that may not be looked into: whoever opens it then says why."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def require_folder(path: Path) -> None:
+    """See that a folder is there, or can be made, and takes files; nothing is written.
+
+    Raises:
+        OSError: it does not, in the system's words.
+    """
+    at = path.absolute()
+    while True:
+        try:
+            found = os.stat(at)  # noqa: PTH116  (the very name: Path.exists knows no link that leads nowhere)
+            break
+        except FileNotFoundError:
+            if at.is_symlink():
+                raise OSError(errno.ENOENT, "a link that leads nowhere", str(at)) from None
+            at = at.parent
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(at))
+    if not os.access(at, os.W_OK | os.X_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(at).f_flag & os.ST_RDONLY
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, os.strerror(number), str(at))
+
+
 def stamp_of(path: Path) -> tuple[int, int]:
     """Size and time of change (ns) of a file.
 

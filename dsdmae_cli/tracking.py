@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.files import parsed_json, write_bytes
+from dsdmae_cli.files import parsed_json, read_within, write_bytes
 
 # In a run's directory: by what name each tracker knows the run, so that a resumed one goes on as the same.
 KEPT = "trackers.json"
@@ -114,7 +114,7 @@ def _is_number(value: object) -> bool:
 
 def _kept(path: Path) -> dict[str, str]:
     with suppress(OSError, ValueError):  # a damaged one is written anew, and the tracker begins anew
-        kept = parsed_json((path / KEPT).read_text(encoding="utf-8"))
+        kept = parsed_json(read_within(path / KEPT))
         if isinstance(kept, dict):
             return {str(name): str(identity) for name, identity in kept.items()}
     return {}

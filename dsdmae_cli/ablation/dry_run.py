@@ -9,7 +9,7 @@ import torch
 
 from dsdmae_cli.ablation.definition import Definition, Metric, trial_name
 from dsdmae_cli.ablation.plans import Plans
-from dsdmae_cli.ablation.storage import check_storage
+from dsdmae_cli.ablation.storage import free_for
 from dsdmae_cli.ablation.sweep import Point, describe, validate
 from dsdmae_cli.ablation.trial import judged_folder
 from dsdmae_cli.ablation.words import flop
@@ -19,15 +19,14 @@ from dsdmae_cli.runs.workers import make_slots
 
 
 def dry_run(
-    definition: Definition, folder: Path, *, workers: int | None, parallel: bool, storage: str | None = None
+    definition: Definition, out: Path | None, *, workers: int | None, parallel: bool, storage: str | None = None
 ) -> tuple[dict[str, Any], str, list[str]]:
-    """(For scripts, for people, warnings) of a study in a directory that is free for it.
+    """(For scripts, for people, warnings) of a study; arguments are those of recipes/ablate.py.
 
-    Args:
-        storage: as of recipes/ablate.py; nothing is connected to.
+    Raises:
+        DsdmaeError: it would be refused.
     """
-    if storage is not None:
-        check_storage(storage)
+    folder = free_for(definition, out, storage, workers)
     points = definition.points
     validate(definition.axes, points, definition.base)
     plans = Plans(definition)

@@ -29,10 +29,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dsdmae_cli.ablation.definition import Definition, check_same, widened
-from dsdmae_cli.ablation.storage import Books
+from dsdmae_cli.ablation.storage import Books, cannot_open
 from dsdmae_cli.ablation.sweep import Axis, Point
 from dsdmae_cli.ablation.values import drawn_text
-from dsdmae_cli.errors import DsdmaeError, SettingsError
+from dsdmae_cli.errors import DsdmaeError
 from dsdmae_cli.report import without_password
 
 _BEAT_SECONDS = 20.0
@@ -110,12 +110,7 @@ class Study:
         except DsdmaeError:
             raise
         except Exception as error:  # whatever a database driver raises
-            said = without_password(str(error).splitlines()[0]) if str(error) else type(error).__name__
-            # What is done is told by the trials' own files: without its journal a study finds them again.
-            again = "" if isinstance(storage, str) else (
-                "; where it is damaged, move it away: the same command takes the trials that are done from their files"
-            )  # fmt: skip
-            raise SettingsError(f"cannot open the study in {where}: {said}{again}") from error
+            raise cannot_open(storage, error) from error
         before = study.user_attrs.get("definition")
         if before is not None:
             check_same(before, definition, where)

@@ -23,7 +23,8 @@ from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import Loaded
 from dsdmae_cli.errors import RunFailed
 from dsdmae_cli.files import write_bytes
-from dsdmae_cli.runs.child import Child, Slot, State, busy
+from dsdmae_cli.runs.child import Child, Slot, State
+from dsdmae_cli.runs.held import busy
 from dsdmae_cli.runs.rundir import METRICS, RESULT, SETTINGS, RunDir, record_of
 from dsdmae_cli.settings.models import Settings
 

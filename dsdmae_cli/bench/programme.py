@@ -18,11 +18,12 @@ from typing import Any
 
 from dsdmae_cli.bench.turns import Finding
 from dsdmae_cli.errors import DsdmaeError, SettingsError
-from dsdmae_cli.files import write_bytes
+from dsdmae_cli.files import parsed_json, read_within, require_folder, write_bytes
 from dsdmae_cli.report import duration
 
 STATE, REPORT = "bench.json", "report.md"
 _FORMAT = 1
+_KEPT_OF_A_PART = ("what", "when", "seconds", "given", "failed", "markdown", "findings")
 Say = Callable[[str], None]
 
 
@@ -103,6 +104,7 @@ class Kept:
                 self.state = self._read(there, machine)
             elif folder.exists() and any(folder.iterdir()):
                 raise SettingsError(f"{folder} is not empty and holds no {STATE}; name a new folder with --out")
+            require_folder(folder)  # before the first part, whose figures would have no place
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
@@ -110,11 +112,13 @@ class Kept:
     @staticmethod
     def _read(path: Path, machine: Mapping[str, str]) -> dict[str, Any]:
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = parsed_json(read_within(path))
             before = dict(state["machine"])
-            _ = state["parts"].items()
+            for part in state["parts"].values():
+                _ = [part[key] for key in _KEPT_OF_A_PART]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SettingsError(f"{path} cannot be read ({error}); name a new folder with --out") from error
+            why = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+            raise SettingsError(f"{path} cannot be read ({why}); name a new folder with --out") from error
         if state.get("format") != _FORMAT:
             raise SettingsError(
                 f"{path} is of format {state.get('format')}, this program writes {_FORMAT}; name a new folder"

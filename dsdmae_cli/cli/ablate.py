@@ -187,15 +187,13 @@ def command(*, asked: Asked, given: Given) -> None:
     _check(asked)
     definition = _definition(asked, given)
     from dsdmae_cli.ablation.dry_run import dry_run as planned
-    from dsdmae_cli.ablation.storage import study_folder
     from dsdmae_cli.files import SAME, not_resumable
     from dsdmae_cli.recipes.ablate import ablate
     from dsdmae_cli.report import Report, print_result
 
     if given.dry_run:
-        folder = study_folder(definition, given.out)
         plan, text, warnings = planned(
-            definition, folder, workers=asked.workers, parallel=asked.parallel, storage=asked.storage
+            definition, given.out, workers=asked.workers, parallel=asked.parallel, storage=asked.storage
         )
         for warning in warnings:
             Report().warn(warning)

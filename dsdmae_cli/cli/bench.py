@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 from dsdmae_cli.cli import completion
 from dsdmae_cli.cli.group import Command, Group
 from dsdmae_cli.cli.options import Debug
-from dsdmae_cli.report import tell
+from dsdmae_cli.report import say, tell
 
 if TYPE_CHECKING:
     from dsdmae_cli.bench.turns import Finding
@@ -205,7 +204,7 @@ def gpu(
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
-    return (lambda text: None) if as_json else (lambda text: print(text, file=sys.stderr, flush=True))
+    return (lambda text: None) if as_json else say
 
 
 def _show(found: Finding, as_json: bool) -> None:

@@ -31,6 +31,8 @@ def command(given: Given) -> None:
         from dsdmae_cli.recipes.finetune import plan
 
         planned = plan(resolve(loaded.settings))
+        if given.resume and given.out is not None:
+            planned = planned.gone_on_with(given.out)
         if distributed.is_first():
             print_result(planned.json(), as_json=given.json, text=planned.text())
         return

@@ -40,6 +40,8 @@ def carry_out(given: Given, loaded: Loaded[Any]) -> None:
 
         planned = plan(loaded, resume=given.resume, as_json=given.json)
         planned = replace(planned, data_notes=(*planned.data_notes, *remarks(loaded, PRETRAIN)))
+        if given.resume and given.out is not None:
+            planned = planned.gone_on_with(given.out)
         if distributed.is_first():
             print_result(planned.json(), as_json=given.json, text=planned.text())
         return

@@ -29,10 +29,11 @@ def command(given: Given) -> None:
 
     if given.dry_run:
         from dsdmae_cli.recipes.probe import plan_text
-        from dsdmae_cli.runs.child import is_killed_probe
+        from dsdmae_cli.runs.rundir import RunDir
 
         plan, text = plan_text(resolve(loaded.settings))
-        plan["removes"] = str(given.out) if given.out is not None and is_killed_probe(given.out) else None
+        removes = given.out is not None and RunDir(given.out).is_killed_probe()
+        plan["removes"] = str(given.out) if removes else None
         if plan["removes"]:
             text += f"\n--out {given.out} holds what a probe that was killed has left, which will be removed first"
         print_result(plan, as_json=given.json, text=text)

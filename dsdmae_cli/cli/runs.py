@@ -280,7 +280,7 @@ def rm(
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Delete runs with their weights, checkpoints and figures; it asks first."""
-    from dsdmae_cli.runs.child import busy
+    from dsdmae_cli.runs.held import busy
     from dsdmae_cli.runs.listing import remove, resolve, size, size_of
     from dsdmae_cli.runs.rundir import default_folder
 

@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+_LONGEST_NUMBER = 10  # characters
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 
 
@@ -174,9 +175,16 @@ def to_toml(values: dict[str, dict[str, Any]], sources: dict[str, str] | None = 
     return "\n".join(lines)
 
 
+def short(value: Any) -> Any:
+    """A value to be read by people: 1.333, not 1.3333333333333333."""
+    if isinstance(value, list):
+        return [short(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) and len(repr(value)) > _LONGEST_NUMBER else value
+
+
 def _written(default: Any) -> Any:
     """A default as a file of settings has it: true, not True."""
-    return str(default).lower() if isinstance(default, bool) else default
+    return str(default).lower() if isinstance(default, bool) else short(default)
 
 
 def help_text(model: type[BaseModel], section: str, key: str) -> str:

@@ -83,7 +83,7 @@ def _alike(classes: Sequence[str]) -> list[str]:
         said |= found
         shown = repr if what == "blanks" else str  # they are seen between quotes alone
         if pairs := [" and ".join(map(shown, names)) for names in sorted(found)]:
-            notes.append(f"{some(pairs)} differ in {what} alone and are two classes; rename one if they are one")
+            notes.append(f"{some(pairs)} differ in {what} alone and are classes of their own; rename what is one")
     return notes
 
 

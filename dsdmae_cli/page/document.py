@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsdmae_cli import __version__
-from dsdmae_cli.files import aside
+from dsdmae_cli.files import aside, open_file
 from dsdmae_cli.page.blocks import Page
 from dsdmae_cli.page.chart import Chart
 from dsdmae_cli.page.palette import style, variables
@@ -76,7 +76,7 @@ def _environment() -> Any:
 
 def is_ours(path: Path) -> bool:
     """Whether a file is a page of this program's, and may be replaced by another one."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return b'<meta name="generator" content="dsdmae ' in file.read(2000)
 
 

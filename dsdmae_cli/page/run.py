@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from dsdmae_cli.page.blocks import (
 from dsdmae_cli.page.curves import Curves
 from dsdmae_cli.page.document import Places, places, write
 from dsdmae_cli.page.thumbs import thumb
-from dsdmae_cli.page.words import FIGURES, score_facts, scored_words
+from dsdmae_cli.page.words import FIGURES, score_facts, scored_words, value_words
 from dsdmae_cli.report import duration
 from dsdmae_cli.report.lines import in_directions
 
@@ -293,7 +292,7 @@ def _folded(story: Story) -> Iterator[Section]:
             source = sources.get(f"{section}.{key}", "")
             if story.asked.get(section, {}).get(key) == "auto" != value:
                 source = f"{source}: auto" if source else "auto"
-            rows.append((f"{section}.{key}", _value(value), source))
+            rows.append((f"{section}.{key}", value_words(value), source))
     titles, words, wraps = ("setting", "value", "from"), frozenset({0, 1, 2}), frozenset({1, 2})
     chosen = [row for row in rows if row[2] and not row[2].startswith(("default", "auto"))]
     if chosen:
@@ -304,10 +303,6 @@ def _folded(story: Story) -> Iterator[Section]:
         yield Section(
             "Machine and versions", [Table((), machine, frozenset({0, 1}), wraps=frozenset({1}))], folded=True
         )
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _machine(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

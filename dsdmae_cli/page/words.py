@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dsdmae_cli.config.describe import short
 from dsdmae_cli.page import PAGE
 from dsdmae_cli.report import number_of
 
@@ -83,3 +85,8 @@ def more_lines(result: Mapping[str, Any]) -> list[str]:
     """Lines of a summary, below top-1: what else is worth saying of how often the network is right."""
     found = {"mean per class": per_class_words(result), "top-5": top5_words(result)}
     return [f"{name:<14} {words}" for name, words in found.items() if words is not None]
+
+
+def value_words(value: Any) -> str:
+    """The value of a setting in a table."""
+    return value if isinstance(value, str) else json.dumps(short(value), ensure_ascii=False)

@@ -167,7 +167,8 @@ def _kept(named: Path | Packaged) -> list[Path]:
 def _whole(path: Path) -> bytes | None:
     """What a kept file holds; None where it is not what was written."""
     try:
-        content = path.read_bytes()
+        with open_file(path) as file:
+            content = file.read()
     except OSError:
         return None
     digest = path.stem.rpartition("-")[2]

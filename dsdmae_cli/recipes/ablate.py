@@ -13,7 +13,7 @@ from dsdmae_cli.ablation.plans import Plans
 from dsdmae_cli.ablation.progress import make_progress
 from dsdmae_cli.ablation.results import repeat_command, results_of
 from dsdmae_cli.ablation.run import Runner, total_failure
-from dsdmae_cli.ablation.storage import JOURNAL, study_folder
+from dsdmae_cli.ablation.storage import JOURNAL, free_for, reach
 from dsdmae_cli.ablation.study import Study
 from dsdmae_cli.ablation.sweep import validate
 from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
@@ -52,7 +52,10 @@ def ablate(
     """
     if distributed.launched_by_torchrun():
         raise SettingsError("dsdmae ablate starts its own processes; run it without torchrun, and see --parallel")
-    folder = study_folder(definition, out)
+    # What needs no trial's plan is refused before they are worked out.
+    folder = free_for(definition, out, storage, workers)
+    if storage is not None:
+        reach(storage)
     progress = make_progress(definition.metric, as_json)
     try:
         plans = Plans(definition)

@@ -29,13 +29,16 @@ _PATIENCE = 2.0  # seconds between looks at what another process trains
 Train = Callable[[Loaded[Settings], Path, bool, bool, Report], dict[str, Any]]
 
 
-def provided(settings: ResolvedSettings, out: Path | None, report: Report, train: Train) -> Path:
+def provided(
+    settings: ResolvedSettings, out: Path | None, report: Report, train: Train, refuse: Callable[[], Any]
+) -> Path:
     """The directory of the run that a method needs, which has ended.
 
     Args:
         settings: of the run that needs it.
         out: where that run will be, if the directory has to be free.
         train: runs pre-training.
+        refuse: raises what the run itself would be refused by, before an hour of work, not after it.
 
     Raises:
         RunInterrupted: a signal asked to stop; what was learned is saved.
@@ -44,8 +47,11 @@ def provided(settings: ResolvedSettings, out: Path | None, report: Report, train
     needs = requirement(settings)
     assert needs is not None
     if out is not None:
-        distributed.main_says(RunDir(out).check_free)  # before an hour of work, not after it
+        distributed.main_says(RunDir(out).check_free)
     folder, loaded = distributed.main_says(lambda: required_folder(settings, needs))
+    if not distributed.main_says(lambda: has_ended(folder)):
+        with distributed.one_fate():
+            refuse()
     lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
     told = False
     try:

@@ -14,10 +14,8 @@ from dsdmae_cli.config.compose import compose
 from dsdmae_cli.config.describe import tables
 from dsdmae_cli.config.given import Given
 from dsdmae_cli.config.own_images import fitted
-from dsdmae_cli.config.resolve import resolve
-from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, PROBE, Loaded, Schema
+from dsdmae_cli.config.schema import FINETUNE, PRETRAIN, PROBE, WORTH, Loaded, Schema
 from dsdmae_cli.errors import SettingsError
-from dsdmae_cli.runs.child import is_killed_probe
 from dsdmae_cli.runs.rundir import RunDir, refuse_run
 from dsdmae_cli.settings.models import Settings
 
@@ -34,9 +32,8 @@ def resumed(given: Given, schema: Schema[Any]) -> Path | None:
         )
     if given.resume and given.out is None:
         raise SettingsError("--resume needs the run's directory; add --out DIR")
-    to_see = given.out if given.dry_run and not given.resume else None
-    if to_see is not None and not (schema is PROBE and is_killed_probe(to_see)):
-        RunDir(to_see).check_free()
+    if given.dry_run and given.out is not None and schema is not WORTH:  # whose directory is no run's
+        RunDir(given.out).look(resume=given.resume, probe=schema is PROBE)
     return given.out if given.resume else None
 
 
@@ -110,7 +107,7 @@ def _judging_on(given: Given, schema: Schema[Any], section: str, run: Path) -> L
 
 
 def _refuse_changes(given: Given, run: Path | None, loaded: Loaded[Any]) -> None:
-    if given.dry_run and run is not None and given.any_setting:  # as the run itself will
-        from dsdmae_cli.runs.conduct import unchanged
+    if given.dry_run and run is not None:  # as the run itself will
+        from dsdmae_cli.runs.conduct import look
 
-        unchanged(RunDir(run), RunDir(run).settings().settings, loaded, resolve(loaded.settings))
+        look(RunDir(run), loaded, overridden=given.any_setting, accept_changes=given.accept_changes)

@@ -70,11 +70,12 @@ def pretrain(
         )
         required = None
         if requirement(settings) is not None and not begun:  # a run that has begun holds what it needed
-            required = provided(resolve(settings), None if resume else out, report, _train)
+            refuse = partial(plan, loaded, resume=resume, as_json=True, timed=False)
+            required = provided(resolve(settings), None if resume else out, report, _train, refuse)
         return _train(loaded, out, resume, overridden, report, required, accept_changes)
 
 
-def plan(loaded: Loaded[Settings], *, resume: bool, as_json: bool = False) -> Plan:
+def plan(loaded: Loaded[Settings], *, resume: bool, as_json: bool = False, timed: bool = True) -> Plan:
     """What --dry-run shows; weights to begin with are opened, and refused as the run would refuse them.
 
     Raises:
@@ -82,8 +83,9 @@ def plan(loaded: Loaded[Settings], *, resume: bool, as_json: bool = False) -> Pl
     """
     settings = resolve(loaded.settings)
     if settings.train.start is None or resume:  # a run that goes on needs them no more
-        return make_plan(settings)
-    return make_plan(settings, build=lambda: _begun(settings, make_report(as_json=as_json, main_process=True)))
+        return make_plan(settings, timed=timed)
+    report = make_report(as_json=as_json, main_process=True)
+    return make_plan(settings, timed=timed, build=lambda: _begun(settings, report))
 
 
 def _train(

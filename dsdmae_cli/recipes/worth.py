@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from dsdmae_cli import distributed, plugins
 from dsdmae_cli.artifacts.subject import parse, taken_over
@@ -27,15 +26,16 @@ from dsdmae_cli.recipes.finetune import build_classifier
 from dsdmae_cli.report import Report, duration, make_report, number_of, without_password
 from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.plan import make_plan
-from dsdmae_cli.runs.rundir import LOCK, RESULT, RunDir
+from dsdmae_cli.runs.rundir import RESULT, RunDir
 from dsdmae_cli.runs.workers import make_slots
+from dsdmae_cli.runtime import choose_device
 from dsdmae_cli.settings.judge import PIXELS, SCRATCH, FinetuneSettings
 from dsdmae_cli.settings.resolved import ResolvedFinetuneSettings
 from dsdmae_cli.settings.size import size_words
 from dsdmae_cli.worth import page
 from dsdmae_cli.worth.findings import read
-from dsdmae_cli.worth.record import default_folder, result_of
-from dsdmae_cli.worth.running import Runner, check_same
+from dsdmae_cli.worth.record import folder_of, result_of
+from dsdmae_cli.worth.running import Runner, taken
 from dsdmae_cli.worth.tasks import Contender, Question, usable_shares
 
 # What the question itself decides, and so nobody else.
@@ -64,6 +64,7 @@ def ask(
     """
     settings = loaded.settings
     check_usable(settings.train.trackers)
+    choose_device(settings.train.device)
     if not math.isfinite(minutes):
         raise SettingsError(f"--budget {minutes}: give a number of minutes")
     for key in _OWN:
@@ -138,20 +139,9 @@ def worth(
     if distributed.launched_by_torchrun():
         raise SettingsError("dsdmae worth starts its own processes; run it without torchrun")
     report = report or make_report(as_json=as_json, main_process=True)
-    folder = (out or default_folder(question)).absolute()
-    with explained(folder, "the same command goes on when that is mended"):
-        check_same(question, folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
-        try:
-            with FileLock(folder / LOCK, timeout=0):
-                return _answered(question, notes, folder, report)
-        except Timeout:
-            raise SettingsError(
-                f"{folder} is worked on by another process; wait for it, or give another --out"
-            ) from None
+    folder = folder_of(question, out)
+    with explained(folder, "the same command goes on when that is mended"), taken(folder):
+        return _answered(question, notes, folder, report)
 
 
 def _answered(question: Question, notes: list[str], folder: Path, report: Report) -> dict[str, Any]:

@@ -16,13 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from filelock import FileLock, Timeout
-
-from dsdmae_cli.runs.rundir import LOCK, RESULT, SETTINGS, RunDir
 from dsdmae_cli.signals import child_of_this
-
-if sys.platform != "win32":
-    import fcntl
 
 State = Literal["running", "done", "failed", "stopped"]
 
@@ -88,38 +82,6 @@ class Child:
         """End it at once; its files are whole, what it did since its last checkpoint is lost."""
         self._process.kill()
         self._process.wait()
-
-
-def is_killed_probe(folder: Path) -> bool:
-    """Whether a probe that was killed has left a directory behind, which the next one removes (RunDir.clear_probe)."""
-    if not (folder / SETTINGS).is_file() or (folder / RESULT).exists():
-        return False
-    return not RunDir(folder).goes_on() and not busy(folder)
-
-
-def busy(folder: Path) -> bool:
-    """Whether a process works in a run directory, which may be somebody else's: it is only read, and of two that ask at
-    once neither takes the other for a run.
-    """
-    if not (folder / LOCK).exists():
-        return False
-    if sys.platform != "win32":
-        try:
-            with (folder / LOCK).open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared; the run's own, filelock's, is not
-        except BlockingIOError:
-            return True
-        except PermissionError:
-            return False
-        except OSError:  # a file system without locks, where filelock has another way
-            pass
-        else:
-            return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _reason(code: int, log: Path) -> str:

@@ -68,9 +68,6 @@ def conduct(
         path = distributed.main_says(lambda: out or default_path(datetime.now(), name, its.backbone.name, its.data))
         directory = RunDir(path)
         run: Run | None = None
-        if not resume:
-            for remark in remarks(loaded, SCHEMAS[command]):
-                report.note(remark)
         try:
             settings: Any
             settings, resumed = distributed.main_says(lambda: _take(directory, loaded, resume, overridden))
@@ -82,7 +79,7 @@ def conduct(
             with distributed.one_fate():
                 check_usable(settings.train.trackers)
                 resolved = resolve(settings)
-                for note in () if resume else colour_notes(resolved):
+                for note in () if resume else (*remarks(loaded, SCHEMAS[command]), *colour_notes(resolved)):
                     report.note(note)
                 start = Start(
                     command, directory, settings, resolved, report, resume, resumed, accept_changes,
@@ -167,10 +164,21 @@ def _take(directory: RunDir, loaded: Loaded[Any], resume: bool, overridden: bool
     resumed = bool(checkpoint.newest_first(directory.checkpoints))
     if not overridden:
         return before, resumed
-    return unchanged(directory, before, loaded, resolved), resumed
+    return _those_of(directory, before, loaded, resolved), resumed
 
 
-def unchanged(directory: RunDir, before: BaseModel, loaded: Loaded[Any], resolved: Any) -> BaseModel:
+def look(directory: RunDir, loaded: Loaded[Any], *, overridden: bool, accept_changes: bool) -> None:
+    """Refuse to go on with a run as `conduct` would, and write nothing: for --dry-run; arguments are its.
+
+    Raises:
+        CheckpointError, SettingsError: as conduct.
+    """
+    before: BaseModel = directory.settings().settings
+    settings = _those_of(directory, before, loaded, resolve(loaded.settings)) if overridden else before
+    _unchanged(directory, settings, accept_changes, Report())
+
+
+def _those_of(directory: RunDir, before: BaseModel, loaded: Loaded[Any], resolved: Any) -> BaseModel:
     """The settings that were given beside --resume, which are those of the run.
 
     Raises:

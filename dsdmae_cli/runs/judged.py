@@ -16,7 +16,8 @@ from dsdmae_cli.evaluation.judging import twins_line
 from dsdmae_cli.evaluation.probes import ProbeResult
 from dsdmae_cli.page.run import Story, write_page
 from dsdmae_cli.report import Report, duration
-from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, SETTINGS, RunDir, environment
+from dsdmae_cli.runs.environment import environment
+from dsdmae_cli.runs.rundir import PAGE, RESULT, RUN, SETTINGS, RunDir
 from dsdmae_cli.settings.judge import PIXELS, SCRATCH, ProbeSettings
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 from dsdmae_cli.signals import Stopped

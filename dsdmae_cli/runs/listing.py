@@ -15,7 +15,7 @@ from dsdmae_cli.config.schema import PROBE, Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import DsdmaeError, SettingsError
 from dsdmae_cli.files import parsed_json, read_within
-from dsdmae_cli.runs.child import busy
+from dsdmae_cli.runs.held import busy
 from dsdmae_cli.runs.near import near
 from dsdmae_cli.runs.rundir import METRICS, RESULT, RUN, SETTINGS, RunDir, default_folder
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from dsdmae_cli.report import duration, number_of
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.observers.trackers import check_usable
 from dsdmae_cli.runs.prerequisite import has_ended, required_folder, requirement
+from dsdmae_cli.runs.rundir import RunDir
 from dsdmae_cli.runtime import Runtime, autocast, choose_attention, choose_device, choose_runtime
 from dsdmae_cli.settings.resolved import ResolvedData, ResolvedSettings
 from dsdmae_cli.settings.size import Size, height_width, size_words
@@ -71,6 +73,12 @@ class Plan:
     def json(self) -> dict[str, Any]:
         """As an object for scripts."""
         return asdict(self)
+
+    def gone_on_with(self, run: Path) -> Plan:
+        """The plan of a run that is there: with a word where it has finished, so that nothing is left to do."""
+        if RunDir(run).finished() is None:
+            return self
+        return replace(self, data_notes=(*self.data_notes, f"finished already, in {run}: --resume trains nothing"))
 
     def _time(self) -> str:
         if self.estimated_seconds is None:

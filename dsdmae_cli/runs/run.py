@@ -26,13 +26,14 @@ from dsdmae_cli.files import typed
 from dsdmae_cli.methods.base import Method
 from dsdmae_cli.report import Report, number_of
 from dsdmae_cli.runs.asking import Asking
+from dsdmae_cli.runs.environment import environment
 from dsdmae_cli.runs.kept import agreed, chosen, other_images, read_kept
 from dsdmae_cli.runs.observers.base import Observer
 from dsdmae_cli.runs.observers.jsonl import JsonLines
 from dsdmae_cli.runs.observers.page import PageWriter
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.observers.trackers import Trackers
-from dsdmae_cli.runs.rundir import RESULT, RUN, RunDir, called, environment
+from dsdmae_cli.runs.rundir import RESULT, RUN, RunDir, called
 from dsdmae_cli.runs.too_little import too_little
 from dsdmae_cli.runs.writer import Writer
 from dsdmae_cli.runtime import Runtime

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
-from datetime import UTC, datetime
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,10 +19,22 @@ from dsdmae_cli.config.describe import tables, to_toml
 from dsdmae_cli.config.schema import PROBE, Loaded, Values, schema_of
 from dsdmae_cli.config.sources import read_toml
 from dsdmae_cli.errors import CheckpointError, RunFailed, SettingsError
-from dsdmae_cli.files import explained, is_partial, is_text, parsed_json, read_within, sweep, typed, write_bytes
+from dsdmae_cli.files import (
+    explained,
+    is_file,
+    is_partial,
+    is_text,
+    parsed_json,
+    read_within,
+    require_folder,
+    sweep,
+    typed,
+    write_bytes,
+)
 from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
-from dsdmae_cli.report import without_password
+from dsdmae_cli.runs.held import LOCK as LOCK
+from dsdmae_cli.runs.held import busy, held_by_another
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
 from dsdmae_cli.tracking import KEPT
 
@@ -38,10 +45,9 @@ RUN = "run.json"
 REQUIRED = "required.toml"  # settings of what a method needed trained beforehand; its weights are in the checkpoints
 ENCODER = "encoder.safetensors"
 CLASSIFIER = "classifier.safetensors"
-LOCK = ".lock"
+_MOST_METRICS = 2**30  # bytes
 # What trackers keep in a run's directory.
 _TRACKED = ("tensorboard", "wandb", "mlflow")
-_PACKAGES = ("dsdmae", "torch", "torchvision", "timm", "numpy", "pillow", "pydantic", "safetensors", "scikit-learn")
 
 
 def refuse_run(dataset: str) -> None:
@@ -108,10 +114,10 @@ class RunDir:
         self._metrics: TextIO | None = None
 
     def check_free(self) -> None:
-        """See that the directory is new or empty; nothing is written.
+        """See that the directory is new or empty, and can be written; nothing is.
 
         Raises:
-            SettingsError: it holds something, belongs to another run, or cannot be read.
+            SettingsError: it holds something, belongs to another run, or cannot be read or written.
         """
         if not is_text(self.path):
             raise SettingsError(f"--out {self.path} is no UTF-8, so that its weights could not be read; choose another")
@@ -126,6 +132,39 @@ class RunDir:
             raise SettingsError(f"--out {self.path} holds {what} choose another directory")
         if strangers:
             raise SettingsError(f"--out {self.path} is not empty (it holds {sorted(strangers)[0]}); choose another one")
+        self._require_writable()
+
+    def look(self, *, resume: bool, probe: bool) -> None:
+        """Refuse the directory as the run itself would, and write nothing: for --dry-run.
+
+        Args:
+            resume: a run that is there is to be gone on with.
+            probe: the run is a probe, which may have what a killed one has left.
+
+        Raises:
+            SettingsError, CheckpointError: as create, resume and clear_probe.
+        """
+        if resume:
+            self.settings()
+        elif not (probe and self._half_a_probe()):
+            self.check_free()
+        self._require_writable()
+        if busy(self.path):
+            raise held_by_another(self.path)
+
+    def _require_writable(self) -> None:
+        try:
+            require_folder(self.path)
+        except OSError as error:
+            raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
+
+    def _half_a_probe(self) -> bool:
+        """Whether a probe without a result is there, at work or killed."""
+        return is_file(self.path / SETTINGS) and not self.goes_on() and not (self.path / RESULT).exists()
+
+    def is_killed_probe(self) -> bool:
+        """Whether a probe that was killed has left what is there, which the next one removes (clear_probe)."""
+        return self._half_a_probe() and not busy(self.path)
 
     def goes_on(self) -> bool:
         """Whether what is there can be gone on with: a probe cannot."""
@@ -140,15 +179,13 @@ class RunDir:
         Raises:
             SettingsError: it is still at work.
         """
-        if not (self.path / SETTINGS).is_file() or self.goes_on():
-            return
-        if (self.path / RESULT).exists():
+        if self._half_a_probe():
+            self._acquire()
+            self.abandon()
+            self.release()
+        elif is_file(self.path / SETTINGS) and not self.goes_on():
             for folder in (self.path, self.figures):
                 sweep(folder)
-            return
-        self._acquire()
-        self.abandon()
-        self.release()
 
     def create(self, settings: BaseModel) -> None:
         """Take a new or empty directory.
@@ -199,12 +236,11 @@ class RunDir:
                 partial.unlink(missing_ok=True)
 
     def _acquire(self) -> None:
+        self._require_writable()
         try:
             self._lock.acquire(timeout=0.2)  # who only asks whether it is held has it for a moment (runs/child.py)
         except Timeout as error:
-            raise SettingsError(
-                f"another process is running in {self.path}; wait for it, stop it, or choose another --out"
-            ) from error
+            raise held_by_another(self.path) from error
         except OSError as error:
             raise SettingsError(f"cannot lock {self.path}: {error.strerror or error}") from error
 
@@ -310,14 +346,24 @@ class RunDir:
         self._write(METRICS, "".join(json.dumps(record) + "\n" for record in kept))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; what is no record, such as a last line torn by a crash, is left out."""
+        """The records of metrics.jsonl; what is no record, such as a last line torn by a crash, is left out.
+
+        Raises:
+            CheckpointError: it is there, and cannot be read.
+        """
         return self._records()[0]
 
     def _records(self) -> tuple[list[dict[str, Any]], bool]:
         """Whole lines, and whether there are others than a torn last one."""
         path, records, damaged = self.path / METRICS, [], False
-        text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
-        lines = text.split("\n")
+        try:
+            lines = read_within(path, _MOST_METRICS).decode("utf-8", "replace").split("\n")
+        except FileNotFoundError:
+            return [], False
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read {path}: {error.strerror or error}; move it away to go on without what was measured"
+            ) from error
         for number, line in enumerate(lines):
             if (record := record_of(line)) is not None:
                 records.append(record)
@@ -353,40 +399,3 @@ def where_they_lie(values: Values, run: Path) -> Values:
     if not path or Path(path).exists() or not isinstance(began, str) or not (whole := Path(began, path)).exists():
         return values
     return {**values, "data": {**values["data"], "dataset": f"{plugin}:{whole}"}}
-
-
-def environment() -> dict[str, Any]:
-    """What run.json says of the machine and the program, torch's view of the hardware excepted."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": [without_password(word) for word in sys.argv],
-        "cwd": _here(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: version(name) for name in _PACKAGES},
-        "cpu_count": os.cpu_count(),
-        "git": _git_state(Path(__file__).parent),
-    }
-
-
-def _here() -> str | None:
-    """The directory that the process is in; None where it is gone."""
-    try:
-        return str(Path.cwd())
-    except OSError:
-        return None
-
-
-def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and cleanliness of the program's own source, None when it was installed from a wheel."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        if git("ls-files", "--error-unmatch", "runs/rundir.py") != "runs/rundir.py":
-            return None
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -9,6 +9,7 @@ import torch
 
 from dsdmae_cli.data.cores import usable_cores
 from dsdmae_cli.errors import SettingsError
+from dsdmae_cli.report import number_of
 from dsdmae_cli.runs.child import Slot
 
 _PROCESS_GIB = 0.8  # of Python with torch, before it holds anything
@@ -30,11 +31,8 @@ def make_slots(workers: int | None, parallel: bool, device: str, most: int, gib_
     Raises:
         SettingsError: more workers than cores on a CPU.
     """
-    gpus = _gpus() if device in ("auto", "cuda") else []
-    cores = usable_cores()
-    on_cpu = device == "cpu" or (device == "auto" and not gpus and not torch.backends.mps.is_available())
-    if on_cpu and workers is not None and workers > cores:
-        raise SettingsError(f"--workers {workers} on a CPU with {cores} cores would slow each other down; take {cores}")
+    check_workers(workers, device)
+    gpus, cores, on_cpu = _gpus_for(device), usable_cores(), _on_cpu(device)
     if workers is not None:
         count = workers
     elif on_cpu:
@@ -48,6 +46,27 @@ def make_slots(workers: int | None, parallel: bool, device: str, most: int, gib_
         used = [gpus[i % len(gpus)] for i in range(count)]
         return [Slot(f"gpu {name}", {**threads, "CUDA_VISIBLE_DEVICES": name}) for name in used]
     return [Slot(f"worker {i + 1}", threads) for i in range(count)]
+
+
+def check_workers(workers: int | None, device: str) -> None:
+    """See that so many may work at a time; arguments are those of make_slots.
+
+    Raises:
+        SettingsError: they are more than the cores of a CPU.
+    """
+    cores = usable_cores()
+    if workers is not None and workers > cores and _on_cpu(device):
+        of = number_of(cores, "core")
+        raise SettingsError(f"--workers {workers} on a CPU with {of} would slow each other down; take {cores}")
+
+
+def _on_cpu(device: str) -> bool:
+    nothing_else = not _gpus_for(device) and not torch.backends.mps.is_available()
+    return device == "cpu" or (device == "auto" and nothing_else)
+
+
+def _gpus_for(device: str) -> list[str]:
+    return _gpus() if device in ("auto", "cuda") else []
 
 
 def _gpus() -> list[str]:

@@ -14,11 +14,22 @@ from dsdmae_cli.report import duration, number_of
 from dsdmae_cli.runs.rundir import file_name
 from dsdmae_cli.worth import page
 from dsdmae_cli.worth.findings import Findings
-from dsdmae_cli.worth.running import Runner
+from dsdmae_cli.worth.running import Runner, check_same
 from dsdmae_cli.worth.tasks import WAYS, Question
 
 
-def default_folder(question: Question) -> Path:
+def folder_of(question: Question, out: Path | None) -> Path:
+    """The directory of a question, which is free or holds this very question.
+
+    Raises:
+        SettingsError: it is not, or cannot be written.
+    """
+    folder = (out or _default_folder(question)).absolute()
+    check_same(question, folder)
+    return folder
+
+
+def _default_folder(question: Question) -> Path:
     """The same command finds its answers again: the directory is named after what is asked, not after the time."""
     digest = hashlib.sha256(json.dumps(question.json(), sort_keys=True, default=str).encode()).hexdigest()[:8]
     names = (question.contenders[1].name, question.settings.data.dataset)
@@ -54,7 +65,11 @@ def result_of(findings: Findings, folder: Path, runner: Runner) -> dict[str, Any
 
 
 def plan_text(question: Question, notes: list[str], out: Path | None) -> tuple[dict[str, Any], str]:
-    """--dry-run: what would be done, as an object and as lines; nothing is computed or written."""
+    """--dry-run: what would be done, as an object and as lines; nothing is computed or written.
+
+    Raises:
+        SettingsError: it would be refused.
+    """
     probes = [*question.probes("linear", question.seed_numbers), *question.probes("ep", question.seed_numbers)]
     tasks = [*probes, *question.finetunings()]
     plan = {
@@ -64,7 +79,7 @@ def plan_text(question: Question, notes: list[str], out: Path | None) -> tuple[d
         "seeds": list(question.seed_numbers),
         "minutes": question.minutes,
         "tasks": [task.name for task in tasks],
-        "folder": str(out or default_folder(question)),
+        "folder": str(folder_of(question, out)),
         "notes": notes,
     }
     each = [sum(task.way == way for task in tasks) for way in WAYS]

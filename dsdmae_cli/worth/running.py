@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from dsdmae_cli.errors import RunFailed, RunInterrupted, SettingsError
-from dsdmae_cli.files import parsed_json, read_within, write_bytes
+from dsdmae_cli.files import parsed_json, read_within, require_folder, write_bytes
 from dsdmae_cli.report import Report, duration, number_of
-from dsdmae_cli.runs.child import Child, Slot, busy
-from dsdmae_cli.runs.rundir import LOCK, RESULT, SETTINGS, RunDir
+from dsdmae_cli.runs.child import Child, Slot
+from dsdmae_cli.runs.held import LOCK, busy, held_by_another
+from dsdmae_cli.runs.rundir import RESULT, SETTINGS, RunDir
 from dsdmae_cli.signals import handled, once, stops
 from dsdmae_cli.worth.tasks import Question, Task, epochs_of, words_of, write_settings
 
@@ -171,7 +175,7 @@ class Runner:
     def _start(self, task: Task, slot: Slot, epochs: int) -> Child:
         folder = self.judged / task.name
         if busy(folder):
-            raise SettingsError(f"{folder} is worked on by another process; wait for it, or give another --out")
+            raise held_by_another(folder)
         words = words_of(task, self.question, self.folder / "settings", epochs)
         if task.way == "finetune" and (folder / SETTINGS).exists():
             words = ["finetune", "--resume"]
@@ -227,15 +231,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def check_same(question: Question, folder: Path) -> None:
-    """See that a directory is free, or holds this very question.
+    """See that a directory is free, or holds this very question, and can be written.
 
     Raises:
-        SettingsError: it holds another one, or something else.
+        SettingsError: it holds another one, or something else; or it cannot, or another process works in it.
     """
     try:
         names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        require_folder(folder)
     except OSError as error:
         raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
+    if busy(folder):
+        raise held_by_another(folder)
     others = [name for name in names if name != LOCK]
     if not others:
         return
@@ -251,3 +258,25 @@ def check_same(question: Question, folder: Path) -> None:
             f"--out {folder} holds another question ({', '.join(differ)} differ); choose another directory, or ask as"
             " before to go on"
         )
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[None]:
+    """A block that has a question's directory to itself.
+
+    Raises:
+        SettingsError: it cannot be made, or another process works in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"cannot use --out {folder}: {error.strerror or error}") from error
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise held_by_another(folder) from None
+    try:
+        yield
+    finally:
+        lock.release()

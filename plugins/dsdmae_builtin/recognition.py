@@ -61,6 +61,8 @@ _RESNETS: dict[tuple[bool, tuple[int, ...], int, int], str] = {
     (True, (3, 4, 6, 3), 128, 4): "resnext50_32x4d",
     (True, (3, 4, 23, 3), 256, 8): "resnext101_32x8d",
 }
+# timm's with the same names and shapes, which blur before they halve; no weight tells them apart.
+RESNET_TWINS = {"resnet18": ("resnetblur18",), "resnet50": ("resnetaa50", "resnetblur50")}
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,9 @@ def _resnet(shapes: Shapes) -> Recognized | None:
     name = _RESNETS.get((bottleneck, stages, second[0], second[1]))
     if name is None:
         return None
-    words = f"{name}{_of(stem[1])}, {_PIXELS[False]} {_CHANGES}"
+    twins = " or ".join(f"--backbone timm:{twin}" for twin in RESNET_TWINS.get(name, ()))
+    also = f"; weights of a network that blurs before it halves have the same names: for these give {twins}"
+    words = f"{name}{_of(stem[1])}, {_PIXELS[False]} {_CHANGES}{also if twins else ''}"
     settings = TimmSettings(name=f"timm:{name}", pretrained=False, normalization="timm", in_chans=stem[1])
     return Recognized(settings=settings, image_size=None, words=words)
 

@@ -7,12 +7,15 @@ import json
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers import assignments, cli, digit_folder, listing, one_line, start, steps_done, wait_until, words
+from test_ablate_study import definition
 
 from dsdmae_cli.ablation import report
+from dsdmae_cli.ablation.study import Study
 from dsdmae_cli.config.flags import flags_of
 
 TINY = words([text for text in assignments("digits") if not text.startswith("train.knn_every")])
@@ -75,6 +78,9 @@ def table(folder: Path) -> list[dict[str, str]]:
         ),
         ((*SWEEP, "--epochs", "x"), "--epochs"),
         ((*SWEEP, "--storage", "nonsense://"), "cannot open the study in nonsense://"),
+        ((*SWEEP, "--storage", "bogus"), "cannot open the study in bogus: Could not parse"),
+        ((*SWEEP, "--storage", "sqlite:////"), "cannot open the study in sqlite:////: Is a directory"),
+        ((*SWEEP, "--storage", f"sqlite:///{__file__}"), "file is not a database"),
         (("--sweep", "backbone.embed_dim", "30,32"), "trial backbone.embed_dim 30"),
         (("--sweep", "dataset", "digits,folder:/no/such/folder"), "/no/such/folder"),
     ],
@@ -87,6 +93,37 @@ def test_refused_in_one_line_before_anything_runs(
     assert said in one_line(err)
     assert not out
     assert not (tmp_path / "study" / "trials").exists()
+
+
+def test_what_needs_no_plan_is_refused_before_any_is_worked_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def nobody_there(url: str) -> Any:
+        raise OSError(111, "Connection refused")
+
+    monkeypatch.setattr("dsdmae_cli.ablation.storage.create_engine", lambda url: SimpleNamespace(
+        dispose=lambda: None, connect=lambda: nobody_there(url)))  # fmt: skip
+    monkeypatch.setattr("dsdmae_cli.recipes.ablate.Plans", lambda definition: pytest.fail("plans are worked out"))
+    monkeypatch.setattr("dsdmae_cli.ablation.dry_run.Plans", lambda definition: pytest.fail("plans are worked out"))
+    journal = tmp_path / "other" / "study.journal"
+    Study(definition(("mask-ratio", "0.1,0.2")), journal)
+    before = journal.read_bytes()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "study.journal").write_bytes(b"{torn\n")
+    for given, said in (
+        (("--storage", "postgresql://me:SECRET@host/x"), "postgresql://me:***@host/x: Connection refused"),
+        (("--workers", "500", "--device", "cpu"), "would slow each other down"),
+        (("--out", journal.parent), "study.journal holds a study with --sweep mask-ratio 0.1,0.2"),
+        (("--out", tmp_path / "torn"), "where it is damaged, move it away"),
+    ):
+        for more in ((), ("--dry-run",)):
+            if more and "Connection" in said:
+                continue  # which connects to nothing
+            code, _, err = cli(capfd, "ablate", *TINY, *SWEEP, "--out", tmp_path / "study", *given, *more)
+            assert (code, said in one_line(err)) == (2, True), err
+            assert "SECRET" not in err
+    assert journal.read_bytes() == before
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

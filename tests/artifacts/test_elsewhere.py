@@ -19,6 +19,8 @@ from layouts import GRID, PATCH, SIZE, WIDTH, State
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dsdmae_builtin import recognition
+from dsdmae_builtin.recognition import RESNET_TWINS
 from dsdmae_cli import plugins
 from dsdmae_cli.artifacts.open import open_encoder
 from dsdmae_cli.artifacts.opened import Opened
@@ -230,6 +232,7 @@ def test_resnets(name: str, tmp_path: Path) -> None:
     torch.save({"state_dict": state}, tmp_path / "net.pth")
     found = open_encoder(str(tmp_path / "net.pth"), None, backbone=None, image_size=64, seed=0)
     assert found.backbone.name == f"timm:{name}"
+    assert all(f"--backbone timm:{twin}" in found.notes[0] for twin in RESNET_TWINS[name])
     images = 2 * torch.rand(2, 3, 64, 64, dtype=torch.float64) - 1
     trunk = torch.nn.Sequential(*list(model.children())[:-2]).double()
     with torch.no_grad():
@@ -238,6 +241,21 @@ def test_resnets(name: str, tmp_path: Path) -> None:
             trunk(layouts.normalised(images)).flatten(2).transpose(1, 2),
         )
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_networks_that_no_weight_tells_apart_are_named() -> None:
+    """All of timm's with the very names and shapes of a ResNet that we read from its shapes."""
+
+    def shapes(name: str) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            return {key: value.shape for key, value in timm.create_model(name, num_classes=0).state_dict().items()}
+
+    families = ("resnet", "wide_resnet", "resnext", "ecaresnet", "seresnet", "legacy", "gluon", "tv_")
+    all_of_timm = {name: shapes(name) for name in timm.list_models() if name.startswith(families)}
+    for ours in sorted(set(recognition._RESNETS.values())):
+        twins = tuple(name for name, other in all_of_timm.items() if name != ours and other == all_of_timm[ours])
+        assert twins == RESNET_TWINS.get(ours, ())
 
 
 def test_what_a_person_says_wins(tmp_path: Path) -> None:

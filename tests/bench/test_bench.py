@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,7 @@ def test_decoding_is_timed_beside_peers_and_the_crops_are_theirs(
         (("gpu", "--only", "all", "--device", "cpu"), "--only all is no part"),
         (("gpu", "--photographs", "EMPTY", "--device", "cpu"), "there is no JPEG in"),
         (("gpu", "--out", "BROKEN/a.png", "--device", "cpu"), "cannot use --out"),
+        (("gpu", "--out", "BROKEN/a.png/x", "--device", "cpu"), "Not a directory"),
         (("step", "--method", "nonsense"), "nonsense"),
         (("step", "--device", "cuda:77"), "is not on this machine"),
     ],
@@ -349,3 +351,18 @@ def test_a_gpus_programme_can_be_tried_on_a_cpu(tmp_path: Path, capfd: pytest.Ca
     code, _, err = cli(capfd, "bench", "gpu", "--device", "cpu", "--out", str(folder))
     assert code == 0
     assert err.count("done before") == len(parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("pipe", "a named pipe, no file"), ("[]", "cannot be read"), ("[" * 10_000, "nested too deep"),
+     ('{"format": 1, "machine": {}, "parts": {"waits": 3}}', "cannot be read"),
+     ('{"format": 1, "machine": {}, "parts": {"waits": {"what": "x"}}}', "KeyError: 'when'")],
+)  # fmt: skip
+def test_what_is_no_state_of_a_programme_is_one_line(content: str, said: str, tmp_path: Path) -> None:
+    if content == "pipe":
+        os.mkfifo(tmp_path / "bench.json")
+    else:
+        (tmp_path / "bench.json").write_text(content)
+    with pytest.raises(SettingsError, match=said):
+        Kept(tmp_path, {})

@@ -200,8 +200,9 @@ def test_every_setting_is_described(run: Run) -> None:
                 assert field.description
 
 
-def test_tables_of_the_reference_are_whole(run: Run) -> None:
+def test_tables_of_the_reference_are_whole_and_their_numbers_short(run: Run) -> None:
     for line in run("config", "describe").out.splitlines():
+        assert not re.search(r"\d\.\d{8}", line), line
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 5
 

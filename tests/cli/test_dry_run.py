@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers import Run
 
 from dsdmae_cli.config.compose import load
@@ -99,3 +101,47 @@ def test_plugins_as_json_are_one_object(run: Run) -> None:
     done = run("plugins", "--json")
     assert (done.code, done.err) == (0, "")
     assert set(json.loads(done.out)) == {"plugins", "broken"}
+
+
+def _places(folder: Path) -> dict[str, Path]:
+    """Directories that cannot be taken."""
+    (folder / "file").write_text("mine")
+    (folder / "full").mkdir()
+    (folder / "full" / "mine.txt").write_text("mine")
+    (folder / "dangling").symlink_to(folder / "nowhere" / "at all")
+    (folder / "loop").symlink_to("loop")
+    (folder / "closed").mkdir()
+    return {
+        "not empty|other things": folder / "full", "Not a directory": folder / "file", "Not a director": folder
+        / "file" / "x", "leads nowhere": folder / "dangling", "levels of symbolic links": folder / "loop",
+        "too long": folder / ("x" * 300), "Permission denied": folder / "closed" / "new",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["pretrain", "probe scratch", "finetune scratch", "ablate --sweep epochs 1,2"])
+def test_a_directory_that_cannot_be_taken_is_refused_in_the_words_of_the_call_itself(
+    command: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command.split()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path) and access(path, mode))
+    places = list(_places(tmp_path).items())
+    for says, out in places if words[0] == "pretrain" else places[:3]:  # of all, a call begins a little
+        line = refused(*words, "--out", out)
+        assert re.search(says, line), (says, line)
+        assert refused(*words, "--out", out, "--dry-run") == line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "dangling", "file", "full", "loop"]
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_directory_in_which_another_process_works_is_refused_in_the_same_words(
+    resume: bool, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    words = ["pretrain", *(["--resume"] if resume else []), "--out", tmp_path]
+    if resume:
+        (tmp_path / "settings.toml").write_text(to_toml(tables(load(environ={}).settings)))
+    with FileLock(tmp_path / ".lock"):
+        line = refused(*words)
+        assert line.startswith(f"another process is running in {tmp_path}")
+        assert refused(*words, "--dry-run") == line

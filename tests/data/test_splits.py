@@ -117,22 +117,22 @@ def test_classes_that_one_split_alone_has() -> None:
     assert arrange(sorted(pictures(*tops)), 0.1).notes[1:] == (
         "classes Cat, fox have test images alone: nothing can be learned of them",
         "classes cat, owl have training images alone: no score speaks of them",
-        "Cat and cat differ in case alone and are two classes; rename one if they are one",
+        "Cat and cat differ in case alone and are classes of their own; rename what is one",
     )
     few = arrange(pictures("a", "b", count=3), 0.2)  # one class has none held out
     assert not few.notes
 
 
-def test_classes_that_are_likely_to_be_one_are_named_and_stay_two() -> None:
+def test_classes_that_are_likely_to_be_one_are_named_and_stay() -> None:
     names = [f"{k}.png" for k in range(14)]
     classes = ("1", "1.0", "01", "1e0", "c o", "c  o", "C o ")
     table = LabelFile(arange(14, dtype=int64) % 7, classes, ())
     found = arrange(names, 0.5, labels=table)
     assert found.train.classes == classes
     assert found.notes[-3:] == (
-        "'c  o' and 'c o' differ in blanks alone and are two classes; rename one if they are one",
-        "01 and 1 and 1.0 differ in how the number is written alone and are two classes; rename one if they are one",
-        "C o  and c  o and c o differ in case, blanks and form alone and are two classes; rename one if they are one",
+        "'c  o' and 'c o' differ in blanks alone and are classes of their own; rename what is one",
+        "01 and 1 and 1.0 differ in how the number is written alone and are classes of their own; rename what is one",
+        "C o  and c  o and c o differ in case, blanks and form alone and are classes of their own; rename what is one",
     )
     unlabelled = arrange(sorted(pictures("train/cat", "train/Cat", "test")), 0.1)
     assert unlabelled.test.labels is None
@@ -211,9 +211,9 @@ def test_a_test_folder_that_is_left_out_can_be_taken() -> None:
 
 def test_classes_of_other_case_are_named_where_both_splits_have_them() -> None:
     found = arrange(sorted(pictures("train/cat", "train/Cat", "test/cat", "test/Cat")), 0.1)
-    assert "Cat and cat differ in case alone and are two classes; rename one if they are one" in found.notes
+    assert "Cat and cat differ in case alone and are classes of their own; rename what is one" in found.notes
     found = arrange(sorted(pictures("train/b", "train/\u00e9", "test/b", "test/e\u0301")), 0.1)
-    assert "e\u0301 and \u00e9 differ in the Unicode form of letters alone and are two classes" in found.notes[-1]
+    assert "e\u0301 and \u00e9 differ in the Unicode form of letters alone and are classes of" in found.notes[-1]
 
 
 def test_a_thousand_classes_cost_what_two_do() -> None:

@@ -79,13 +79,15 @@ def test_a_flipped_bit_anywhere_is_noticed(two: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("fate", ["missing", "empty", "truncated", "a directory"])
+@pytest.mark.parametrize("fate", ["missing", "empty", "truncated", "a directory", "a pipe"])
 def test_a_lost_file_is_noticed(two: Path, name: str, fate: str) -> None:
     path = two / "step-00000002" / name
     whole = path.read_bytes()
     path.unlink()
     if fate == "a directory":
         path.mkdir()
+    elif fate == "a pipe":  # which whoever opens it would wait for
+        os.mkfifo(path)
     elif fate != "missing":
         path.write_bytes(b"" if fate == "empty" else whole[: len(whole) // 2])
     found, complaints = checkpoint.load_newest(two)

@@ -27,6 +27,7 @@ from helpers import (
     words,
 )
 from reference import images, tiny
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dsdmae_builtin.methods.tokenizer import ScalarQuantizer
@@ -228,6 +229,21 @@ def test_wrong_tokenizers_are_one_line(
     assert code == 2
     assert "the tokenizer makes 4x4 tokens of 16x16 px, and the backbone 2x2 tokens of 16x16 px" in one_line(err)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_run_is_refused_by_is_said_before_one_is_trained(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An hour later it would be as wrong."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    other = tmp_path / "other.safetensors"
+    save_file({"blocks.0.attn.qkv.weight": torch.zeros(6, 2)}, other)
+    for wrong, said in (("train.trackers=nosuch", "tracker 'nosuch' is not installed"),
+                        (f"train.start={other}", str(other))):  # fmt: skip
+        given = words(assignments(digits, wrong, method="beit"))
+        code, _, err = cli(capfd, "pretrain", *given, "--out", tmp_path / "run")
+        assert (code, said in one_line(err)) == (2, True), err
+        assert not list((tmp_path / "share").rglob("settings.toml"))
 
 
 def test_an_untrained_one_says_so() -> None:

@@ -19,7 +19,7 @@ from dsdmae_cli.page.curves import MOST_POINTS, Curves
 from dsdmae_cli.page.document import Places, html, places
 from dsdmae_cli.page.run import Story, last_moment, page_of, where
 from dsdmae_cli.page.thumbs import thumb
-from dsdmae_cli.page.words import more_lines
+from dsdmae_cli.page.words import more_lines, value_words
 from dsdmae_cli.runs.observers import page as observer
 
 
@@ -313,3 +313,10 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_said_below_top1(result: dict[str, Any], lines: list[str]) -> None:
     assert more_lines(result) == lines
+
+
+def test_numbers_of_settings_are_short() -> None:
+    assert value_words([0.75, 4 / 3]) == "[0.75, 1.333]"
+    assert [value_words(value) for value in (1e-5, 0.00015, 1234567890123, "1.33333333333", True)] == [
+        "1e-05", "0.00015", "1234567890123", "1.33333333333", "true",
+    ]  # fmt: skip

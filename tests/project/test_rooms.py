@@ -24,7 +24,7 @@ EXCEPTIONS = {
     "timm is the library whose names and files are written, not the plugin": (
         "artifacts/card.py", "artifacts/classifier.py", "artifacts/format.py",
         "artifacts/timm_folder.py", "bench/machine.py", "cli/export.py", "data/rand_augment.py", "page/run.py",
-        "recipes/export.py", "runs/rundir.py",
+        "recipes/export.py", "runs/environment.py",
         "settings/judge.py",
     ),
     "the names of weights in anybody's checkpoints": ("artifacts/elsewhere.py",),

@@ -16,7 +16,7 @@ import pytest
 from helpers import assignments, cli, digit_folder, one_line, records, start, steps_done, train, wait_until, words
 from small_runs import at_step
 
-from dsdmae_cli.runs.child import busy
+from dsdmae_cli.runs.held import busy
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.run import Run
 from dsdmae_cli.signals import handled, listening, once, stopping

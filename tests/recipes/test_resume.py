@@ -123,6 +123,8 @@ def test_a_finished_run_is_left_as_it_is(without: str, copied: Path, capfd: pyte
     assert code == 0, err
     assert f"finished already, in {copied}: nothing is trained, judged or written" in err
     assert "encoder " in out
+    planned = cli(capfd, "pretrain", "--resume", "--out", copied, "--dry-run").out
+    assert f"finished already, in {copied}" in planned
     assert contents(copied) == before
 
 

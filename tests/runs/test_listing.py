@@ -367,3 +367,22 @@ def test_what_a_run_may_be_named_is_checked_before_anything_is_made(do: Do) -> N
     code, _, err = do("pretrain", "--name", "../evil", "--epochs", "1")
     assert (code, "cannot be a run's name" in one_line(err)) == (2, True)
     assert not default_folder().exists()
+
+
+@pytest.mark.parametrize("what", ["a pipe", "a folder", "too large"])
+def test_figures_that_cannot_be_read_are_said_and_the_other_runs_listed(what: str, tmp_path: Path) -> None:
+    for name in ("whole", "odd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.toml").write_text("[data]\ndataset = 'digits'\n[backbone]\nname = 'vit-tiny'\n")
+    figures = tmp_path / "odd" / "metrics.jsonl"
+    if what == "a pipe":
+        os.mkfifo(figures)
+    elif what == "a folder":
+        figures.mkdir()
+    else:
+        with figures.open("wb") as file:
+            file.truncate(10 * 2**30)  # which takes no place on a disk
+    found, complaints = listing.find(tmp_path)
+    assert [run.name for run in found] == ["whole"]
+    [line] = complaints
+    assert line.startswith(f"cannot read {figures}: ")

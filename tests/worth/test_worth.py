@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from helpers import cli, digit_folder, masked_folder, one_line
 from scipy import stats
 
@@ -24,6 +25,7 @@ from dsdmae_cli.report import Report
 from dsdmae_cli.runs.child import Slot
 from dsdmae_cli.worth import page, running
 from dsdmae_cli.worth.findings import Gain, read
+from dsdmae_cli.worth.record import plan_text
 from dsdmae_cli.worth.running import Runner, check_same
 from dsdmae_cli.worth.tasks import Contender, Question, Task, epochs_of, usable_shares, words_of, write_settings
 from dsdmae_cli.worth.words import answer
@@ -266,6 +268,19 @@ SLOTS = [Slot("worker 1", {}), Slot("worker 2", {})]
 
 def done(folder: Path) -> set[str]:
     return {path.parent.name for path in (folder / "judged").glob("*/result.json")}
+
+
+def test_a_dry_run_refuses_the_directory_that_the_question_itself_would(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    asked = question()
+    assert plan_text(asked, [], tmp_path / "new")[0]["folder"] == str(tmp_path / "new")
+    for out, said in ((tmp_path, "other things"), (tmp_path / "file" / "x", "Not a directory")):
+        with pytest.raises(SettingsError, match=said):
+            plan_text(asked, [], out)
+    (tmp_path / "held").mkdir()
+    with FileLock(tmp_path / "held" / ".lock"), pytest.raises(SettingsError, match="another process is running in"):
+        plan_text(asked, [], tmp_path / "held")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "held"]
 
 
 def test_the_budget_decides_the_epochs(faked: None, tmp_path: Path) -> None:
