@@ -46,8 +46,7 @@ REQUIRED = "required.toml"  # settings of what a method needed trained beforehan
 ENCODER = "encoder.safetensors"
 CLASSIFIER = "classifier.safetensors"
 _MOST_METRICS = 2**30  # bytes
-# What trackers keep in a run's directory.
-_TRACKED = ("tensorboard", "wandb", "mlflow")
+_TRACKED = ("tensorboard", "wandb", "mlflow")  # what trackers keep in a run's directory
 
 
 def refuse_run(dataset: str) -> None:
@@ -122,12 +121,12 @@ class RunDir:
         if not is_text(self.path):
             raise SettingsError(f"--out {self.path} is no UTF-8, so that its weights could not be read; choose another")
         try:
-            busy = (self.path / SETTINGS).exists()
+            taken = (self.path / SETTINGS).exists()
             there = list(self.path.iterdir()) if self.path.exists() else []
             strangers = [path.name for path in there if path.name != LOCK and not is_partial(path)]
         except OSError as error:
             raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
-        if busy:
+        if taken:
             what = "a run already; go on with it by --resume, or" if self.goes_on() else "a probe already;"
             raise SettingsError(f"--out {self.path} holds {what} choose another directory")
         if strangers:
