@@ -99,8 +99,8 @@ def test_no_address_of_the_project_is_invented() -> None:
     assert ".github/workflows/ci.yml" in pages
     texts = {name: (ROOT / name).read_bytes().decode("utf-8", errors="ignore") for name in pages}
     forge = re.compile(r"(?:github|gitlab|bitbucket|codeberg)\.(?:com|org)[/:]\w+|[\w.+-]+@[\w-]+\.(?:com|org|net)\b")
-    # Authors' code that a method or a table is held against.
-    allowed = {"github.com/facebookresearch", "github.com/microsoft"}
+    # Authors' code that a method or a table is held against, and the line that a pointer of Git LFS begins with.
+    allowed = {"github.com/facebookresearch", "github.com/microsoft", "github.com/spec"}
     found = {name: hits for name, text in texts.items() if (hits := set(forge.findall(text)) - allowed)}
     assert found == {}
 
