@@ -10,7 +10,7 @@ import resource
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +170,17 @@ def test_a_manifest_that_names_other_files_reads_none_of_them(encoder_run: Path,
     sums = json.loads((newest / "manifest.json").read_text())
     (newest / "manifest.json").write_text(json.dumps(sums | {"../../../../../../etc/passwd": "0" * 64}))
     read: list[str] = []
-    real = Path.read_bytes
 
-    def noted(path: Path) -> bytes:
-        read.append(path.name)
-        return real(path)
+    def noting(real: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def noted(path: Path) -> Any:
+            read.append(path.name)
+            return real(path)
+
+        return noted
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Path, "read_bytes", noted)
+        for real in (files.open_file, files.read_within):
+            patched.setattr(f"dsdmae_cli.checkpoint.{real.__name__}", noting(real))
         checkpoint.load(newest)
     assert "model.safetensors" in read
     assert "passwd" not in read

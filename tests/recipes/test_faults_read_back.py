@@ -26,6 +26,7 @@ from dsdmae_cli import checkpoint, optim
 from dsdmae_cli.artifacts.denoiser import load_denoiser
 from dsdmae_cli.artifacts.packaged import ALL, Packaged
 from dsdmae_cli.errors import CheckpointError
+from dsdmae_cli.files import open_file
 from dsdmae_cli.runs.observers.progress import Progress
 from dsdmae_cli.runs.rundir import RunDir
 
@@ -190,15 +191,15 @@ def test_a_newer_programs_checkpoint_is_refused_and_never_replaced(
 def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    newest, read = checkpoint.newest_first(stopped / "checkpoints")[0], Path.read_bytes
+    newest = checkpoint.newest_first(stopped / "checkpoints")[0]
 
-    def fails(path: Path) -> bytes:
+    def fails(path: Path) -> Any:
         if path == newest / "model.safetensors":
             raise OSError(errno.EIO, "Input/output error", str(path))
-        return read(path)
+        return open_file(path)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "read_bytes", fails)
+        broken.setattr("dsdmae_cli.checkpoint.open_file", fails)
         code, err = resume(capfd, stopped)
     assert code == 2
     assert "cannot be read now" in one_line(err)
