@@ -6,7 +6,7 @@ import os
 import shlex
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -241,7 +241,7 @@ def _one_of(flag: str, word: str) -> None:
 def _definition(asked: Asked, given: Given) -> Definition:
     """The study that the flags ask for."""
     from dsdmae_cli.ablation.definition import Definition, measured, measuring_environment
-    from dsdmae_cli.ablation.paper import PAPERS
+    from dsdmae_cli.ablation.paper import AS_IN_THE_PAPER, PAPERS
     from dsdmae_cli.ablation.sweep import Base, parse_axes
 
     figure = PAPERS[asked.paper] if asked.paper else None
@@ -250,6 +250,8 @@ def _definition(asked: Asked, given: Given) -> Definition:
     also = _also(asked, metric)
     pairs = [figure.sweep] if figure else [_pair(text) for text in asked.sweep or ()]
     base = Base(given.preset, given.config, given.flags, given.assignments or ()).sweeping(pairs)
+    if figure and (as_it_was := AS_IN_THE_PAPER.get(base.load().settings.method.name)):
+        base = replace(base, assignments=(as_it_was, *base.assignments))  # a person's own --set comes later, and holds
     axes = parse_axes(pairs, base)
     judges = [judge for judge in (metric, *also) if judge.command]
     environment = measuring_environment(os.environ, judges)

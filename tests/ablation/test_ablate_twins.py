@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from helpers import cli
 
 from dsdmae_cli.ablation.definition import Definition, find_metric
 from dsdmae_cli.ablation.dry_run import dry_run
@@ -50,3 +53,16 @@ def test_a_dry_run_says_which_values_are_one(tmp_path: Path) -> None:
     assert [trial["settings"] for trial in plan["trials"]] == [{"mask-ratio": "0.85"}] * 2
     assert "mask-ratio 0.9 is the same computation as mask-ratio 0.85" in text
     assert "total: 2 runs to do" in text
+
+
+@pytest.mark.slow
+def test_a_study_of_the_paper_reads_all_patches_unless_told(digits: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def work(*more: str) -> float:
+        tiny = ("backbone.embed_dim=16", "backbone.num_heads=2", "backbone.depth=1", "data.image_size=16", *more)
+        given = [word for one in tiny for word in ("--set", one)]
+        study = ("--paper", "table3", "--seeds", "1", "--epochs", "1", "--dataset", f"folder:{digits}")
+        code, out, err = cli(capfd, "ablate", *study, "--dry-run", "--json", *given)
+        assert code == 0, err
+        return float(json.loads(out)["trials"][0]["gflop"])
+
+    assert work() == work("method.patch_dropout=0") > 1.5 * work("method.patch_dropout=0.5")
