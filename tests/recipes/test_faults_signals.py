@@ -185,7 +185,7 @@ def test_timeout_which_signals_twice_saves(digits: Path, tmp_path: Path) -> None
     for _ in range(3):
         again = ["--resume"] if run.exists() else chosen
         done = subprocess.run(
-            ["timeout", "12", sys.executable, "-m", "dsdmae_cli", "pretrain", *again, "--out", str(run)],
+            ["timeout", "20", sys.executable, "-m", "dsdmae_cli", "pretrain", *again, "--out", str(run)],
             capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 124, done.stderr
