@@ -1,4 +1,4 @@
-"""AdamW as masked autoencoders use it: parameter groups and the learning-rate schedule."""
+"""AdamW as masked autoencoders use it, or Muon: parameter groups and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.methods.base import Method
@@ -20,24 +19,34 @@ _NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token")
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
+    module: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None, muon: bool = False
 ) -> list[dict[str, Any]]:
     """Trained parameters in groups: weight matrices with decay; biases, norms and tokens without.
 
     Args:
         lr_scales: factors on the learning rate by parameter name; each makes groups of its own ("lr_scale").
+        muon: what Muon moves and what it leaves to AdamW are groups of their own ("use_muon").
     """
     scales = lr_scales or {}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         spared = parameter.ndim < 2 or name.endswith(_NEVER_DECAYED) or _is_every_images(name, parameter)
-        groups.setdefault((spared, scales.get(name, 1.0)), []).append(parameter)
+        by_muon = muon and not spared and _maps_features(name, parameter)
+        groups.setdefault((spared, scales.get(name, 1.0), by_muon), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": 0.0 if spared else weight_decay, "lr_scale": scale}
-        for (spared, scale), parameters in sorted(groups.items(), key=lambda item: item[0])
+        | ({"use_muon": by_muon} if muon else {})
+        for (spared, scale, by_muon), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def _maps_features(name: str, parameter: Tensor) -> bool:
+    """Whether it is a matrix from features to features; a table of positions is none, and a depthwise convolution maps
+    each channel to itself.
+    """
+    return name.endswith("weight") and (parameter.ndim == 2 or parameter.shape[1] > 1)
 
 
 def _is_every_images(name: str, parameter: Tensor) -> bool:
@@ -47,14 +56,16 @@ def _is_every_images(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 2 and parameter.shape[0] == 1 and not name.endswith("weight")
 
 
-def build_optimizer(method: Method, settings: ResolvedOptim) -> AdamW:
-    """Fused AdamW, which can skip a step by a flag on the device instead of a question to it."""
-    return AdamW(
-        parameter_groups(method, settings.weight_decay, method.lr_scales()),
-        lr=settings.lr,
-        betas=settings.betas,
-        fused=True,
-    )
+def build_optimizer(method: Method, settings: ResolvedOptim) -> Optimizer:
+    """Fused AdamW, which can skip a step by a flag on the device instead of a question to it; or Muon, which asks."""
+    muon = settings.optimizer == "muon"
+    groups = parameter_groups(method, settings.weight_decay, method.lr_scales(), muon)
+    if muon:
+        # It comes with timm, which takes longer to import than torch.
+        from dsdmae_cli.muon import Muon
+
+        return Muon(groups, lr=settings.lr, betas=settings.betas)
+    return AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
 def clipped_norm(parameters: Sequence[nn.Parameter], largest: float | None) -> Tensor:
@@ -89,7 +100,7 @@ def reach(settings: ResolvedOptim, total_steps: int, steps_per_epoch: int) -> fl
 # -- what a checkpoint keeps of it
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
     """An optimiser's state as flat tensors "optimizer/<entry>/<parameter's name>"; `names` maps id(parameter).
 
     What belongs to a sharded parameter is sharded too (sharding.joined).
@@ -102,7 +113,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: Optimizer, names: dict[int, str], tensors: dict[str, Tensor]) -> None:
     """The inverse of optimizer_tensors.
 
     Raises:
@@ -120,7 +131,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], t
             state = by_name.pop(names[id(parameter)], None)
             if state is None:  # one that no gradient has reached
                 continue
-            _check_moments(names[id(parameter)], parameter, state)
+            _check_moments(names[id(parameter)], parameter, state, group.get("use_muon", False))
             optimizer.state[parameter] = {k: slice_like(v, parameter).to(parameter.device) for k, v in state.items()}
     if by_name:
         raise CheckpointError(_not_its_own(f"knows {sorted(by_name)[0]}, which is not trained here"))
@@ -128,11 +139,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], t
         raise CheckpointError(_not_its_own("knows none of the weights that are trained"))
 
 
-def _check_moments(name: str, parameter: Tensor, state: dict[str, Tensor]) -> None:
-    """Whether what a checkpoint holds for a parameter is what AdamW keeps of it."""
+def _check_moments(name: str, parameter: Tensor, state: dict[str, Tensor], muon: bool) -> None:
+    """Whether what a checkpoint holds for a parameter is what AdamW, or Muon, keeps of it."""
     found = {entry: (tuple(value.shape), value.is_floating_point()) for entry, value in state.items()}
     whole = (tuple(parameter.shape), True)
-    if found != {"exp_avg": whole, "exp_avg_sq": whole, "step": ((), True)}:
+    kept = {"momentum_buffer": whole} if muon else {"exp_avg": whole, "exp_avg_sq": whole, "step": ((), True)}
+    if found != kept:
         what = ", ".join(f"{entry} {list(shape)}" for entry, (shape, _) in sorted(found.items()))
         raise CheckpointError(_not_its_own(f"holds {what} for {name} of shape {list(parameter.shape)}"))
 

@@ -231,7 +231,8 @@ def choose_runtime(settings: Any, method: Method, held: int = 0) -> Runtime:
 
     automatic = isinstance(train.micro_batch, str)
     least = local_batch if method.whole_batch else 1 if automatic else min(train.micro_batch, local_batch)
-    sharded, unshared = _shards(train, method, lambda: device.type != "cuda" or most(1) >= least)
+    muon = settings.optim.optimizer == "muon"
+    sharded, unshared = _shards(train, method, muon, lambda: device.type != "cuda" or most(1) >= least)
     return Runtime(
         device=device,
         precision=precision,
@@ -243,10 +244,11 @@ def choose_runtime(settings: Any, method: Method, held: int = 0) -> Runtime:
     )
 
 
-def _shards(train: LoopSettings, method: Method, fits: Callable[[], bool]) -> tuple[bool, str | None]:
+def _shards(train: LoopSettings, method: Method, muon: bool, fits: Callable[[], bool]) -> tuple[bool, str | None]:
     """Whether to shard, and if not, what a person should know about that.
 
     Args:
+        muon: the optimiser needs each matrix whole.
         fits: whether all of the weights, gradients and moments have room beside a micro-batch.
     """
     if train.shard == "none":
@@ -256,12 +258,13 @@ def _shards(train: LoopSettings, method: Method, fits: Callable[[], bool]) -> tu
         return False, alone if train.shard == "full" else None
     if train.shard == "auto" and fits():
         return False, None
-    why_not = obstacle(method)
+    why_not = "optim.optimizer = 'muon' needs each weight matrix whole" if muon else obstacle(method)
     if why_not is None:
         return True, None
     if train.shard == "full":
+        other = "optim.optimizer=adamw" if muon else "another backbone"
         raise SettingsError(
-            f"train.shard = 'full', but this cannot be divided: {why_not}; leave it out, or take another backbone"
+            f"train.shard = 'full', but this cannot be divided: {why_not}; leave it out, or take {other}"
         )
     return False, f"weights, gradients and moments may not fit into memory, and cannot be divided: {why_not}"
 

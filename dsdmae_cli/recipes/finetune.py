@@ -275,7 +275,7 @@ def _protocol(settings: ResolvedFinetuneSettings, task: Task, chosen: dict[str, 
     else:
         judged = "the last epoch"
     return (
-        f"all weights trained by AdamW for {number_of(t.epochs, 'epoch')}, batch {t.batch_size}, peak rate"
+        f"all weights trained by {o.optimizer_name} for {number_of(t.epochs, 'epoch')}, batch {t.batch_size}, peak rate"
         f" {o.lr:.3g}, on {number_of(train_images, 'image')} with {with_}; {task.words(settings)}; {judged} is judged,"
         " once, on the test images"
     )

@@ -20,6 +20,7 @@ from dsdmae_cli.data.square import require_some
 from dsdmae_cli.data.twins import find_twins, twins_row
 from dsdmae_cli.errors import DataError
 from dsdmae_cli.methods.base import Method
+from dsdmae_cli.optim import build_optimizer
 from dsdmae_cli.report import duration, number_of
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runs.observers.trackers import check_usable
@@ -69,6 +70,7 @@ class Plan:
     beforehand: str | None = None
     account: dict[str, str] | None = None
     data_notes: tuple[str, ...] = ()
+    optimizer: str = "AdamW"
 
     def json(self) -> dict[str, Any]:
         """As an object for scripts."""
@@ -95,7 +97,7 @@ class Plan:
             "parameters": f"{self.encoder_parameters / 1e6:.2f} M kept, {self.parameters / 1e6:.2f} M trained",
             "steps": f"{self.steps:,} ({number_of(self.epochs, 'epoch')} of {self.steps // self.epochs:,})",
             "batch": f"{self.effective_batch} in micro-batches of {self.micro_batch}",
-            "learning rate": f"{self.learning_rate:.3g} at its peak",
+            "learning rate": f"{self.learning_rate:.3g} at its peak, {self.optimizer}",
             "work": f"{self.gflop_per_image:.3g} GFLOP per image and step",
             "memory": f"about {self.memory_gib - self.common_gib:.2g} GiB on {self.device}",
             "device": f"{self.device}, {self.precision}{', compiled' if self.compile else ''}",
@@ -168,7 +170,7 @@ def _plan(
     flop, memory = _work_and_memory(method, runtime, recomputed=recomputed, shards=shards)
     steps = batching.steps_per_epoch * settings.train.epochs
     account = _account(found, settings.data, further) if timed else None
-    per_image = _seconds_per_image(method, runtime, flop) if timed else None
+    per_step = _seconds_per_step(method, settings, runtime, flop) if timed else None
     return Plan(
         dataset=settings.data.dataset,
         train_images=train_images,
@@ -192,10 +194,11 @@ def _plan(
         sharded=runtime.sharded,
         unshared=runtime.unshared,
         common_gib=found.num_bytes / 2**30 if in_common(runtime.device) else 0.0,
-        estimated_seconds=per_image * steps * settings.train.batch_size if per_image else None,
+        estimated_seconds=per_step * steps if per_step else None,
         beforehand=beforehand,
         account=account,
         data_notes=(*found.notes, *colour_notes(settings)),
+        optimizer=settings.optim.optimizer_name,
     )
 
 
@@ -277,11 +280,14 @@ def _data(settings: ResolvedData, device: torch.device, split: str) -> _Data:
     return _Data(len(train), len(splits["held-out"]), placement.word, placement.num_bytes, splits)
 
 
-def _seconds_per_image(method: Method, runtime: Runtime, flop: float) -> float | None:
-    """From one timed micro-batch on a CPU; a GPU's first steps say little."""
+def _seconds_per_step(method: Method, settings: Any, runtime: Runtime, flop: float) -> float | None:
+    """From one timed micro-batch and one step of the optimiser on a CPU; a GPU's first steps say little."""
     if runtime.device.type != "cpu" or flop * runtime.micro_batch / 1e9 > _TIMED_GFLOP:
         return None
     choose_attention(method, runtime)
+    optimizer = build_optimizer(method, settings.optim)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     shape = (runtime.micro_batch, method.encoder().in_chans, *height_width(method.encoder().image_size))
     images = method.as_views(torch.rand(shape) * 2 - 1)
     seconds = 0.0
@@ -291,5 +297,7 @@ def _seconds_per_image(method: Method, runtime: Runtime, flop: float) -> float |
         with autocast(runtime.device, runtime.precision):
             loss = method(images, corruption)["loss"]
         loss.backward()
-        seconds = time.perf_counter() - began
-    return seconds / runtime.micro_batch
+        of_images = time.perf_counter() - began
+        optimizer.step()
+        seconds = of_images * settings.train.batch_size / runtime.micro_batch + time.perf_counter() - began - of_images
+    return seconds

@@ -134,7 +134,7 @@ class FinetuneSection(Section):
 
 
 class FinetuneOptimSettings(OptimSettings):
-    """AdamW for fine-tuning."""
+    """The optimiser of fine-tuning."""
 
     base_lr: PositiveFloat = Field(
         1e-3, description="learning rate for a batch of 256; scaled by batch/256 unless lr is given"

@@ -219,8 +219,13 @@ class SpreadSettings(MethodSettings):
 
 
 class OptimSettings(Section):
-    """AdamW with linear warm-up and cosine decay, updated every step."""
+    """AdamW or Muon with linear warm-up and cosine decay, updated every step."""
 
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="what moves the weights; muon = along each weight matrix's momentum with all its singular values"
+        " made alike, at AdamW's rates; biases, norms and tokens stay AdamW's",
+    )
     base_lr: PositiveFloat = Field(
         1.5e-4, description="learning rate for a batch of 256; scaled by batch/256 unless lr is given"
     )
@@ -238,6 +243,11 @@ class OptimSettings(Section):
         (0.9, 0.95), description="AdamW's momentum terms"
     )
     clip_grad: PositiveFloat | None = Field(None, description="largest gradient norm; none = no clipping")
+
+    @property
+    def optimizer_name(self) -> str:
+        """As people write it."""
+        return {"adamw": "AdamW", "muon": "Muon"}[self.optimizer]
 
 
 # Said in the same words by every command.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from dsdmae_cli.methods.ema import EMATeacher
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.runtime import Runtime
 from dsdmae_cli.settings.models import OptimSettings, TrainSettings
+
+Optimizer = Literal["adamw", "muon"]
 
 
 def test_figures_for_a_person_who_waits_change_no_record() -> None:
@@ -111,9 +114,10 @@ def test_the_log_window_is_a_mean() -> None:
 # -- steps that are not finite
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("fault", ["nan", "inf", "-inf", "gradient"])
 @pytest.mark.parametrize("bad", [{0}, {2, 3}, {5}])
-def test_a_non_finite_step_changes_nothing(fault: str, bad: set[int]) -> None:
+def test_a_non_finite_step_changes_nothing(fault: str, bad: set[int], optimizer: Optimizer) -> None:
     before: dict[str, Tensor] = {}
 
     def look(step: int) -> None:
@@ -130,7 +134,8 @@ def test_a_non_finite_step_changes_nothing(fault: str, bad: set[int]) -> None:
         before.update(now)
 
     hooks = Listener(look)
-    run = trainer(Toy(lambda step: fault if step in bad else ""), hooks)
+    optim = OptimSettings(lr=1e-2, warmup_epochs=1, optimizer=optimizer)
+    run = trainer(Toy(lambda step: fault if step in bad else ""), hooks, optim=optim)
     before.update(everything(run))
     run.fit()
     assert [r["skipped"] for r in hooks.records] == [float(s in bad) for s in range(6)]
@@ -221,22 +226,25 @@ def test_memory_that_runs_out_names_a_smaller_micro_batch() -> None:
         trainer(Greedy(), Listener(), micro=8).fit()
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4])
-def test_stopped_and_restored_is_as_if_never_stopped(stop_at: int) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("stop_at", "bad"), [(1, 0), (1, 2), (3, 2), (4, 2)])
+def test_stopped_and_restored_is_as_if_never_stopped(stop_at: int, bad: int, optimizer: Optimizer) -> None:
+    optim = OptimSettings(lr=1e-2, warmup_epochs=1, optimizer=optimizer)
+
     def fault(step: int) -> str:
-        return "nan" if step == 2 else ""
+        return "nan" if step == bad else ""
 
     whole_hooks, first_hooks, second_hooks = Listener(), Listener(stop_at=stop_at), Listener()
-    whole = trainer(Toy(fault), whole_hooks, log_every=4)
+    whole = trainer(Toy(fault), whole_hooks, optim=optim, log_every=4)
     whole.fit()
-    first = trainer(Toy(fault), first_hooks, log_every=4)
+    first = trainer(Toy(fault), first_hooks, optim=optim, log_every=4)
     first.fit()
     assert first.step == stop_at
     weights, training, rest = first.state()
     method = Toy(fault)
     method.load_state_dict({k: v.clone() for k, v in weights.items()})
     method.steps = stop_at
-    second = trainer(method, second_hooks, log_every=4)
+    second = trainer(method, second_hooks, optim=optim, log_every=4)
     second.restore(stop_at, {k: v.clone() for k, v in training.items()}, rest)
     second_hooks.step = stop_at
     second.fit()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import timm.optim
 import torch
 from helpers import settings
+from torch import Tensor
 from toy import Listener, Toy, mae_lr, trainer
 
 from dsdmae_cli.config.resolve import resolve
@@ -82,3 +84,69 @@ def test_the_optimiser_is_fused_adamw_with_the_settings() -> None:
     assert optimizer.defaults["fused"]
     assert [g["betas"] for g in optimizer.param_groups] == [(0.8, 0.7)] * 2
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.3, 0.0]
+
+
+def muon(**settings: Any) -> OptimSettings:
+    return OptimSettings(optimizer="muon", **{"lr": 0.5, "betas": (0.8, 0.7), "weight_decay": 0.1, **settings})
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """Five steps of the quintic iteration by its formula, in float64, with timm's coefficients."""
+    x = matrix.double() / matrix.double().norm()
+    for a, b, c in (
+        (4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037), (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ):  # fmt: skip
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x
+
+
+def test_muon_moves_matrices_by_its_formula_and_the_rest_as_adamw() -> None:
+    method = Toy()
+    optimizer = build_optimizer(method, muon())
+    twin = Toy()
+    reference = torch.optim.AdamW(parameter_groups(twin, 0.1), lr=0.5, betas=(0.8, 0.7))
+    theirs = dict(twin.net.named_parameters())
+    expected = {name: p.detach().double() for name, p in method.net.named_parameters() if p.ndim == 2}
+    buffers = {name: torch.zeros_like(p) for name, p in expected.items()}
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for name, parameter in method.net.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            theirs[name].grad = parameter.grad.clone()
+            if name in expected:
+                buffers[name] = 0.95 * buffers[name] + 0.05 * parameter.grad
+                update = newton_schulz(0.05 * parameter.grad + 0.95 * buffers[name])
+                values = torch.linalg.svdvals(update)
+                assert values.min() > 0.5  # alike, which is what it is for
+                assert values.max() < 1.5
+                expected[name] = expected[name] * (1 - 0.5 * 0.1) - 0.5 * 0.2 * max(update.shape) ** 0.5 * update
+        optimizer.step()
+        reference.step()
+    for name, parameter in method.net.named_parameters():
+        if name in expected:  # products in bfloat16
+            assert (parameter - expected[name]).norm() < 0.02 * expected[name].norm()
+        else:
+            torch.testing.assert_close(parameter, theirs[name])
+
+
+def test_muon_takes_what_maps_features() -> None:
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 32}
+    networks = {
+        "vit_tiny_patch16_224": (small, {"cls_token", "pos_embed"}),
+        "beit_base_patch16_224": (small, {"cls_token", "blocks.0.attn.relative_position_bias_table"}),
+        "convnext_atto": (
+            {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)},
+            {f"stages.{stage}.blocks.0.conv_dw.weight" for stage in range(4)},
+        ),
+    }
+    for name, (options, left) in networks.items():
+        network = timm.create_model(name, **options)
+        names = {id(p): name for name, p in network.named_parameters()}
+        groups = parameter_groups(network, 0.05, muon=True)
+        by_muon = {names[id(p)] for g in groups if g["use_muon"] for p in g["params"]}
+        others = {names[id(p)] for g in groups if not g["use_muon"] for p in g["params"]}
+        assert by_muon | others == set(names.values())
+        assert all(name.endswith("weight") and network.get_parameter(name).ndim > 1 for name in by_muon)
+        assert {name for name in others if network.get_parameter(name).ndim > 1} == left

@@ -168,6 +168,16 @@ def test_auto_keeps_what_cannot_be_divided_whole_with_a_word(gpus: Any) -> None:
     assert "cannot be divided: its weight temperature is a single number" in chosen.unshared
 
 
+def test_muon_keeps_matrices_whole(gpus: Any) -> None:
+    resolved, method = small(*LARGE, "optim.optimizer=muon")
+    gpus.bytes = needed(method, 0)
+    chosen = choose_runtime(resolved, method)
+    assert not chosen.sharded
+    assert "needs each weight matrix whole" in str(chosen.unshared)
+    with pytest.raises(SettingsError, match=r"cannot be divided: optim.optimizer = 'muon'.*optim.optimizer=adamw"):
+        choose_runtime(*small(*LARGE, "optim.optimizer=muon", "train.shard=full"))
+
+
 def test_none_and_full_are_followed(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     resolved, method = small(*LARGE, "train.shard=none")
     gpus.bytes = needed(method, 0)
