@@ -132,7 +132,12 @@ def restore_optimizer(optimizer: Optimizer, names: dict[int, str], tensors: dict
             if state is None:  # one that no gradient has reached
                 continue
             _check_moments(names[id(parameter)], parameter, state, group.get("use_muon", False))
-            optimizer.state[parameter] = {k: slice_like(v, parameter).to(parameter.device) for k, v in state.items()}
+            # Beside what is there already: Muon counts AdamW's steps on the host, which would else wait for each.
+            places = optimizer.state.get(parameter, {})
+            optimizer.state[parameter] = {
+                entry: slice_like(value, parameter).to(places.get(entry, parameter).device)
+                for entry, value in state.items()
+            }
     if by_name:
         raise CheckpointError(_not_its_own(f"knows {sorted(by_name)[0]}, which is not trained here"))
     if not optimizer.state:

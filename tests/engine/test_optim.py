@@ -150,3 +150,13 @@ def test_muon_takes_what_maps_features() -> None:
         assert by_muon | others == set(names.values())
         assert all(name.endswith("weight") and network.get_parameter(name).ndim > 1 for name in by_muon)
         assert {name for name in others if network.get_parameter(name).ndim > 1} == left
+
+
+def test_muon_goes_on_with_counts_on_the_host() -> None:
+    run = trainer(Toy(), Listener(), optim=muon(lr=1e-2, warmup_epochs=0), epochs=1)
+    run.fit()
+    _, training, rest = run.state()
+    there = trainer(Toy().to("meta"), Listener(), optim=muon(lr=1e-2, warmup_epochs=0), epochs=1)
+    there.restore(3, training, rest)
+    places = {entry: value.device.type for state in there.optimizer.state.values() for entry, value in state.items()}
+    assert places == {"momentum_buffer": "meta", "exp_avg": "meta", "exp_avg_sq": "meta", "step": "cpu"}

@@ -49,6 +49,14 @@ def test_a_scaled_step_never_waits(name: str) -> None:
     assert_never_waits(step_of(name, precision="fp16"))
 
 
+def test_muon_waits_once_a_step() -> None:
+    """For the flag that leaves a step out; in fp16 the scaler reads it."""
+    step = step_of("dsdmae", "optim.optimizer=muon")
+    assert not step.faults
+    [wait] = step.waits
+    assert "muon.py" in wait
+
+
 def test_accumulated_gradients_are_not_waited_for() -> None:
     whole, cut = step_of("dsdmae", "train.batch_size=16"), step_of("dsdmae", "train.batch_size=16", micro_batch=4)
     assert_never_waits(cut)
