@@ -1,6 +1,7 @@
-"""Two denoiser files of the same network mixed, weight by weight: between a network and what became of it by further
-training lie networks that do both tasks (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models",
-arXiv:2109.01903).
+"""Two denoiser files of the same network mixed, weight by weight.
+
+Between a network and what became of it by further training lie networks that do both tasks (Wortsman et al. 2022,
+"Robust fine-tuning of zero-shot models", arXiv:2109.01903).
 
     python bench/blend.py NEW.safetensors OLD.safetensors SHARE OUT.safetensors
 

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dsdmae_cli.bench.machine import described
-from dsdmae_cli.bench.turns import Finding
+from dsdmae_cli.bench.turns import Finding, last_words
 from dsdmae_cli.data.augment import Augmentation, crop_boxes
 from dsdmae_cli.data.cutting import LEAST_REDUCTION, Box, Picture, resampled
+from dsdmae_cli.data.decode import opened
 from dsdmae_cli.data.files import Directory, FileImages
 from dsdmae_cli.data.source import Batching, Unreadable
 from dsdmae_cli.data.streaming import StreamingSource
@@ -39,6 +40,7 @@ SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 OURS = "dsdmae"
 _BICUBIC = Image.Resampling.BICUBIC
 _BATCH, _STEPS = 64, 32
+_ORIENTATION = ExifTags.Base.Orientation
 Crop = Callable[[int, Box, int], "np.ndarray | torch.Tensor"]
 
 
@@ -136,7 +138,7 @@ def contenders(paths: list[Path], dataset: ImageDataset) -> tuple[dict[str, Crop
         try:
             found |= makes(paths)
         except (ImportError, RuntimeError, OSError) as error:
-            notes.append(f"Without {makes.__name__.removesuffix('s')}: {str(error).splitlines()[0]}.")
+            notes.append(f"Without {makes.__name__.removesuffix('s')}: {last_words(error)}.")
 
     def ours(index: int, box: Box, size: int) -> torch.Tensor:
         return Picture(dataset, index).crops([box], size, "bicubic")[0]
@@ -144,30 +146,58 @@ def contenders(paths: list[Path], dataset: ImageDataset) -> tuple[dict[str, Crop
     return found | {OURS: ours}, notes
 
 
-def photographs(folder: Path, most: int, pack: ImageDataset | None = None) -> tuple[list[Path], FileImages]:
-    """At most `most` JPEGs below a folder, evenly spread, and a dataset of them.
+def photographs(folder: Path, most: int, pack: ImageDataset | None = None) -> tuple[list[Path], FileImages, int]:
+    """At most `most` JPEGs below a folder, evenly spread, a dataset of them, and how many were left out.
+
+    Those that a camera lies on its side (EXIF), or of other channels than grey or RGB, are left out: decoders differ in
+    what they make of them, so that a box would be another part of the picture.
 
     Args:
         pack: leave out what is not in it.
 
     Raises:
         SettingsError: there are none.
+        DataError: one of them is no picture.
     """
     every = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if pack is not None:
-        there = {_file_name(pack.name(index)) for index in range(len(pack))}
-        every = [path for path in every if path.name in there]
     if not every:
         raise SettingsError(f"there is no JPEG in {folder} or below it; name a folder of photographs (*.jpg)")
-    paths = every[:: -(-len(every) // most)]
+    if pack is not None:
+        there = _places(every, folder, pack)
+        every = [path for path in every if path in there]
+        if not every:
+            raise SettingsError(
+                f"--packed holds none of the JPEGs in {folder}; name what was packed of that very folder"
+            )
+    some = every[:: -(-len(every) // most)]
+    paths = [path for path in some if _same_to_all(path)]
+    if not paths:
+        raise SettingsError(
+            f"each JPEG in {folder} is turned by its EXIF, or neither grey nor RGB; name other photographs"
+        )
     root = Path(os.path.commonpath([path.parent for path in paths]))
     names = [str(path.relative_to(root)) for path in paths]
-    return paths, FileImages(Directory(root, names), np.arange(len(paths)))
+    return paths, FileImages(Directory(root, names), np.arange(len(paths))), len(some) - len(paths)
 
 
-def _file_name(name: str) -> str:
-    """Of an image in a packed folder, whose name has those of its folders and shard too."""
-    return name.rpartition("/")[2].rpartition("!")[2]
+def _same_to_all(path: Path) -> bool:
+    """Whether all decoders make the same picture of it."""
+    with opened(path, str(path)) as image:
+        return image.mode in ("L", "RGB") and image.getexif().get(_ORIENTATION, 1) == 1
+
+
+def _places(paths: list[Path], folder: Path, pack: ImageDataset) -> dict[Path, int]:
+    """Where in a packed folder each file is that is there. Names there end in those of the folder; two of its files may
+    have one name in folders of their own."""
+    within = {path.relative_to(folder).as_posix(): path for path in paths}
+    found = {}
+    for index in range(len(pack)):
+        name = pack.name(index).rpartition("!")[2]
+        while name not in within and "/" in name:
+            name = name.partition("/")[2]
+        if name in within:
+            found[within[name]] = index
+    return found
 
 
 def _opened(packed: Path) -> ImageDataset:
@@ -177,11 +207,11 @@ def _opened(packed: Path) -> ImageDataset:
     return open_dataset(load(assignments=[f"data.dataset={packed}"], environ={}).settings.data, "train")
 
 
-def _out_of_pack(paths: list[Path], pack: ImageDataset, widths: list[int]) -> Crop:
-    place = {_file_name(pack.name(index)): index for index in range(len(pack))}
+def _out_of_pack(paths: list[Path], folder: Path, pack: ImageDataset, widths: list[int]) -> Crop:
+    places = _places(paths, folder, pack)
 
     def crop(index: int, box: Box, size: int) -> torch.Tensor:
-        picture = Picture(pack, place[paths[index].name])
+        picture = Picture(pack, places[paths[index]])
         share = picture.width / widths[index]
         return picture.crops([Box(*(max(0, math.floor(x * share)) for x in box))], size, "bicubic")[0]
 
@@ -204,19 +234,21 @@ def bench_feed(
         packed: what `dsdmae data pack` made of the folder.
 
     Raises:
-        SettingsError: there is no JPEG, or `workers` is no list of numbers.
+        SettingsError: there is no JPEG to compare, or `workers` is no list of numbers.
     """
     counts = _counts(workers)
     threads = torch.get_num_threads()
     warnings.filterwarnings("ignore", module="torch")
     pack = None if packed is None else _opened(packed)
-    paths, dataset = photographs(folder, most, pack)
+    paths, dataset, left_out = photographs(folder, most, pack)
     sizes = [dataset.size(index) for index in range(len(paths))]
     generator = torch.Generator().manual_seed(0)
     boxes = [Box(*torch.cat([*crop_boxes(1, h, w, SCALE, RATIO, generator)]).flatten().tolist()) for w, h in sizes]
     found, notes = contenders(paths, dataset)
+    if left_out:
+        notes.append(f"Left out: {left_out}, turned by EXIF or neither grey nor RGB, which decoders treat differently.")
     if pack is not None:
-        found[f"{OURS}, packed"] = _out_of_pack(paths, pack, [width for width, _ in sizes])
+        found[f"{OURS}, packed"] = _out_of_pack(paths, folder, pack, [width for width, _ in sizes])
     torch.set_num_threads(1)
     try:
         least = _least(found, boxes, size, rounds, said)
@@ -261,7 +293,7 @@ def _counts(workers: str) -> list[int]:
     if workers == "none":
         return []
     words = workers.split(",")
-    if not all(word.strip().isdigit() for word in words):
+    if not all(word.strip().isdecimal() for word in words):
         raise SettingsError(f"--workers {workers} is neither none nor numbers between commas; give 0,1,2, say")
     return [int(word) for word in words]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dsdmae_cli.bench.machine import timed
 from dsdmae_cli.bench.programme import LeftOutError, Programme
 from dsdmae_cli.bench.step import bench_step
 from dsdmae_cli.bench.subjects import step_settings
-from dsdmae_cli.bench.turns import Finding, Spread, by_turns
+from dsdmae_cli.bench.turns import Finding, Spread, by_turns, last_words
 from dsdmae_cli.data.open import augmentation, open_dataset
 from dsdmae_cli.data.resident import ResidentSource, to_tensor
 from dsdmae_cli.data.source import Batching, Unreadable
@@ -108,16 +109,17 @@ class OnDevice:
         rows, data = [], []
         for network in networks:
             for batch in batches:
-                settings = self.settings(batch, network)
-                try:
-                    peak, expected = self._peak(settings, batch)
-                except torch.OutOfMemoryError:
-                    peak, expected = float("nan"), float("nan")
-                share = f"{peak / expected:.2f}" if peak and expected == expected else "-"
-                of_peak = "-" if not peak else "out of memory" if peak != peak else f"{peak / _GIB:.2f}"
-                rows.append([network, str(batch), of_peak, f"{expected / _GIB:.2f}", share])
-                data.append({"network": network, "batch": batch, "peak": peak, "expected": expected})
-                self.said(f"  {network}, {batch}: {of_peak} GiB of {expected / _GIB:.2f} expected")
+                trainer = self.trainer(self.settings(batch, network), micro_batch=batch)
+                reckoned = _reckoned(trainer, batch)
+                peak = self._peak(trainer)
+                of_peak = "-" if peak is None else "out of memory" if peak == inf else f"{peak / _GIB:.2f}"
+                share = "-" if peak in (None, inf) else f"{peak / reckoned:.2f}"
+                rows.append([network, str(batch), of_peak, f"{reckoned / _GIB:.2f}", share])
+                measured = None if peak == inf else peak
+                data.append(
+                    {"network": network, "batch": batch, "peak": measured, "fits": peak != inf, "expected": reckoned}
+                )
+                self.said(f"  {network}, {batch}: {of_peak} GiB of {reckoned / _GIB:.2f} expected")
         columns = ["network", "micro-batch", "peak, GiB", "reckoned, GiB", "peak / reckoned"]
         note = (
             "Reckoned: weights, gradients, moments, the weights' casts under autocast, the images that lie there, and"
@@ -125,21 +127,21 @@ class OnDevice:
         )
         return [Finding("Memory of a step", columns, rows, {}, {"steps": data}, [note])]
 
-    def _peak(self, settings: ResolvedSettings, batch: int) -> tuple[float, float]:
-        trainer = self.trainer(settings, micro_batch=batch)
-        assert isinstance(trainer.source, ResidentSource)
-        always, per_image = step_bytes(trainer.method, trainer.runtime.precision)
-        expected = always + per_image * batch + trainer.source.images.nbytes
+    def _peak(self, trainer: Trainer) -> float | None:
+        """Bytes of the second step; infinite where memory runs out, None where the device counts none."""
         steps = trainer.source.steps(0)
-        trainer._step(next(steps))
-        if self.device.type != "cuda":
-            return 0.0, expected
-        torch.cuda.reset_peak_memory_stats(self.device)
-        trainer._step(next(steps))
-        peak = float(torch.cuda.max_memory_allocated(self.device))
-        del trainer
-        torch.cuda.empty_cache()
-        return peak, expected
+        try:
+            trainer._step(next(steps))
+            if self.device.type != "cuda":
+                return None
+            torch.cuda.reset_peak_memory_stats(self.device)
+            trainer._step(next(steps))
+            return float(torch.cuda.max_memory_allocated(self.device))
+        except torch.OutOfMemoryError:
+            return inf
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def attention(self, shapes: list[list[int]]) -> list[Finding]:
         """Forward and backward pass of each kernel that scaled_dot_product_attention has, [b, heads, tokens, width]."""
@@ -255,8 +257,15 @@ class OnDevice:
         try:
             seconds = min(timed(self.device, lambda: decode_jpeg(contents, device=self.device)) for _ in range(4))
         except RuntimeError as error:
-            return f"torchvision.io.decode_jpeg on the device: {str(error).splitlines()[0]}"
+            return f"torchvision.io.decode_jpeg on the device: {last_words(error)}"
         return f"torchvision.io.decode_jpeg on the device: {1e3 * seconds / len(paths):.3f} ms an image, whole, uncut."
+
+
+def _reckoned(trainer: Trainer, batch: int) -> float:
+    """Bytes of a step, as a micro-batch is chosen by."""
+    assert isinstance(trainer.source, ResidentSource)
+    always, per_image = step_bytes(trainer.method, trainer.runtime.precision)
+    return always + per_image * batch + trainer.source.images.nbytes
 
 
 def _endless(trainer: Trainer) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +65,14 @@ class Runs:
             variants[f"{kind}, bf16, compiled"] = where(place, "bf16", True)
         if half:
             variants[f"{kind}, fp16"] = where(place, "fp16", False)
-        rows, data = [], []
+        rows: list[list[str]] = []
+        data: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory(prefix="dsdmae-bench-") as name:
             folder = Path(name)
             for number, (title, assignments) in enumerate(variants.items()):
                 out, began = folder / str(number), time.monotonic()
                 self._run([*self.words(network, batch_size, steps, *assignments), "--out", str(out)], folder)
-                losses, rate = _losses(out), _last(out).get("images_per_second", 0.0)
+                losses, rate = _losses(out), _rate(out)
                 rows.append([title, str(len(losses)), f"{losses[0]:.5f}", f"{losses[-1]:.5f}", f"{rate:.0f}",
                              f"{time.monotonic() - began:.0f}"])  # fmt: skip
                 data.append({"run": title, "losses": losses, "images_per_second": rate})
@@ -79,7 +82,7 @@ class Runs:
         first = [run["losses"][0] for run in data[1:]]
         apart = (max(first) - min(first)) / max(map(abs, first))
         self.said(f"  {resumed}")
-        columns = ["run", "steps", "first loss", "last loss", "images/s of the last step", "seconds in all"]
+        columns = ["run", "steps", "first loss", "last loss", "images/s, median of the second half", "seconds in all"]
         near = (
             f"First losses on {kind} are within {100 * apart:.2g}% of each other; the CPU draws other masks and noise"
             " from the same seed."
@@ -92,14 +95,14 @@ class Runs:
         whole, cut = folder / "whole", folder / "cut"
         self._run([*words, "--out", str(whole)], folder)
         half = len(_losses(whole)) // 2
-        child = self._start([*words, "--out", str(cut)], folder)
-        while child.poll() == "running" and len(_losses(cut)) < half:
-            time.sleep(0.02)
-        child.stop()
-        self._wait(child, ("stopped", "done"))
-        at = len(_losses(cut))
-        if child.poll() == "done":
-            return "It ended before it could be stopped, so that nothing was resumed."
+        with self._started([*words, "--out", str(cut)], folder) as child:
+            while child.poll() == "running" and len(_losses(cut)) < half:
+                time.sleep(0.02)
+            child.stop()
+            self._wait(child, ("stopped", "done"))
+            at = len(_losses(cut))
+            if child.poll() == "done":
+                return "It ended before it could be stopped, so that nothing was resumed."
         self._run([*words, "--out", str(cut), "--resume"], folder)
         equal = _losses(whole) == _losses(cut)
         return f"Stopped after step {at} and resumed: losses {'are equal, all of them' if equal else 'DIFFER'}."
@@ -118,36 +121,53 @@ class Runs:
                 one, two = folder / f"{method}-1", folder / f"{method}-2"
                 self._run([*words, "--out", str(one)], folder)
                 self._torchrun([*words, "--out", str(two)])
-                losses, rates = [_losses(one), _losses(two)], [_last(run)["images_per_second"] for run in (one, two)]
+                losses, rates = [_losses(one), _losses(two)], [_rate(one), _rate(two)]
                 rows.append(
                     [method, f"{losses[0][0]:.5f}", f"{losses[1][0]:.5f}", f"{rates[0]:.0f}", f"{rates[1]:.0f}"]
                 )
                 data.append({"method": method, "losses": losses, "images_per_second": rates})
         columns = ["method", "first loss, one", "first loss, two", "images/s, one", "images/s, two"]
-        return [Finding(f"Two processes, batch {batch_size}", columns, rows, {}, {"methods": data})]
+        note = "Images a second: the median of the second half of the steps."
+        return [Finding(f"Two processes, batch {batch_size}", columns, rows, {}, {"methods": data}, [note])]
 
     def _torchrun(self, words: list[str]) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(_PROCESSES)]
         environ = {key: value for key, value in os.environ.items() if not key.startswith("DSDMAE_")}
-        done = subprocess.run(
-            [*command, "-m", "dsdmae_cli", *words], env=environ, capture_output=True, text=True, timeout=_MOST_SECONDS,
-            check=False,
+        process = subprocess.Popen(
+            [*command, "-m", "dsdmae_cli", *words], env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "dsdmae: error" in line] or done.stderr.splitlines()
-            raise RunFailed(f"two processes failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        try:
+            _, said = process.communicate(timeout=_MOST_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise RunFailed(f"two processes took more than {_MOST_SECONDS} s") from error
+        finally:
+            if process.poll() is None:
+                # Killed, it would leave its processes behind, each a session of its own: it passes this on to them, and
+                # has killed them after half a minute.
+                process.terminate()
+                process.communicate()
+        if process.returncode:
+            lines = [line for line in said.splitlines() if "dsdmae: error" in line] or said.splitlines()
+            raise RunFailed(f"two processes failed: {lines[-1] if lines else f'exit code {process.returncode}'}")
 
-    def _start(self, words: list[str], folder: Path) -> Child:
-        return Child(words, folder / "log.txt", Slot(str(self.device), {}))
+    @contextmanager
+    def _started(self, words: list[str], folder: Path) -> Iterator[Child]:
+        """A run, ended with the block: else it would write on into a folder that is being removed."""
+        child = Child(words, folder / "log.txt", Slot(str(self.device), {}))
+        try:
+            yield child
+        finally:
+            child.kill()
 
     def _run(self, words: list[str], folder: Path) -> None:
-        self._wait(self._start(words, folder), ("done",))
+        with self._started(words, folder) as child:
+            self._wait(child, ("done",))
 
     def _wait(self, child: Child, wanted: tuple[str, ...]) -> None:
         began = time.monotonic()
         while (state := child.poll()) == "running":
             if time.monotonic() - began > _MOST_SECONDS:
-                child.kill()
                 raise RunFailed(f"a run took more than {_MOST_SECONDS} s")
             time.sleep(0.1)
         if state not in wanted:
@@ -166,5 +186,7 @@ def _losses(run: Path) -> list[float]:
     return [float(record["loss"]) for record in _records(run)]
 
 
-def _last(run: Path) -> dict[str, Any]:
-    return _records(run)[-1]
+def _rate(run: Path) -> float:
+    """Images a second: of one step it would be chance, and the first ones warm up and compile."""
+    rates = [float(record["images_per_second"]) for record in _records(run) if "images_per_second" in record]
+    return statistics.median(rates[len(rates) // 2 :]) if rates else float("nan")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from dsdmae_cli.bench.turns import short
 from dsdmae_cli.data.cores import cpu_name, usable_cores
 
 if TYPE_CHECKING:
@@ -75,9 +76,8 @@ class Rates:
     copy: float
 
     def text(self) -> str:
-        return (
-            f"matrix products {_tera(self.fp32)} in fp32, {_tera(self.bf16)} in bf16; copies {1e3 * self.copy:.3g} GB/s"
-        )
+        products = f"matrix products {_tera(self.fp32)} in fp32, {_tera(self.bf16)} in bf16"
+        return f"{products}; copies {short(1e3 * self.copy)} GB/s"
 
     def json(self) -> dict[str, float]:
         return {"matmul_fp32_tflops": self.fp32, "matmul_bf16_tflops": self.bf16, "copy_tb_per_s": self.copy}
@@ -109,7 +109,8 @@ def calibrate(device: torch.device, side: int | None = None) -> Rates:
 
 def best(device: torch.device, work: Callable[[], Any], repeats: int = 5) -> float:
     """The least seconds of several tries of some work, after one that does not count."""
-    return min(timed(device, work) for _ in range(repeats + 1)) if repeats else timed(device, work)
+    timed(device, work)
+    return min(timed(device, work) for _ in range(repeats))
 
 
 def timed(device: torch.device, work: Callable[[], Any]) -> float:
@@ -117,8 +118,11 @@ def timed(device: torch.device, work: Callable[[], Any]) -> float:
     import torch
 
     if device.type != "cuda":
+        wait = torch.mps.synchronize if device.type == "mps" else lambda: None
+        wait()
         began = time.perf_counter()
         work()
+        wait()
         return time.perf_counter() - began
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dsdmae_cli.bench.turns import Finding
+from dsdmae_cli.bench.turns import Finding, last_words
 from dsdmae_cli.errors import DsdmaeError, SettingsError
 from dsdmae_cli.files import parsed_json, read_within, require_folder, write_bytes
 from dsdmae_cli.report import duration
@@ -202,8 +202,7 @@ def go_through(
             failed = str(error)
         except Exception as error:  # whatever it is on hardware that nobody has tried, the rest is worth having
             where = traceback.extract_tb(error.__traceback__)[-1]
-            words = (str(error).strip() or "no words").splitlines()[0]
-            failed = f"{type(error).__name__}: {words} ({Path(where.filename).name}:{where.lineno})"
+            failed = f"{type(error).__name__}: {last_words(error)} ({Path(where.filename).name}:{where.lineno})"
         kept.add(part, time.monotonic() - at, findings, failed)
         if failed:
             left.append(part.name)

@@ -14,11 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from dsdmae_cli.bench.turns import Finding, Spread
+from dsdmae_cli.bench.turns import Finding, Spread, by_turns
 from dsdmae_cli.errors import RunFailed
 
 # What docs/design/performance.md asks for: of a bare application, and of `import torch`.
@@ -79,20 +80,6 @@ def run(command: list[str], environ: dict[str, str]) -> Took:
     return took
 
 
-def by_turns(
-    commands: dict[str, list[str]], rounds: int, environ: dict[str, str], said: Callable[[str], None]
-) -> dict[str, list[Took]]:
-    """Seconds of each command in each round, after one that fills the caches."""
-    took: dict[str, list[Took]] = {name: [] for name in commands}
-    for number in range(rounds + 1):
-        for name, command in commands.items():
-            seconds = run(command, environ)
-            if number:
-                took[name].append(seconds)
-        said(f"round {number} of {rounds}" if number else "warm")
-    return took
-
-
 def bench_startup(
     commands: Sequence[tuple[str, ...]],
     picture: Path | None,
@@ -125,9 +112,10 @@ def bench_startup(
         helps = {_BARE_NAME: [sys.executable, "-c", "from bare import app; app()", "--help"]}
         for words in commands:
             helps[" ".join(["dsdmae", *words, "--help"])] = [*ours, *words, "--help"]
-        took = by_turns(helps, rounds, environ, said)
+        took = by_turns(_runs(helps, environ), rounds, said)
         # Else the round before the first would make the file that onnxruntime reads in the user's own cache.
-        denoised = by_turns(_denoise(ours, folder, picture), rounds, environ | {"XDG_CACHE_HOME": str(folder)}, said)
+        apart = environ | {"XDG_CACHE_HOME": str(folder)}
+        denoised = by_turns(_runs(_denoise(ours, folder, picture), apart), rounds, said)
     rows, notes = [], []
     for found, base, limit in ((took, _BARE_NAME, HELP_LIMIT), (denoised, _TORCH, DENOISE_LIMIT)):
         rows += [_row(name, found, base) for name in found]
@@ -143,6 +131,10 @@ def bench_startup(
         {"processes": data},
         notes,
     )
+
+
+def _runs(commands: dict[str, list[str]], environ: dict[str, str]) -> dict[str, Callable[[], Took]]:
+    return {name: partial(run, command, environ) for name, command in commands.items()}
 
 
 def _denoise(ours: list[str], folder: Path, picture: Path | None) -> dict[str, list[str]]:

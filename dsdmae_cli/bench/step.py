@@ -8,6 +8,7 @@ allocator), and they take turns.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,8 +16,9 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dsdmae_cli.bench.machine import calibrate, card_of, described, timed
-from dsdmae_cli.bench.turns import Finding, Spread, by_turns
+from dsdmae_cli.bench.turns import Finding, Spread, by_turns, last_words, short
 from dsdmae_cli.errors import DsdmaeError, RunFailed
+from dsdmae_cli.signals import serve
 
 if TYPE_CHECKING:
     import torch
@@ -164,10 +166,14 @@ class _Contender:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_live, args=(name, settings, theirs), daemon=True)
+        self.process = context.Process(target=_live, args=(name, settings, theirs, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()
-        self.first = self.told()
+        try:
+            self.first = self.told()
+        except BaseException:
+            self.process.kill()  # it heeds no other signal, and nobody else knows of it yet
+            raise
 
     def told(self) -> dict[str, float]:
         try:
@@ -191,13 +197,14 @@ class _Contender:
         return said
 
 
-def _live(name: str, settings: ResolvedSettings, pipe: Connection) -> None:
+def _live(name: str, settings: ResolvedSettings, pipe: Connection, parent: int) -> None:
     """Build the contender, send its first loss, then time a step each time that it is asked."""
+    serve(parent)  # who ends the contenders; a Ctrl-C amid their imports would be a traceback of each
     import torch
 
     from dsdmae_cli.runtime import choose_device
 
-    with suppress(KeyboardInterrupt, BrokenPipeError):
+    with suppress(EOFError, BrokenPipeError):
         try:
             device = choose_device(settings.train.device)
             step = CONTENDERS[name](settings)
@@ -211,7 +218,7 @@ def _live(name: str, settings: ResolvedSettings, pipe: Connection) -> None:
             peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
             pipe.send({"peak_bytes": float(peak)})
         except (DsdmaeError, RuntimeError, MemoryError) as error:
-            pipe.send(str(error).splitlines()[0])
+            pipe.send(last_words(error))
 
 
 def _seconds(device: torch.device, step: Step) -> float:
@@ -283,7 +290,7 @@ def bench_step(
     facts = {
         "method": f"{settings.method.name}, {settings.backbone.name}",
         "batch": str(batch),
-        "work": f"{gflop:.3g} GFLOP per image and step",
+        "work": f"{short(gflop)} GFLOP per image and step",
         **described(device),
     }
     middle = {name: batch / Spread.of(seconds).median for name, seconds in times.items()}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,24 @@ class Spread:
 
     def text(self, digits: int = 3) -> str:
         """ "13.0 (12.5, 14.1)"."""
-        return f"{self.median:.{digits}g} ({self.least:.{digits}g}, {self.most:.{digits}g})"
+        return f"{short(self.median, digits)} ({short(self.least, digits)}, {short(self.most, digits)})"
+
+
+def short(value: float, digits: int = 3) -> str:
+    """So many significant digits, and whole numbers whole: 0.0123, 12.3, 12345, never 1.23e+04."""
+    if not math.isfinite(value) or abs(value) < 10 ** (digits - 1):
+        return f"{value:.{digits}g}"
+    return f"{value:.0f}"
+
+
+def last_words(error: BaseException) -> str:
+    """The first line of what an error says; of one that says nothing (MemoryError) its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def by_turns(
-    contenders: Mapping[str, Callable[[], float]], rounds: int, said: Callable[[str], None] = lambda text: None
-) -> dict[str, list[float]]:
+    contenders: Mapping[str, Callable[[], T]], rounds: int, said: Callable[[str], None] = lambda text: None
+) -> dict[str, list[T]]:
     """What each contender returns (seconds, say) in each round.
 
     All are asked once in a round, in their order, after a round that warms up and does not count: a change of the
@@ -40,7 +55,7 @@ def by_turns(
         rounds: at least one.
         said: told after each round how far it is.
     """
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    found: dict[str, list[T]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, measure in contenders.items():
             value = measure()

@@ -46,6 +46,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
 def test_a_spread_is_median_and_extremes() -> None:
     assert Spread.of([3.0, 1.0, 10.0]) == Spread(3.0, 1.0, 10.0)
     assert Spread(13.04, 12.54, 14.11).text() == "13 (12.5, 14.1)"
+    assert Spread(12345.6, 987.65, 0.0123).text() == "12346 (988, 0.0123)", "no 1.23e+04"
     with pytest.raises(ValueError, match="no measurements"):
         Spread.of([])
 
@@ -74,6 +75,7 @@ def test_rates_are_of_work_that_was_done() -> None:
     rates = calibrate(CPU, side=64)
     assert min(rates.json().values()) > 0
     assert Rates(60.0, 0.4, 0.03).text() == ("matrix products 60 TFLOP/s in fp32, 400 GFLOP/s in bf16; copies 30 GB/s")
+    assert Rates(60.0, 0.4, 4.8).text().endswith("copies 4800 GB/s")
     done: list[int] = []
     assert best(CPU, lambda: done.append(1), repeats=3) >= 0
     assert len(done) == 4
@@ -290,6 +292,7 @@ def test_decoding_is_timed_beside_peers_and_the_crops_are_theirs(
     [
         (("feed", "EMPTY"), "there is no JPEG in"),
         (("feed", "EMPTY", "--workers", "1,x"), "--workers 1,x is neither none nor numbers"),
+        (("feed", "EMPTY", "--workers", "²"), "--workers ² is neither none nor numbers"),
         (("denoise", "EMPTY"), "there is no picture"),
         (("denoise", "BROKEN"), "unreadable image"),
         (("startup", "--picture", "/no/such/picture.png"), "--picture /no/such/picture.png: no such file"),

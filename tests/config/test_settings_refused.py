@@ -18,6 +18,14 @@ RATIO = "a number above 0 to 1 or a pair of such"
 CROP = "a pair of numbers above 0 to 1, 'auto' or 'none'"
 
 
+def named_refusal(assignment: str) -> str:
+    """The message, which names the key and where its value came from."""
+    message = refusal(assignment)
+    assert assignment.partition("=")[0] in message
+    assert f"(from --set {assignment})" in message
+    return message
+
+
 @pytest.mark.parametrize(
     ("assignment", "got", "allowed"),
     [
@@ -115,10 +123,7 @@ def test_values_of_files_may_be_beyond_float32(tmp_path: Path) -> None:
     ],
 )
 def test_a_range_runs_from_low_to_high(assignment: str, advice: str) -> None:
-    message = refusal(assignment)
-    assert assignment.partition("=")[0] in message
-    assert f"(from --set {assignment})" in message
-    assert advice in message
+    assert advice in named_refusal(assignment)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +141,7 @@ def test_a_range_runs_from_low_to_high(assignment: str, advice: str) -> None:
     ],
 )
 def test_a_plugin_that_is_not_there_is_named_with_its_key_and_source(assignment: str, hint: str) -> None:
-    message = refusal(assignment)
-    assert hint in message
-    assert assignment.partition("=")[0] in message
-    assert f"(from --set {assignment})" in message
+    assert hint in named_refusal(assignment)
     with pytest.raises(PluginError):
         loaded(assignment)
 
