@@ -350,7 +350,9 @@ def by_suffix(names: Iterable[str]) -> dict[str, int]:
 def passed_over_words(others: Mapping[str, int], left_out: Sequence[str] = (), most: int = 6) -> str:
     """ "12 .heic, 3 .txt", the most frequent first, what would read them, and what is left out."""
     advice = dict.fromkeys(HEIF_SUFFIXES - IMAGE_SUFFIXES, f": {HEIF_ADVICE}")
-    words = [f"{count} {suffix or 'without a suffix'}{advice.get(suffix, '')}" for suffix, count in others.items()]
+    # In quotes where a blank in it would not be seen.
+    said = {one: f"'{one}'" if any(map(str.isspace, one)) else one or "without a suffix" for one in others}
+    words = [f"{count} {said[suffix]}{advice.get(suffix, '')}" for suffix, count in others.items()]
     rest = sum(list(others.values())[most:])
     some = ", ".join(words[:most]) + (f" and {rest} more" if rest else "")
     return ", ".join([*([some] if some else []), *left_out])
