@@ -7,10 +7,11 @@ import io
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from dsdmae_cli import slurm
 from dsdmae_cli.data.once import opened_once
-from dsdmae_cli.errors import AGAIN, RESUME, SHORTAGES, DsdmaeError, RunInterrupted, is_lack_of_memory
+from dsdmae_cli.errors import AGAIN, RESUME, SHORTAGES, DsdmaeError, RunInterrupted, SettingsError, is_lack_of_memory
 from dsdmae_cli.report import shown
 from dsdmae_cli.signals import Stopped, guarded
 
@@ -66,6 +67,8 @@ def _answered(arguments: list[str]) -> int:
     from dsdmae_cli.cli.group import USAGE_ERROR
 
     try:
+        if not {"--help", "-h", "--version"} & set(arguments):
+            _require_directory()
         if _command(arguments) in _TRAINS:
             os.environ.update(slurm.group(os.environ))
         with guarded(), opened_once():
@@ -89,6 +92,19 @@ def _answered(arguments: list[str]) -> int:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
+
+
+def _require_directory() -> None:
+    """Refuse to work in a directory that is gone: a relative path means nothing there, and MKL, which torch loads at
+    its first product of matrices, ends the process over it with words about a library.
+
+    Raises:
+        SettingsError: it is gone.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise SettingsError("the current directory is gone, removed or moved; cd to one that is there") from error
 
 
 def _command(arguments: list[str]) -> str:

@@ -233,12 +233,14 @@ def check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], origin:
     """See that weights are numbers that a network can begin with.
 
     Raises:
-        CheckpointError: they are integers where the network has fractions, or not finite.
+        CheckpointError: they are of another kind than the network's (integers, complex numbers), or not finite.
     """
     for name, tensor in state.items():
         if name in own and own[name].is_floating_point() != tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{origin} has {name} as {kind}: quantised weights; give those it was made from")
+            kind, mine = (str(one.dtype).removeprefix("torch.") for one in (tensor, own[name]))
+            quantised = own[name].is_floating_point() and not tensor.is_complex()
+            why = "quantised weights; give those it was made from" if quantised else f"here it is {mine}; give others"
+            raise CheckpointError(f"{origin} has {name} as {kind}: {why}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{origin} has values in {name} that are not finite; its training had diverged")
 

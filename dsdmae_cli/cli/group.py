@@ -47,6 +47,8 @@ def _refuse_empty(command: Any, ctx: Any, args: list[str]) -> None:
     if not any(word == "" or word.endswith("=") for word in args) or ctx.resilient_parsing:
         return
     given, _, _ = command.make_parser(ctx).parse_args(list(args))
+    if given.get("help"):  # who asks for it does not know yet what to give
+        return
     for param in command.get_params(ctx):
         word, is_argument = given.get(param.name), param.param_type_name == "argument"
         if "" not in (word if isinstance(word, list | tuple) else [word]):

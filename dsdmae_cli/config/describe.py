@@ -135,6 +135,19 @@ def plain(value: Any) -> Any:
     return value
 
 
+def as_written(value: Any) -> str:
+    """A value as a settings file has it, for a message: true, not True, and a date by its digits."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case date() | time():
+            return value.isoformat()
+        case list() | tuple():
+            return f"[{', '.join(map(as_written, value))}]"
+        case _:
+            return repr(value)
+
+
 def key_of(name: str, field: FieldInfo) -> str:
     """The name people write: the alias where there is one ("lambda")."""
     return field.alias or name

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsdmae_cli.config.describe import as_written
 from dsdmae_cli.config.schema import ALL_SECTIONS, Schema, Values
 from dsdmae_cli.errors import SettingsError, nearest
 from dsdmae_cli.files import beside, require_file
@@ -87,7 +88,7 @@ def checked_layer(values: Mapping[str, Any], origin: str, schema: Schema[Any]) -
                 f" there is {', '.join(schema.sections)}"
             )
         if not isinstance(table, dict):
-            raise SettingsError(f"{section} in {origin} must be a table of settings, got {table!r}")
+            raise SettingsError(f"{section} in {origin} must be a table of settings, got {as_written(table)}")
     copied = {section: dict(table) for section, table in values.items()}
     return Layer(copied, {f"{s}.{k}": origin for s, table in copied.items() for k in table})
 
@@ -100,7 +101,7 @@ def file_layer(
     preset = values.pop("preset", None)
     named = preset if isinstance(preset, list) else [preset]
     if preset is not None and not all(isinstance(name, str) for name in named):
-        raise SettingsError(f"preset in {path} must be a preset's name or a list of them, got {preset!r}")
+        raise SettingsError(f"preset in {path} must be a preset's name or a list of them, got {as_written(preset)}")
     return checked_layer(values, str(path), schema), preset
 
 

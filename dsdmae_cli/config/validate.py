@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from dsdmae_cli.config.describe import admits, allowed, key_of, tables
+from dsdmae_cli.config.describe import admits, allowed, as_written, key_of, tables
 from dsdmae_cli.config.schema import Loaded, S, Schema, Values, section_class, where
 from dsdmae_cli.config.sources import Word, parse_word
 from dsdmae_cli.errors import SettingsError, nearest
@@ -98,7 +98,7 @@ def _over_long(value: Any) -> bool:
 
 
 def _not_allowed(dotted: str, got: Any, field: FieldInfo, origin: Mapping[str, str]) -> str:
-    return f"{dotted} = {got!r}{where(dotted, origin)} is not allowed; it takes {allowed(field)}"
+    return f"{dotted} = {as_written(got)}{where(dotted, origin)} is not allowed; it takes {allowed(field)}"
 
 
 def _one_line(section: str, fields: Mapping[str, FieldInfo], error: ValidationError, origin: Mapping[str, str]) -> str:
@@ -109,7 +109,6 @@ def _one_line(section: str, fields: Mapping[str, FieldInfo], error: ValidationEr
     key = str(first["loc"][0])
     dotted = f"{section}.{key}"
     if first["type"] == "value_error":
-        return f"{dotted} = {first['input']!r}{where(dotted, origin)}: {first['msg'].removeprefix('Value error, ')}"
-    got = first["input"]
-    # As a file has it; a tuple is what a size becomes on its way.
-    return _not_allowed(dotted, list(got) if isinstance(got, tuple) else got, fields[key], origin)
+        got, why = as_written(first["input"]), first["msg"].removeprefix("Value error, ")
+        return f"{dotted} = {got}{where(dotted, origin)}: {why}"
+    return _not_allowed(dotted, first["input"], fields[key], origin)

@@ -90,7 +90,7 @@ class Account:
         named = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
         missing = next(iter(self.splits.values())) - self.labelled
         some = f", {missing:,} of them without a label" if missing else ""
-        return f"{said}{some} in {len(self.classes)} class{'es' if len(self.classes) > 1 else ''}: {named}"
+        return f"{said}{some} in {number_of(len(self.classes), 'class')}: {named}"
 
     def _images(self) -> str:
         if not self.kinds:
@@ -126,8 +126,8 @@ class Account:
         if not self.unreadable:
             return f"{of.removeprefix('of ')}, by their {'pixels' if self.decoded else 'headers'}"
         named = "; ".join(f"{name}: {reason}" for name, reason in list(self.unreadable.items())[:_NAMED])
-        more = f"; and {len(self.unreadable) - _NAMED} more" if len(self.unreadable) > _NAMED else ""
-        return f"{len(self.unreadable)} {of} cannot be read ({named}{more})"
+        more = f"; and {len(self.unreadable) - _NAMED:,} more" if len(self.unreadable) > _NAMED else ""
+        return f"{len(self.unreadable):,} {of} cannot be read ({named}{more})"
 
 
 def take_account(splits: dict[str, ImageDataset], limits: Ranges | None, *, decoded: bool = False) -> Account:

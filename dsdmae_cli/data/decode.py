@@ -11,7 +11,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 from PIL.ImageFile import ImageFile
 
-from dsdmae_cli.data import deep, tiff
+from dsdmae_cli.data import deep, kinds, tiff
 from dsdmae_cli.data.base import Form, Refused, UnreadableImage, raise_shortage
 from dsdmae_cli.data.to_rgb import SWAPS_SIDES, orientation, to_rgb
 from dsdmae_cli.data.values import Reading, Values, keyed
@@ -296,9 +296,18 @@ def readable(source: Path | bytes | BinaryIO, name: str, max_pixels: int = MAX_P
             yield stream
     except Exception as error:  # damaged files make decoders raise nearly anything; all of it is the file's fault
         raise_shortage(error, name)
-        reason = _reason(error, max_pixels)
         unknown = isinstance(error, UnidentifiedImageError)
-        raise UnreadableImage(name, f"{reason}{instead(source)}" if unknown else reason) from error
+        reason = _unknown(source) if unknown else _reason(error, max_pixels)
+        raise UnreadableImage(name, reason) from error
+
+
+def _unknown(source: Path | bytes | BinaryIO) -> str:
+    """What is said of a file that Pillow takes for no picture."""
+    with suppress(OSError), _stream(source) as stream:
+        stream.seek(0)
+        if kind := kinds.kind_of(stream.read(kinds.HEAD)):
+            return kind
+    return f"not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF file, or only part of one{instead(source)}"
 
 
 @contextmanager
@@ -361,8 +370,6 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _reason(error: Exception, max_pixels: int) -> str:
     if isinstance(error, Refused):
         return str(error)
-    if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF file, or only part of one"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {max_pixels / 1e6:g} million pixels"
     if isinstance(error, MemoryError):

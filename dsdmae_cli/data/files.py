@@ -37,6 +37,7 @@ from dsdmae_cli.data.decode import (
     image_form,
     image_size,
 )
+from dsdmae_cli.data.kinds import ADVICE
 from dsdmae_cli.data.label_file import LabelFile
 from dsdmae_cli.data.once import shared
 from dsdmae_cli.data.values import Ranges, Reading, Values, range_for
@@ -349,8 +350,9 @@ def by_suffix(names: Iterable[str]) -> dict[str, int]:
 
 def passed_over_words(others: Mapping[str, int], left_out: Sequence[str] = (), most: int = 6) -> str:
     """ "12 .heic, 3 .txt", the most frequent first, what would read them, and what is left out."""
-    advice = dict.fromkeys(HEIF_SUFFIXES - IMAGE_SUFFIXES, f": {HEIF_ADVICE}")
-    words = [f"{count} {suffix or 'without a suffix'}{advice.get(suffix, '')}" for suffix, count in others.items()]
+    known = ADVICE | dict.fromkeys(HEIF_SUFFIXES - IMAGE_SUFFIXES, HEIF_ADVICE)
+    said = {one: f"'{one}'" if any(map(str.isspace, one)) else one or "without a suffix" for one in others}
+    words = [": ".join([f"{count} {said[one]}", *filter(None, [known.get(one)])]) for one, count in others.items()]
     rest = sum(list(others.values())[most:])
     some = ", ".join(words[:most]) + (f" and {rest} more" if rest else "")
     return ", ".join([*([some] if some else []), *left_out])

@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from dsdmae_cli.data.label_table import LABEL_HEADINGS as LABEL_HEADINGS
 from dsdmae_cli.data.label_table import Columns, NamedFiles, Row, columns_of, rows_of
 from dsdmae_cli.errors import DataError
+from dsdmae_cli.report import number_of
 
 # Headings of a column that says which split a row belongs to, the likeliest first.
 SPLIT_HEADINGS = ("split", "subset", "partition", "set", "fold")
@@ -75,8 +76,8 @@ def read_labels(path: Path, names: Sequence[str], columns: str | None = None) ->
         labels[index] = of_class[name]
     named = {"\t": "tab"}.get(delimiter, f"'{delimiter}'")
     first = (
-        f"labels of {len(kept)} of {len(names)} images in {len(classes)} classes from {path}: file names in"
-        f" {taken.word(taken.file)}, labels in {taken.word(taken.label)}, between them {named}"
+        f"labels of {len(kept):,} of {number_of(len(names), 'image')} in {number_of(len(classes), 'class')} from"
+        f" {path}: file names in {taken.word(taken.file)}, labels in {taken.word(taken.label)}, between them {named}"
     )
     return LabelFile(labels, classes, (first, *said.notes(files)), *_splits(rows, taken, files))
 
@@ -116,13 +117,13 @@ class _Said:
             cell = self.ambiguous[0]
             meant = " or ".join(files.names[index] for index in files.find(cell)[:_SHOWN])
             raise DataError(
-                f"{len(self.ambiguous)} of the {len(self.rows)} rows of {path} fit several images and none fits one:"
-                f" {cell!r} may be {meant}; write their folders with the names"
+                f"{len(self.ambiguous):,} of the {len(self.rows):,} rows of {path} fit several images and none fits"
+                f" one: {cell!r} may be {meant}; write their folders with the names"
             )
         shown = f"{self.rows[0]!r}" if self.rows else "nothing"
         raise DataError(
-            f"none of the {len(self.rows)} rows of {path} names an image: its {columns.word(columns.file)} begins with"
-            f" {shown}, the images with {files.names[0]!r}; {_ADVICE}"
+            f"none of the {len(self.rows):,} rows of {path} names an image: its {columns.word(columns.file)} begins"
+            f" with {shown}, the images with {files.names[0]!r}; {_ADVICE}"
         )
 
     def notes(self, files: NamedFiles) -> list[str]:
@@ -140,8 +141,8 @@ class _Said:
             _counted(self.ambiguous, "row names", "rows name", "several images and is not used"),
             _counted(differing, "image has", "images have", "rows that differ, and no label"),
             _counted(empty, "image has", "images have", "an empty label"),
-            f"{repeated} of its rows repeat an image" if repeated else "",
-            f"{self.short} of its rows have too few columns" if self.short else "",
+            f"{repeated:,} of its rows repeat an image" if repeated else "",
+            f"{self.short:,} of its rows have too few columns" if self.short else "",
         ]
         return list(filter(None, notes))
 
@@ -186,8 +187,8 @@ def _splits(rows: list[Row], columns: Columns, files: NamedFiles) -> tuple[tuple
 def _counted(names: list[str], one: str, many: str, what: str) -> str:
     if not names:
         return ""
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    return f"{len(names)} {one if len(names) == 1 else many} {what}: {shown}"
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+    return f"{len(names):,} {one if len(names) == 1 else many} {what}: {shown}"
 
 
 def _sorted(classes: set[str]) -> tuple[str, ...]:
@@ -202,7 +203,7 @@ def _check_classes(path: Path, column: str, kept: dict[int, str], classes: tuple
         only = f"only the label {classes[0]!r}" if classes else "no label at all"
         raise DataError(f"{path} has {only} in {column}; a classifier needs two or more; {_ADVICE}")
     if len(classes) == len(kept) > _MOST_UNIQUE:
-        raise DataError(f"{path}: each of {len(kept)} images has a label of its own in {column}; {_ADVICE}")
+        raise DataError(f"{path}: each of {len(kept):,} images has a label of its own in {column}; {_ADVICE}")
 
 
 # ----------------------------------------------------------------------------------------------- values of a column

@@ -17,6 +17,7 @@ import numpy as np
 
 from dsdmae_cli.data import nodata
 from dsdmae_cli.data.base import Form, Refused
+from dsdmae_cli.data.kinds import RAW
 from dsdmae_cli.data.values import Values, divided_by_alpha
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ _GREY_OR_RGB = (_MIN_IS_WHITE, 1, 2)
 _KIND, _REDUCED, _MASK = 254, 1, 4
 _MOST_LOOKED_AT = 64  # pages whose kind is looked at
 _MASK_OF = 4  # photometric of a mask
+_SENSOR = (32803, 34892)  # photometric of what a sensor saw (DNG): a colour filter array, and linear raw
+_CANON_AT, _CANON = 8, b"CR"  # what Canon's raw files have in their header
 _PLANES, _ORIENTATION, _SWAPS_SIDES = 2, 274, 5
 # A picture may have this many values for each pixel that is allowed, so that bands do not cost memory without bound.
 _MOST_BANDS = 32
@@ -278,10 +281,27 @@ def opened(tiff: Tiff) -> AbstractContextManager[TiffFile]:
     file = tifffile.TiffFile(tiff)
     try:
         _ = file.pages.first  # their number would be counted through the whole file
+        _refuse_hidden(file)
     except IndexError:
         file.close()
         raise Refused("damaged file (a TIFF without a page)") from None
     return file
+
+
+def _refuse_hidden(file: TiffFile) -> None:
+    """Refuse a TIFF of which only a preview could be read: a camera's raw file has one before what the sensor saw,
+    which stands below it or behind it as no picture yet.
+
+    Raises:
+        Refused: it is such a file.
+    """
+    first = file.pages.first
+    handle = file.filehandle
+    handle.seek(_CANON_AT)
+    raw = handle.read(len(_CANON)) == _CANON or first.photometric in _SENSOR
+    below = () if raw or _is_picture(first.subfiletype) or not first.subifds else tuple(first.pages or ())
+    if raw or any(getattr(page, "photometric", None) in _SENSOR for page in below):
+        raise Refused(RAW)
 
 
 @contextmanager

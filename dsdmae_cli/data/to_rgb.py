@@ -49,7 +49,7 @@ def to_rgb(image: Image.Image) -> Rgb:
     elif image.mode == "F":
         raise Refused("floating-point pixels have no range of their own; say it with --set data.range=LOW,HIGH")
     else:
-        raise Refused(f"colour mode {image.mode} is not supported")
+        raise Refused(f"colour mode {image.mode} is not supported; convert it to RGB")
     if turn in _TRANSPOSITION:
         rgb = rgb.transpose(_TRANSPOSITION[turn])
     return np.array(rgb)  # a copy, because Pillow's own view is read-only

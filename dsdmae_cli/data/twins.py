@@ -48,11 +48,12 @@ class Twins:
     def words(self) -> str:
         """A sentence for people; empty where there are none, and all was compared."""
         if not self.count:
-            return "" if self.by_pixels else f"none of {self.total} test images is a training image's file{_BY_FILES}"
+            none = f"none of {number_of(self.total, 'test image')} is a training image's file"
+            return "" if self.by_pixels else none + _BY_FILES
         shown = "; ".join(f"{test} is {train}" for test, train in self.pairs)
-        more = f" and {self.count - len(self.pairs)} more" if self.count > len(self.pairs) else ""
+        more = f" and {self.count - len(self.pairs):,} more" if self.count > len(self.pairs) else ""
         return (
-            f"{self.count} of {number_of(self.total, 'test image')} {'is' if self.count == 1 else 'are'} among the"
+            f"{self.count:,} of {number_of(self.total, 'test image')} {'is' if self.count == 1 else 'are'} among the"
             f" training images ({shown}{more})" + ("" if self.by_pixels else _BY_FILES)
         )
 

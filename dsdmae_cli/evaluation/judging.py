@@ -120,7 +120,10 @@ def warn_of_twins(twins: Twins | None, report: Report) -> None:
 def twins_line(result: dict[str, Any]) -> list[str]:
     """The line of a summary, where there are any."""
     twins = result["test_images_trained_on"]
-    return [f"seen before    {twins['count']} test images are training images too"] if twins and twins["count"] else []
+    if not twins or not twins["count"]:
+        return []
+    are = "is a training image" if twins["count"] == 1 else "are training images"
+    return [f"seen before    {number_of(twins['count'], 'test image')} {are} too"]
 
 
 def _labelled(dataset: ImageDataset, name: str, split: str) -> ImageDataset:

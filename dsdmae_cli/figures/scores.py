@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from dsdmae_cli.figures.page import blank, plain, save
-from dsdmae_cli.report import shown
+from dsdmae_cli.report import number_of, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ _MOST_COLOURS = 20
 _LONGEST_NAME = 18
 
 
-def confusion(matrix: Int64[np.ndarray, "c c"], classes: Sequence[str], path: Path, of: str = "images") -> None:
+def confusion(matrix: Int64[np.ndarray, "c c"], classes: Sequence[str], path: Path, of: str = "image") -> None:
     """Shares of each true class (row) by predicted class (column), in percent; colours by their square root.
 
     Mistakes are a few percent each, spread over many classes, and would not be seen beside the diagonal otherwise.
@@ -45,7 +45,7 @@ def confusion(matrix: Int64[np.ndarray, "c c"], classes: Sequence[str], path: Pa
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     _class_ticks(axes, classes)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"{np.trace(matrix) / matrix.sum():.1%} of {matrix.sum():,} {of} right", fontsize=11)
+    axes.set_title(f"{np.trace(matrix) / matrix.sum():.1%} of {number_of(matrix.sum(), of)} right", fontsize=11)
     if num_classes <= _MOST_NUMBERED:
         _write_numbers(axes, shares)
     figure.colorbar(image, ax=axes, shrink=0.75, label="% of the true class")

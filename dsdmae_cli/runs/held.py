@@ -40,6 +40,16 @@ def busy(folder: Path) -> bool:
         return True
 
 
+def refuse_busy(folder: Path) -> None:
+    """Refuse a run directory in which a process works.
+
+    Raises:
+        SettingsError: one does.
+    """
+    if busy(folder):
+        raise held_by_another(folder)
+
+
 def held_by_another(folder: Path) -> SettingsError:
     """What is said to whoever wants a directory in which another process works."""
     return SettingsError(f"another process is running in {folder}; wait for it, stop it, or choose another --out")

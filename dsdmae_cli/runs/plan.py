@@ -90,7 +90,7 @@ class Plan:
 
     def text(self) -> str:
         """As lines for people."""
-        test = f", {self.test_images} to evaluate" if self.test_images is not None else ""
+        test = f", {self.test_images:,} to evaluate" if self.test_images is not None else ""
         rows = {
             "dataset": f"{self.dataset}: {number_of(self.train_images, 'image')} to train{test}, {self.placement}",
             "image": f"{size_words(self.image_size)} px, {self.tokens} tokens",

@@ -34,7 +34,7 @@ from dsdmae_cli.files import (
 from dsdmae_cli.page import PAGE as PAGE
 from dsdmae_cli.plugins import argument_of
 from dsdmae_cli.runs.held import LOCK as LOCK
-from dsdmae_cli.runs.held import busy, held_by_another
+from dsdmae_cli.runs.held import busy, held_by_another, refuse_busy
 from dsdmae_cli.settings.models import MAY_CHANGE_ON_RESUME, DataSettings
 from dsdmae_cli.tracking import KEPT
 
@@ -127,6 +127,8 @@ class RunDir:
         except OSError as error:
             raise SettingsError(f"cannot use --out {self.path}: {error.strerror or error}") from error
         if taken:
+            if not self.held:  # of two that begin at once the slower one hears of the other, not of its own past
+                refuse_busy(self.path)
             what = "a run already; go on with it by --resume, or" if self.goes_on() else "a probe already;"
             raise SettingsError(f"--out {self.path} holds {what} choose another directory")
         if strangers:
@@ -148,8 +150,7 @@ class RunDir:
         elif not (probe and self._half_a_probe()):
             self.check_free()
         self._require_writable()
-        if busy(self.path):
-            raise held_by_another(self.path)
+        refuse_busy(self.path)
 
     def _require_writable(self) -> None:
         try:
@@ -314,11 +315,10 @@ class RunDir:
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file that write_json left; empty where there is none, or it is damaged: no run depends on one."""
         path = self.path / name
-        try:
+        with suppress(OSError, ValueError):
             found = parsed_json(read_within(path)) if path.is_file() else {}
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return found if isinstance(found, dict) else {}
+        return {}
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl.

@@ -78,6 +78,6 @@ def draw_scores(
     with report.spared("the picture of the test images"):
         draw_segmentation(shown, classes, folder / "segmentation.png")
     with report.spared("the picture of the confusion matrix"):
-        figures.confusion(scores.confusion, classes, folder / "confusion.png", of="pixels")
+        figures.confusion(scores.confusion, classes, folder / "confusion.png", of="pixel")
     with report.spared("the picture of the classes"):
         figures.per_class(scores.per_class_iou, classes, folder / "classes.png", what="IoU")

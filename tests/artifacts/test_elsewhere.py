@@ -404,6 +404,7 @@ def test_what_is_no_vision_backbone(tmp_path: Path) -> None:
         ("blocks.1.attn.qkv.weight", lambda t: t[:, :-1], "by its other shapes it is vit-tiny"),
         ("norm.bias", lambda t: t * torch.nan, "values in norm.bias that are not finite"),
         ("blocks.0.mlp.fc1.weight", lambda t: (t * 100).to(torch.int8), "as int8: quantised weights"),
+        ("norm.weight", lambda t: t.to(torch.complex64), "as complex64: here it is float32; give others"),
     ],
 )
 def test_weights_that_cannot_be(name: str, change: Callable[[Tensor], Tensor], says: str, tmp_path: Path) -> None:

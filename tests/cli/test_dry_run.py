@@ -134,12 +134,12 @@ def test_a_directory_that_cannot_be_taken_is_refused_in_the_words_of_the_call_it
     assert list((tmp_path / "closed").iterdir()) == []
 
 
-@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(("resume", "begun"), [(True, True), (False, False), (False, True)])
 def test_a_directory_in_which_another_process_works_is_refused_in_the_same_words(
-    resume: bool, refused: Callable[..., str], tmp_path: Path
+    resume: bool, begun: bool, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     words = ["pretrain", *(["--resume"] if resume else []), "--out", tmp_path]
-    if resume:
+    if begun:
         (tmp_path / "settings.toml").write_text(to_toml(tables(load(environ={}).settings)))
     with FileLock(tmp_path / ".lock"):
         line = refused(*words)

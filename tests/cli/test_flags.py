@@ -105,6 +105,12 @@ def test_an_empty_word_is_not_the_current_folder(words: str, said: str, capfd: p
     assert one_line(err) == f"dsdmae: error: {said}"
 
 
+def test_who_asks_for_help_gets_it_whatever_is_empty(capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (["runs", "show", "", "--help"], ["predict", "-h", ""]):
+        code, out, err = cli(capfd, *words)
+        assert (code, "Usage" in out, err) == (0, True, "")
+
+
 def test_closed_streams_are_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)

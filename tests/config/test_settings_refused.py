@@ -35,7 +35,7 @@ def named_refusal(assignment: str) -> str:
         ("train.epochs=abc", "'abc'", WHOLE),
         ("train.epochs=none", "'none'", WHOLE),
         ("train.epochs=inf", "inf", WHOLE),
-        ("train.epochs=true", "True", WHOLE),
+        ("train.epochs=true", "true", WHOLE),
         ("train.epochs=5,6", "[5, 6]", WHOLE),
         ("train.epochs=5\nx=3", r"'5\nx=3'", WHOLE),
         ("train.seed=-1", "-1", "a whole number from 0 up"),
@@ -72,7 +72,7 @@ def named_refusal(assignment: str) -> str:
         ("method.noise_std=-1", "-1", STD),
         ("method.noise_std=1e309", "inf", STD),
         ("method.lambda=2", "2", "a number from 0 to 1"),
-        ("method.lambda=true", "True", "a number from 0 to 1"),
+        ("method.lambda=true", "true", "a number from 0 to 1"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_its_key_source_and_what_is_allowed(
@@ -250,7 +250,8 @@ def test_an_assignment_may_hold_spaces_and_equals_signs(tmp_path: Path) -> None:
         (b"[[train]]\nepochs = 1\n", "must be a table"),
         (b"preset = 3\n", "must be a preset's name or a list of them, got 3"),
         (b"preset = [[]]\n", "must be a preset's name or a list of them, got [[]]"),
-        (b"[train]\nepochs = 2020-01-01\n", "it takes a whole number"),
+        (b"[train]\nepochs = 2020-01-01\n", "train.epochs = 2020-01-01 (from"),
+        (b"preset = [10:00:00, true]\n", "got [10:00:00, true]"),
     ],
     ids=[
         "duplicate",
@@ -264,6 +265,7 @@ def test_an_assignment_may_hold_spaces_and_equals_signs(tmp_path: Path) -> None:
         "preset",
         "presets",
         "date",
+        "times",
     ],
 )
 def test_a_file_that_is_no_settings_file_is_refused_by_name(content: bytes, says: str, config: Path) -> None:

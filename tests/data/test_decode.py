@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
+import tifffile
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -184,7 +185,7 @@ def test_32_bit_grey_only_within_16_bits() -> None:
 def test_kinds_without_a_defined_range_are_refused() -> None:
     assert "floating-point" in reason(saved(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"))
     lab = Image.new("LAB", (3, 3))
-    assert reason(saved(lab, "TIFF")) == "colour mode LAB is not supported"
+    assert reason(saved(lab, "TIFF")) == "colour mode LAB is not supported; convert it to RGB"
     with pytest.raises(ValueError, match="LAB"):
         to_rgb(lab)
 
@@ -221,7 +222,7 @@ def test_truncated_files(photo: Image.Image, kind: str) -> None:
 def test_what_is_no_image(tmp_path: Path, photo: Image.Image) -> None:
     assert reason(b"") == "empty file"
     assert reason(b"hello, world").startswith("not a JPEG")
-    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n").startswith("not a JPEG")
+    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n").startswith("a PDF or PostScript file")
     (tmp_path / "pointer.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert "`git lfs pull`" in reason(tmp_path / "pointer.jpg")
     assert "it is a web page" in reason(b"<html><body>404</body></html>")
@@ -229,7 +230,7 @@ def test_what_is_no_image(tmp_path: Path, photo: Image.Image) -> None:
     assert reason(tmp_path) == "is a directory"
     reason(png_header(0, 5))
     icon = saved(photo, "ICO")
-    assert reason(icon).startswith("not a JPEG")
+    assert reason(icon).startswith("an icon; convert")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
@@ -290,6 +291,51 @@ def test_an_avif_whose_brand_is_that_of_any_picture_of_its_container(monkeypatch
     assert np.abs(got.astype(int) - (200, 60, 30)).max() < 12
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 file; convert it to PNG or TIFF"),
+        (b"\xff\x0a", "a JPEG XL file; convert it to PNG or TIFF"),
+        (b"8BPS\0\x01", "a Photoshop document; convert it to PNG or TIFF"),
+        (b"%PDF-1.7", "a PDF or PostScript file; draw its pages as PNG"),
+        (b"<?xml version='1.0'?>\n<!-- by -- hand -->\n<svg/>", "an SVG drawing; draw it as PNG"),
+        (b"<!-- -->" * 60, "not a JPEG, PNG"),  # looked through in no time
+        (b"\0" * 128 + b"DICM", "a DICOM file"),
+        (b"\x5c\x01\0\0" + b"\0" * 340 + b"n+1\0", "a NIfTI volume"),
+        (b"\0\0\0\x18ftypcrx ", "a camera's raw file"),
+        (b"\0\0\0\x18ftypmp42", "a film"),
+        (b"PK\x03\x04", "an archive; unpack it"),
+        (b"\xff\xd8\xff\xe0", "begins as a JPEG does, and is damaged or only part of one"),
+        (saved(Image.new("L", (2, 2)), "PNG").replace(b"IHDR", b"IHDX"), "begins as a PNG does"),
+    ],
+)
+def test_what_a_file_is_that_is_no_picture(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content + b"\1" * 600)
+    assert reason(content + b"\1" * 600).startswith(said)
+    assert reason(tmp_path / "x").startswith(said)
+
+
+def raw(kind: str) -> bytes:
+    if kind == "canon":  # what lies before the first page says it, after the bytes that every TIFF begins with
+        tags = {256: 2, 257: 2, 258: 8, 259: 1, 262: 1, 273: 130, 277: 1, 278: 2, 279: 4}
+        page = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in tags.items())
+        return b"II*\0" + struct.pack("<I", 16) + b"CR\2\0\0\0\0\0" + page + b"\0" * 8
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        if kind == "below":
+            file.write(np.zeros((4, 4, 3), np.uint8), photometric="rgb", subfiletype=1, subifds=1)
+        file.write(np.zeros((16, 16), np.uint16), photometric=32803)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["below", "first", "canon"])
+def test_a_cameras_raw_file_is_not_its_preview(kind: str) -> None:
+    """Cameras put a preview before what the sensor saw, which hangs below it (NEF, ARW, DNG) or behind it (CR2)."""
+    assert reason(raw(kind)).startswith("a camera's raw file; develop it to TIFF or JPEG")
+    if kind == "canon":
+        assert decode(raw(kind).replace(b"CR\2", b"\0\0\0"), "plain").shape == (2, 2, 3)
+
+
 def test_heif_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     pillow_heif.register_heif_opener()
     content = saved(Image.new("RGB", (16, 16)), "HEIF")
@@ -297,6 +343,7 @@ def test_heif_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason(content) == "HEIC needs another package: pip install 'dsdmae[heif]'"
     monkeypatch.setattr(files, "IMAGE_SUFFIXES", IMAGE_SUFFIXES - {".heic", ".heif", ".hif"})
     assert files.passed_over_words({".heic": 12, ".txt": 3}) == "12 .heic: pip install 'dsdmae[heif]', 3 .txt"
+    assert files.passed_over_words({".nef": 2}) == "2 .nef: develop to TIFF or JPEG"
 
 
 def test_suffixes_cover_what_is_decoded() -> None:

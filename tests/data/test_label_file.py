@@ -64,6 +64,14 @@ def test_what_does_not_fit_is_counted_and_named(tmp_path: Path) -> None:
     )
 
 
+def test_thousands_are_written_as_such(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(1200)]
+    rows = [f"{name},{i % 1100}" for i, name in enumerate(names)] + [f"gone{i}.png,0" for i in range(1003)]
+    first, second = table(tmp_path, "\n".join(["file,label", *rows]), names).notes
+    assert first.startswith("labels of 1,200 of 1,200 images in 1,100 classes from ")
+    assert second == "1,003 rows name no image here: gone0.png, gone1.png, gone2.png and 1,000 more"
+
+
 def test_a_row_of_one_split_is_never_taken_for_an_image_of_another(tmp_path: Path) -> None:
     names = ["test/1.png", "test/2.png", "train/3.png"]
     found = table(tmp_path, "name,label\ntrain/1.png,x\ntrain/3.png,y\ntest/2.png,x\n", names)

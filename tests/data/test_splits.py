@@ -173,14 +173,15 @@ def test_a_flat_folder_needs_no_words() -> None:
 
 
 def test_other_files_are_counted_by_suffix(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    files = dict.fromkeys(["a.png", "b.png", "1.psd", "2.PSD", "x.txt", "README", ".hidden.txt"], GREY)
+    files = dict.fromkeys(["a.png", "b.png", "1.psd", "2.PSD", "x.txt", "README", ".hidden.txt", "3.png "], GREY)
     root = write(tmp_path / "set", files)
-    assert folder.build(of(root), "train").notes == ("2 .psd, 1 without a suffix, 1 .txt passed over",)
+    there = "2 .psd: convert to PNG or TIFF, 1 without a suffix, 1 '.png ', 1 .txt"
+    assert folder.build(of(root), "train").notes == (f"{there} passed over",)
     for name in ("a.png", "b.png"):
         (root / name).unlink()
     code, _, err = cli(capfd, "pretrain", root, "--dry-run")
     assert code == 2
-    assert "4 visible files (2 .psd, 1 without a suffix, 1 .txt), none of" in one_line(err)
+    assert f"5 visible files ({there}), none of" in one_line(err)
 
 
 def test_why_there_are_no_labels_is_said_where_they_are_needed(tmp_path: Path) -> None:

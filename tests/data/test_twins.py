@@ -17,6 +17,7 @@ from dsdmae_cli.data import twins
 from dsdmae_cli.data.arrays import ArrayImages
 from dsdmae_cli.data.base import ImageDataset, Subset
 from dsdmae_cli.data.twins import Twins, find_twins
+from dsdmae_cli.evaluation.judging import twins_line
 
 IMAGES = crops(8, 12)
 
@@ -85,6 +86,12 @@ def test_no_twins(root: Path) -> None:
     found = find_twins(*rest)
     assert found == Twins(0, 2, ())
     assert found.words() == ""
+    for count, said in (
+        (1, "1 test image is a training image too"),
+        (1234, "1,234 test images are training images too"),
+    ):
+        assert twins_line({"test_images_trained_on": {"count": count}}) == [f"seen before    {said}"]
+    assert Twins(1500, 2000, ()).words().startswith("1,500 of 2,000 test images are")
     assert names(find_twins(Subset(train, np.array([3, 5])), Subset(train, np.array([4, 5])))) == [("5.png", "5.png")]
 
 

@@ -95,6 +95,16 @@ def test_a_lost_file_is_noticed(two: Path, name: str, fate: str) -> None:
     assert len(complaints) == 1
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_hole_of_a_terabyte_is_not_read(two: Path, kept: int) -> None:
+    path = two / "step-00000002" / "model.safetensors"
+    os.truncate(path, path.stat().st_size * kept)  # nothing, or a whole file before the hole
+    os.truncate(path, 2**40)
+    found, complaints = checkpoint.load_newest(two)
+    assert_is(found, 1)
+    assert [line.endswith("model.safetensors does not match its checksum") for line in complaints] == [True]
+
+
 @pytest.mark.parametrize("manifest", ["{}", "[]", "null", "5", '"text"', '["state.json"]', '{"state.json": 5}'])
 def test_a_manifest_of_another_kind_is_damage(two: Path, manifest: str) -> None:
     (two / "step-00000002" / "manifest.json").write_text(manifest)
