@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dsdmae_cli.data.source import derive_seed, seeded
 from dsdmae_cli.errors import RunFailed
-from dsdmae_cli.evaluation.probes import Curves, best_of
+from dsdmae_cli.evaluation.probes import Curves, best_of, of_all
 from dsdmae_cli.evaluation.split import HeldOut, require_held_out
 from dsdmae_cli.evaluation.updates import UPDATES, Optimizer
 from dsdmae_cli.optim import learning_rate
@@ -110,7 +110,7 @@ class LinearProbe:
         logits: [m, c] for the test images, on the CPU.
         chosen: the base learning rate that was chosen.
         held_out: accuracy on the held-out images after the last epoch, by base rate; empty if there was one rate.
-        selection: curves of all heads on the fitting part; None if there was one rate.
+        selection: curves of all heads on the fitting parts; None if there was one rate.
         final: curves of the head that was trained on all images.
         head: that head (H = 1).
         notes: what a person should know, such as a choice at the edge of the rates on offer.
@@ -135,6 +135,7 @@ def select_and_fit(
     protocol: Protocol = Protocol(),
     device: torch.device | None = None,
     report: Report = NO_REPORT,
+    others: Sequence[HeldOut] = (),
 ) -> LinearProbe:
     """Train a head per rate on `split.fit`, choose by `split.held`, train that one anew on both; never the test set.
 
@@ -146,6 +147,7 @@ def select_and_fit(
         split: indices into them.
         device: where to compute; None = where the features are. They are copied there if they are not.
         report: shows how far it is.
+        others: further splits of the same images, whose held-out ones count as much in the choice.
 
     Raises:
         DataError: there is a choice to make and no held-out image to make it on.
@@ -153,14 +155,19 @@ def select_and_fit(
     """
     device = device or features.device
     features, labels = features.to(device), labels.to(device)
-    fit, held = (torch.from_numpy(part).to(device) for part in split)
     base_lrs = sorted(base_lrs)
     held_out: dict[float, float] = {}
     selection, notes = None, []
     if len(base_lrs) > 1:
-        require_held_out(split, "learning rate", base_lrs)
-        watched = (features[held], labels[held])
-        _, selection = train_heads(features[fit], labels[fit], num_classes, base_lrs, protocol, watched, report=report)
+        tried = []
+        for part in (split, *others):
+            require_held_out(part, "learning rate", base_lrs)
+            fit, held = (torch.from_numpy(indices).to(device) for indices in part)
+            watched = (features[held], labels[held])
+            tried.append(
+                train_heads(features[fit], labels[fit], num_classes, base_lrs, protocol, watched, report=report)[1]
+            )
+        selection = _together(tried, [len(part.held) for part in (split, *others)])
         held_out = dict(zip(base_lrs, selection.held_out[-1], strict=True))
         notes = _notes(selection, held_out)
     chosen = best_of(held_out) if held_out else base_lrs[0]
@@ -172,6 +179,20 @@ def select_and_fit(
             f"the linear probe diverged at a base learning rate of {chosen:g} ({protocol.optimizer}); give lower rates"
         )
     return LinearProbe(logits, chosen, held_out, selection, final, head, tuple(notes))
+
+
+def _together(curves: Sequence[Curves], counts: Sequence[int]) -> Curves:
+    """Of several held-out parts as of one; the loss is that of the first, None where a head diverged in any."""
+    values = curves[0].values
+    accuracy = [
+        list(of_all([dict(zip(values, part, strict=True)) for part in epoch], counts).values())
+        for epoch in zip(*(part.held_out for part in curves), strict=True)
+    ]
+    loss = [
+        [None if None in of_head else of_head[0] for of_head in zip(*epoch, strict=True)]
+        for epoch in zip(*(part.loss for part in curves), strict=True)
+    ]
+    return Curves(values, loss, accuracy)
 
 
 def _notes(curves: Curves, held_out: dict[float, float]) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dsdmae_cli.evaluation.probes import best_of
+from dsdmae_cli.evaluation.probes import best_of, of_all
 from dsdmae_cli.evaluation.split import HeldOut, require_held_out
 from dsdmae_cli.report import number_of
 from dsdmae_cli.tasks.weights import balanced as class_weights
@@ -89,6 +89,7 @@ def select_and_fit(
     device: torch.device | None = None,
     max_iterations: int = 1000,
     balanced: bool = False,
+    others: Sequence[HeldOut] = (),
 ) -> LogisticProbe:
     """Fit each C on `split.fit`, choose by accuracy on `split.held`, refit on both; the test set has no say.
 
@@ -99,16 +100,19 @@ def select_and_fit(
         split: indices into them.
         device: where to compute; None = where the features are.
         balanced: images count by tasks.weights.balanced of the labels that are fitted; C is chosen by plain accuracy.
+        others: further splits of the same images, whose held-out ones count as much in the choice.
 
     Raises:
         DataError: there is a choice to make and no held-out image to make it on.
     """
-    fit, held = (torch.from_numpy(part).to(features.device) for part in split)
     cs = sorted(cs)
     tried: dict[float, Logistic] = {}
-    held_out: dict[float, float] = {}
-    if len(cs) > 1:
-        require_held_out(split, "C", cs)
+    found: list[dict[float, float]] = []
+    splits = (split, *others) if len(cs) > 1 else ()
+    for part in splits:
+        require_held_out(part, "C", cs)
+        fit, held = (torch.from_numpy(indices).to(features.device) for indices in part)
+        found.append({})
         model = None
         for c in cs:  # each is the next one's start, and the chosen one the last fit's
             model = fit_logistic(
@@ -116,7 +120,8 @@ def select_and_fit(
                 balanced=balanced,
             )  # fmt: skip
             right = model.logits(features[held]).argmax(dim=1) == labels[held].cpu()
-            tried[c], held_out[c] = model, float(right.double().mean())
+            tried[c], found[-1][c] = model, float(right.double().mean())
+    held_out = of_all(found, [len(part.held) for part in splits])
     chosen = best_of(held_out) if held_out else cs[0]
     every = torch.from_numpy(np.sort(np.concatenate(split))).to(features.device)
     final = fit_logistic(

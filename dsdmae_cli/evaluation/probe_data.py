@@ -17,7 +17,7 @@ from dsdmae_cli.data.source import Unreadable
 from dsdmae_cli.evaluation.dataset_features import dataset_features
 from dsdmae_cli.evaluation.judging import LabelledSplits
 from dsdmae_cli.evaluation.probes import ProbeData
-from dsdmae_cli.evaluation.split import hold_out
+from dsdmae_cli.evaluation.split import hold_out, hold_out_others
 from dsdmae_cli.report import Report
 from dsdmae_cli.settings.resolved import ResolvedProbeSettings
 
@@ -69,7 +69,8 @@ def gather(
     train_features, train = features(judged.train, "training")
     test_features, test = features(judged.test, "test")
     labels = torch.from_numpy(judged.train_labels)[train]
-    split = hold_out(labels.numpy(), settings.probe.validation, settings.train.seed)
+    share = settings.probe.validation, settings.train.seed
+    split, others = hold_out(labels.numpy(), *share), hold_out_others(labels.numpy(), *share)
     # A subset of arrays is a copy of them.
     train_images = judged.train if len(train) == len(judged.train) else Subset(judged.train, train.numpy())
     test_images = Unlabelled(judged.test, test.numpy())
@@ -88,6 +89,7 @@ def gather(
             device=device,
             precision=precision,
             report=report,
+            others=others,
         )
         for (name, encoder), to_learn, to_judge in zip(encoders.items(), train_features, test_features, strict=True)
     }
@@ -103,4 +105,5 @@ def drawn(data: ProbeData, chosen: Int64[np.ndarray, " k"], validation: float) -
         train_labels=labels,
         train_images=Subset(data.train_images, chosen),
         split=hold_out(labels.numpy(), validation, data.schedule.seed),
+        others=hold_out_others(labels.numpy(), validation, data.schedule.seed),
     )

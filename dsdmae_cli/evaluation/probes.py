@@ -8,7 +8,7 @@ settings and spec of a probe stand in the same file as its function, and that fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -39,6 +39,8 @@ class ProbeData:
         split: two parts of the n training images, by index: `fit` to learn from, and `held` to choose on. `held` is
             empty where no class has two images; with few labels the settings then have no choice left
             (ProbeSection.without_choice).
+        others: where `held` is few, further such parts of the n images, with others held out: a choice that is cheap is
+            by the right answers of all of them.
         num_classes: c.
         encoder: frozen, in eval mode, on `device`; it takes images [b, 3, s, s] in [-1, 1].
         train_images, test_images: the n and m images; those of the test set are without labels.
@@ -63,6 +65,7 @@ class ProbeData:
     device: torch.device
     precision: str
     report: Report
+    others: tuple[HeldOut, ...] = ()
 
     @property
     def batch_size(self) -> int:
@@ -70,16 +73,19 @@ class ProbeData:
         wanted = self.schedule.batch_size
         return wanted if wanted != "auto" else min(1024, 1 << max(16, len(self.train_labels) // 16).bit_length() - 1)
 
-    def how_chosen(self, num_values: int, then: str = "trained anew on") -> str:
+    def how_chosen(self, num_values: int, then: str = "trained anew on", by_others: bool = False) -> str:
         """The words of a protocol for a value that was chosen from several; empty for a single one.
 
         Args:
             then: what is done with the chosen value and all training images.
+            by_others: `others` had their say too.
         """
         if num_values < 2:
             return ""
+        held = [len(part.held) for part in (self.split, *(self.others if by_others else ()))]
+        turns = f", held out in {len(held)} turns" if len(held) > 1 else ""
         return (
-            f" chosen from {num_values} on {number_of(len(self.split.held), 'held-out training image')},"
+            f" chosen from {num_values} on {number_of(sum(held), 'held-out training image')}{turns},"
             f" then {then} all {len(self.split.fit) + len(self.split.held):,}"
         )
 
@@ -124,6 +130,20 @@ class ProbeResult:
     notes: tuple[str, ...] = ()
     epochs: int | None = None
     curves: Curves | None = None
+
+
+def of_all(accuracies: Sequence[Mapping[V, float]], counts: Sequence[int]) -> dict[V, float]:
+    """Accuracy by value over several held-out parts together; none of none.
+
+    Args:
+        accuracies: of each part.
+        counts: its images.
+    """
+    values = accuracies[0] if accuracies else ()
+    return {
+        value: sum(part[value] * count for part, count in zip(accuracies, counts, strict=True)) / sum(counts)
+        for value in values
+    }
 
 
 def best_of(held_out: Mapping[V, float]) -> V:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult, best_of
+from dsdmae_cli.evaluation.probes import ProbeData, ProbeResult, best_of, of_all
 from dsdmae_cli.plugins import ProbeSpec
 from dsdmae_cli.settings.judge import ProbeSection, one_or_more
 from dsdmae_cli.settings.models import PositiveInt
@@ -40,18 +40,20 @@ def fit(settings: KnnSettings, data: ProbeData) -> ProbeResult:
     from dsdmae_cli.evaluation.split import require_held_out
 
     features, labels = data.train_features, data.train_labels
-    held_out: dict[float, float] = {}
-    if len(settings.k) > 1:
-        require_held_out(data.split, "k", settings.k)
-        near, held = (torch.from_numpy(part) for part in data.split)
+    found = []
+    splits = (data.split, *data.others) if len(settings.k) > 1 else ()
+    for part in splits:
+        require_held_out(part, "k", settings.k)
+        near, held = (torch.from_numpy(indices) for indices in part)
         votes = knn_probabilities(
             features[near], labels[near], features[held], data.num_classes, settings.k, device=data.device
         )
-        held_out = {k: float((p.argmax(dim=1) == labels[held]).double().mean()) for k, p in votes.items()}
+        found.append({float(k): float((p.argmax(dim=1) == labels[held]).double().mean()) for k, p in votes.items()})
+    held_out = of_all(found, [len(part.held) for part in splits])
     k = int(best_of(held_out)) if held_out else settings.k[0]
     votes = knn_probabilities(features, labels, data.test_features, data.num_classes, (k,), device=data.device)
     words = (
         f"the {k} nearest neighbours by cosine of centred {settings.pool}-pooled features, votes weighted by"
-        f" exp(cosine/0.07); k{data.how_chosen(len(settings.k), 'with neighbours among')}"
+        f" exp(cosine/0.07); k{data.how_chosen(len(settings.k), 'with neighbours among', True)}"
     )
     return ProbeResult(votes[k].log(), words, ("k", k), held_out)

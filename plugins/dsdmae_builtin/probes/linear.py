@@ -51,12 +51,12 @@ def fit(settings: LinearSettings, data: ProbeData) -> ProbeResult:
     )  # fmt: skip
     found = linear.select_and_fit(
         data.train_features, data.train_labels, data.split, data.test_features, data.num_classes, rates, protocol,
-        data.device, data.report,
+        data.device, data.report, data.others,
     )  # fmt: skip
     words = (
         f"BatchNorm without affine terms and a linear layer on {settings.pool}-pooled features of unaugmented images,"
         f" backbone frozen in eval mode; {settings.optimizer.upper()}, {number_of(schedule.epochs, 'epoch')}, batch"
-        f" {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates))}"
+        f" {data.batch_size}, base rate {found.chosen:g}{data.how_chosen(len(rates), by_others=True)}"
         f"{data.how_weighted(settings.class_weights)}; the last epoch is the result"
     )
     return ProbeResult(

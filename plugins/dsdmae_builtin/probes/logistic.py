@@ -41,10 +41,10 @@ def fit(settings: LogisticSettings, data: ProbeData) -> ProbeResult:
 
     found = logistic.select_and_fit(
         data.train_features, data.train_labels, data.split, data.test_features, data.num_classes, settings.c,
-        data.device, balanced=settings.class_weights == "balanced",
+        data.device, balanced=settings.class_weights == "balanced", others=data.others,
     )  # fmt: skip
     words = (
         f"logistic regression (L-BFGS, L2) on standardised {settings.pool}-pooled features, C = {found.chosen:g}"
-        f"{data.how_chosen(len(settings.c))}{data.how_weighted(settings.class_weights)}"
+        f"{data.how_chosen(len(settings.c), by_others=True)}{data.how_weighted(settings.class_weights)}"
     )
     return ProbeResult(found.logits, words, ("C", found.chosen), found.held_out, found.notes)
