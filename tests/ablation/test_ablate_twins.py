@@ -26,6 +26,7 @@ def of_sixteen(sweeps: list[tuple[str, str]], **more: Any) -> Plans:
     return Plans(Definition(base, parse_axes(sweeps, base), find_metric("knn"), **more))
 
 
+@pytest.mark.slow
 def test_values_that_are_one_computation_are_run_once(tmp_path: Path) -> None:
     once = of_sixteen([("mask-ratio", "0.5,0.85,0.9")]).once()
     assert [point["mask-ratio"] for point in once.points] == ["0.5", "0.85"]

@@ -65,6 +65,7 @@ def test_importing_it_loads_nothing_heavy() -> None:
         dsdmae.pretrian  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default:.*next to nothing is learned")
 def test_the_pages_examples_run(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

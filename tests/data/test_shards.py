@@ -302,6 +302,7 @@ def test_a_shard_that_changes_while_in_use(tmp_path: Path) -> None:
         found.read(7)
 
 
+@pytest.mark.slow
 def test_training_on_shards_is_training_on_their_folder(tmp_path: Path) -> None:
     """The same images in the same order give the same run, streamed by a worker and resident."""
     from helpers import train

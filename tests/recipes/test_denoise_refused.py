@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_nothing(
     assert listing(tmp_path) == {"a.png"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_leaves_whole_files_alone(number: signal.Signals, weights: Path, tmp_path: Path) -> None:
     large = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
     for name in ("a", "b", "c"):

@@ -120,6 +120,7 @@ def test_folders_and_files_are_taken(tmp_path: Path) -> None:
         require_file(os.devnull)
 
 
+@pytest.mark.slow
 def test_a_shell_may_hand_over_settings_and_labels(tmp_path: Path) -> None:
     folder = digit_folder(tmp_path / "folder", 16, 4)
     rows = "\n".join(f"{path.name},{path.parent.name}" for path in sorted(folder.rglob("*.png")))

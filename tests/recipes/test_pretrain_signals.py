@@ -88,7 +88,9 @@ def test_usr1_kill_and_term(digits: Path, tmp_path: Path, capfd: pytest.CaptureF
     assert [r["step"] for r in records(run)] == list(range(1, total + 1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # of a terminal; of `timeout`, systemd, SLURM
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)  # of a terminal; of `timeout`, systemd, SLURM
 def test_a_signal_that_reaches_the_workers_too_harms_nothing(
     number: signal.Signals, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
