@@ -128,14 +128,17 @@ def restore_optimizer(optimizer: Optimizer, names: dict[int, str], tensors: dict
             by_name.setdefault(name, {})[entry] = value
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            state = by_name.pop(names[id(parameter)], None)
+            name = names[id(parameter)]
+            # Muon has its moments from the beginning, and AdamW's counts on the host, which would else wait for each.
+            begun = optimizer.state.get(parameter, {})
+            state = by_name.pop(name, None)
+            if state is None and begun:
+                raise CheckpointError(_not_its_own(f"knows nothing of {name}"))
             if state is None:  # one that no gradient has reached
                 continue
-            _check_moments(names[id(parameter)], parameter, state, group.get("use_muon", False))
-            # Beside what is there already: Muon counts AdamW's steps on the host, which would else wait for each.
-            places = optimizer.state.get(parameter, {})
+            _check_moments(name, parameter, state, group.get("use_muon", False))
             optimizer.state[parameter] = {
-                entry: slice_like(value, parameter).to(places.get(entry, parameter).device)
+                entry: slice_like(value, parameter).to(begun.get(entry, parameter).device)
                 for entry, value in state.items()
             }
     if by_name:

@@ -14,6 +14,7 @@ from torch import Tensor
 from toy import Listener, Toy, mae_lr, trainer
 
 from dsdmae_cli.config.resolve import resolve
+from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.optim import build_optimizer, learning_rate, parameter_groups
 from dsdmae_cli.runs.build import build_method
 from dsdmae_cli.settings.models import OptimSettings
@@ -160,3 +161,12 @@ def test_muon_goes_on_with_counts_on_the_host() -> None:
     there.restore(3, training, rest)
     places = {entry: value.device.type for state in there.optimizer.state.values() for entry, value in state.items()}
     assert places == {"momentum_buffer": "meta", "exp_avg": "meta", "exp_avg_sq": "meta", "step": "cpu"}
+
+
+@pytest.mark.parametrize("lost", ["optimizer/momentum_buffer/net.1.weight", "optimizer/"])
+def test_muon_does_not_go_on_without_its_moments(lost: str) -> None:
+    run, again = (trainer(Toy(), Listener(), optim=muon(lr=1e-2, warmup_epochs=0), epochs=1) for _ in range(2))
+    run.fit()
+    _, training, rest = run.state()
+    with pytest.raises(CheckpointError, match=r"optimiser knows nothing of net\.\d\."):
+        again.restore(3, {name: value for name, value in training.items() if not name.startswith(lost)}, rest)
