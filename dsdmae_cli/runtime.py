@@ -32,6 +32,7 @@ class Runtime:
     """What the hardware decides: settings with "auto" replaced.
 
     Attributes:
+        automatic: the micro-batch was chosen here, so that a run that goes on keeps the one that it had.
         may_halve: the micro-batch is an estimate of what fits, and may become half of it where that was too much.
         sharded: each process keeps a slice of weights, gradients and moments (sharding.py).
         unshared: what a person should know where they are not, though that was asked for or they do not fit.
@@ -41,6 +42,7 @@ class Runtime:
     precision: str
     compile: bool
     micro_batch: int
+    automatic: bool = False
     may_halve: bool = False
     sharded: bool = False
     unshared: str | None = None
@@ -238,6 +240,7 @@ def choose_runtime(settings: Any, method: Method, held: int = 0) -> Runtime:
         precision=precision,
         compile=device.type == "cuda" if train.compile == "auto" else train.compile,
         micro_batch=_micro_batch(train, method, local_batch, device, free, lambda: most(world if sharded else 1)),
+        automatic=automatic and not method.whole_batch,
         may_halve=automatic and device.type == "cuda" and not method.whole_batch,
         sharded=sharded,
         unshared=unshared,
@@ -285,8 +288,7 @@ def _micro_batch(
         return local_batch if fit >= local_batch else dividing_power(local_batch, fit)
     if method.whole_batch:
         return local_batch
-    encoder = method.encoder()
-    return choose_micro_batch(wanted, local_batch, encoder.num_tokens, encoder.width, device)
+    return choose_micro_batch(wanted, local_batch, method.tokens_read, method.encoder().width, device)
 
 
 def _too_large(local_batch: int, most: int, free: int, train: LoopSettings) -> str:

@@ -91,6 +91,11 @@ class Method(nn.Module):
         """The network that is kept when pre-training is over."""
         raise AssertionError("a method overrides encoder")
 
+    @property
+    def tokens_read(self) -> int:
+        """Of an image's tokens, those that its networks read in training; the widest of them, where they differ."""
+        return self.encoder().num_tokens
+
     def averaged(self) -> Backbone | None:
         """The moving average of the encoder, if the method keeps one as its teacher."""
         return None

@@ -128,7 +128,7 @@ class OfEncoder(Toy):
 
 def halving(method: Method, hooks: Listener, micro: int, batch: int = 24) -> Trainer:
     made = trainer(method, hooks, micro=micro, batch_size=batch)
-    made.runtime = dataclasses.replace(made.runtime, may_halve=True)
+    made.runtime = dataclasses.replace(made.runtime, automatic=True, may_halve=True)
     return made
 
 
@@ -180,6 +180,24 @@ def test_a_resumed_run_keeps_the_micro_batch_that_fitted() -> None:
     second = halving(OfEncoder(24), Listener(), micro=24)
     second.restore(1, training, rest)
     assert second.runtime.micro_batch == second.source.batching.micro_batch == 4
+    # On a CPU, where nothing is tried, an older version may have chosen otherwise.
+    for automatic, expected in [(True, 4), (False, 24)]:
+        third = trainer(OfEncoder(24), Listener(), micro=24, batch_size=24)
+        third.runtime = dataclasses.replace(third.runtime, automatic=automatic)
+        third.restore(1, training, rest)
+        assert third.runtime.micro_batch == third.source.batching.micro_batch == expected
+
+
+def test_on_a_cpu_the_patches_that_are_read_count() -> None:
+    """64 of 256 by DSdMAE; MAE's decoder sees all of them."""
+    wanted = {("dsdmae", "0"): 16, ("dsdmae", "auto"): 64, ("mae", None): 16}
+    for (name, dropout), expected in wanted.items():
+        more = [f"method.patch_dropout={dropout}"] if dropout else []
+        resolved, method = small(
+            "backbone.patch_size=2", "backbone.embed_dim=192", "train.batch_size=128", *more, name=name
+        )
+        made = choose_runtime(resolved, method)
+        assert (made.micro_batch, made.automatic, made.may_halve) == (expected, True, False), name
 
 
 # On 80 and 141 GB; None = refused. Where a batch is cut, and where not, agrees with the analytic 24 to 34 bytes a

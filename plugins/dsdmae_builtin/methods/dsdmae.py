@@ -82,10 +82,14 @@ class DSdMAE(Method):
             self.regressor = head(backbone.grid, backbone.width, settings.regressor_depth)
             self.teacher = EMATeacher(backbone, settings.ema_momentum, settings.ema_every, settings.teacher_start)
 
+    @property
+    def tokens_read(self) -> int:
+        return self.settings.num_read(self.student.num_tokens)
+
     def corrupt(self, images: Float[Tensor, "b c h w"], generator: Generator) -> Noised:
         """In eval mode all patches are read, as with any dropout."""
         s, net = self.settings, self.student
-        read = s.num_read(net.num_tokens) if self.training else net.num_tokens
+        read = self.tokens_read if self.training else net.num_tokens
         count = C.num_masked(s.mask_ratio, read, generator)
         ids_noisy, ids_clean = C.random_ids(len(images), net.num_tokens, count, generator, read)
         noisy = C.mask_to_pixels(C.ids_to_mask(ids_noisy, net.num_tokens), net.patch_shape, net.grid)
