@@ -11,11 +11,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt16
 
 from dsdmae_cli.data.base import Refused
 from dsdmae_cli.errors import CheckpointError
 from dsdmae_cli.pictures.brightness import add_brightness, brightness
+from dsdmae_cli.pictures.coarser import add_coarser, sizes
 from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.noise import noise_level
 from dsdmae_cli.pictures.picture import Picture, Pixels
@@ -93,22 +94,37 @@ class Restorer:
         # Brightness is looked at alone where colours have it too, and noise is not white: known before, or found.
         alone = picture.num_colors == 3 and not white and not seen.is_grey
         first = alone and seen.bright > 0.5
-        began = self._without_bright_noise(network, picture, _part(progress, 0, 2)) if first else picture
-        result = corrected(network, began, self.passes, _part(progress, int(first), 1 + alone))
-        verdict = judge(given, result[..., : given.shape[2]], seen)
+        smaller = 0.0 if white else _work_of_smaller(network, picture)
+        work = _Progress(progress, 1 + alone + smaller)
+        # Several corrections follow each other: between them nothing is rounded to 8 bits.
+        began = self._without_bright_noise(network, picture, work.part(1)) if first else picture
+        result = corrected(network, began, self.passes, work.part(1), deep=alone)
+        verdict = judge(given, _as_deep_as(picture.pixels, result)[..., : given.shape[2]], seen)
         strength = verdict.strength if strength is None else strength
-        if alone and not first and strength > 0 and verdict.kind not in ("", WHITE):
-            result = self._without_bright_noise(network, picture.with_pixels(result), _part(progress, 1, 2)).pixels
-        _mix(picture.pixels, result, strength)
-        return Restored(picture.with_pixels(result), verdict.removed, verdict.kind, strength, network)
+        if strength > 0 and verdict.kind not in ("", WHITE):
+            if alone and not first:
+                result = self._without_bright_noise(network, picture.with_pixels(result), work.part(1)).pixels
+            if smaller:
+                self._look_coarser(network, picture, result, work)
+        mixed = picture.with_pixels(_mixed(picture.pixels, result, strength))
+        return Restored(mixed, verdict.removed, verdict.kind, strength, network)
 
     def _without_bright_noise(self, network: Network, picture: Picture, progress: Progress) -> Picture:
-        """The picture without noise in its brightness."""
-        pixels = picture.pixels.copy()
+        """The picture without noise in its brightness, in 16 bits."""
+        pixels = widened(picture.pixels)
         before = brightness(pixels[..., :3])
         after = corrected(network, Picture(before, "L"), self.passes, progress)
         add_brightness(pixels[..., :3], before, after)
         return picture.with_pixels(pixels)
+
+    def _look_coarser(self, network: Network, picture: Picture, result: Pixels, work: _Progress) -> None:
+        """Mix into a result, in place, what the network says of the picture at smaller sizes."""
+
+        def restore(small: Pixels) -> Pixels:
+            part = work.part(small.shape[0] * small.shape[1] / (picture.height * picture.width))
+            return corrected(network, picture.with_pixels(small), self.passes, part)
+
+        add_coarser(picture.pixels, result, picture.num_colors, restore, _least(network))
 
     @cached_property
     def _white(self) -> Network:
@@ -116,10 +132,17 @@ class Restorer:
         return self.open_white()
 
 
-def corrected(network: Network, picture: Picture, passes: int = 1, progress: Progress | None = None) -> Pixels:
-    """The picture after all of the network's correction, rounded to its depth; channels of no colour as they were."""
+def corrected(
+    network: Network, picture: Picture, passes: int = 1, progress: Progress | None = None, *, deep: bool = False
+) -> Pixels:
+    """The picture after all of the network's correction; channels of no colour as they were.
+
+    Args:
+        deep: in 16 bits, whatever it has; else rounded to its own.
+    """
     progress = progress or _silent
-    result = picture.pixels.copy()
+    result = widened(picture.pixels) if deep else picture.pixels.copy()
+    peak = int(np.iinfo(result.dtype).max)
     # Bands run across the shorter side, so that they stay small for panoramas and strips too.
     turned = picture.width > picture.height
     source, target = (image.transpose(1, 0, 2) if turned else image for image in (picture.pixels, result))
@@ -136,8 +159,8 @@ def corrected(network: Network, picture: Picture, passes: int = 1, progress: Pro
         work = _Work(network, source, tile, channels, turned, color_noise)
         for band in blended(height, width, tile, tiled, work.begin, batch_size):
             rows = slice(band.top, band.top + band.pixels.shape[1])
-            restored = (band.pixels.transpose(1, 2, 0) + 1) * (picture.peak / 2)
-            target[rows][..., channels] = np.rint(restored).clip(0, picture.peak).astype(result.dtype)
+            restored = (band.pixels.transpose(1, 2, 0) + 1) * (peak / 2)
+            target[rows][..., channels] = np.rint(restored).clip(0, peak).astype(result.dtype)
             progress(number * num_tiles + band.tiles, len(groups) * num_tiles)
     if grey:
         result[..., 1 : picture.num_colors] = result[..., :1]
@@ -205,23 +228,64 @@ class _Work:
         return end
 
 
-def _mix(given: Pixels, restored: Pixels, strength: float) -> None:
-    """Take only a share of a correction, in place, some rows at a time."""
-    if strength == 1:
-        return
+def widened(pixels: Pixels) -> UInt16[np.ndarray, "h w c"]:
+    """8 bits as 16, of which narrowing gives them back; a copy of what has 16."""
+    return pixels.astype(np.uint16) * np.uint16(257 if pixels.dtype == np.uint8 else 1)
+
+
+def _as_deep_as(given: Pixels, restored: Pixels) -> Pixels:
+    """Rounded to the depth of the given one."""
+    return restored if restored.dtype == given.dtype else _mixed(given, restored, 1.0)
+
+
+def _mixed(given: Pixels, restored: Pixels, strength: float) -> Pixels:
+    """A share of a correction, as deep as the given picture, some rows at a time; in place where that can be."""
+    if strength == 1 and restored.dtype == given.dtype:
+        return restored
+    result = restored if restored.dtype == given.dtype else np.empty_like(given)
+    scale = np.float32(np.iinfo(given.dtype).max / np.iinfo(restored.dtype).max)
     for top in range(0, len(given), _ROWS):
         rows = slice(top, top + _ROWS)
-        before, after = given[rows].astype(np.float32), restored[rows].astype(np.float32)
-        restored[rows] = np.rint(before + strength * (after - before)).astype(restored.dtype)
+        before, after = given[rows].astype(np.float32), restored[rows].astype(np.float32) * scale
+        result[rows] = np.rint(before + np.float32(strength) * (after - before)).astype(given.dtype)
+    return result
 
 
 def _silent(done: int, total: int) -> None:
     pass
 
 
-def _part(progress: Progress | None, number: int, of: int) -> Progress:
-    """Progress of one of several parts that take as long as each other."""
-    return (lambda done, total: progress(number * total + done, of * total)) if progress else _silent
+def _work_of_smaller(network: Network, picture: Picture) -> float:
+    """Pixels of all smaller pictures, as a share of this one's; none for a network that takes one size alone."""
+    if network.size_multiple is None:
+        return 0.0
+    smaller = sizes(picture.height, picture.width, _least(network))
+    return sum(height * width for height, width in smaller) / (picture.height * picture.width)
+
+
+def _least(network: Network) -> int:
+    """Side of the smallest pictures that are looked at: of still smaller ones a tile would see its own edges alone."""
+    return network.image_size // 2
+
+
+class _Progress:
+    """Progress of several corrections after each other.
+
+    Args:
+        told: see Progress; None = nobody.
+        whole: work of all of them, that of the first as 1.
+    """
+
+    def __init__(self, told: Progress | None, whole: float) -> None:
+        self.told, self.whole, self.done = told, whole, 0.0
+
+    def part(self, work: float) -> Progress:
+        """For the next correction, of so much work."""
+        before = self.done
+        self.done += work
+        if (told := self.told) is None:
+            return _silent
+        return lambda done, total: told(round(1000 * (before + work * done / total) / self.whole), 1000)
 
 
 class _ColorNoise:

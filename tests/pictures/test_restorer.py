@@ -13,7 +13,7 @@ from skimage import data
 from dsdmae_cli.pictures.brightness import add_brightness, brightness
 from dsdmae_cli.pictures.network import Network
 from dsdmae_cli.pictures.picture import Picture
-from dsdmae_cli.pictures.restore import Restorer, corrected
+from dsdmae_cli.pictures.restore import Restorer, corrected, widened
 from dsdmae_cli.pictures.traces import BRIGHT, COMPRESSED, STRONG
 
 
@@ -82,6 +82,31 @@ def test_found_in_what_was_taken_it_goes_afterwards() -> None:
     assert network.tiles == 2 * once.tiles
     errors = [np.square(pixels - clean).mean() for pixels in (noisy, at_once, result.picture.pixels)]
     assert errors[2] < 0.95 * errors[1] < 0.95 * errors[0]
+
+
+def test_a_network_of_any_size_looks_at_smaller_pictures_too_where_noise_is_not_white() -> None:
+    """Of 256 pixels at 128 and 64, in colour alone; and nothing is rounded to 8 bits between two corrections."""
+    clean, noisy = _noisy(width=1.5, shared=False)
+    fixed = Restorer(_Smoothing())(Picture.of(noisy))
+    network = _Smoothing(size_multiple=2)
+    result = Restorer(cast(Network, network))(Picture.of(noisy))
+    assert fixed.found == result.found == COMPRESSED
+    assert network.tiles == 2 + 2
+    errors = [np.square(found.picture.pixels - clean).mean() for found in (fixed, result)]
+    assert errors[1] < 0.97 * errors[0]
+    for others in (_noisy(width=0, shared=False)[1], np.rint(clean).astype(np.uint8)):
+        Restorer(cast(Network, one := _Smoothing(size_multiple=2)))(Picture.of(others))
+        assert one.tiles == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_correction_in_16_bits_is_the_one_that_is_rounded(dtype: type) -> None:
+    noisy: np.ndarray = (_noisy(width=0.9, shared=False)[1].astype(int) * (np.iinfo(dtype).max // 255)).astype(dtype)
+    assert np.array_equal(widened(noisy).astype(float) / 65535, noisy / np.iinfo(dtype).max)
+    deep, rounded = (corrected(_Smoothing(), Picture.of(noisy), deep=d) for d in (True, False))
+    assert deep.dtype == np.uint16
+    assert rounded.dtype == dtype
+    assert np.abs(deep / 65535 - rounded / np.iinfo(dtype).max).max() <= 0.501 / np.iinfo(dtype).max
 
 
 class _Recording:
