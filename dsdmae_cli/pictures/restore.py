@@ -97,25 +97,26 @@ class Restorer:
         smaller = 0.0 if white else _work_of_smaller(network, picture)
         work = _Progress(progress, 1 + alone + smaller)
         # Several corrections follow each other: between them nothing is rounded to 8 bits.
-        began = self._without_bright_noise(network, picture, work.part(1)) if first else picture
+        began = picture
+        if first:
+            began = picture.with_pixels(widened(picture.pixels))
+            self._restore_brightness(network, began.pixels, work.part(1))
         result = corrected(network, began, self.passes, work.part(1), deep=alone)
         verdict = judge(given, _as_deep_as(picture.pixels, result)[..., : given.shape[2]], seen)
         strength = verdict.strength if strength is None else strength
         if strength > 0 and verdict.kind not in ("", WHITE):
             if alone and not first:
-                result = self._without_bright_noise(network, picture.with_pixels(result), work.part(1)).pixels
+                self._restore_brightness(network, result, work.part(1))
             if smaller:
                 self._look_coarser(network, picture, result, work)
         mixed = picture.with_pixels(_mixed(picture.pixels, result, strength))
         return Restored(mixed, verdict.removed, verdict.kind, strength, network)
 
-    def _without_bright_noise(self, network: Network, picture: Picture, progress: Progress) -> Picture:
-        """The picture without noise in its brightness, in 16 bits."""
-        pixels = widened(picture.pixels)
+    def _restore_brightness(self, network: Network, pixels: UInt16[np.ndarray, "h w c"], progress: Progress) -> None:
+        """Take noise out of the brightness of a picture of 16 bits, in place."""
         before = brightness(pixels[..., :3])
         after = corrected(network, Picture(before, "L"), self.passes, progress)
         add_brightness(pixels[..., :3], before, after)
-        return picture.with_pixels(pixels)
 
     def _look_coarser(self, network: Network, picture: Picture, result: Pixels, work: _Progress) -> None:
         """Mix into a result, in place, what the network says of the picture at smaller sizes."""
