@@ -247,7 +247,7 @@ def targets(sources: list[Source], results: Results) -> list[Target]:
         if path in found:
             raise SettingsError(
                 f"{found[path]} and {source} would both become {path}.png; {results.verb} them in two calls, to two"
-                " folders"
+                " folders (of a folder that is named the subfolders stay apart)"
             )
         found[path] = source
     return [Target(path, open_ended=True) for path in found]
