@@ -62,6 +62,6 @@ WHITE_NOISE = Packaged(
     "white-noise.safetensors",
     "packaged-white-noise",
     "the packaged denoiser of white noise",
-    "24fcc02f4733155b0e5b1a5fa98db9fe546ca8e57067a3cc015974cb5044813f",
+    "e9641e93bd6df7962cefd309766f0cfa537285fcf3a0c842f9ab1d7b675cf19f",
 )
 ALL = (PHOTOGRAPHS, WHITE_NOISE)
