@@ -381,7 +381,7 @@ class Trainer:
         if step > self.total_steps:
             raise CheckpointError(f"the checkpoint is of step {step}, but the run ends at {self.total_steps}")
         self.step = step
-        # What was chosen stays, whatever memory or another version chose: other micro-batches draw other masks and noise.
+        # What was chosen stays, whatever another version would choose: other micro-batches draw other masks and noise.
         micro_batch = rest.get("micro_batch")
         if self.runtime.automatic and micro_batch and not self.source.batching.local_batch % micro_batch:
             self._recut(micro_batch)
