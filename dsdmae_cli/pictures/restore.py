@@ -78,7 +78,7 @@ class Restorer:
         Args:
             strength: 0 gives the picture back, 1 what the network says, between is a mixture; None = by the traces of
                 noise in what the network would take out (pictures/traces.py).
-            progress: told the number of tiles done and of all tiles.
+            progress: told how much of all work is done, in thousandths.
             white: whether its noise is white, where that is known; None = as its traces say.
 
         Raises:
